@@ -1,0 +1,89 @@
+"""What leaves the metering step: totals, alerts, dead letters and accepted events, as values.
+
+Times are integers: microseconds since the Unix epoch, UTC. Quantities are exact decimal strings or
+integers, never binary floats.
+"""
+
+from typing import Literal, NamedTuple
+
+import msgspec
+
+Window = Literal["period", "day", "hour"]
+
+
+class Total(NamedTuple):
+    """The total of one customer, meter and window, absolute, as it stands after `version` changes.
+
+    `version` grows by one with each change applied to this window and repeats exactly on replay.
+    `steady` says that this total has never fallen, so that a smaller one with the same steadiness can
+    only be an older reading. `total` is an int where it is whole and fits 64 bits, else decimal text.
+    """
+
+    customer: str
+    window: Window
+    meter: str
+    start: int
+    end: int
+    total: int | str
+    version: int
+    events: int
+    as_of: int
+    late: int
+    corrected: int
+    adjustment: int | str
+    steady: bool
+
+
+class Counter(NamedTuple):
+    """How many events of a shard ended one way, since the first start. It never falls.
+
+    Names: `events`, `rejects`, `too_late`, `duplicates`, `conflicts`, `accepted`, and per meter
+    `matching:METER`, `counted:METER`, `corrected:METER`, `not_a_number:METER`.
+    """
+
+    shard: int
+    name: str
+    value: int
+
+
+class Alert(msgspec.Struct, frozen=True, kw_only=True):
+    """One change of state of one rule; `id` repeats on replay, so that receivers drop what they have."""
+
+    id: str
+    kind: Literal[
+        "threshold", "cap_reached", "cap_released", "overage_started", "overage_ended", "correction"
+    ]
+    state: Literal["raised", "resolved", "announced"]
+    customer: str
+    meter: str
+    period_start: int
+    period_end: int
+    level: str
+    limit: str | None
+    total: str
+    at: int
+    limit_version: str
+    turn: int
+
+
+class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
+    """An event that was not metered, whole, with the reason. `id` repeats on replay.
+
+    `payload` is the event's own bytes; `detail` says in words what was expected and what came.
+    """
+
+    id: str
+    reason: str
+    detail: str
+    payload: bytes
+    received_at: int
+
+
+class Accepted(NamedTuple):
+    """An accepted event for billing: its safe id (32 hex digits of its identity), time and own bytes."""
+
+    id: str
+    customer: str
+    at: int
+    late: Literal["on_time", "late_open", "late_closed"]
+    payload: bytes
