@@ -1,0 +1,313 @@
+"""Periods and buckets: which half-open stretch of time an event belongs to.
+
+Instants are integers, microseconds since the Unix epoch, UTC. Edges are set on the wall clock of an
+IANA zone: an edge is the first instant whose local time is the edge's wall time or later. That one rule
+settles every change of the clock: a wall time that is skipped begins where the gap ends, one that
+repeats begins the first time, and the windows between edges tile time without gap or overlap.
+"""
+
+from bisect import bisect_left, bisect_right
+from calendar import monthrange
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta, tzinfo
+from functools import cache
+from itertools import pairwise
+from typing import Final, Literal
+from zoneinfo import ZoneInfo, available_timezones
+
+import numpy as np
+from numpy.typing import NDArray
+
+Instants = NDArray[np.int64]
+
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+SECOND: Final = 1_000_000
+HOUR: Final = 3600 * SECOND
+DAY: Final = 24 * HOUR
+MIN_AT: Final = 10_957 * DAY  # 2000-01-01T00:00Z
+MAX_AT: Final = 47_482 * DAY  # 2100-01-01T00:00Z
+NEVER_END: Final = 2_932_896 * DAY  # 9999-12-31T00:00Z
+
+# Ten years: no contract is billed more rarely, and every start stays after the epoch.
+EVERY_MAX: Final = {"day": 3660, "month": 120}
+ORIGINS: Final[dict[str, tuple[datetime, int, Literal["day", "month"]]]] = {
+    "month": (datetime(2000, 1, 1), 1, "month"),
+    "week": (datetime(2000, 1, 3), 7, "day"),
+    "day": (datetime(2000, 1, 1), 1, "day"),
+}
+UTC_LENGTHS: Final = {"week": 7 * DAY, "day": DAY, "hour": HOUR}
+FIRST_MONDAY: Final = 4 * DAY
+RECENT: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Calendar:
+    """Periods of the local calendar; weeks start on Monday, hours count from the start of the day."""
+
+    unit: Literal["month", "week", "day", "hour"]
+
+    def __post_init__(self) -> None:
+        if self.unit not in ("month", "week", "day", "hour"):
+            raise ValueError(f"calendar unit: needs month, week, day or hour, got {self.unit!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Anchored:
+    """Periods of `every` local days or months, counted both ways from `anchor`'s local wall time.
+
+    The anchor is aware, in whole seconds, from 1970 until 2100; it is kept in UTC.
+    """
+
+    every: int
+    unit: Literal["day", "month"]
+    anchor: datetime
+
+    def __post_init__(self) -> None:
+        if self.unit not in EVERY_MAX:
+            raise ValueError(f"anchored unit: needs day or month, got {self.unit!r}")
+        most = EVERY_MAX[self.unit]
+        if type(self.every) is not int or not 1 <= self.every <= most:
+            raise ValueError(f"anchored every: needs 1 to {most} {self.unit}s, got {self.every!r}")
+        object.__setattr__(self, "anchor", _in_utc("anchor", self.anchor, MAX_AT))
+
+
+@dataclass(frozen=True, slots=True)
+class Billing:
+    """Periods between the edges of the platform's subscription; any zone gives the same ones.
+
+    Edges are aware, in whole seconds, from 1970 on, strictly ascending; they are kept in UTC.
+    """
+
+    edges: tuple[datetime, ...]
+
+    def __post_init__(self) -> None:
+        edges = tuple(_in_utc("billing edge", edge, NEVER_END) for edge in self.edges)
+        for earlier, later in pairwise(edges):
+            if earlier >= later:
+                raise ValueError(f"billing edges: need to ascend, got {later} after {earlier}")
+        object.__setattr__(self, "edges", edges)
+
+
+@dataclass(frozen=True, slots=True)
+class Never:
+    """One period that does not end."""
+
+
+Policy = Calendar | Anchored | Billing | Never
+
+
+def zone_exists(name: str) -> bool:
+    """Whether the IANA database has a zone of exactly this name, on any machine."""
+    return name in _zone_names()
+
+
+def period_of(policy: Policy, zone: str, at: int) -> tuple[int, int]:
+    """The period [start, end) that holds `at`, which lies in [MIN_AT, MAX_AT).
+
+    An unknown zone raises ValueError.
+    """
+    tz = _zone(zone)
+    match policy:
+        case Calendar(unit):
+            return _calendar_period(unit, tz, at)
+        case Anchored(every, unit, anchor):
+            return _stepped(anchor.astimezone(tz).replace(tzinfo=None, fold=0), every, unit, tz, at)
+        case Billing(edges):
+            held = bisect_right(edges, EPOCH + timedelta(microseconds=at))
+            start = _micros(edges[held - 1]) if held else 0
+            return start, _micros(edges[held]) if held < len(edges) else NEVER_END
+        case Never():
+            return 0, NEVER_END
+
+
+class Periods:
+    """The periods of one policy in one zone, for many instants at once.
+
+    Recent periods are remembered, as a stream asks for the same few again and again. An unknown zone
+    raises ValueError. Safe to share between threads.
+    """
+
+    __slots__ = ("_policy", "_recent", "_zone")
+
+    def __init__(self, policy: Policy, zone: str) -> None:
+        _zone(zone)
+        self._policy = policy
+        self._zone = zone
+        self._recent: tuple[tuple[int, int], ...] = ()
+
+    def of(self, at: Instants) -> tuple[Instants, Instants]:
+        """The start and end of each instant's period; `at` has one dimension, in [MIN_AT, MAX_AT)."""
+        starts, ends = np.empty_like(at), np.empty_like(at)
+        left = np.arange(at.size)
+        while left.size:
+            start, end = self._period(int(at[left[0]]))
+            asked = at[left]
+            inside = (asked >= start) & (asked < end)
+            found = left[inside]
+            starts[found] = start
+            ends[found] = end
+            left = left[~inside]
+        return starts, ends
+
+    def _period(self, at: int) -> tuple[int, int]:
+        for start, end in self._recent:
+            if start <= at < end:
+                return start, end
+        period = period_of(self._policy, self._zone, at)
+        # A new tuple, not a changed list: another thread may be walking the old one.
+        self._recent = (period, *self._recent[: RECENT - 1])
+        return period
+
+
+class Buckets:
+    """The local days of one zone and their hours, for many instants at once; `buckets` shares them.
+
+    Instants lie in [MIN_AT, MAX_AT) and have one dimension. Safe to share between threads.
+    """
+
+    __slots__ = ("_edges", "_zone")
+
+    def __init__(self, zone: str) -> None:
+        self._zone = _zone(zone)
+        self._edges: Instants = np.empty(0, np.int64)
+
+    def day(self, at: Instants) -> tuple[Instants, Instants]:
+        """The start and end of the local day of each instant; a day may have 23, 23.5, 25 or more hours."""
+        if self._zone is UTC:
+            start = at - at % DAY
+            return start, start + DAY
+        if not at.size:
+            return at.copy(), at.copy()
+        edges = self._covering(int(at.min()), int(at.max()))
+        # From the right: a date that a zone skipped is two equal edges, and nothing lies between them.
+        after = edges.searchsorted(at, side="right")
+        return edges[after - 1], edges[after]
+
+    def hour(self, at: Instants) -> tuple[Instants, Instants]:
+        """The start and end of each instant's hour, in hours elapsed since its local day began.
+
+        So that hours fall on local ones where the offset is +05:45, and nest in days of any length; a
+        day's last hour is cut where the day ends.
+        """
+        if self._zone is UTC:
+            start = at - at % HOUR
+            return start, start + HOUR
+        day, day_end = self.day(at)
+        start = at - (at - day) % HOUR
+        return start, np.minimum(start + HOUR, day_end)
+
+    def _covering(self, low: int, high: int) -> Instants:
+        """Day edges that hold both instants, in whole local years, in a row with those known before."""
+        edges = self._edges
+        if edges.size and edges[0] <= low and high < edges[-1]:
+            return edges
+        if not MIN_AT <= low <= high < MAX_AT:
+            raise ValueError(f"instants: need to lie from 2000 until 2100, got {low} to {high}")
+        first, last = _local(low, self._zone).year, _local(high + DAY, self._zone).year
+        if edges.size:
+            first = min(first, _local(int(edges[0]), self._zone).year)
+            last = max(last, _local(int(edges[-1]), self._zone).year - 1)
+        origin = datetime(first, 1, 1)
+        days = range((date(last + 1, 1, 1) - origin.date()).days + 1)
+        grown = np.array([_first_instant(origin + timedelta(day), self._zone) for day in days], np.int64)
+        # Swapped whole: another thread may be searching the old edges, and what it lost it grows again.
+        self._edges = grown
+        return grown
+
+
+@cache
+def buckets(zone: str) -> Buckets:
+    """The one `Buckets` of a zone; an unknown zone raises ValueError."""
+    return Buckets(zone)
+
+
+def _calendar_period(unit: str, tz: tzinfo, at: int) -> tuple[int, int]:
+    if tz is UTC and unit in UTC_LENGTHS:
+        start = at - (at - FIRST_MONDAY) % UTC_LENGTHS[unit]
+        return start, start + UTC_LENGTHS[unit]
+    if unit == "hour":
+        day, day_end = _calendar_period("day", tz, at)
+        start = at - (at - day) % HOUR
+        return start, min(start + HOUR, day_end)
+    origin, every, step = ORIGINS[unit]
+    return _stepped(origin, every, step, tz, at)
+
+
+def _stepped(
+    origin: datetime, every: int, unit: Literal["day", "month"], tz: tzinfo, at: int
+) -> tuple[int, int]:
+    """The period that holds `at` between edges `every` units apart, counted from the wall time `origin`."""
+
+    def edge(k: int) -> int:
+        return _first_instant(_plus(origin, every * k, unit), tz)
+
+    local = _local(at, tz)
+    if unit == "day":
+        k = (local - origin).days // every
+    else:
+        k = ((local.year - origin.year) * 12 + local.month - origin.month) // every
+    start, end = edge(k), edge(k + 1)
+    # The guess is off by one before the edge's day of the month, and where the clock was put back.
+    while at < start:
+        k -= 1
+        start, end = edge(k), start
+    while at >= end:
+        k += 1
+        start, end = end, edge(k + 1)
+    return start, end
+
+
+def _plus(wall: datetime, count: int, unit: Literal["day", "month"]) -> datetime:
+    """`wall` moved by whole days or months; a day that the month lacks becomes the month's last."""
+    if unit == "day":
+        return wall + timedelta(count)
+    year, month = divmod(wall.year * 12 + wall.month - 1 + count, 12)
+    day = wall.day if wall.day <= 28 else min(wall.day, monthrange(year, month + 1)[1])
+    return wall.replace(year, month + 1, day)
+
+
+def _first_instant(wall: datetime, tz: tzinfo) -> int:
+    """The first instant whose local time is `wall` (naive, whole seconds) or later.
+
+    Source: PEP 495; in a gap `fold=0` reads the clock of before and lands after `fold=1`.
+    """
+    first = _micros(wall.replace(tzinfo=tz))
+    if tz is UTC:
+        return first
+    second = _micros(wall.replace(tzinfo=tz, fold=1))
+    if first <= second:
+        return first
+    gap = range(second, first + 1, SECOND)
+    return gap[bisect_left(gap, wall, key=lambda at: _local(at, tz))]
+
+
+def _local(at: int, tz: tzinfo) -> datetime:
+    return (EPOCH + timedelta(microseconds=at)).astimezone(tz).replace(tzinfo=None)
+
+
+def _micros(at: datetime) -> int:
+    since = at - EPOCH
+    return (since.days * 86_400 + since.seconds) * SECOND
+
+
+def _in_utc(what: str, at: datetime, until: int) -> datetime:
+    if at.utcoffset() is None:
+        raise ValueError(f"{what}: needs an offset from UTC, got {at}")
+    if at.microsecond:
+        raise ValueError(f"{what}: needs whole seconds, got {at}")
+    if not 0 <= _micros(at) < until:
+        raise ValueError(f"{what}: needs to lie from 1970 until {_local(until, UTC):%Y-%m-%d}, got {at}")
+    return at.astimezone(UTC)
+
+
+@cache
+def _zone(name: str) -> tzinfo:
+    if not zone_exists(name):
+        raise ValueError(f"zone: needs a name of the IANA database such as Europe/Berlin, got {name!r}")
+    return UTC if name == "UTC" else ZoneInfo(name)
+
+
+@cache
+def _zone_names() -> frozenset[str]:
+    # `localtime` is each machine's own, so the same usage would be billed differently on two.
+    return frozenset(available_timezones() - {"localtime"}) | {"UTC"}
