@@ -1,0 +1,70 @@
+"""Where settings come from: arguments, environment, `.env`, a TOML file; the first that has one wins."""
+
+import os
+import re
+import tomllib
+from collections.abc import Container
+from pathlib import Path
+from typing import Any, Final
+
+from dotenv import dotenv_values
+from pydantic_settings import BaseSettings, EnvSettingsSource, TomlConfigSettingsSource
+
+from settings.problems import SettingsError
+
+PREFIX: Final = "TIDEGATE_"
+ENV_FILE: Final = Path(".env")
+TOML_FILE: Final = Path("tidegate.toml")
+# A line that sets one of ours; dotenv passes over what it cannot read, which must not go unseen.
+OURS: Final = re.compile(rf"\s*(?:export\s+)?({PREFIX}\w*)\s*([=:]?)", re.IGNORECASE)
+
+
+class Environment(EnvSettingsSource):
+    """The environment, with the names that begin as ours do but are none, for the model to refuse."""
+
+    def __call__(self) -> dict[str, Any]:
+        found = super().__call__()
+        for name, value in os.environ.items():
+            field = name[len(PREFIX) :].lower()
+            if name.upper().startswith(PREFIX) and field not in self.settings_cls.model_fields:
+                found[field] = value
+        return found
+
+
+def toml_layer(settings_cls: type[BaseSettings], named: object) -> TomlConfigSettingsSource:
+    """The TOML file: `named`, which must exist, or `tidegate.toml`, which may; else SettingsError."""
+    path = Path(str(named)) if named else TOML_FILE
+    if named and not path.is_file():
+        raise SettingsError([f"{PREFIX}CONFIG: there is no file {str(path)!r}; name a TOML file or none"])
+    try:
+        return TomlConfigSettingsSource(settings_cls, path)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        problem = f"{path}: needs TOML, UTF-8: {error}"
+    raise SettingsError([problem])
+
+
+def check_env_file() -> None:
+    """SettingsError for lines of `.env` that are meant for us and set nothing."""
+    try:
+        lines = ENV_FILE.read_text("utf-8").splitlines() if ENV_FILE.is_file() else []
+    except (OSError, UnicodeDecodeError) as error:
+        lines, problems = [], [f"{ENV_FILE}: needs UTF-8 text: {error}"]
+    else:
+        found = [(number, OURS.match(line)) for number, line in enumerate(lines, 1)]
+        problems = [
+            f"{ENV_FILE}:{number}: {line[1]}: needs NAME=value on one line"
+            for number, line in found
+            if line and line[2] != "="
+        ]
+    if problems:
+        raise SettingsError(problems)
+
+
+def origin_of(field: str, arguments: Container[str]) -> str:
+    """` (FILE)` where a field's value comes from a file, for the message about it."""
+    name = PREFIX + field.upper()
+    if field in arguments or any(known.upper() == name and os.environ[known] for known in os.environ):
+        return ""
+    if any(known.upper() == name for known in dotenv_values(ENV_FILE, interpolate=False)):
+        return f" ({ENV_FILE})"
+    return " (TOML)"

@@ -1,0 +1,162 @@
+"""Tidegate's settings: read once, from the environment, `.env` and a TOML file, the first that has it.
+
+A name that nobody knows is an error wherever it stands, as a misspelt setting is a default in disguise.
+"""
+
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, get_args
+
+from pydantic import BeforeValidator, ByteSize, Field, ValidationError, field_validator
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from settings.address import BY_SCHEME
+from settings.durations import Duration, between
+from settings.layers import PREFIX, Environment, check_env_file, origin_of, toml_layer
+from settings.problems import SettingsError, did_you_mean, explain
+from settings.sinks import Alerts, AlertStdout, Billing, BillingFile, DeadLetterFile, DeadLetters
+from settings.sources import Source
+from settings.stores import Sqlite, Store
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+Branch = Literal["store", "alerts", "billing"]
+
+
+def _parted(value: Any) -> Any:
+    """The names in `a,b`, each once, in the order of `Branch`."""
+    if isinstance(value, str):
+        value = [name.strip() for name in value.split(",") if name.strip()]
+    if not isinstance(value, list | tuple):
+        return value
+    known = get_args(Branch)
+    # What is unknown stays, at the end, for the message about it.
+    return [name for name in known if name in value] + [name for name in value if name not in known]
+
+
+Branches = Annotated[tuple[Branch, ...], BeforeValidator(_parted), Field(min_length=1)]
+
+
+class Settings(BaseSettings):
+    """Everything that may be chosen about a flow. Addresses are text: `scheme:path?option=value`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_file=".env",
+        env_file_encoding="utf-8",
+        # Others keep their variables in the same file; ours are told by the prefix.
+        dotenv_filtering="match_prefix",
+        # Compose files pass on `X=${X}`, empty where it is not set.
+        env_ignore_empty=True,
+        enable_decoding=False,
+        frozen=True,
+        extra="forbid",
+        hide_input_in_errors=True,
+    )
+
+    config: Path | None = Field(None, description="The TOML file, if it is not ./tidegate.toml.")
+    source: Source = Field(description="Where events come from, such as file:events.ndjson or demo:.")
+    store: Store = Field(Sqlite(path="data/tidegate.db"), description="Where totals are kept.")
+    alerts: Alerts = Field(AlertStdout(), description="Where alerts go.")
+    dead_letters: DeadLetters = Field(
+        DeadLetterFile(path="data/dead-letters.ndjson"), description="Where refused events go."
+    )
+    billing: Billing = Field(BillingFile(path="data/billing/"), description="Where usage is billed.")
+    branches: Branches = Field(
+        ("store", "alerts"), description="What runs here: store, alerts, billing. Dead letters always do."
+    )
+    catalog: Path = Field(Path("catalog.yaml"), description="Meters, plans, caps and customers, in YAML.")
+    data_dir: Path = Field(Path("data"), description="Where recovery store and journal live.")
+    recovery: bool = Field(True, description="Keep state across restarts.")
+    recovery_parts: int = Field(
+        1, ge=1, le=1024, description="Parts of the recovery store: at least as many as processes."
+    )
+    epoch: Annotated[Duration, between("100ms", "10m")] = Field(
+        timedelta(seconds=10),
+        description="Between snapshots: what a restart reads again.",
+    )
+    lateness: Annotated[Duration, between("0", "35d")] = Field(
+        timedelta(hours=24),
+        description="How late an event may come; so long its identity is remembered.",
+    )
+    future: Annotated[Duration, between("0", "1d")] = Field(
+        timedelta(minutes=5),
+        description="How far ahead of the clock an event may be.",
+    )
+    clock: Literal["auto", "wall", "event"] = Field(
+        "auto", description="What now is: the wall clock, or the latest event; auto: as the source needs."
+    )
+    shards: int = Field(
+        16, ge=1, le=1024, description="Parts of the state, a power of two. Fixed at the first start."
+    )
+    poll_bytes: ByteSize = Field(
+        ByteSize(MIB), ge=4 * KIB, le=16 * MIB, description="How much a source hands out at once."
+    )
+    payload_bytes_max: ByteSize = Field(
+        ByteSize(MIB), ge=KIB, le=16 * MIB, description="The longest payload; longer ones are dead letters."
+    )
+    coalesce: Annotated[Duration, between("0", "10s")] = Field(
+        timedelta(milliseconds=10),
+        description="The least time between two writes of one shard to the store.",
+    )
+    sync: bool = Field(True, description="Force the journal to disk at snapshots (fsync).")
+
+    @field_validator("shards")
+    @classmethod
+    def _is_power_of_two(cls, shards: int) -> int:
+        if shards & (shards - 1):
+            raise ValueError("needs a power of two")
+        return shards
+
+    @property
+    def now(self) -> Literal["wall", "event"]:
+        """What `clock` comes to: `auto` is the wall clock for live sources, else event time."""
+        if self.clock != "auto":
+            return self.clock
+        return "wall" if self.source.live else "event"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        environment = Environment(settings_cls)
+        named = {**dotenv_settings(), **environment(), **init_settings()}.get("config")
+        return init_settings, environment, dotenv_settings, toml_layer(settings_cls, named)
+
+
+def load_settings(overrides: Mapping[str, object] | None = None) -> Settings:
+    """The settings, with `overrides` (names of fields, values as text or typed) before all else.
+
+    SettingsError has one line per problem: the setting, what was expected, what came. No line shows an
+    address, as there may be a password in it.
+    """
+    arguments = dict(overrides or {})
+    check_env_file()
+    try:
+        return Settings(**arguments)  # type: ignore[arg-type]
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+    # Outside of the except block, so that no traceback drags the values along.
+    raise SettingsError([_problem(line, arguments) for line in found])
+
+
+def _problem(line: ErrorDetails, arguments: Mapping[str, object]) -> str:
+    field, *inside = (str(part) for part in line["loc"] if isinstance(part, str))
+    name = ".".join(part.upper() for part in (PREFIX + field, *inside))
+    known = Settings.model_fields.get(field)
+    if not known:
+        fields = [PREFIX + name.upper() for name in Settings.model_fields]
+        hint = did_you_mean(name, fields) or f"; choices: {', '.join(fields)}"
+        return f"{name}{origin_of(field, arguments)}: is unknown{hint}"
+    if line["type"] == "missing":
+        return f"{name}: is missing: {known.description}"
+    # An address may hold a password.
+    message = explain(line, secretive=BY_SCHEME in known.metadata)
+    return f"{name}{origin_of(field, arguments)}: {message}"

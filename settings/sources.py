@@ -1,0 +1,45 @@
+"""Where events come from."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from settings.address import BY_SCHEME, Address
+
+
+class SourceAddress(Address):
+    """`live` says that events arrive as they happen, so that the wall clock tells what is late."""
+
+    live: ClassVar[bool]
+
+
+class File(SourceAddress):
+    """`file:events.ndjson`, `file:data/*.ndjson` or `file:-` (standard input): one payload a line.
+
+    A `?` in a glob is written `%3F`. Also with `follow` this is no live source: what a file holds may be
+    of any age, and the wall clock would call all of it too late.
+    """
+
+    connector: ClassVar[str] = "connectors.file:FileSource"
+    live: ClassVar[bool] = False
+    scheme: Literal["file"] = "file"
+    path: str = Field(min_length=1, description="A file, a glob of files, or - for standard input.")
+    follow: bool = Field(False, description="Wait for more at the end of the files, as tail -F does.")
+
+
+class Demo(SourceAddress):
+    """`demo:?customers=40&rate=200`: usage of an AI product, made up, the same for the same seed."""
+
+    connector: ClassVar[str] = "connectors.demo:DemoSource"
+    live: ClassVar[bool] = True
+    scheme: Literal["demo"] = "demo"
+    seed: int = Field(1, ge=0, le=2**32 - 1, description="Another seed makes up other usage.")
+    customers: int = Field(40, ge=1, le=10_000, description="How many customers there are.")
+    rate: float = Field(200, gt=0, le=1_000_000, allow_inf_nan=False, description="Events per second.")
+    speed: float = Field(
+        1, gt=0, le=100_000, allow_inf_nan=False, description="Seconds of event time in a second of ours."
+    )
+    count: int | None = Field(None, ge=1, description="Stop after so many events.")
+
+
+Source = Annotated[File | Demo, BY_SCHEME]
