@@ -1,0 +1,690 @@
+"""The reference model: docs/semantics.md as slow, obvious code, for the flow to be held against.
+
+One event at a time, in order of arrival. Dicts, sets and fractions; nothing is forgotten, nothing is
+rounded, and every window is looked for from the wall clock anew. It shares the records and the catalog's
+values with the product and none of its logic: not the periods, not the numbers, not the decoder.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from fractions import Fraction
+from functools import cache
+from typing import Any, Literal, NamedTuple
+from zoneinfo import ZoneInfo
+
+from operators.catalog import Catalog, Condition, Filter, Limit, Meter
+from operators.periods import Anchored, Billing, Calendar, Policy
+from operators.records import Total
+
+SECOND = 1_000_000
+MINUTE = 60 * SECOND
+HOUR = 60 * MINUTE
+EPOCH = datetime(1970, 1, 1)
+NEVER_END = (datetime(9999, 12, 31) - EPOCH) // timedelta(microseconds=1)
+FIRST_AT = (datetime(2000, 1, 1) - EPOCH) // timedelta(microseconds=1)
+LAST_AT = (datetime(2100, 1, 1) - EPOCH) // timedelta(microseconds=1)
+NEAR_EDGE = 15 * MINUTE
+WHITE = b" \t\r\n"
+
+Clock = Literal["event", "wall"]
+Late = Literal["on_time", "late_open", "late_closed"]
+Json = Any
+
+
+class Told(NamedTuple):
+    """An alert without its hashes: `rule` and the whole `limited_by` stand where id and version would."""
+
+    rule: str
+    kind: str
+    state: str
+    customer: str
+    meter: str
+    period_start: int
+    period_end: int
+    level: str
+    limit: str | None
+    total: str
+    at: int
+    limited_by: Limit | None
+    turn: int
+
+
+class Taken(NamedTuple):
+    """An accepted event."""
+
+    customer: str
+    source: str
+    id: str
+    at: int
+    late: Late
+    payload: bytes
+
+
+class Rejected(Exception):
+    """The reason why an event is no event; never leaves the model."""
+
+
+# Numbers
+
+
+@dataclass(frozen=True)
+class Number:
+    """A JSON number as it was written; equal to what was written alike."""
+
+    text: str
+
+    def parts(self) -> tuple[int, int, str]:
+        """Sign, power and digits of ±0.DIGITS * 10^power, the digits without zeros at either end."""
+        found = re.fullmatch(r"(-?)(\d+)(?:\.(\d+))?(?:[eE]([+-]?\d+))?", self.text)
+        assert found, self.text
+        minus, whole, fraction, exponent = found.groups("")
+        digits = (whole + fraction).lstrip("0")
+        power = len(whole) - (len(whole + fraction) - len(digits)) + whole_number(exponent or "0")
+        return (-1 if minus else 1, power, digits.rstrip("0")) if digits else (0, 0, "")
+
+    def places(self) -> int:
+        """How many digits its value has after the point."""
+        _, power, digits = self.parts()
+        return max(0, len(digits) - power)
+
+    def value(self) -> Fraction:
+        """The exact value. Only for numbers of sane size: 1e999999999 would fill the memory."""
+        return Fraction(self.text)
+
+
+def whole_number(text: str) -> int:
+    """An integer of any number of digits, which `int` refuses past 4300."""
+    sign, digits = (-1, text[1:]) if text[0] == "-" else (1, text.lstrip("+"))
+    result = 0
+    for i in range(0, len(digits), 1000):
+        piece = digits[i : i + 1000]
+        result = result * 10 ** len(piece) + int(piece)
+    return sign * result
+
+
+def compare(one: Number, other: Number) -> int:
+    """Below, equal to or above 0, as `one` is to `other`, exactly and however large they are."""
+    (sign, *size), (other_sign, *other_size) = one.parts(), other.parts()
+    if sign != other_sign:
+        return sign - other_sign
+    return sign * ((size > other_size) - (size < other_size))
+
+
+def text_of(value: Fraction) -> str:
+    """Decimal text without exponent and without trailing zeros after the point."""
+    whole, rest = divmod(value, 1)
+    if not rest:
+        return str(whole)
+    places = 0
+    while rest % 1:
+        rest *= 10
+        places += 1
+    return f"{whole}.{int(rest):0{places}}"
+
+
+# Payloads and events
+
+
+@dataclass(frozen=True)
+class Event:
+    """An event that can be metered, with what each meter that takes it reads (None: nothing)."""
+
+    customer: str
+    source: str
+    id: str
+    name: str
+    at: int
+    data: dict[str, Json] | None
+    payload: bytes
+    readings: list[tuple[Meter, Json]]
+
+
+def _constant(text: str) -> Json:
+    raise ValueError(f"{text} is not JSON")
+
+
+DECODER = json.JSONDecoder(parse_int=Number, parse_float=Number, parse_constant=_constant)
+
+
+def elements(payload: bytes) -> Iterator[tuple[Json, bytes]]:
+    """The values that count as events, with their own bytes; ValueError where the payload is not JSON."""
+    text = payload.decode()
+    try:
+        value = DECODER.decode(text)
+        # Python lets lone surrogates pass, which are no text: they cannot be encoded.
+        json.dumps(value, ensure_ascii=False, default=lambda number: number.text).encode()
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+    if not isinstance(value, list):
+        yield value, payload
+        return
+    at = 1
+    for _ in value:
+        while text[at] in " \t\r\n,":
+            at += 1
+        element, end = DECODER.raw_decode(text, at)
+        yield element, text[at:end].encode()
+        at = end
+
+
+def is_text(value: Json, most: int) -> bool:
+    """Whether it is a text of 1 to `most` characters."""
+    return isinstance(value, str) and 1 <= len(value) <= most
+
+
+def instant_of(text: Json) -> int:
+    """Microseconds since the epoch of an RFC 3339 time; ValueError for anything else."""
+    found = isinstance(text, str) and re.fullmatch(
+        r"([0-9]{4})-([0-9]{2})-([0-9]{2})[Tt]([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.([0-9]+))?"
+        r"(?:[Zz]|([+-])([0-9]{2}):([0-9]{2}))",
+        text,
+    )
+    if not found:
+        raise ValueError(f"no time: {text!r}")
+    year, month, day, hour, minute, second = (int(part) for part in found.groups()[:6])
+    fraction, sign, offset_hours, offset_minutes = found.groups("0")[6:]
+    if int(offset_hours) > 23 or int(offset_minutes) > 59:
+        raise ValueError("no such offset")
+    # The calendar repeats every 400 years; so the years that datetime lacks are told as well.
+    date = datetime(2000 + year % 400, month, day, hour, minute, min(second, 59))
+    days = (year // 400 - 5) * 146_097
+    offset = int(offset_hours) * HOUR + int(offset_minutes) * MINUTE
+    at = micros(date) + days * 24 * HOUR + (offset if sign == "-" else -offset)
+    if second < 60:
+        return at + int((fraction + "00000")[:6])
+    if second > 60 or at % (24 * HOUR) != 24 * HOUR - SECOND:
+        raise ValueError("no such second")
+    return at + 999_999
+
+
+# Meters
+
+
+def passes(clause: Condition | Filter, data: dict[str, Json]) -> bool:
+    """Whether an event's properties satisfy the filter."""
+    if isinstance(clause, Condition):
+        return holds(clause, data)
+    inner = [passes(each, data) for each in clause.clauses]
+    return all(inner) if clause.conjunction == "and" else any(inner)
+
+
+def holds(condition: Condition, data: dict[str, Json]) -> bool:
+    """Whether one condition holds; never for a missing property or one of another type."""
+    value = condition.value
+    wanted = value if isinstance(value, str | bool) else Number(str(value))
+    found = data.get(condition.key)
+    if type(found) is not type(wanted):
+        return False
+    if isinstance(found, Number) and isinstance(wanted, Number):
+        order = compare(found, wanted)
+        return {
+            "equals": order == 0,
+            "not_equals": order != 0,
+            "greater_than": order > 0,
+            "greater_than_or_equals": order >= 0,
+            "less_than": order < 0,
+            "less_than_or_equals": order <= 0,
+        }.get(condition.operator, False)
+    match condition.operator:
+        case "equals":
+            return bool(found == wanted)
+        case "not_equals":
+            return bool(found != wanted)
+        case "contains":
+            return isinstance(found, str) and str(wanted) in found
+        case "does_not_contain":
+            return isinstance(found, str) and str(wanted) not in found
+    return False
+
+
+def reading(meter: Meter, data: dict[str, Json]) -> Json:
+    """What the meter reads: a fraction, for `unique` also a text or boolean; None where there is nothing."""
+    if meter.kind == "count":
+        return Fraction(1)
+    value = data.get(meter.key or "")
+    if isinstance(value, Number):
+        too_large = compare(value, Number("1e15")) > 0
+        if value.parts()[0] < 0 or too_large or value.places() > 24:
+            raise Rejected("quantity_out_of_range")
+        return value.value()
+    return value if meter.kind == "unique" and isinstance(value, str | bool) else None
+
+
+# Windows
+
+
+def micros(wall: datetime) -> int:
+    """A naive time in microseconds since the epoch, as if it were UTC."""
+    return (wall - EPOCH) // timedelta(microseconds=1)
+
+
+def local(at: int, zone: str) -> datetime:
+    """What a clock on the wall of that zone shows."""
+    utc = (EPOCH + timedelta(microseconds=at)).replace(tzinfo=UTC)
+    return utc.astimezone(ZoneInfo(zone)).replace(tzinfo=None)
+
+
+@cache
+def first_instant(wall: datetime, zone: str) -> int:
+    """The first instant at which the zone's clock shows `wall` or later, found minute by minute."""
+    minute = micros(wall.replace(second=0)) - 15 * HOUR
+    while local(minute, zone) + timedelta(minutes=1) <= wall:
+        minute += MINUTE
+    return max(minute, minute + micros(wall) - micros(local(minute, zone)))
+
+
+def stepped(origin: datetime, every: int, unit: str, near: datetime) -> list[datetime]:
+    """Wall times `every` days or months apart, counted from `origin`, from well before to well after."""
+    margin = timedelta(days=3)
+    reach = margin + 2 * every * timedelta(days=1 if unit == "day" else 31)
+    walls = []
+    k = 0
+    while plus(origin, k, unit) > near - reach:
+        k -= every
+    while plus(origin, k, unit) < near + reach:
+        if plus(origin, k, unit) > near - reach:
+            walls.append(plus(origin, k, unit))
+        k += every
+    return walls
+
+
+def plus(wall: datetime, count: int, unit: str) -> datetime:
+    """Days or months later; a day that the month lacks is the month's last."""
+    if unit == "day":
+        return wall + timedelta(days=count)
+    months = wall.year * 12 + wall.month - 1 + count
+    for day in (wall.day, 30, 29, 28):
+        try:
+            return wall.replace(year=months // 12, month=months % 12 + 1, day=day)
+        except ValueError:
+            continue
+    raise AssertionError(wall)
+
+
+def between(edges: list[int], at: int) -> tuple[int, int]:
+    """The neighbouring edges that hold `at`."""
+    return max(edge for edge in edges if edge <= at), min(edge for edge in edges if edge > at)
+
+
+def day_of(zone: str, at: int) -> tuple[int, int]:
+    """The local day that holds `at`."""
+    today = local(at, zone).replace(hour=0, minute=0, second=0, microsecond=0)
+    return between([first_instant(today + timedelta(days=n), zone) for n in range(-2, 4)], at)
+
+
+def hour_of(zone: str, at: int) -> tuple[int, int]:
+    """The hour since the local day's beginning that holds `at`; the day's last one may be short."""
+    start, day_end = day_of(zone, at)
+    while start + HOUR <= at:
+        start += HOUR
+    return start, min(start + HOUR, day_end)
+
+
+def period_of(policy: Policy, zone: str, at: int) -> tuple[int, int]:
+    """The billing period that holds `at`."""
+    near = local(at, zone)
+    match policy:
+        case Calendar("hour"):
+            return hour_of(zone, at)
+        case Calendar("day"):
+            return day_of(zone, at)
+        case Calendar("week"):
+            walls = stepped(datetime(2024, 1, 1), 7, "day", near)
+        case Calendar("month"):
+            walls = stepped(datetime(2024, 1, 1), 1, "month", near)
+        case Anchored(every, unit, anchor):
+            walls = stepped(anchor.astimezone(ZoneInfo(zone)).replace(tzinfo=None), every, unit, near)
+        case Billing(edges):
+            return between([0, *(micros(edge.replace(tzinfo=None)) for edge in edges), NEVER_END], at)
+        case _:
+            return 0, NEVER_END
+    return between([first_instant(wall, zone) for wall in walls], at)
+
+
+# Totals and alerts
+
+
+@dataclass
+class Window:
+    """The readings of one customer, meter and window, summed up."""
+
+    end: int
+    total: Fraction = Fraction(0)
+    events: int = 0
+    as_of: int = 0
+    last_at: int = 0
+    late: int = 0
+    corrected: int = 0
+    steady: bool = True
+    seen: set[tuple[type, Json]] = field(default_factory=set)
+
+    def take(self, kind: str, value: Json, at: int, late: Late) -> None:
+        """Take one reading in."""
+        before = self.total
+        match kind:
+            case "count" | "sum":
+                self.total += value
+            case "max":
+                self.total = max(self.total, value)
+            case "last":
+                self.total = value if at >= self.last_at else self.total
+                self.last_at = max(at, self.last_at)
+            case "unique":
+                self.seen.add((type(value), value))
+                self.total = Fraction(len(self.seen))
+        self.steady = self.steady and self.total >= before
+        self.events += 1
+        self.as_of = max(self.as_of, at)
+        self.late += late == "late_open"
+        self.corrected += late == "late_closed"
+
+
+@dataclass
+class RuleState:
+    """How many levels of a rule hold in one period, and how many alerts told of it."""
+
+    limit: Limit
+    holds: int = 0
+    turn: int = 0
+
+
+class Rule(NamedTuple):
+    """A rule of a limit: what it tells, and its levels by ascending value."""
+
+    name: str
+    raised: str
+    resolved: str
+    levels: list[tuple[Fraction, str]]
+
+    def holding(self, total: Fraction, slack: Fraction) -> int:
+        """How many levels hold when each is lowered to `slack` of its value."""
+        if self.name == "overage":
+            return sum(total > value * slack for value, _ in self.levels)
+        return sum(total >= value * slack for value, _ in self.levels)
+
+
+def rules_of(limit: Limit) -> list[Rule]:
+    """The rules in the order in which they are evaluated; one without a limit has no levels."""
+    whole = limit.cap if limit.cap is not None else limit.included
+    thresholds = []
+    for each in limit.thresholds:
+        if each.absolute is not None:
+            thresholds.append((Fraction(each.absolute), text_of(Fraction(each.absolute))))
+        elif each.percent is not None and whole is not None:
+            value = Fraction(each.percent) / 100 * Fraction(whole)
+            thresholds.append((value, text_of(Fraction(each.percent)) + "%"))
+    thresholds.sort(key=lambda level: level[0])
+
+    def one(value: Any) -> list[tuple[Fraction, str]]:
+        return [] if value is None else [(Fraction(value), text_of(Fraction(value)))]
+
+    return [
+        Rule("threshold", "threshold", "threshold", thresholds),
+        Rule("cap", "cap_reached", "cap_released", one(limit.cap)),
+        Rule("overage", "overage_started", "overage_ended", one(limit.included)),
+    ]
+
+
+class Model:
+    """What metering should make of payloads, fed one by one in order of arrival."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        lateness: timedelta,
+        clock: Clock,
+        future: timedelta = timedelta(minutes=5),
+        payload_bytes_max: int = 1 << 20,
+    ) -> None:
+        self.catalog = catalog
+        self.lateness = lateness // timedelta(microseconds=1)
+        self.clock = clock
+        self.future = future // timedelta(microseconds=1)
+        self.payload_bytes_max = payload_bytes_max
+        self.alerts: list[Told] = []
+        self.dead: list[tuple[str, bytes]] = []
+        self.accepted: list[Taken] = []
+        self.counters: Counter[str] = Counter()
+        self._now: dict[str, int] = {}
+        self._remembered: dict[tuple[str, str, str], dict[int, Event]] = {}
+        self._windows: dict[tuple[str, str, str, int], Window] = {}
+        self._rules: dict[tuple[str, str, int, str], RuleState] = {}
+
+    @property
+    def totals(self) -> dict[tuple[str, str, str, int], Total]:
+        """The totals as they stand, by customer, meter, window and start."""
+        return {key: self._total(key) for key in self._windows}
+
+    def _total(self, key: tuple[str, str, str, int]) -> Total:
+        customer, meter, window, start = key
+        found = self._windows[key]
+        whole = found.total.denominator == 1 and found.total < 2**63
+        return Total(
+            customer=customer,
+            window=window,  # type: ignore[arg-type]
+            meter=meter,
+            start=start,
+            end=found.end,
+            total=int(found.total) if whole else text_of(found.total),
+            version=found.events,
+            events=found.events,
+            as_of=found.as_of,
+            late=found.late,
+            corrected=found.corrected,
+            adjustment=0,
+            steady=found.steady,
+        )
+
+    def feed(self, payload: bytes, received_at: int, transport_time: int | None) -> None:
+        """Meter one payload: a line or a message, with the white space around it."""
+        payload = payload.strip(WHITE)
+        if not payload:
+            return
+        if len(payload) > self.payload_bytes_max:
+            self._reject("too_large", payload)
+            return
+        try:
+            found = list(elements(payload))
+        except ValueError:
+            self._reject("not_json", payload)
+            return
+        for value, own in found:
+            try:
+                event = self._read(value, own, received_at, transport_time)
+            except Rejected as reason:
+                self._reject(str(reason), own)
+            else:
+                self._meter(event, received_at)
+
+    def _reject(self, reason: str, payload: bytes) -> None:
+        self.counters["events"] += 1
+        self.counters["rejects"] += 1
+        self.dead.append((reason, payload))
+
+    def _read(self, value: Json, own: bytes, received_at: int, transport_time: int | None) -> Event:
+        """The event that a JSON value is; Rejected with the first reason that fits."""
+        if not isinstance(value, dict):
+            raise Rejected("not_an_object")
+        cloud = "specversion" in value
+        if not cloud and "event_id" not in value:
+            raise Rejected("unknown_shape")
+        if cloud and value["specversion"] != "1.0":
+            raise Rejected("specversion_unsupported")
+        id: Json = value.get("id" if cloud else "event_id")
+        source: Json = value.get("source") if cloud else ""
+        customer: Json = value.get("subject" if cloud else "customer_id")
+        name: Json = value.get("type" if cloud else "event_name")
+        if not is_text(id, 1024):
+            raise Rejected("id_invalid")
+        if cloud and not is_text(source, 1024):
+            raise Rejected("source_invalid")
+        if not is_text(customer, 256):
+            raise Rejected("customer_invalid")
+        if not is_text(name, 256):
+            raise Rejected("name_invalid")
+        at = self._at(value, cloud, transport_time)
+        data = value.get("data" if cloud else "metadata")
+        if not isinstance(data, dict | None):
+            raise Rejected("data_not_object")
+        if self.clock == "wall" and at > received_at + self.future:
+            raise Rejected("future")
+        meters = [meter for meter in self.catalog.meters if meter.event_name == name]
+        taking = [meter for meter in meters if meter.filter is None or passes(meter.filter, data or {})]
+        readings = [(meter, reading(meter, data or {})) for meter in taking]
+        return Event(customer, source, id, name, at, data, own, readings)
+
+    def _at(self, value: dict[str, Json], cloud: bool, transport_time: int | None) -> int:
+        key = "time" if cloud else "timestamp"
+        at = transport_time
+        if key in value and (cloud or value[key] is not None):
+            try:
+                at = instant_of(value[key])
+            except ValueError as error:
+                raise Rejected("time_invalid") from error
+        if at is None:
+            raise Rejected("time_missing")
+        if not FIRST_AT <= at < LAST_AT:
+            raise Rejected("time_out_of_range")
+        return at
+
+    def _meter(self, event: Event, received_at: int) -> None:
+        self.counters["events"] += 1
+        now = max(event.at, self._now.get(event.customer, event.at))
+        self._now[event.customer] = now
+        if self.clock == "wall":
+            now = received_at
+        if event.at < now - self.lateness:
+            self.counters["too_late"] += 1
+            self.dead.append(("too_late", event.payload))
+            return
+        match self._repeats(event, now):
+            case "duplicate":
+                self.counters["duplicates"] += 1
+            case "conflict":
+                self.counters["conflicts"] += 1
+                self.dead.append(("conflict", event.payload))
+            case None:
+                self._accept(event, now)
+
+    def _repeats(self, event: Event, now: int) -> Literal["duplicate", "conflict"] | None:
+        hours = self._remembered.setdefault((event.customer, event.source, event.id), {})
+        hour = event.at - event.at % HOUR
+        if hour in hours:
+            first = hours[hour]
+            same = (first.name, first.at, first.data) == (event.name, event.at, event.data)
+            return "duplicate" if same else "conflict"
+        # What lies wholly before the lateness is forgotten; nothing of that hour is accepted any more.
+        remembers_before = hour - HOUR in hours and hour > now - self.lateness
+        if remembers_before and event.at - hour <= NEAR_EDGE:
+            return "conflict"
+        if hour + HOUR in hours and hour + HOUR - event.at <= NEAR_EDGE:
+            return "conflict"
+        hours[hour] = event
+        return None
+
+    def _accept(self, event: Event, now: int) -> None:
+        self.counters["accepted"] += 1
+        zone = self.catalog.zone_of(event.customer)
+        period = period_of(self.catalog.period_of(event.customer), zone, event.at)
+        hour = hour_of(zone, event.at)
+        late: Late = "on_time"
+        if period[1] <= now:
+            late = "late_closed"
+        elif hour[1] <= now:
+            late = "late_open"
+        self.accepted.append(Taken(event.customer, event.source, event.id, event.at, late, event.payload))
+        windows = {"period": period, "day": day_of(zone, event.at), "hour": hour}
+        for meter, value in event.readings:
+            if value is None:
+                self.counters[f"not_a_number:{meter.name}"] += 1
+                continue
+            self.counters[f"matching:{meter.name}"] += 1
+            self.counters[f"{'corrected' if late == 'late_closed' else 'counted'}:{meter.name}"] += 1
+            for window, (start, end) in windows.items():
+                key = event.customer, meter.name, window, start
+                self._windows.setdefault(key, Window(end)).take(meter.kind, value, event.at, late)
+            self._tell(event, meter, period[0], late)
+
+    def _tell(self, event: Event, meter: Meter, start: int, late: Late) -> None:
+        """The alerts that one reading sets off, in their order."""
+        limit = self.catalog.limit_of(event.customer, meter.name)
+        for rule in rules_of(limit):
+            self._evaluate(rule, limit, event.customer, meter.name, start, event.at)
+        corrected = self._windows[event.customer, meter.name, "period", start].corrected
+        if late == "late_closed" and corrected.bit_count() == 1:
+            turn = corrected.bit_length()
+            self._alert(
+                "correction", "correction", "announced", event.customer, meter.name, start,
+                str(corrected), None, event.at, turn,
+            )  # fmt: skip
+
+    def _evaluate(self, rule: Rule, limit: Limit, customer: str, meter: str, start: int, at: int) -> None:
+        key = customer, meter, start, rule.name
+        if key not in self._rules or self._rules[key].limit != limit:
+            # Also an older period whose limit changed: it is judged anew when a reading comes its way.
+            self._rules[key] = RuleState(limit)
+        state = self._rules[key]
+        total = self._windows[customer, meter, "period", start].total
+        held = state.holds
+        rising = rule.holding(total, Fraction(1))
+        falling = rule.holding(total, 1 - Fraction(limit.hysteresis_pct) / 100)
+        if rising > held:
+            change, state.holds, level = "raised", rising, rule.levels[rising - 1][1]
+        elif falling < held:
+            change, state.holds, level = "resolved", falling, rule.levels[held - 1][1]
+        else:
+            return
+        state.turn += 1
+        kind = rule.raised if change == "raised" else rule.resolved
+        self._alert(rule.name, kind, change, customer, meter, start, level, limit, at, state.turn)
+
+    def _alert(
+        self, rule: str, kind: str, state: str, customer: str, meter: str, start: int,
+        level: str, limit: Limit | None, at: int, turn: int,
+    ) -> None:  # fmt: skip
+        window = self._windows[customer, meter, "period", start]
+        whole = None if limit is None else limit.cap if limit.cap is not None else limit.included
+        told = Told(
+            rule=rule,
+            kind=kind,
+            state=state,
+            customer=customer,
+            meter=meter,
+            period_start=start,
+            period_end=window.end,
+            level=level,
+            limit=None if whole is None else text_of(Fraction(whole)),
+            total=text_of(window.total),
+            at=at,
+            limited_by=limit,
+            turn=turn,
+        )
+        self.alerts.append(told)
+
+    def restart(self, catalog: Catalog) -> None:
+        """Go on under another catalog: where a limit changed, the latest period is judged anew."""
+        self.catalog = catalog
+        latest: dict[tuple[str, str], int] = {}
+        for customer, meter, window, start in self._windows:
+            if window == "period":
+                latest[customer, meter] = max(start, latest.get((customer, meter), start))
+        for (customer, meter), start in latest.items():
+            limit = catalog.limit_of(customer, meter)
+            for rule in rules_of(limit):
+                key = customer, meter, start, rule.name
+                old = self._rules.get(key)
+                if old is None or old.limit == limit:
+                    continue
+                self._rules[key] = RuleState(limit)
+                as_of = self._windows[customer, meter, "period", start].as_of
+                self._evaluate(rule, limit, customer, meter, start, as_of)
+                if old.holds and not self._rules[key].holds:
+                    self._rules[key].turn = 1
+                    self._alert(
+                        rule.name, rule.resolved, "resolved", customer, meter, start,
+                        "none", limit, as_of, 1,
+                    )  # fmt: skip
