@@ -407,6 +407,7 @@ class Rule(NamedTuple):
         return sum(total >= value * slack for value, _ in self.levels)
 
 
+@cache
 def rules_of(limit: Limit) -> list[Rule]:
     """The rules in the order in which they are evaluated; one without a limit has no levels."""
     whole = limit.cap if limit.cap is not None else limit.included

@@ -1,0 +1,422 @@
+"""Seeded random traffic: a catalog, and payload lines that try everything docs/semantics.md speaks of.
+
+Everything follows from the seed, so a disagreement is told by one number. Values are kept as JSON text
+until a line is written; that way an event can be written again in another form, or just not quite the same.
+"""
+
+import json
+import random
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Literal, NamedTuple
+
+from operators.catalog import (
+    Catalog,
+    Condition,
+    Customer,
+    Filter,
+    Kind,
+    Limit,
+    Meter,
+    Operator,
+    Plan,
+    Threshold,
+    Tier,
+)
+from operators.periods import Anchored, Billing, Calendar, Never, Policy
+from tests.malformed import MALFORMED, plain_event
+
+SECOND = 1_000_000
+MINUTE = 60 * SECOND
+HOUR = 60 * MINUTE
+DAY = 24 * HOUR
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+ZONES = (
+    "UTC",
+    "UTC",
+    "Europe/Berlin",
+    "Asia/Kathmandu",
+    "America/New_York",
+    "Australia/Lord_Howe",
+    "America/Havana",
+)
+# Changes of the clock in those zones, ends of months and years, a leap day; and one quiet day.
+MOMENTS = (
+    datetime(2026, 3, 29, 1, tzinfo=UTC),
+    datetime(2026, 10, 25, 1, tzinfo=UTC),
+    datetime(2026, 3, 8, 7, tzinfo=UTC),
+    datetime(2026, 11, 1, 6, tzinfo=UTC),
+    datetime(2026, 4, 4, 15, tzinfo=UTC),
+    datetime(2026, 1, 31, 23, tzinfo=UTC),
+    datetime(2024, 2, 29, 12, tzinfo=UTC),
+    datetime(2025, 12, 31, 20, tzinfo=UTC),
+    datetime(2026, 6, 17, 12, tzinfo=UTC),
+)
+LATENESSES = (1, 6, 24, 24, 24 * 7, 24 * 35)
+NAMES = ("call", "token.used", "job", "größe")
+CUSTOMERS = ("acme", "a-b,c", "a", "Zoë", "客户", "x" * 256, "with space", 'quo"te', "back\\slash", "😀")
+
+
+class Case(NamedTuple):
+    """A catalog and what is sent under it; `sent_at` is the moment (µs) at which each line was sent."""
+
+    catalog: Catalog
+    lines: list[bytes]
+    lateness: timedelta
+    sent_at: list[int]
+
+
+def micros(at: datetime) -> int:
+    """Microseconds since the epoch."""
+    return (at - EPOCH) // timedelta(microseconds=1)
+
+
+# Catalogs
+
+
+def random_catalog(rng: random.Random) -> Catalog:
+    """Meters of every aggregation, several per event name; plans, overrides and a default plan or none.
+
+    `calls` sums `n` of every `call`, so that a bad `n` there is always a bad quantity.
+    """
+    meters = [Meter("calls", "call", "sum", "n")]
+    for name in NAMES[: rng.randint(2, 4)]:
+        for i in range(rng.randint(1, 4)):
+            kind: Kind = rng.choice(("count", "sum", "max", "last", "last", "unique"))
+            key = None if kind == "count" else rng.choice(("n", "n", "size", "region", "paid"))
+            filter = random_filter(rng, 3) if rng.random() < 0.5 else None
+            meters.append(Meter(f"{name}/{kind}{i}", name, kind, key, filter))
+    rng.shuffle(meters)
+    plans = {name: random_plan(rng, name, meters) for name in ("free", "pro")}
+    named = rng.sample(CUSTOMERS, rng.randint(1, len(CUSTOMERS)))
+    customers = {name: random_customer(rng, name, meters) for name in named}
+    return Catalog(tuple(meters), plans, customers, rng.choice((None, "free", "pro")))
+
+
+def random_filter(rng: random.Random, depth: int) -> Filter:
+    """Up to three levels of and/or over conditions of every operator."""
+    clauses: list[Condition | Filter] = []
+    for _ in range(rng.randint(1, 3)):
+        nested = depth > 1 and rng.random() < 0.3
+        clauses.append(random_filter(rng, depth - 1) if nested else random_condition(rng))
+    return Filter(rng.choice(("and", "or")), tuple(clauses))
+
+
+def random_condition(rng: random.Random) -> Condition:
+    """A condition that real properties often meet and often miss."""
+    operator: Operator
+    match rng.randrange(4):
+        case 0:
+            operator = rng.choice(("equals", "not_equals", "contains", "does_not_contain"))
+            return Condition(rng.choice(("region", "n")), operator, rng.choice(("eu", "us", "u", "EU", "")))
+        case 1:
+            return Condition("paid", rng.choice(("equals", "not_equals")), rng.random() < 0.5)
+        case _:
+            operator = rng.choice(
+                ("equals", "not_equals", "greater_than", "greater_than_or_equals", "less_than",
+                 "less_than_or_equals")
+            )  # fmt: skip
+            value = rng.choice((0, 1, 5, Decimal("0.1"), Decimal("1.50"), 10, Decimal("9007199254740993")))
+            return Condition(rng.choice(("n", "size", "region")), operator, value)
+
+
+def random_plan(rng: random.Random, name: str, meters: list[Meter]) -> Plan:
+    zone = rng.choice((None, *ZONES))
+    return Plan(name, random_policy(rng), zone, random_limits(rng, meters, 0.7))
+
+
+def random_customer(rng: random.Random, name: str, meters: list[Meter]) -> Customer:
+    return Customer(
+        name,
+        plan=rng.choice(("free", "pro")),
+        zone=rng.choice((None, *ZONES)),
+        period=random_policy(rng) if rng.random() < 0.6 else None,
+        limits=random_limits(rng, meters, 0.3),
+    )
+
+
+def random_policy(rng: random.Random) -> Policy:
+    """Mostly short periods, as only what closes can be late for it."""
+    match rng.randrange(8):
+        case 0 | 1 | 2:
+            return Calendar(rng.choice(("hour", "day")))
+        case 3 | 4:
+            return Calendar(rng.choice(("month", "week")))
+        case 5:
+            anchor = datetime(2025, 12, 31, 23, 30, 15, tzinfo=UTC) - timedelta(days=rng.randint(0, 60))
+            unit: Literal["day", "month"] = rng.choice(("day", "month"))
+            return Anchored(rng.randint(1, 10), unit, anchor)
+        case 6:
+            moment = rng.choice(MOMENTS)
+            steps = sorted(rng.sample(range(-2000, 2000), rng.randint(0, 5)))
+            return Billing(tuple(moment + timedelta(minutes=step) for step in steps))
+        case _:
+            return Never()
+
+
+def random_limits(rng: random.Random, meters: list[Meter], share: float) -> dict[str, Limit]:
+    return {meter.name: random_limit(rng) for meter in meters if rng.random() < share}
+
+
+def random_limit(rng: random.Random) -> Limit:
+    """A limit that a few dozen events pass and corrections fall below; thresholds at distinct values."""
+    cap = rng.choice((None, Decimal(rng.randint(0, 60)), Decimal("12.5"), Decimal("1000")))
+    included = rng.choice((None, Decimal(rng.randint(0, 40)), Decimal("7.25")))
+    whole = cap if cap is not None else included
+    values: dict[Decimal, Threshold] = {}
+    for _ in range(rng.randint(0, 4)):
+        if whole is not None and rng.random() < 0.6:
+            percent = Decimal(rng.choice((10, 25, 50, 80, 90, 100, 120)))
+            values[percent / 100 * whole] = Threshold(percent=percent)
+        else:
+            absolute = Decimal(rng.choice((0, 1, 3, 9, 30, 200))) / rng.choice((1, 1, 4))
+            values[absolute] = Threshold(absolute=absolute)
+    thresholds = list(values.values())
+    rng.shuffle(thresholds)
+    return Limit(
+        included=included,
+        cap=cap,
+        thresholds=tuple(thresholds),
+        hysteresis_pct=Decimal(rng.choice((0, 0, 5, 20, 100))),
+        tiers=(Tier(None, Decimal("0.01")),) if included is not None else (),
+    )
+
+
+# Events
+
+
+@dataclass
+class Sent:
+    """An event as someone means to send it; `properties` are JSON texts, None is no data at all."""
+
+    cloud: bool
+    customer: str
+    source: str
+    id: str
+    name: str
+    at: int
+    properties: dict[str, str] | None = field(default_factory=dict)
+
+
+def written(rng: random.Random, sent: Sent, plain: bool = False) -> bytes:
+    """The event as JSON; unless plain, in any order, spacing and spelling that means the same."""
+    data = "null"
+    if sent.properties is not None:
+        data = json_object(rng, list(sent.properties.items()), plain)
+    time = json.dumps(spelled(rng, sent.at, plain))
+    if sent.cloud:
+        fields = [
+            ("specversion", '"1.0"'), ("id", quoted(rng, sent.id, plain)),
+            ("source", quoted(rng, sent.source, plain)), ("type", quoted(rng, sent.name, plain)),
+            ("subject", quoted(rng, sent.customer, plain)), ("time", time), ("data", data),
+        ]  # fmt: skip
+    else:
+        fields = [
+            ("event_id", quoted(rng, sent.id, plain)), ("customer_id", quoted(rng, sent.customer, plain)),
+            ("event_name", quoted(rng, sent.name, plain)), ("timestamp", time), ("metadata", data),
+        ]  # fmt: skip
+    if rng.random() < 0.1:
+        unknown = rng.choice(('"application/json"', "null", "[1, 2.50]", '{"a":{}}'))
+        fields.append(("datacontenttype", unknown))
+    return json_object(rng, fields, plain).encode()
+
+
+def json_object(rng: random.Random, members: list[tuple[str, str]], plain: bool) -> str:
+    """An object of these members; unless plain, shuffled, spaced and with a key said twice."""
+    if plain:
+        return "{" + ",".join(f"{json.dumps(key)}:{value}" for key, value in members) + "}"
+    members = rng.sample(members, len(members))
+    if members and rng.random() < 0.1:
+        members.insert(0, (rng.choice(members)[0], rng.choice(("0", '"before"', "null", "{}"))))
+
+    def gap() -> str:
+        return rng.choice(("", "", " ", "\t", "  ", "\r"))
+
+    spaced = (f"{gap()}{quoted(rng, key, False)}{gap()}:{gap()}{value}{gap()}" for key, value in members)
+    return "{" + ",".join(spaced) + "}"
+
+
+def quoted(rng: random.Random, text: str, plain: bool) -> str:
+    """The text in JSON, with or without escapes."""
+    if not plain and text and rng.random() < 0.2 and ord(text[0]) < 0x10000:
+        return f'"\\u{ord(text[0]):04x}' + json.dumps(text[1:])[1:]
+    return json.dumps(text, ensure_ascii=plain or rng.random() < 0.5)
+
+
+def spelled(rng: random.Random, at: int, plain: bool = False) -> str:
+    """RFC 3339 of an instant, in any offset and with any number of digits that name it."""
+    offset = 0 if plain else rng.choice((0, 0, 60, -300, 345, 1439, -1439, -210))
+    wall = EPOCH + timedelta(microseconds=at, minutes=offset)
+    text = wall.strftime("%Y-%m-%dT%H:%M:%S")
+    digits = f"{wall.microsecond:06}"
+    if not plain:
+        text = rng.choice((text, text, text.lower()))
+        digits = digits.rstrip("0") if rng.random() < 0.5 else digits + rng.choice(("", "000", "9", "123456"))
+    text += f".{digits}" if digits else ""
+    if offset:
+        return f"{text}{'+' if offset > 0 else '-'}{abs(offset) // 60:02}:{abs(offset) % 60:02}"
+    return text + ("Z" if plain else rng.choice(("Z", "Z", "z", "+00:00", "-00:00")))
+
+
+def random_number(rng: random.Random) -> str:
+    """A JSON number, mostly a small quantity."""
+    match rng.randrange(12):
+        case 0 | 1 | 2 | 3:
+            return str(rng.randint(0, 12))
+        case 4 | 5:
+            return rng.choice(
+                ("0.1", "0.2", "0.3", "1.5", "2.50", "1.0", "1e0", "1E+1", "10e-1", "-0", "0.0")
+            )
+        case 6:
+            return repr(rng.random())
+        case 7:
+            return repr(rng.random() * 10 ** rng.randint(-5, 14))
+        case 8:
+            return str(rng.randint(0, 10**15))
+        case 9:
+            return rng.choice(("1000000000000000", "999999999999999." + "9" * 24, "1e-24", "1e15", "10e-25"))
+        case _:
+            return f"{rng.randint(0, 99)}.{rng.randint(0, 10**9):09}"
+
+
+def random_value(rng: random.Random) -> str:
+    """Anything that a property may be."""
+    return rng.choice(
+        (random_number(rng), '"1"', '"0.1"', '"eu"', '""', "true", "false", "null", "[]", "[1,2]", '{"n":1}',
+         '"\\u0000"', '"😀"')
+    )  # fmt: skip
+
+
+def random_properties(rng: random.Random) -> dict[str, str] | None:
+    """Mostly numbers where numbers belong; now and then a quantity out of range."""
+    if rng.random() < 0.02:
+        return rng.choice((None, {}))
+    properties = {}
+    if rng.random() < 0.95:
+        properties["n"] = random_number(rng) if rng.random() < 0.93 else random_value(rng)
+    if rng.random() < 0.6:
+        properties["size"] = random_number(rng) if rng.random() < 0.8 else random_value(rng)
+    if rng.random() < 0.7:
+        properties["region"] = rng.choice(('"eu"', '"us"', '"eu-west"', '"EU"', '"\\u0065u"', "5", "null"))
+    if rng.random() < 0.5:
+        properties["paid"] = rng.choice(("true", "false", '"true"', "1", "null"))
+    if rng.random() < 0.01:
+        bad = ("-1", "-0.5", "1e16", "1000000000000000.1", "1e-25", "1e999999999", "-1e999999999", "9" * 5000)
+        properties[rng.choice(("n", "size"))] = rng.choice(bad)
+    return properties
+
+
+class Traffic:
+    """A stream that moves on in time and, as streams do, repeats itself, falls behind and breaks."""
+
+    def __init__(self, rng: random.Random, n: int) -> None:
+        self.rng = rng
+        self.catalog = random_catalog(rng)
+        self.lateness = timedelta(hours=rng.choice(LATENESSES))
+        span = rng.choice((6 * HOUR, DAY, 3 * DAY, 40 * DAY))
+        self.clock = micros(rng.choice(MOMENTS)) - rng.randrange(span)
+        self.pace = span / n
+        strangers = [f"stranger {i}" for i in range(rng.randint(2, 30))]
+        self.customers = [*self.catalog.customers, *strangers]
+        self.sent: list[Sent] = []
+        self.serial = 0
+
+    def line(self) -> bytes:
+        """The next payload: one event, an array of a few, or something broken."""
+        self.clock += int(self.rng.expovariate(1) * self.pace)
+        dice = self.rng.random()
+        if dice < 0.01:
+            return self._malformed()
+        if dice < 0.06:
+            inner = [self._event() for _ in range(self.rng.randint(0, 5))]
+            if self.rng.random() < 0.2:
+                bad = self.rng.choice((b"1", b"{}", b"[]", b'"x"', b"null", b"[{}]"))
+                inner.insert(self.rng.randint(0, len(inner)), bad)
+            comma, gap = self.rng.choice(((b",", b""), (b" , ", b" "), (b",\t", b" \r")))
+            return b"[" + gap + comma.join(inner) + gap + b"]"
+        blank = self.rng.choice((b"",) * 9 + (b" ", b"\r", b"\t "))
+        return blank + self._event() + blank
+
+    def _malformed(self) -> bytes:
+        row = self.rng.choice(MALFORMED)
+        self.serial += 1
+        return row.make(plain_event(f"malformed {self.serial}", self.rng.choice(self.customers), self.clock))
+
+    def _event(self) -> bytes:
+        rng = self.rng
+        if self.sent and rng.random() < 0.12:
+            return written(rng, self._repeated(rng.choice(self.sent[-300:])), plain=rng.random() < 0.3)
+        self.serial += 1
+        cloud = rng.random() < 0.6
+        # Ids are few on purpose: the same one under another customer or source is another event.
+        sent = Sent(
+            cloud,
+            customer=rng.choice(self.customers) if rng.random() < 0.7 else self.customers[0],
+            source=rng.choice(("api", "api/eu", "a,b")) if cloud else "",
+            id=f"{self.serial}" if rng.random() < 0.95 else f"{rng.randint(0, 50)}",
+            name=rng.choice(NAMES) if rng.random() < 0.97 else "unmetered",
+            at=self.clock - self._delay(),
+            properties=random_properties(rng),
+        )
+        self.sent.append(sent)
+        return written(rng, sent, plain=rng.random() < 0.7)
+
+    def _delay(self) -> int:
+        """How long an event was on its way: mostly not at all, sometimes longer than is allowed."""
+        rng = self.rng
+        lateness = self.lateness // timedelta(microseconds=1)
+        match rng.randrange(20):
+            case 0:
+                return rng.randrange(3 * HOUR)
+            case 1:
+                return rng.randrange(2 * lateness)
+            case 2:
+                return lateness + rng.choice((-1, 0, 1, rng.randrange(-HOUR, HOUR)))
+            case 3:
+                return self.clock % HOUR + rng.choice((-1, 0, 1))
+            case 4 | 5 | 6:
+                return rng.randrange(10 * MINUTE)
+            case 7:
+                return -rng.randrange(10 * MINUTE)
+            case _:
+                return rng.randrange(5 * SECOND)
+
+    def _repeated(self, sent: Sent) -> Sent:
+        """The same event, or one of the same identity that says otherwise."""
+        rng = self.rng
+        edge = sent.at - sent.at % HOUR + rng.choice((0, HOUR))
+        match rng.randrange(12):
+            case 0:
+                return replace(sent, properties={**(sent.properties or {}), "n": random_value(rng)})
+            case 1:
+                return replace(sent, name=rng.choice(NAMES))
+            case 2:
+                return replace(sent, at=sent.at + rng.choice((-1, 1, 1000, SECOND, -MINUTE)))
+            case 3:
+                return replace(sent, at=edge + rng.randrange(-20 * MINUTE, 20 * MINUTE))
+            case 4:
+                near = rng.choice((-1, 0, 1, 15 * MINUTE - 1, 15 * MINUTE, 15 * MINUTE + 1, -15 * MINUTE))
+                return replace(sent, at=edge + near)
+            case 5:
+                return replace(sent, at=sent.at + rng.choice((-5, -2, 2, 3)) * HOUR)
+            case 6:
+                return replace(sent, source="api" if sent.cloud else "")
+            case 7 if sent.properties:
+                other = {"1": "1.0", "0.1": "1e-1", "2.50": "2.5", "10": "1e1", "null": "0"}
+                changed = {key: other.get(value, value) for key, value in sent.properties.items()}
+                return replace(sent, properties=changed)
+            case _:
+                return sent
+
+
+def traffic(seed: int, n: int = 5000) -> Case:
+    """A catalog and `n` lines sent under it, all from the seed."""
+    rng = random.Random(seed)
+    stream = Traffic(rng, n)
+    lines, sent_at = [], []
+    for _ in range(n):
+        lines.append(stream.line())
+        sent_at.append(stream.clock)
+    return Case(stream.catalog, lines, stream.lateness, sent_at)
