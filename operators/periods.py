@@ -9,7 +9,7 @@ repeats begins the first time, and the windows between edges tile time without g
 from bisect import bisect_left, bisect_right
 from calendar import monthrange
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta, tzinfo
+from datetime import UTC, datetime, timedelta, tzinfo
 from functools import cache
 from itertools import pairwise
 from typing import Final, Literal
@@ -55,7 +55,8 @@ class Calendar:
 class Anchored:
     """Periods of `every` local days or months, counted both ways from `anchor`'s local wall time.
 
-    The anchor is aware, in whole seconds, from 1970 until 2100; it is kept in UTC.
+    The anchor is aware, in whole seconds, from 1970 until 2100; it is kept in UTC. Where its wall time
+    repeats in the zone, its period begins the first time, even if the anchor was the second.
     """
 
     every: int
@@ -203,12 +204,13 @@ class Buckets:
             return edges
         if not MIN_AT <= low <= high < MAX_AT:
             raise ValueError(f"instants: need to lie from 2000 until 2100, got {low} to {high}")
-        first, last = _local(low, self._zone).year, _local(high + DAY, self._zone).year
+        # Two days on, so that the last edge lies past `high` even where a year ends with a long day.
+        first, last = _local(low, self._zone).year, _local(high + 2 * DAY, self._zone).year
         if edges.size:
             first = min(first, _local(int(edges[0]), self._zone).year)
-            last = max(last, _local(int(edges[-1]), self._zone).year - 1)
+            last = max(last, _local(int(edges[-1]), self._zone).year)
         origin = datetime(first, 1, 1)
-        days = range((date(last + 1, 1, 1) - origin.date()).days + 1)
+        days = range((datetime(last + 1, 1, 1) - origin).days)
         grown = np.array([_first_instant(origin + timedelta(day), self._zone) for day in days], np.int64)
         # Swapped whole: another thread may be searching the old edges, and what it lost it grows again.
         self._edges = grown
