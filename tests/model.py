@@ -27,7 +27,7 @@ EPOCH = datetime(1970, 1, 1)
 NEVER_END = (datetime(9999, 12, 31) - EPOCH) // timedelta(microseconds=1)
 FIRST_AT = (datetime(2000, 1, 1) - EPOCH) // timedelta(microseconds=1)
 LAST_AT = (datetime(2100, 1, 1) - EPOCH) // timedelta(microseconds=1)
-NEAR_EDGE = 15 * MINUTE
+QUARTER = 15 * MINUTE
 WHITE = b" \t\r\n"
 
 Clock = Literal["event", "wall"]
@@ -580,9 +580,9 @@ class Model:
             return "duplicate" if same else "conflict"
         # What lies wholly before the lateness is forgotten; nothing of that hour is accepted any more.
         remembers_before = hour - HOUR in hours and hour > now - self.lateness
-        if remembers_before and event.at - hour <= NEAR_EDGE:
+        if remembers_before and event.at < hour + QUARTER:
             return "conflict"
-        if hour + HOUR in hours and hour + HOUR - event.at <= NEAR_EDGE:
+        if hour + HOUR in hours and event.at >= hour + HOUR - QUARTER:
             return "conflict"
         hours[hour] = event
         return None

@@ -1,0 +1,125 @@
+"""What Hypothesis draws from: numbers, filters, limits, catalogs and events, small and fond of edges.
+
+Properties are JSON texts, as in tests/traffic.py, so that an event is written exactly as it was drawn.
+"""
+
+from decimal import Decimal
+
+from hypothesis import strategies as st
+from hypothesis.strategies import SearchStrategy
+
+from operators.catalog import Catalog, Condition, Filter, Limit, Meter, Plan, Threshold
+from operators.periods import Calendar
+from tests.traffic import DAY, HOUR, MINUTE, Sent
+
+NOON = 1_768_046_400_000_000
+"""2026-01-10T12:00Z, a quiet hour in every zone."""
+
+METERS = (
+    Meter("calls", "call", "count"),
+    Meter("units", "call", "sum", "n"),
+    Meter("peak", "call", "max", "n", Filter("or", (Condition("region", "not_equals", "eu"),))),
+    Meter("level", "call", "last", "n"),
+    Meter("regions", "call", "unique", "region"),
+)
+
+
+def quantities() -> SearchStrategy[str]:
+    """JSON numbers that a meter may read, in several spellings."""
+    return st.one_of(
+        st.integers(0, 20).map(str),
+        st.sampled_from(("0.1", "0.2", "0.30", "1.0", "1e0", "10e-1", "2.5", "0", "1e15", "1e-24")),
+        st.decimals(0, 1000, places=6).map(lambda number: f"{number:f}"),
+        st.floats(0, 1e15).map(repr),
+    )
+
+
+def values() -> SearchStrategy[str]:
+    """Anything that a property may be, mostly a quantity."""
+    odd = st.sampled_from(
+        ('"1"', "true", "false", "null", "[]", '{"n":1}', '""', '"eu"', "-1", "1e16", "1e-25")
+    )
+    return st.one_of(quantities(), quantities(), quantities(), odd)
+
+
+def properties() -> SearchStrategy[dict[str, str]]:
+    """An event's properties."""
+    regions = st.sampled_from(('"eu"', '"us"', '""', "1", "1.0", "true", "null"))
+    return st.fixed_dictionaries({}, optional={"n": values(), "region": regions})
+
+
+def conditions() -> SearchStrategy[Condition]:
+    """Conditions of every operator on text, number and boolean."""
+    numbers = st.one_of(st.integers(-5, 5), st.decimals(-5, 5, places=1))
+    text = st.sampled_from(("", "e", "eu", "EU"))
+    key = st.sampled_from(("n", "region"))
+    return st.one_of(
+        st.builds(
+            Condition, key, st.sampled_from(("equals", "not_equals")), st.one_of(numbers, text, st.booleans())
+        ),
+        st.builds(Condition, key, st.sampled_from(("contains", "does_not_contain")), text),
+        st.builds(
+            Condition,
+            key,
+            st.sampled_from(
+                ("greater_than", "greater_than_or_equals", "less_than", "less_than_or_equals"),
+            ),
+            numbers,
+        ),
+    )
+
+
+def filters(depth: int = 3) -> SearchStrategy[Filter]:
+    """And/or over conditions, nested at most three levels deep."""
+    clause = conditions() if depth == 1 else st.one_of(conditions(), filters(depth - 1))
+    clauses = st.lists(clause, min_size=1, max_size=3).map(tuple)
+    return st.builds(Filter, st.sampled_from(("and", "or")), clauses)
+
+
+def limits() -> SearchStrategy[Limit]:
+    """Limits that a handful of events pass, their levels at distinct values."""
+    amounts = st.one_of(st.none(), st.integers(0, 20).map(Decimal), st.just(Decimal("2.5")))
+    return st.builds(
+        _limit, amounts, amounts, st.sets(st.integers(0, 30), max_size=3), st.sampled_from((0, 10, 100))
+    )
+
+
+def _limit(included: Decimal | None, cap: Decimal | None, levels: set[int], hysteresis: int) -> Limit:
+    base = cap if cap is not None else included
+    if base:
+        thresholds = [Threshold(percent=Decimal(level * 5)) for level in sorted(levels)]
+    else:
+        thresholds = [Threshold(absolute=Decimal(level) / 2) for level in sorted(levels)]
+    return Limit(included, cap, thresholds=tuple(thresholds), hysteresis_pct=Decimal(hysteresis))
+
+
+def catalogs() -> SearchStrategy[Catalog]:
+    """The same meters and short periods under any limits."""
+    chosen = st.dictionaries(st.sampled_from([meter.name for meter in METERS]), limits())
+    return chosen.map(
+        lambda limits: Catalog(
+            METERS, {"free": Plan("free", Calendar("hour"), "Asia/Kathmandu", limits)}, default_plan="free"
+        )
+    )
+
+
+def instants() -> SearchStrategy[int]:
+    """Times around noon: the same few, close to an hour's edge, hours and days before."""
+    near = st.sampled_from((-HOUR, -15 * MINUTE, -1, 0, 1, 15 * MINUTE, 45 * MINUTE, HOUR))
+    wide = st.integers(-2 * DAY, 2 * HOUR)
+    late = st.integers(-6 * HOUR, 0)
+    return st.one_of(near, late, wide).map(lambda offset: NOON + offset)
+
+
+def events() -> SearchStrategy[Sent]:
+    """Events of few customers under few ids, so that identities meet."""
+    return st.builds(
+        Sent,
+        cloud=st.booleans(),
+        customer=st.sampled_from(("acme", "a-b,c", "Zoë")),
+        source=st.just("api"),
+        id=st.integers(1, 12).map(str),
+        name=st.sampled_from(("call", "call", "call", "unmetered")),
+        at=instants(),
+        properties=st.one_of(properties(), st.none()),
+    )
