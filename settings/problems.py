@@ -14,6 +14,8 @@ from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 from settings.durations import NEEDS
 
 EXPLAINED: Final = "explained "
+MISSING: Final = EXPLAINED + "missing"
+UNKNOWN: Final = EXPLAINED + "extra_forbidden"
 SHOWN_MAX: Final = 60
 
 
@@ -94,7 +96,8 @@ def shown(given: object) -> str:
         return ", got nothing"
     if not isinstance(given, str | int | float):
         return ""
-    text = repr(str(given)) if isinstance(given, str) else str(given)
+    # What a catalog has without quotes is a subclass, and shown without.
+    text = repr(given) if type(given) is str else str(given)
     return f", got {text if len(text) <= SHOWN_MAX else text[:SHOWN_MAX] + '…'}"
 
 
@@ -127,7 +130,10 @@ WORDS: Final[dict[str, Callable[[dict[str, Any]], str]]] = {
     "time_delta_parsing": lambda _: NEEDS,
     "time_delta_type": lambda _: NEEDS,
     "too_long": lambda ctx: f"needs {ctx['max_length']} entries or less",
-    "too_short": lambda ctx: f"needs at least {ctx['min_length']}",
+    "too_short": lambda ctx: f"needs at least {ctx['min_length']} of them",
     "tuple_type": lambda _: "needs a list",
+    "union_tag_not_found": lambda ctx: (
+        f"needs a mapping with its {ctx['discriminator'].replace(chr(39), '')}"
+    ),
     "union_tag_invalid": lambda ctx: f"needs {ctx['expected_tags'].replace(chr(39), '')}",
 }

@@ -1,0 +1,231 @@
+"""The catalog file: YAML text to `operators.catalog.Catalog`, or every error in it with its line."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from operators.catalog import Catalog, Customer, Limit, Meter, Plan
+from operators.periods import Billing
+from settings.catalog_fields import CustomerName, Name
+from settings.catalog_meters import MeterEntry
+from settings.catalog_plans import CustomerEntry, LimitEntry, PlanEntry
+from settings.problems import MISSING, UNKNOWN, Strict, explain, unknown
+from settings.yaml_nodes import TOP, Fault, Node, Place, read
+
+# A file with half a million customers; anything larger is not a catalog.
+BYTES_MAX: Final = 64 << 20
+SIMPLE: Final = re.compile(r"[A-Za-z0-9_-]+")
+PLAN_NAME: Final[TypeAdapter[str]] = TypeAdapter(Name)
+CUSTOMER_NAME: Final[TypeAdapter[str]] = TypeAdapter(CustomerName)
+NO_EDGES: Final = Billing(())
+Entry = TypeVar("Entry", bound=Strict)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One error of a catalog file; `line` and `column` count from 1, 0 where the file cannot be read."""
+
+    file: str
+    line: int
+    column: int
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        where = f"{self.file}:{self.line}" if self.line else self.file
+        return f"{where}: {self.path}: {self.message}" if self.path else f"{where}: {self.message}"
+
+
+class CatalogError(Exception):
+    """A catalog that cannot be used; holds all problems, by line, and `str()` is one line for each."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(sorted(problems, key=lambda problem: (problem.line, problem.column)))
+        super().__init__("\n".join(map(str, self.problems)))
+
+
+def load_catalog(path: Path | str) -> Catalog:
+    """The catalog in the file; CatalogError where it cannot be read or is wrong in any part."""
+    try:
+        with open(path, "rb") as file:
+            found = file.read(BYTES_MAX + 1)
+    except OSError as error:
+        raise CatalogError([Problem(str(path), 0, 0, "", f"cannot be read: {error.strerror}")]) from None
+    if len(found) > BYTES_MAX:
+        raise CatalogError([Problem(str(path), 0, 0, "", f"needs {BYTES_MAX >> 20} MiB or less")])
+    try:
+        text = found.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = found[: error.start].count(b"\n") + 1
+        column = error.start - found.rfind(b"\n", 0, error.start)
+        raise CatalogError([Problem(str(path), line, column, "", "needs UTF-8 text")]) from None
+    return parse_catalog(text, str(path))
+
+
+def parse_catalog(text: str, name: str = "catalog.yaml") -> Catalog:
+    """The catalog that the YAML `text` says; CatalogError holds all that is wrong, in the file `name`."""
+    root, faults = read(text)
+    catalog = Catalog()
+    if root is not None:
+        catalog = _Reading(root, faults).catalog()
+    elif not faults:
+        faults = [Fault(TOP, (), "is empty; needs meters, plans and customers")]
+    if faults:
+        raise CatalogError(
+            Problem(name, *fault.mark, _written(fault.place), fault.message) for fault in faults
+        )
+    return catalog
+
+
+class CatalogEntry(Strict):
+    """The file's own level. What is in its parts is read one by one, so that all errors are found."""
+
+    meters: list[Any] = Field(min_length=1, description="at least one meter, with name and aggregation")
+    default_plan: Name | None = None
+    plans: dict[str, Any] = Field(default_factory=dict)
+    customers: dict[str, Any] = Field(default_factory=dict)
+
+
+class _Reading:
+    """One pass over the tree, part by part; adds what is wrong to `faults` and goes on."""
+
+    def __init__(self, root: Node, faults: list[Fault]) -> None:
+        self._root = root
+        self._faults = faults
+        # From the tree, so that what is wrong inside a meter or plan is not told again of its users.
+        self._meters = {str(node.child("name")) for _, node in self._parts("meters")}
+        self._plans: dict[str, PlanEntry | None] = {str(place[-1]): None for place, _ in self._parts("plans")}
+
+    def catalog(self) -> Catalog:
+        """What the tree says; to be used only if no fault was found."""
+        self._entry(CatalogEntry, self._root, ())
+        meters = tuple(self._read_meters())
+        plans = {plan.name: plan for plan in self._read_plans()}
+        default_plan = self._read_default_plan()
+        customers = {customer.name: customer for customer in self._read_customers(default_plan)}
+        return Catalog(meters, plans, customers, default_plan)
+
+    def _read_meters(self) -> Iterator[Meter]:
+        lines: dict[str, int] = {}
+        for place, node in self._parts("meters"):
+            entry = self._entry(MeterEntry, node, place)
+            if entry is None:
+                continue
+            if entry.name in lines:
+                self._fault(
+                    (*place, "name"), f"needs another name, as {entry.name} is on line {lines[entry.name]}"
+                )
+            lines.setdefault(entry.name, node.mark.line)
+            yield entry.meter()
+
+    def _read_plans(self) -> Iterator[Plan]:
+        for place, node in self._parts("plans"):
+            name = self._name(PLAN_NAME, place)
+            self._check_meters(node, place)
+            entry = self._plans[name] = self._entry(PlanEntry, node, place)
+            if entry is not None:
+                yield Plan(name, entry.period.policy(), entry.zone, self._limits(entry.limits, {}, place))
+
+    def _read_default_plan(self) -> str | None:
+        name = self._root.child("default_plan")
+        plan = self._plan(name, ("default_plan",)) if name is not None else None
+        if plan and plan.period.policy() == NO_EDGES:
+            self._fault(
+                ("default_plan",), f"needs a plan with another period, as {name} needs each one's edges"
+            )
+        return name
+
+    def _read_customers(self, default_plan: str | None) -> Iterator[Customer]:
+        for place, node in self._parts("customers"):
+            name = self._name(CUSTOMER_NAME, place)
+            self._check_meters(node, place)
+            entry = self._entry(CustomerEntry, node, place)
+            if entry is None:
+                continue
+            plan = entry.plan or default_plan
+            if plan is None:
+                self._fault((*place, "plan"), "is missing: the plan, as there is no default_plan")
+                continue
+            base = self._plan(plan, (*place, "plan")) if entry.plan else self._plans.get(plan)
+            if base is None:
+                continue
+            period = entry.period.policy() if entry.period else None
+            if (period or base.period.policy()) == NO_EDGES:
+                self._fault((*place, "period"), "needs edges, as the period is billing and the plan has none")
+            limits = self._limits(entry.limits, base.limits, place)
+            yield Customer(name, plan, entry.zone, period, limits, entry.billing_id)
+
+    def _plan(self, name: str, place: Place) -> PlanEntry | None:
+        if name not in self._plans:
+            self._fault(place, f"the plan {unknown(name, list(self._plans))}")
+        return self._plans.get(name)
+
+    def _check_meters(self, node: Node, place: Place) -> None:
+        limits, way = node.find(("limits",))
+        for meter in limits.value if way and isinstance(limits.value, dict) else ():
+            if meter not in self._meters:
+                self._fault((*place, *way, meter), f"the meter {unknown(meter, sorted(self._meters))}")
+
+    def _limits(
+        self, entries: Mapping[str, LimitEntry], base: Mapping[str, LimitEntry], place: Place
+    ) -> dict[str, Limit]:
+        limits = {}
+        for meter, entry in entries.items():
+            here = (*place, "limits", meter)
+            limit = limits[meter] = entry.over(base.get(meter)).limit()
+            in_percent = any(threshold.percent is not None for threshold in limit.thresholds)
+            if in_percent and limit.cap is None and limit.included is None:
+                self._fault((*here, "thresholds"), "needs a cap or an included quantity to be percent of")
+        return limits
+
+    def _parts(self, section: str) -> list[tuple[Place, Node]]:
+        """The meters, plans or customers, each with its place; none where the section is no such thing."""
+        node, place = self._root.find((section,))
+        match node.value if place else None:
+            case dict(entries) if section != "meters":
+                return [((section, name), entry) for name, entry in entries.items()]
+            case list(items) if section == "meters":
+                return [((section, index), item) for index, item in enumerate(items)]
+            case _:
+                return []
+
+    def _name(self, names: TypeAdapter[str], place: Place) -> str:
+        name = str(place[-1])
+        try:
+            return names.validate_python(name)
+        except ValidationError as error:
+            self._fault(place, "name " + explain(error.errors()[0]))
+        return name
+
+    def _entry(self, model: type[Entry], node: Node, place: Place) -> Entry | None:
+        try:
+            return model.model_validate(node.plain())
+        except ValidationError as error:
+            found = error.errors(include_url=False)
+        for line in found:
+            missing = line["type"] == MISSING
+            # The rest of the way are the tags of unions, which nobody wrote.
+            inside, way = node.find([part for part in line["loc"] if isinstance(part, str | int)])
+            end = line["loc"][-1:] if missing else ()
+            at_key = missing or line["type"] == UNKNOWN or line["loc"][-1:] == ("[key]",)
+            mark = inside.key if at_key else inside.mark
+            self._faults.append(Fault(mark, (*place, *way, *end), line["msg"]))
+        return None
+
+    def _fault(self, place: Place, message: str) -> None:
+        self._faults.append(Fault(self._root.find(place)[0].mark, place, message))
+
+
+def _written(place: Place) -> str:
+    """`plans.pro.limits`, `meters[0].name`, `customers['a b'].plan`."""
+    text = ""
+    for part in place:
+        if isinstance(part, str) and SIMPLE.fullmatch(part):
+            text += f".{part}" if text else part
+        else:
+            text += f"[{part!r}]"
+    return text

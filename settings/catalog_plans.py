@@ -1,0 +1,124 @@
+"""What may be written under `plans` and `customers`: periods and limits."""
+
+from decimal import Decimal
+from itertools import pairwise
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from operators.catalog import Limit, Threshold, Tier
+from operators.periods import Anchored, Billing, Calendar, Never, Policy
+from settings.catalog_fields import Instant, Level, MeterName, Name, Zone
+from settings.numbers import Count, Grace, Percent, Quantity
+from settings.problems import Strict
+
+# More levels or tiers than this is a mistake in whatever wrote the file.
+LEVELS_MAX: Final = 32
+
+
+class CalendarEntry(Strict):
+    type: Literal["calendar"]
+    every: Literal["month", "week", "day", "hour"]
+
+    def policy(self) -> Policy:
+        return Calendar(self.every)
+
+
+class AnchoredEntry(Strict):
+    type: Literal["anchored"]
+    every: Count
+    unit: Literal["day", "month"]
+    anchor: Instant
+
+    @model_validator(mode="after")
+    def _is_period(self) -> Self:
+        self.policy()
+        return self
+
+    def policy(self) -> Policy:
+        return Anchored(self.every, self.unit, self.anchor)
+
+
+class BillingEntry(Strict):
+    type: Literal["billing"]
+    edges: tuple[Instant, ...] = ()
+
+    @model_validator(mode="after")
+    def _is_period(self) -> Self:
+        self.policy()
+        return self
+
+    def policy(self) -> Policy:
+        return Billing(self.edges)
+
+
+class NeverEntry(Strict):
+    type: Literal["never"]
+
+    def policy(self) -> Policy:
+        return Never()
+
+
+Period = Annotated[CalendarEntry | AnchoredEntry | BillingEntry | NeverEntry, Field(discriminator="type")]
+
+
+class TierEntry(Strict):
+    up_to: Quantity | None = None
+    price: Quantity
+
+
+class LimitEntry(Strict):
+    """A plan's limit, or what a customer's differs in: the fields that are written."""
+
+    included: Quantity | None = None
+    cap: Quantity | None = None
+    on_cap: Literal["block", "allow", "warn"] = "block"
+    grace_pct: Grace = Decimal(0)
+    fail: Literal["open", "closed"] = "open"
+    shadow: bool = False
+    thresholds: tuple[Level, ...] = Field((), max_length=LEVELS_MAX)
+    hysteresis_pct: Percent = Decimal(0)
+    tiers: tuple[TierEntry, ...] = Field((), max_length=LEVELS_MAX)
+
+    @field_validator("thresholds")
+    @classmethod
+    def _are_different(cls, thresholds: tuple[Threshold, ...]) -> tuple[Threshold, ...]:
+        if len(set(thresholds)) < len(thresholds):
+            raise ValueError("needs each threshold once")
+        return thresholds
+
+    @field_validator("tiers")
+    @classmethod
+    def _ascend(cls, tiers: tuple[TierEntry, ...]) -> tuple[TierEntry, ...]:
+        ends = [tier.up_to for tier in tiers]
+        if None in ends[:-1]:
+            raise ValueError("needs up_to in every tier but the last")
+        closed = [Decimal(0), *(end for end in ends if end is not None)]
+        if any(later <= earlier for earlier, later in pairwise(closed)):
+            raise ValueError("needs up_to of more than 0 that ascend from tier to tier")
+        return tiers
+
+    def over(self, base: Self | None) -> Self:
+        """This entry's fields where they are written, else those of `base`."""
+        if base is None:
+            return self
+        return base.model_copy(update={name: getattr(self, name) for name in self.model_fields_set})
+
+    def limit(self) -> Limit:
+        values = dict(self)
+        values["tiers"] = tuple(Tier(tier.up_to, tier.price) for tier in self.tiers)
+        return Limit(**values)
+
+
+class PlanEntry(Strict):
+    zone: Zone | None = None
+    period: Period = CalendarEntry(type="calendar", every="month")
+    limits: dict[MeterName, LimitEntry] = Field(default_factory=dict)
+
+
+class CustomerEntry(Strict):
+    plan: Name | None = None
+    zone: Zone | None = None
+    billing_id: Name | None = None
+    period: Period | None = None
+    limits: dict[MeterName, LimitEntry] = Field(default_factory=dict)
