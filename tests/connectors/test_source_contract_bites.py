@@ -1,0 +1,188 @@
+"""The contract fails sources that are broken in the ways sources are: else it proves nothing."""
+
+import inspect
+import time
+from typing import Any
+
+import pytest
+
+from connectors.file import FilePosition, FileSource, _FilePartition, _LinesRead
+from tests.connectors.source_contract import HANGS_AFTER_S, Source
+from tests.connectors.test_file import FileContract
+
+
+class _Trusting(_FilePartition):
+    """As the real one, but its position is not checked against the file: so only the contract can tell."""
+
+    def _recall(self, resume: FilePosition) -> None:
+        pass
+
+
+class _SkipsWhatItReadAhead(_Trusting):
+    def snapshot(self) -> FilePosition:
+        return super().snapshot()._replace(offset=self._offset + self._rest_bytes)
+
+
+class _SkipsALineAtABoundary(_Trusting):
+    def _cut(self, chunk: bytes) -> bytes:
+        block = super()._cut(chunk)
+        self._offset += self._rest_bytes
+        self._rest, self._rest_bytes = [], 0
+        return block
+
+
+class _RepeatsTheLastBlock(_Trusting):
+    _before = 0
+
+    def _advance(self, block: bytes) -> None:
+        self._before = self._offset
+        super()._advance(block)
+
+    def snapshot(self) -> FilePosition:
+        return super().snapshot()._replace(offset=self._before)
+
+
+class _LosesAnUnterminatedLine(_Trusting):
+    def _finish(self) -> bytes:
+        raise StopIteration
+
+
+class _CountsCharacters(_Trusting):
+    _shift = 0
+
+    def _advance(self, block: bytes) -> None:
+        super()._advance(block)
+        self._shift += len(block) - len(block.decode(errors="ignore"))
+
+    def snapshot(self) -> FilePosition:
+        return super().snapshot()._replace(offset=self._offset - self._shift)
+
+
+class _CountsOneByteForCrLf(_Trusting):
+    _shift = 0
+
+    def _advance(self, block: bytes) -> None:
+        super()._advance(block)
+        self._shift += block.count(b"\r\n")
+
+    def snapshot(self) -> FilePosition:
+        return super().snapshot()._replace(offset=self._offset - self._shift)
+
+
+class _HandsOutHalfLines(_Trusting):
+    def _cut(self, chunk: bytes) -> bytes:
+        return chunk
+
+
+class _DropsLongLines(_Trusting):
+    def _keep(self, piece: bytes) -> None:
+        if self._rest_bytes + len(piece) >= 2 * self._limits.poll_bytes:
+            self._offset += self._rest_bytes + len(piece)
+            self._rest, self._rest_bytes = [], 0
+        else:
+            super()._keep(piece)
+
+
+class _SharesItsSnapshot(_Trusting):
+    _shared: Any = None
+
+    def snapshot(self) -> Any:
+        self._shared = self._shared if self._shared is not None else []
+        self._shared[:] = super().snapshot()
+        return self._shared
+
+    def _advance(self, block: bytes) -> None:
+        super()._advance(block)
+        if self._shared is not None:
+            self.snapshot()
+
+
+class _EndsWhenNothingIsThere(_Trusting):
+    def _read(self, size: int) -> bytes | None:
+        return super()._read(size) or b""
+
+
+class _Waits(_Trusting):
+    def _read(self, size: int) -> bytes | None:
+        chunk = super()._read(size)
+        until = time.monotonic() + HANGS_AFTER_S + 1
+        while chunk is None and time.monotonic() < until:
+            chunk = super()._read(size)
+        return chunk
+
+
+class _Sleeps(_Trusting):
+    def _read(self, size: int) -> bytes | None:
+        chunk = super()._read(size)
+        if chunk is None:
+            time.sleep(0.001)
+        return chunk
+
+
+class _DozesOff(_Trusting):
+    def next_awake(self) -> Any:
+        awake = super().next_awake()
+        return awake and awake.replace(year=awake.year + 1)
+
+
+class _BeginsAnew(_Trusting):
+    def _recall(self, resume: FilePosition) -> None:
+        self._offset = 0
+
+
+BROKEN = {
+    _SkipsWhatItReadAhead: "test_it_resumes_anywhere",
+    _SkipsALineAtABoundary: "test_every_payload_comes_once",
+    _RepeatsTheLastBlock: "test_it_resumes_anywhere",
+    _LosesAnUnterminatedLine: "test_every_payload_comes_once",
+    _CountsCharacters: "test_it_resumes_anywhere",
+    _CountsOneByteForCrLf: "test_it_resumes_anywhere",
+    _HandsOutHalfLines: "test_every_payload_comes_once",
+    _DropsLongLines: "test_every_payload_comes_once",
+    _SharesItsSnapshot: "test_it_resumes_anywhere",
+    _EndsWhenNothingIsThere: "test_no_poll_blocks",
+    _Waits: "test_no_poll_blocks",
+    _Sleeps: "test_no_poll_blocks",
+    _DozesOff: "test_no_poll_blocks",
+    _BeginsAnew: "test_it_resumes_anywhere",
+}
+
+
+class _Broken(FileSource):
+    def __init__(self, partition: type[_FilePartition], path: str, follow: bool, poll_bytes: int) -> None:
+        super().__init__(path, follow, poll_bytes)
+        self._partition = partition
+
+    def build_part(self, step_id: str, for_part: str, resume_state: Any) -> _LinesRead:
+        resume = FilePosition(*resume_state) if resume_state else None
+        return self._partition(for_part, self._follow, self._limits, self._clock, resume)
+
+
+def failing(partition: type[_FilePartition]) -> set[str]:
+    """The tests of the contract that fail for `partition`, with either line end and with none at the end."""
+    failed = set()
+    for newline, ending in ((b"\n", b"\n"), (b"\r\n", b"")):
+
+        class Contract(FileContract):
+            def source(self, path: str, follow: bool = False) -> Source:
+                return _Broken(partition, path, follow, self.poll_bytes)
+
+        Contract.newline, Contract.ending = newline, ending
+        for name, test in inspect.getmembers(Contract(), inspect.ismethod):
+            if name.startswith("test_"):
+                try:
+                    test()
+                except (AssertionError, StopIteration):
+                    failed.add(name)
+    return failed
+
+
+@pytest.mark.parametrize(
+    ("partition", "finds"), BROKEN.items(), ids=[part.__name__.strip("_") for part in BROKEN]
+)
+def test_the_contract_fails_a_broken_source(partition: type[_FilePartition], finds: str) -> None:
+    assert finds in failing(partition)
+
+
+def test_the_contract_passes_the_source_they_are_made_of() -> None:
+    assert failing(_Trusting) == set()
