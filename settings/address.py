@@ -45,14 +45,13 @@ class Host(NamedTuple):
 
 
 class Address(Strict):
-    """Where one connector reads or writes: the parts of its URL and its options, typed.
+    """Where one connector reads or writes: `scheme`, the parts of its URL and its options, all typed.
 
     A field of type `SecretStr` is shown neither by `str` and `repr` nor by any error.
     """
 
     secretive: ClassVar[bool] = True
     connector: ClassVar[str]
-    scheme: str
 
     @classmethod
     def choices(cls) -> tuple[str, ...]:
@@ -76,16 +75,18 @@ class Address(Strict):
     def __str__(self) -> str:
         """The address as it may be written and logged: reads back the same but for its secrets."""
         parts = {name: getattr(self, name) for name in type(self).model_fields}
-        hosts, path = parts.get("hosts"), quote(parts.get("path") or "", safe="/*[]{},:=@!~-. ")
+        hosts, path = parts.get("hosts"), quote(parts.get("path") or "", safe="/*[]{},:=@!~")
         if hosts:
             login = f"{MASK}@" if parts.get("user") or parts.get("password") else ""
             path = f"//{login}{','.join(map(str, hosts))}" + (f"/{path}" if path else "")
+        elif path.startswith("//"):
+            path = f"//{path}"
         options = "&".join(
             f"{name}={_written(parts[name])}"
             for name in self.choices()
             if parts[name] != type(self).model_fields[name].default
         )
-        return f"{self.scheme}:{path}" + (f"?{options}" if options else "")
+        return f"{parts['scheme']}:{path}" + (f"?{options}" if options else "")
 
 
 class Dsn(Address):

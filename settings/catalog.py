@@ -75,9 +75,7 @@ def parse_catalog(text: str, name: str = "catalog.yaml") -> Catalog:
     elif not faults:
         faults = [Fault(TOP, (), "is empty; needs meters, plans and customers")]
     if faults:
-        raise CatalogError(
-            Problem(name, *fault.mark, _written(fault.place), fault.message) for fault in faults
-        )
+        raise CatalogError(Problem(name, *mark, _written(place), message) for mark, place, message in faults)
     return catalog
 
 
@@ -97,7 +95,7 @@ class _Reading:
         self._root = root
         self._faults = faults
         # From the tree, so that what is wrong inside a meter or plan is not told again of its users.
-        self._meters = {str(node.child("name")) for _, node in self._parts("meters")}
+        self._meters = {name for _, node in self._parts("meters") if (name := node.child("name"))}
         self._plans: dict[str, PlanEntry | None] = {str(place[-1]): None for place, _ in self._parts("plans")}
 
     def catalog(self) -> Catalog:
@@ -112,15 +110,14 @@ class _Reading:
     def _read_meters(self) -> Iterator[Meter]:
         lines: dict[str, int] = {}
         for place, node in self._parts("meters"):
+            name = node.child("name")
+            if name in lines:
+                self._fault((*place, "name"), f"needs another name; line {lines[name]} has {name} too")
+            elif name is not None:
+                lines[name] = node.mark.line
             entry = self._entry(MeterEntry, node, place)
-            if entry is None:
-                continue
-            if entry.name in lines:
-                self._fault(
-                    (*place, "name"), f"needs another name, as {entry.name} is on line {lines[entry.name]}"
-                )
-            lines.setdefault(entry.name, node.mark.line)
-            yield entry.meter()
+            if entry is not None:
+                yield entry.meter()
 
     def _read_plans(self) -> Iterator[Plan]:
         for place, node in self._parts("plans"):
@@ -134,9 +131,7 @@ class _Reading:
         name = self._root.child("default_plan")
         plan = self._plan(name, ("default_plan",)) if name is not None else None
         if plan and plan.period.policy() == NO_EDGES:
-            self._fault(
-                ("default_plan",), f"needs a plan with another period, as {name} needs each one's edges"
-            )
+            self._fault(("default_plan",), f"needs a plan with another period; {name} is billed by edges")
         return name
 
     def _read_customers(self, default_plan: str | None) -> Iterator[Customer]:

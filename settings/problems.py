@@ -132,8 +132,6 @@ WORDS: Final[dict[str, Callable[[dict[str, Any]], str]]] = {
     "too_long": lambda ctx: f"needs {ctx['max_length']} entries or less",
     "too_short": lambda ctx: f"needs at least {ctx['min_length']} of them",
     "tuple_type": lambda _: "needs a list",
-    "union_tag_not_found": lambda ctx: (
-        f"needs a mapping with its {ctx['discriminator'].replace(chr(39), '')}"
-    ),
+    "union_tag_not_found": lambda ctx: f"needs a mapping with its {ctx['discriminator'].strip(chr(39))}",
     "union_tag_invalid": lambda ctx: f"needs {ctx['expected_tags'].replace(chr(39), '')}",
 }

@@ -141,10 +141,8 @@ class _Reader:
         at, tag = event.start_mark, getattr(event, "tag", None)
         mark = Mark(at.line + 1, at.column + 1) if at else TOP
         if tag not in (None, "!"):
-            self._stop(
-                mark,
-                f"has the tag {tag.replace(STANDARD, '!!')}; write the value plainly, or in quotes as text",
-            )
+            short = tag.replace(STANDARD, "!!")
+            self._stop(mark, f"has the tag {short}; write the value plainly, or in quotes as text")
         match event:
             case yaml.DocumentStartEvent() if self.root:
                 self._stop(mark, "a second document begins; needs one")
@@ -182,17 +180,15 @@ class _Reader:
             self.root = Node(mark, mark, value)
             return self.root
         parent = self._open[-1]
-        match parent.node.value, parent.key:
-            case dict(entries), str(name):
-                scalar = isinstance(value, str)
-                node = Node(mark if scalar else parent.key_mark, parent.key_mark, value)
-                if name in entries:
-                    first = entries[name].key.line
-                    self._fault(parent.key_mark, f"is there twice, first on line {first}")
-                entries.setdefault(name, node)
-            case list(items), _:
-                node = Node(mark, mark, value)
-                items.append(node)
+        if isinstance(parent.node.value, list):
+            node = Node(mark, mark, value)
+            parent.node.value.append(node)
+            return node
+        assert isinstance(parent.node.value, dict) and parent.key is not None
+        node = Node(mark if isinstance(value, str) else parent.key_mark, parent.key_mark, value)
+        first = parent.node.value.setdefault(parent.key, node)
+        if first is not node:
+            self._fault(parent.key_mark, f"is there twice, first on line {first.key.line}")
         return node
 
     def _done(self) -> None:
