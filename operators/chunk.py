@@ -1,0 +1,312 @@
+"""A chunk: the events of one shard from one poll, in columns, as they cross from worker to worker.
+
+An event costs a few dozen bytes here instead of a tree of objects, and a chunk pickles as a handful of byte
+strings. The events' own bytes ride along as offsets into the poll's block; only where a chunk leaves its
+process are they cut out of it.
+"""
+
+from threading import Lock
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from xxhash import xxh3_64_intdigest
+
+from operators.keys import customer_digest, shard_of
+from operators.ports import Payloads
+
+Ints = NDArray[np.int64]
+
+
+class Reject(NamedTuple):
+    """An event that can't be metered: a reason code from docs/semantics.md, words, and its own bytes."""
+
+    reason: str
+    detail: str
+    payload: bytes
+
+
+class Readings(NamedTuple):
+    """What meters read from a chunk's events, in order of arrival; one row per event and meter.
+
+    `event` counts from the chunk's first event, `meter` from the catalog's first meter. Quantities are limbs
+    (operators/quantity.py), `mid` and `lo` None where all are whole. `unique_at` are the rows of `unique` meters
+    and `unique_lo`, `unique_hi` their values' digests.
+    """
+
+    event: Ints
+    meter: Ints
+    hi: Ints
+    mid: Ints | None
+    lo: Ints | None
+    unique_at: Ints
+    unique_lo: NDArray[np.uint64]
+    unique_hi: NDArray[np.uint64]
+
+
+class Columns(NamedTuple):
+    """Events in order of arrival, before they part for their shards.
+
+    `customer` is the customer's number (`Customers`), `digest` the identity in two words, `starts` and `ends`
+    point into the poll's block; the rest is as in `Chunk`.
+    """
+
+    customer: Ints
+    digest: NDArray[np.uint64]
+    mark: NDArray[np.uint32]
+    at: Ints
+    starts: Ints
+    ends: Ints
+    readings: Readings
+    unread_event: Ints
+    unread_meter: Ints
+
+    def keep(self, kept: NDArray[np.bool_]) -> "Columns":
+        """The marked events alone, with their readings."""
+        readings, place = self.readings, np.cumsum(kept) - 1
+        unread = kept[self.unread_event]
+        return Columns(
+            *(column[kept] for column in self[:6]),
+            _chosen(readings, np.flatnonzero(kept[readings.event]), place),
+            place[self.unread_event[unread]],
+            self.unread_meter[unread],
+        )
+
+
+class Customers:
+    """Customers by number, with what routing and identity need of each. It grows and never forgets.
+
+    Worker threads of one process share it: numbers are given under a lock, and arrays are replaced, not resized.
+    """
+
+    def __init__(self, shards: int) -> None:
+        self.shards = shards
+        self.number: dict[str, int] = {}
+        self.names: list[list[str]] = [[] for _ in range(shards)]
+        self.shard = np.empty(1024, np.int64)
+        self.local = np.empty(1024, np.int64)
+        self.digest = np.empty((1024, 2), np.uint64)
+        self._lock = Lock()
+
+    def add(self, customer: str) -> int:
+        """The customer's number, given now if there was none."""
+        with self._lock:
+            known = self.number.get(customer)
+            if known is not None:
+                return known
+            number = len(self.number)
+            if number == len(self.shard):
+                self.shard = np.resize(self.shard, 2 * number)
+                self.local = np.resize(self.local, 2 * number)
+                self.digest = np.resize(self.digest, (2 * number, 2))
+            shard = shard_of(customer, self.shards)
+            self.shard[number] = shard
+            self.local[number] = len(self.names[shard])
+            self.digest[number] = np.frombuffer(customer_digest(customer), np.uint64)
+            self.names[shard].append(customer)
+            self.number[customer] = number
+            return number
+
+
+class Chunk:
+    """Events of one shard, in order of arrival.
+
+    `names` lists customers and `customer` points into it; while `shared`, it is the one growing list that all
+    chunks of this shard and process have. `digest_lo` and `digest_hi` are the identities, `mark` fingerprints name, time and data, `at` is
+    µs since the epoch. `unread_event` and `unread_meter` say which meters found no number where they look.
+    """
+
+    __slots__ = (
+        "at",
+        "block",
+        "customer",
+        "digest_hi",
+        "digest_lo",
+        "ends",
+        "mark",
+        "names",
+        "readings",
+        "received_at",
+        "rejects",
+        "shared",
+        "starts",
+        "unread_event",
+        "unread_meter",
+    )
+
+    def __init__(
+        self,
+        *,
+        names: list[str],
+        shared: bool,
+        customer: Ints,
+        digest_lo: NDArray[np.uint64],
+        digest_hi: NDArray[np.uint64],
+        mark: NDArray[np.uint32],
+        at: Ints,
+        readings: Readings,
+        unread_event: Ints,
+        unread_meter: Ints,
+        block: bytes,
+        starts: Ints,
+        ends: Ints,
+        received_at: int,
+        rejects: list[Reject],
+    ) -> None:
+        self.names = names
+        self.shared = shared
+        self.customer = customer
+        self.digest_lo = digest_lo
+        self.digest_hi = digest_hi
+        self.mark = mark
+        self.at = at
+        self.readings = readings
+        self.unread_event = unread_event
+        self.unread_meter = unread_meter
+        self.block = block
+        self.starts = starts
+        self.ends = ends
+        self.received_at = received_at
+        self.rejects = rejects
+
+    def __len__(self) -> int:
+        return len(self.at)
+
+    def payload(self, event: int) -> bytes:
+        """The event's own bytes."""
+        return self.block[self.starts[event] : self.ends[event]]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        used, customer = np.unique(self.customer, return_inverse=True)
+        block = b"".join(map(self.payload, range(len(self))))
+        ends = np.cumsum(self.ends - self.starts)
+        state = {name: getattr(self, name) for name in self.__slots__}
+        state.update(
+            names=[self.names[i] for i in used.tolist()],
+            shared=False,
+            customer=customer.astype(np.int64),
+            block=block,
+            starts=ends - (self.ends - self.starts),
+            ends=ends,
+        )
+        return _rebuilt, (state,)
+
+
+def _rebuilt(state: dict[str, Any]) -> Chunk:
+    return Chunk(**state)
+
+
+def joined(parts: list[Columns]) -> Columns | None:
+    """The columns of consecutive pieces as one; None where there are none."""
+    if len(parts) < 2:
+        return parts[0] if parts else None
+    shifts = np.cumsum([0, *(len(part.at) for part in parts[:-1])]).tolist()
+    rows = np.cumsum([0, *(len(part.readings.event) for part in parts[:-1])]).tolist()
+    readings = [part.readings for part in parts]
+    fractions = any(r.mid is not None for r in readings)
+    return Columns(
+        *(np.concatenate([part[i] for part in parts]) for i in range(6)),  # type: ignore[arg-type]
+        Readings(
+            np.concatenate([r.event + shift for r, shift in zip(readings, shifts, strict=True)]),
+            np.concatenate([r.meter for r in readings]),
+            np.concatenate([r.hi for r in readings]),
+            np.concatenate([_or_zeros(r.mid, r) for r in readings]) if fractions else None,
+            np.concatenate([_or_zeros(r.lo, r) for r in readings]) if fractions else None,
+            np.concatenate([r.unique_at + shift for r, shift in zip(readings, rows, strict=True)]),
+            np.concatenate([r.unique_lo for r in readings]),
+            np.concatenate([r.unique_hi for r in readings]),
+        ),
+        np.concatenate([p.unread_event + shift for p, shift in zip(parts, shifts, strict=True)]),
+        np.concatenate([p.unread_meter for p in parts]),
+    )
+
+
+def split(
+    columns: Columns | None, rejects: list[Reject], payloads: Payloads, customers: Customers
+) -> list[tuple[int, Chunk]]:
+    """Events parted by their customer's shard, each shard's in order of arrival, readings too.
+
+    Rejects have no customer that could be trusted; they go to a shard by their bytes, to be counted there.
+    """
+    rejected: dict[int, list[Reject]] = {}
+    for reject in rejects:
+        rejected.setdefault(xxh3_64_intdigest(reject.payload) % customers.shards, []).append(reject)
+    if columns is None:
+        columns = _NOTHING
+    shard = customers.shard[columns.customer]
+    order = np.argsort(shard.astype(np.uint16), kind="stable")
+    bounds = np.searchsorted(shard[order], np.arange(customers.shards + 1))
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order))
+
+    readings = columns.readings
+    where = place[readings.event]
+    by_place = np.argsort(where, kind="stable")
+    cuts = np.searchsorted(where[by_place], bounds)
+    unread_at = place[columns.unread_event]
+    chunks = []
+    for number in range(customers.shards):
+        first, last = bounds[number], bounds[number + 1]
+        if first == last and number not in rejected:
+            continue
+        events = order[first:last]
+        unread = (unread_at >= first) & (unread_at < last)
+        chunk = Chunk(
+            names=customers.names[number],
+            shared=True,
+            customer=customers.local[columns.customer[events]],
+            digest_lo=columns.digest[events, 0],
+            digest_hi=columns.digest[events, 1],
+            mark=columns.mark[events],
+            at=columns.at[events],
+            readings=_chosen(readings, by_place[cuts[number] : cuts[number + 1]], place - first),
+            unread_event=unread_at[unread] - first,
+            unread_meter=columns.unread_meter[unread],
+            block=payloads.block,
+            starts=columns.starts[events],
+            ends=columns.ends[events],
+            received_at=payloads.received_at,
+            rejects=rejected.get(number, []),
+        )
+        chunks.append((number, chunk))
+    return chunks
+
+
+def _chosen(readings: Readings, rows: Ints, place: Ints) -> Readings:
+    """These rows of the readings, in this order; `place` gives each event its new number."""
+    unique = readings.unique_at, readings.unique_lo, readings.unique_hi
+    if len(readings.unique_at):
+        back = np.full(len(readings.event), -1, np.int64)
+        back[rows] = np.arange(len(rows))
+        moved = back[readings.unique_at]
+        kept = np.flatnonzero(moved >= 0)
+        kept = kept[np.argsort(moved[kept], kind="stable")]
+        unique = moved[kept], readings.unique_lo[kept], readings.unique_hi[kept]
+    return Readings(
+        place[readings.event[rows]],
+        readings.meter[rows],
+        readings.hi[rows],
+        None if readings.mid is None else readings.mid[rows],
+        None if readings.lo is None else readings.lo[rows],
+        *unique,
+    )
+
+
+def _or_zeros(limb: Ints | None, readings: Readings) -> Ints:
+    return np.zeros(len(readings.event), np.int64) if limb is None else limb
+
+
+_NONE = np.empty(0, np.int64)
+_NO_WORDS = np.empty(0, np.uint64)
+NO_READINGS = Readings(_NONE, _NONE, _NONE, None, None, _NONE, _NO_WORDS, _NO_WORDS)
+_NOTHING = Columns(
+    _NONE,
+    np.empty((0, 2), np.uint64),
+    np.empty(0, np.uint32),
+    _NONE,
+    _NONE,
+    _NONE,
+    NO_READINGS,
+    _NONE,
+    _NONE,
+)

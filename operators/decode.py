@@ -1,0 +1,310 @@
+"""From a poll's bytes to chunks: decode, validate, match and route, a thousand events at a time.
+
+The fast path decodes a piece of lines in one msgspec call and works on columns. A piece in which anything is
+odd is read line by line, and an event in which anything is odd is judged field by field (operators/validate.py);
+all of them end in the same columns. Numbers become int or Decimal, never floats.
+"""
+
+from collections.abc import Iterator
+from datetime import timedelta
+from decimal import Decimal, InvalidOperation
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+import numpy as np
+from msgspec import UNSET, DecodeError, UnsetType
+from numpy.typing import NDArray
+from xxhash import xxh3_64_intdigest, xxh3_128_digest
+
+from operators import times
+from operators.catalog import Catalog
+from operators.chunk import Chunk, Columns, Customers, Ints, Reject, joined, split
+from operators.keys import ID_SEED, source_digest
+from operators.matching import compile_filter
+from operators.periods import MAX_AT
+from operators.ports import Payloads
+from operators.readings import Feed, Gathered
+from operators.validate import ID_MAX, NAME_MAX, Fields, judge
+
+Clock = Literal["event", "wall"]
+
+PIECE_BYTES = 1 << 18  # a thousand events: msgspec is twice as slow on pieces that outgrow the cache
+_REMEMBERED_NAMES = 100_000
+
+_EMPTY: dict[str, Any] = {}
+_ENCODE = msgspec.json.Encoder(order="sorted", decimal_format="number").encode
+_K1, _K2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F)
+
+
+class _Event(msgspec.Struct, gc=False):
+    """Both shapes at once. What is absent is empty, and what is empty is judged apart."""
+
+    specversion: str | UnsetType = UNSET
+    id: str = ""
+    source: str = ""
+    type: str = ""
+    subject: str = ""
+    time: str = ""
+    data: dict[str, Any] | None = None
+    event_id: str | UnsetType = UNSET
+    customer_id: str = ""
+    event_name: str = ""
+    timestamp: str | None = None
+    metadata: dict[str, Any] | None = None
+
+
+class _Name(NamedTuple):
+    """An event name that has been seen: the number of its feeds (0 for none), and its hash."""
+
+    number: int
+    hash: int
+
+
+_BLANK = _Event()
+_PLACEHOLDER = Fields("-", "", "-", "-", 0, None)
+
+
+class Decoder:
+    """Turns polls into chunks under one catalog. Bad input becomes rejects, never an exception."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        *,
+        shards: int,
+        clock: Clock,
+        future: timedelta = timedelta(minutes=5),
+        payload_bytes_max: int = 1 << 20,
+    ) -> None:
+        self._future = int(future / timedelta(microseconds=1)) if clock == "wall" else None
+        self._payload_bytes_max = payload_bytes_max
+        self._customers = Customers(shards)
+        self._sources: dict[str | None, bytes] = {}
+        self._names: dict[str, _Name] = {}
+        feeds: dict[str, list[Feed]] = {}
+        for index, meter in enumerate(catalog.meters):
+            passes = compile_filter(meter.filter) if meter.filter else None
+            feeds.setdefault(meter.event_name, []).append(Feed(index, meter.kind, meter.key or "", passes))
+        self._numbers = {name: number for number, name in enumerate(feeds, 1)}
+        self._feeds: list[list[Feed]] = [[], *feeds.values()]
+        self._event_decoder = msgspec.json.Decoder(_Event, float_hook=Decimal)
+        self._array_decoder = msgspec.json.Decoder(list[msgspec.Raw])
+
+    def decode(self, payloads: Payloads) -> list[tuple[int, Chunk]]:
+        """One chunk for each shard that the poll has events or rejects for."""
+        rejects: list[Reject] = []
+        columns = []
+        for start, end in _pieces(payloads.block):
+            events, starts, ends = self._events(payloads.block, start, end, rejects)
+            if events:
+                columns.append(self._columns(events, starts, ends, payloads, rejects))
+        return split(joined(columns), rejects, payloads, self._customers)
+
+    def _events(
+        self, block: bytes, start: int, end: int, rejects: list[Reject]
+    ) -> tuple[list[_Event], Ints, Ints]:
+        """The events of a piece, and where each begins and ends in the block."""
+        piece = block[start:end]
+        chars = np.frombuffer(piece, np.uint8)
+        breaks = np.flatnonzero(chars == ord("\n"))
+        starts = np.concatenate(([0], breaks + 1))
+        ends = np.concatenate((breaks, [len(piece)]))
+        if starts[-1] == ends[-1]:
+            starts, ends = starts[:-1], ends[:-1]
+        ends = ends - ((chars[ends - 1] == ord("\r")) & (ends > starts))
+        if self._is_plain(piece, chars, starts, ends):
+            try:
+                events = self._event_decoder.decode_lines(piece)
+            except (DecodeError, RecursionError, InvalidOperation):
+                events = []
+            # As many values as lines, and each line runs from { to }: so one value stands on each line.
+            if len(events) == len(starts):
+                return events, starts + start, ends + start
+        return self._line_by_line(block, starts + start, ends + start, rejects)
+
+    def _is_plain(self, piece: bytes, chars: NDArray[np.uint8], starts: Ints, ends: Ints) -> bool:
+        sizes = ends - starts
+        if not len(sizes) or sizes.min() < 2 or sizes.max() > self._payload_bytes_max:
+            return False
+        braced = (chars[starts] == ord("{")).all() and (chars[ends - 1] == ord("}")).all()
+        return bool(braced) and _is_utf8(piece)
+
+    def _line_by_line(
+        self, block: bytes, starts: Ints, ends: Ints, rejects: list[Reject]
+    ) -> tuple[list[_Event], Ints, Ints]:
+        events: list[_Event] = []
+        bounds: list[tuple[int, int]] = []
+        for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+            line = block[start:end].lstrip(_SPACE)
+            start = end - len(line)
+            line = line.rstrip(_SPACE)
+            if len(line) > self._payload_bytes_max:
+                detail = f"needs at most {self._payload_bytes_max} bytes, got {len(line)}"
+                rejects.append(Reject("too_large", detail, line))
+            elif line.startswith(b"["):
+                for raw, offset in self._elements(line, rejects):
+                    events.append(self._event(raw))
+                    bounds.append((start + offset, start + offset + len(raw)))
+            elif line:
+                events.append(self._event(line))
+                bounds.append((start, start + len(line)))
+        limits = np.array(bounds, np.int64).reshape(-1, 2)
+        return events, limits[:, 0], limits[:, 1]
+
+    def _event(self, raw: bytes) -> _Event:
+        """The event, or a blank one, which is always judged, where it is not plainly an event."""
+        try:
+            return self._event_decoder.decode(raw) if _is_utf8(raw) else _BLANK
+        except (DecodeError, RecursionError, InvalidOperation):
+            return _BLANK
+
+    def _elements(self, line: bytes, rejects: list[Reject]) -> Iterator[tuple[bytes, int]]:
+        """Each element of a JSON array as it stands, and where it begins in the line."""
+        try:
+            line.decode()
+            elements = self._array_decoder.decode(line)
+        except (ValueError, RecursionError) as error:
+            rejects.append(Reject("not_json", str(error), line))
+            return
+        position = 0
+        for element in elements:
+            raw = bytes(element)
+            position = line.index(raw, position)
+            yield raw, position
+            position += len(raw)
+
+    def _columns(
+        self, events: list[_Event], starts: Ints, ends: Ints, payloads: Payloads, rejects: list[Reject]
+    ) -> Columns:
+        # The lists are as long as `events`; None in one of them marks an event that is judged apart.
+        customers, sources, ids, names, stamps, data = _lists(events)
+        at = times.parse_column(stamps)
+        latest = MAX_AT if self._future is None else payloads.received_at + self._future
+        odd = (at == times.INVALID) | (at > latest)
+        if "" in ids or max(map(len, ids)) > ID_MAX:
+            odd |= np.fromiter((not 0 < len(id) <= ID_MAX for id in ids), np.bool_, len(ids))
+        numbers = list(map(self._customers.number.get, customers))
+        known_sources = list(map(self._sources.get, sources))
+        known_names = list(map(self._names.get, names))
+        if None in numbers or None in known_sources or None in known_names:
+            for i in range(len(events)):
+                numbers[i] = self._customer(customers[i])
+                known_sources[i] = self._source(sources[i])
+                known_names[i] = self._name(names[i])
+                odd[i] |= numbers[i] is None or known_sources[i] is None or known_names[i] is None
+
+        kept = np.ones(len(events), np.bool_)
+        for i in np.flatnonzero(odd).tolist():
+            judged = judge(payloads.block[starts[i] : ends[i]], payloads.transport_time, latest)
+            if isinstance(judged, Reject):
+                rejects.append(judged)
+                kept[i] = False
+                judged = _PLACEHOLDER
+            numbers[i] = self._customer(judged.customer)
+            known_sources[i] = self._source(judged.source)
+            known_names[i] = self._name(judged.name)
+            ids[i], at[i], data[i] = judged.id, judged.at, judged.properties
+
+        hashes = [xxh3_64_intdigest(_ENCODE(properties)) for properties in data]
+        mark = np.array(hashes, np.uint64) ^ np.array([name.hash for name in known_names], np.uint64)
+        mark = ((mark * _K1 + at.view(np.uint64) * _K2) >> np.uint64(32)).astype(np.uint32)
+        customer = np.array(numbers, np.int64)
+        digest = self._customers.digest[customer] ^ _words(known_sources)
+        digest ^= _words([xxh3_128_digest(id.encode(), ID_SEED) for id in ids])
+        gathered = Gathered()
+        number = np.array([name.number for name in known_names], np.int64)
+        for feeds in np.unique(number[kept]).tolist():
+            members = np.flatnonzero((number == feeds) & kept)
+            properties = [data[i] or _EMPTY for i in members.tolist()]
+            for feed in self._feeds[feeds]:
+                gathered.read(feed, members, properties)
+        for event, detail in gathered.wrong.items():
+            kept[event] = False
+            raw = payloads.block[starts[event] : ends[event]]
+            rejects.append(Reject("quantity_out_of_range", detail, raw))
+        columns = Columns(
+            customer, digest, mark, at, starts, ends, gathered.readings(), *gathered.unread()
+        )
+        return columns if kept.all() else columns.keep(kept)
+
+    def _customer(self, customer: str | None) -> int | None:
+        if not customer or len(customer) > NAME_MAX:
+            return None
+        return self._customers.add(customer)
+
+    def _source(self, source: str | None) -> bytes | None:
+        if source is None or len(source) > ID_MAX:
+            return None
+        known = self._sources.get(source)
+        if known is None:
+            if len(self._sources) >= _REMEMBERED_NAMES:
+                self._sources = {}
+            known = self._sources[source] = source_digest(source)
+        return known
+
+    def _name(self, name: str | None) -> _Name | None:
+        if not name or len(name) > NAME_MAX:
+            return None
+        known = self._names.get(name)
+        if known is None:
+            if len(self._names) >= _REMEMBERED_NAMES:
+                self._names = {}
+            known = _Name(self._numbers.get(name, 0), xxh3_64_intdigest(name.encode()))
+            self._names[name] = known
+        return known
+
+
+_SPACE = b" \t\r\n"
+
+
+def _pieces(block: bytes) -> Iterator[tuple[int, int]]:
+    """Bounds of pieces of whole lines, about `PIECE_BYTES` each."""
+    start = 0
+    while start < len(block):
+        end = block.find(b"\n", min(start + PIECE_BYTES, len(block)) - 1) + 1 or len(block)
+        yield start, end
+        start = end
+
+
+def _is_utf8(raw: bytes) -> bool:
+    # msgspec checks only the texts that it hands out, not those it skips.
+    if raw.isascii():
+        return True
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _lists(
+    events: list[_Event],
+) -> tuple[list[str], list[str | None], list[str], list[str], list[str], list[dict[str, Any] | None]]:
+    """Customers, sources, ids, names, times and properties. A source that can't be one is None."""
+    if {event.specversion for event in events} == {"1.0"}:
+        sources: list[str | None] = [event.source for event in events]
+        if "" in sources:
+            sources = [source or None for source in sources]
+        return (
+            [event.subject for event in events],
+            sources,
+            [event.id for event in events],
+            [event.type for event in events],
+            [event.time for event in events],
+            [event.data for event in events],
+        )
+    customers, sources, ids, names, stamps, data = map(list, zip(*map(_fields, events), strict=True))
+    return customers, sources, ids, names, stamps, data  # type: ignore[return-value]
+
+
+def _fields(event: _Event) -> tuple[str, str | None, str, str, str, dict[str, Any] | None]:
+    if event.specversion == "1.0":
+        return event.subject, event.source or None, event.id, event.type, event.time, event.data
+    if event.specversion is UNSET and isinstance(event.event_id, str):
+        stamp = event.timestamp or ""
+        return event.customer_id, "", event.event_id, event.event_name, stamp, event.metadata
+    return "", None, "", "", "", None
+
+
+def _words(digests: list[Any]) -> NDArray[np.uint64]:
+    return np.frombuffer(b"".join(digests), np.uint64).reshape(-1, 2)

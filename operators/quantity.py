@@ -1,0 +1,82 @@
+"""Exact quantities in flat integer columns.
+
+A quantity is `hi + mid·10⁻¹² + lo·10⁻²⁴` with three 64-bit integers, 0 ≤ mid, lo < 10¹². Columns of such
+limbs add up in numpy without rounding, travel and pickle as plain bytes, and hold every JSON number of up to
+24 decimal places, so also the 17 digits that binary floats print. Whole quantities have no `mid` and `lo`.
+
+Bounds: a reading lies in [0, 10¹⁵]; a total fits while it is below 9·10¹⁸, that is nine thousand
+readings at the upper bound, or any number of smaller ones up to that sum. A total beyond it is an assertion.
+"""
+
+from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal, Inexact
+
+import numpy as np
+from numpy.typing import NDArray
+
+QUANTITY_MAX = 10**15
+PLACES = 24
+UNIT = 10**12
+SCALE = 10**PLACES
+TOTAL_MAX = 9 * 10**18
+
+Ints = NDArray[np.int64]
+
+_EXACT = Context(prec=80, Emin=MIN_EMIN, Emax=MAX_EMAX, traps=[Inexact])
+
+
+def scaled(value: int | Decimal) -> int:
+    """The value times 10²⁴ as an integer. Raises ValueError where that is not whole, or over 10³⁹."""
+    if isinstance(value, int):
+        return value * SCALE
+    # First the magnitude, so that 1e999999999 costs nothing.
+    if value and value.adjusted() > PLACES + 15:
+        raise ValueError(f"needs a number of at most 10^15, got {value:.3E}")
+    try:
+        moved = _EXACT.scaleb(value, PLACES)
+    except Inexact:
+        raise ValueError(f"needs at most {PLACES} decimal places, got more digits") from None
+    whole = int(moved)
+    if whole != moved:
+        raise ValueError(f"needs at most {PLACES} decimal places, got {value:.30E}")
+    return whole
+
+
+def limbs(value: int | Decimal) -> tuple[int, int, int]:
+    """A reading as (hi, mid, lo). Raises ValueError, which says why, where it is out of bounds."""
+    whole = scaled(value)
+    if not 0 <= whole <= QUANTITY_MAX * SCALE:
+        raise ValueError(f"needs 0 to {QUANTITY_MAX}, got {str(value)[:40]}")
+    hi, rest = divmod(whole, SCALE)
+    mid, lo = divmod(rest, UNIT)
+    return hi, mid, lo
+
+
+def joined(hi: int, mid: int, lo: int) -> int:
+    """The limbs as one integer, times 10²⁴."""
+    return (hi * UNIT + mid) * UNIT + lo
+
+
+def split(whole: int) -> tuple[int, int, int]:
+    """The inverse of `joined`."""
+    hi, rest = divmod(whole, SCALE)
+    return hi, *divmod(rest, UNIT)
+
+
+def text(whole: int) -> str:
+    """Decimal text of a quantity given times 10²⁴: no exponent, no trailing zeros. `text(SCALE // 10)` is 0.1."""
+    sign = "-" if whole < 0 else ""
+    hi, rest = divmod(abs(whole), SCALE)
+    return f"{sign}{hi}.{rest:024d}".rstrip("0").rstrip(".")
+
+
+def decimal(whole: int) -> Decimal:
+    """A quantity given times 10²⁴ as a Decimal, exactly."""
+    return Decimal(text(whole))
+
+
+def carry(hi: Ints, mid: Ints, lo: Ints) -> None:
+    """Brings summed limbs back into their ranges, in place."""
+    mid += lo // UNIT
+    lo %= UNIT
+    hi += mid // UNIT
+    mid %= UNIT

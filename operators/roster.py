@@ -1,0 +1,194 @@
+"""A shard's customers and keys by row number, with what the catalog says of each.
+
+What the catalog says is looked up once, when a customer or key is first seen, and again after a restart: so the
+hot path asks arrays, not dictionaries. Rows are numbered in order of first appearance and never change.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from operators.catalog import Catalog, Meter
+from operators.chunk import Chunk, Ints
+from operators.periods import Buckets, Periods, Policy, buckets
+from operators.thresholds import Rules, rules_of
+from operators.windows import FOLD_OF
+
+
+class Edges(NamedTuple):
+    """The windows of events: starts and ends, µs since the epoch."""
+
+    hour: Ints
+    hour_end: Ints
+    day: Ints
+    period: Ints
+    period_end: Ints
+
+
+class Column:
+    """An integer column that grows; `values` is the part in use."""
+
+    def __init__(self, fill: int = 0) -> None:
+        self._fill = fill
+        self._room = np.full(64, fill, np.int64)
+        self.size = 0
+
+    @property
+    def values(self) -> Ints:
+        return self._room[: self.size]
+
+    def extend(self, values: Ints) -> None:
+        size = self.size + len(values)
+        if size > len(self._room):
+            wider = np.full(max(size, len(self._room) * 5 // 4 + 64), self._fill, np.int64)
+            wider[: self.size] = self.values
+            self._room = wider
+        self._room[self.size : size] = values
+        self.size = size
+
+
+class Roster:
+    """Customers and keys of a shard. A key is a customer and a meter that has read something.
+
+    `clock` is each customer's latest event time, 0 before the first. Meters are numbered as first seen: a
+    meter that leaves the catalog keeps its number, a new one gets the next.
+    """
+
+    def __init__(self, catalog: Catalog, meters: list[Meter] | None = None) -> None:
+        self.catalog = catalog
+        self.meters = list(meters or [])
+        known = {meter.name: number for number, meter in enumerate(self.meters)}
+        numbers = []
+        for meter in catalog.meters:
+            number = known.get(meter.name, len(self.meters))
+            if number == len(self.meters):
+                self.meters.append(meter)
+            elif (self.meters[number].kind, self.meters[number].key) != (meter.kind, meter.key):
+                raise ValueError(
+                    f"meter {meter.name!r}: its aggregation is fixed once it has counted; give the new one another name"
+                )
+            numbers.append(number)
+        self.number_of = np.array(numbers, np.int64)
+        self.fold_of = np.array([FOLD_OF[meter.kind] for meter in self.meters], np.int64)
+        self.names: list[str] = []
+        self.row: dict[str, int] = {}
+        self.clock = Column()
+        self.key_customer = Column()
+        self.key_meter = Column()
+        self.key_rules = Column()
+        self.rules: list[Rules] = []
+        self._zones: list[Buckets] = []
+        self._zone = Column()
+        self._policies: list[Periods] = []
+        self._policy = Column()
+        self._keys = np.full((len(self.meters), 64), -1, np.int64)
+        self._zone_numbers: dict[str, int] = {}
+        self._policy_numbers: dict[tuple[Policy, str], int] = {}
+        self._rule_numbers: dict[object, int] = {}
+        self._shared = np.empty(0, np.int64)
+
+    def customers(self, chunk: Chunk) -> Ints:
+        """The row of each event's customer; new customers get theirs now."""
+        if not chunk.shared:
+            return np.array([self.add(name) for name in chunk.names], np.int64)[chunk.customer]
+        rows = self._shared
+        if len(rows) < len(chunk.names):
+            grown = np.full(max(len(chunk.names), len(rows) * 5 // 4), -1, np.int64)
+            grown[: len(rows)] = rows
+            rows = self._shared = grown
+        found = rows[chunk.customer]
+        if (found < 0).any():
+            for local in np.unique(chunk.customer[found < 0]).tolist():
+                rows[local] = self.add(chunk.names[local])
+            found = rows[chunk.customer]
+        return found
+
+    def add(self, name: str) -> int:
+        """The row of a customer, new or not."""
+        known = self.row.get(name)
+        if known is not None:
+            return known
+        row = self.row[name] = len(self.names)
+        self.names.append(name)
+        zone = self.catalog.zone_of(name)
+        policy = (self.catalog.period_of(name), zone)
+        if zone not in self._zone_numbers:
+            self._zone_numbers[zone] = len(self._zones)
+            self._zones.append(buckets(zone))
+        if policy not in self._policy_numbers:
+            self._policy_numbers[policy] = len(self._policies)
+            self._policies.append(Periods(*policy))
+        self.clock.extend(_one(0))
+        self._zone.extend(_one(self._zone_numbers[zone]))
+        self._policy.extend(_one(self._policy_numbers[policy]))
+        if row >= self._keys.shape[1]:
+            wider = np.full((len(self.meters), row * 5 // 4 + 64), -1, np.int64)
+            wider[:, : self._keys.shape[1]] = self._keys
+            self._keys = wider
+        return row
+
+    def keys(self, customer: Ints, meter: Ints) -> Ints:
+        """The row of each pair of customer row and meter number; new pairs get theirs now."""
+        found = self._keys[meter, customer]
+        if (found < 0).any():
+            pairs = np.unique(np.stack((customer, meter))[:, found < 0], axis=1)
+            self.add_keys(pairs[0], pairs[1])
+            found = self._keys[meter, customer]
+        return found
+
+    def add_keys(self, customer: Ints, meter: Ints) -> None:
+        """Gives rows to pairs that have none."""
+        first = self.key_customer.size
+        self._keys[meter, customer] = np.arange(first, first + len(meter))
+        self.key_customer.extend(customer)
+        self.key_meter.extend(meter)
+        rules = [
+            self._rules_of(self.names[row], self.meters[number].name)
+            for row, number in zip(customer.tolist(), meter.tolist(), strict=True)
+        ]
+        self.key_rules.extend(np.array(rules, np.int64))
+
+    def edges(self, customer: Ints, at: Ints) -> Edges:
+        """The windows that hold each event."""
+        zone, policy = self._zone.values[customer], self._policy.values[customer]
+        hour, hour_end, day, period, period_end = (np.empty(len(at), np.int64) for _ in range(5))
+        for number, rows in _groups(zone):
+            hour[rows], hour_end[rows] = self._zones[number].hour(at[rows])
+            day[rows] = self._zones[number].day(at[rows])[0]
+        for number, rows in _groups(policy):
+            period[rows], period_end[rows] = self._policies[number].of(at[rows])
+        return Edges(hour, hour_end, day, period, period_end)
+
+    def bucket_ends(self, customer: Ints, start: Ints, is_day: NDArray[np.bool_]) -> Ints:
+        """The end of each hour or day bucket that begins at `start`."""
+        ends = np.empty(len(start), np.int64)
+        for number, rows in _groups(self._zone.values[customer]):
+            hours, days = self._zones[number].hour(start[rows])[1], self._zones[number].day(start[rows])[1]
+            ends[rows] = np.where(is_day[rows], days, hours)
+        return ends
+
+    def _rules_of(self, customer: str, meter: str) -> int:
+        # By identity: a plan's limit is one object for all its customers, and the catalog keeps it alive.
+        limit = self.catalog.limit_of(customer, meter)
+        number = self._rule_numbers.get(id(limit))
+        if number is None:
+            number = self._rule_numbers[id(limit)] = len(self.rules)
+            self.rules.append(rules_of(limit))
+        return number
+
+
+def _one(value: int) -> Ints:
+    return np.array([value], np.int64)
+
+
+def _groups(numbers: Ints) -> list[tuple[int, slice | Ints]]:
+    """Each number that occurs, and where."""
+    if not len(numbers):
+        return []
+    first = int(numbers[0])
+    if (numbers == first).all():
+        return [(first, slice(None))]
+    return [(number, np.flatnonzero(numbers == number)) for number in np.unique(numbers).tolist()]
+
+

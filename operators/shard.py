@@ -1,0 +1,357 @@
+"""One virtual shard: the customers that hash to it, and all that is known of them.
+
+A chunk goes through time classes, dedup, windows and thresholds and comes out as an outcome. The state is flat
+columns; operators/snapshot.py writes what changed of it and builds it up again.
+"""
+
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from xxhash import xxh3_128_hexdigest
+
+from operators import snapshot
+from operators.catalog import Catalog, Meter
+from operators.chunk import Chunk, Ints, Readings
+from operators.clock import running_latest
+from operators.dedup import CONFLICT, DUPLICATE, NEW, Identities, Memory
+from operators.periods import HOUR
+from operators.quantity import joined, text
+from operators.records import Accepted, Alert, Counter, DeadLetter, Total, Window
+from operators.roster import Edges, Roster
+from operators.table import Table
+from operators.watch import Watch
+from operators.windows import (
+    COLUMNS,
+    DAY_WINDOW,
+    FRACTIONS,
+    HOUR_WINDOW,
+    LAST,
+    PERIOD_COLUMNS,
+    PERIOD_WINDOW,
+    UNSENT,
+    Batch,
+    fold,
+    key_of,
+    order_of,
+    start_of,
+    window_key,
+    window_of,
+)
+
+ON_TIME, LATE_OPEN, LATE_CLOSED = 0, 1, 2
+LATE_NAMES: tuple[Literal["on_time", "late_open", "late_closed"], ...] = ("on_time", "late_open", "late_closed")
+WINDOW_NAMES: tuple[Window, ...] = ("hour", "day", "period")
+
+TOO_LATE = 3
+VERDICTS = (("accepted", NEW), ("duplicates", DUPLICATE), ("conflicts", CONFLICT), ("too_late", TOO_LATE))
+DETAILS = {
+    TOO_LATE: ("too_late", "older than the lateness before the customer's now; an operator may adjust by hand"),
+    CONFLICT: ("conflict", "another event of this identity was accepted before; the first one stands"),
+}
+
+
+class Outcome(NamedTuple):
+    """What a chunk led to, apart from totals, which are asked for when they are to be written."""
+
+    alerts: list[Alert]
+    dead: list[DeadLetter]
+    accepted: list[Accepted]
+
+
+class Shard:
+    """The state of one shard. `forward` asks for accepted events in the outcome, as billing needs them."""
+
+    def __init__(
+        self,
+        index: int,
+        catalog: Catalog,
+        lateness: timedelta,
+        clock: Literal["event", "wall"],
+        *,
+        forward: bool = True,
+        meters: list[Meter] | None = None,
+    ) -> None:
+        self.index = index
+        self.roster = Roster(catalog, meters)
+        self.memory = Memory()
+        self.buckets = Table(1, COLUMNS)
+        self.periods = Table(1, PERIOD_COLUMNS)
+        self.values = {window: Table(2, {"word": np.uint64}) for window in WINDOW_NAMES}
+        self.watch = Watch(self.roster, self.periods)
+        self.counts: dict[str, int] = {}
+        self.marks: dict[int, NDArray[np.bool_]] = {}
+        self.latest = 0
+        self.saved = snapshot.Saved()
+        self._lateness = int(lateness / timedelta(microseconds=1))
+        self._wall = clock == "wall"
+        self._forward = forward
+        self._reviewed: list[Alert] = []
+        self._swept_hour = 0
+        self._swept_size = 0
+
+    @classmethod
+    def restore(
+        cls,
+        index: int,
+        catalog: Catalog,
+        lateness: timedelta,
+        clock: Literal["event", "wall"],
+        frames: Iterable[snapshot.Frame],
+        *,
+        forward: bool = True,
+    ) -> "Shard":
+        """The shard as its deltas left it. Under a changed catalog, `review` has the alerts that follow."""
+        state = snapshot.read(frames)
+        shard = cls(index, catalog, lateness, clock, forward=forward, meters=state.meters)
+        shard._reviewed = state.fill(shard)
+        return shard
+
+    def delta(self) -> list[snapshot.Frame]:
+        """What changed since the last delta, in frames that restore the shard when all are put in a row."""
+        self._forget()
+        return snapshot.delta(self)
+
+    def review(self) -> list[Alert]:
+        """The alerts that a changed catalog set off at `restore`, once."""
+        reviewed, self._reviewed = self._reviewed, []
+        return reviewed
+
+    def apply(self, chunk: Chunk) -> Outcome:
+        """Takes a chunk in. Its totals wait until `totals` asks for them."""
+        dead = [_letter(reject.reason, reject.detail, reject.payload, chunk) for reject in chunk.rejects]
+        self._count("events", len(chunk) + len(chunk.rejects))
+        self._count("rejects", len(chunk.rejects))
+        if not len(chunk):
+            return Outcome([], dead, [])
+        customer = self.roster.customers(chunk)
+        now = self._now(customer, chunk)
+        verdicts = self._verdicts(chunk, now)
+        for name, verdict in VERDICTS:
+            self._count(name, int(np.count_nonzero(verdicts == verdict)))
+        for event in np.flatnonzero(verdicts >= CONFLICT).tolist():
+            dead.append(_letter(*DETAILS[int(verdicts[event])], chunk.payload(event), chunk))
+        accepted = np.flatnonzero(verdicts == NEW)
+        if not len(accepted):
+            return Outcome([], dead, [])
+        customer, now, at = customer[accepted], now[accepted], chunk.at[accepted]
+        self._mark_hours(customer, at)
+        edges = self.roster.edges(customer, at)
+        late = np.where(
+            edges.period_end <= now, LATE_CLOSED, np.where(edges.hour_end <= now, LATE_OPEN, ON_TIME)
+        )
+        place = np.full(len(chunk), -1, np.int64)
+        place[accepted] = np.arange(len(accepted))
+        alerts = self._meter(chunk, place, customer, at, edges, late)
+        return Outcome(alerts, dead, self._accepted(chunk, accepted, late) if self._forward else [])
+
+    def totals(self) -> list[Total]:
+        """The totals that changed since this was last asked, absolute."""
+        return [*self._drain(self.buckets), *self._drain(self.periods)]
+
+    def counters(self) -> list[Counter]:
+        """Every counter as it stands."""
+        return [Counter(self.index, name, value) for name, value in sorted(self.counts.items())]
+
+    @property
+    def nbytes(self) -> tuple[int, int]:
+        """Memory held by totals, and by remembered identities."""
+        return self.buckets.nbytes + self.periods.nbytes, self.memory.nbytes
+
+    def _now(self, customer: Ints, chunk: Chunk) -> Ints:
+        if self._wall:
+            self.latest = max(self.latest, chunk.received_at)
+            return np.full(len(chunk), chunk.received_at, np.int64)
+        clock = self.roster.clock.values
+        now, touched, latest = running_latest(customer, chunk.at, clock)
+        clock[touched] = latest
+        self.saved.clocks.append(touched)
+        self.latest = max(self.latest, int(latest.max()))
+        return now
+
+    def _verdicts(self, chunk: Chunk, now: Ints) -> NDArray[np.int8]:
+        identities = Identities(chunk.digest_lo, chunk.digest_hi, chunk.mark, chunk.at)
+        fits = chunk.at >= now - self._lateness
+        if fits.all():
+            return self.memory.settle(identities)
+        verdicts = np.full(len(chunk), TOO_LATE, np.int8)
+        verdicts[fits] = self.memory.settle(identities.part(np.flatnonzero(fits)))
+        return verdicts
+
+    def _meter(
+        self, chunk: Chunk, place: Ints, customer: Ints, at: Ints, edges: Edges, late: Ints
+    ) -> list[Alert]:
+        """Folds the readings of accepted events into their windows. `place` numbers those events, -1 the rest."""
+        roster, readings = self.roster, chunk.readings
+        unread = roster.number_of[chunk.unread_meter[place[chunk.unread_event] >= 0]]
+        self._count_by_meter("not_a_number", unread)
+        event = place[readings.event]
+        kept = np.flatnonzero(event >= 0)
+        if not len(kept):
+            return []
+        event = event[kept]
+        meter = roster.number_of[readings.meter[kept]]
+        closed = late[event] == LATE_CLOSED
+        self._count_by_meter("matching", meter)
+        self._count_by_meter("counted", meter[~closed])
+        self._count_by_meter("corrected", meter[closed])
+        batch = Batch(
+            key=roster.keys(customer[event], meter),
+            at=at[event],
+            fold=roster.fold_of[meter],
+            hi=readings.hi[kept],
+            mid=None if readings.mid is None else readings.mid[kept],
+            lo=None if readings.lo is None else readings.lo[kept],
+            late=late[event] == LATE_OPEN,
+            corrected=closed,
+        )
+        order = order_of(batch)
+        for window, starts in ((HOUR_WINDOW, edges.hour), (DAY_WINDOW, edges.day)):
+            fold(self.buckets, window, self._unique(batch, readings, kept, window, starts[event]), order, starts[event])
+        starts = edges.period[event]
+        batch = self._unique(batch, readings, kept, PERIOD_WINDOW, starts)
+        touched = fold(self.periods, PERIOD_WINDOW, batch, order, starts)
+        if touched.new.any():
+            first = order[touched.starts[:-1][touched.new]]
+            rows = touched.rows[touched.new]
+            self.periods.columns["end"][rows] = edges.period_end[event][first]
+            self.watch.begin(rows, batch.key[first])
+        return self.watch.look(batch, touched)
+
+    def _unique(self, batch: Batch, readings: Readings, kept: Ints, window: int, starts: Ints) -> Batch:
+        """The batch with each reading of a `unique` meter as 1 where its value is new to its window, else 0."""
+        if not len(readings.unique_at):
+            return batch
+        place = np.full(len(readings.event), -1, np.int64)
+        place[kept] = np.arange(len(kept))
+        rows = place[readings.unique_at]
+        inside = rows >= 0
+        rows = rows[inside]
+        words = window_key(batch.key[rows], window, starts[rows])
+        table = self.values[WINDOW_NAMES[window]]
+        spread = words * np.uint64(0x9E3779B97F4A7C15)
+        at, new = table.claim(readings.unique_lo[inside] ^ spread, readings.unique_hi[inside] ^ words)
+        table.columns["word"][at[new]] = words[new]
+        hi = batch.hi.copy()
+        hi[rows] = new
+        return batch._replace(hi=hi)
+
+    def _accepted(self, chunk: Chunk, accepted: Ints, late: Ints) -> list[Accepted]:
+        names, customer = chunk.names, chunk.customer
+        return [
+            Accepted(
+                f"{chunk.digest_lo[event]:016x}{chunk.digest_hi[event]:016x}",
+                names[customer[event]],
+                int(chunk.at[event]),
+                LATE_NAMES[lateness],
+                chunk.payload(event),
+            )
+            for event, lateness in zip(accepted.tolist(), late.tolist(), strict=True)
+        ]
+
+    def _drain(self, table: Table) -> Iterable[Total]:
+        dirty = table.columns["dirty"]
+        rows = np.flatnonzero(dirty[: len(table)] & UNSENT)
+        if not len(rows):
+            return ()
+        dirty[rows] &= ~UNSENT
+        roster, columns, words = self.roster, table.columns, table.keys[0][rows]
+        key, window, start = key_of(words), window_of(words), start_of(words)
+        customer, meter = roster.key_customer.values[key], roster.key_meter.values[key]
+        if "end" in columns:
+            end = columns["end"][rows]
+        else:
+            end = roster.bucket_ends(customer, start, window == DAY_WINDOW)
+        totals: list[int | str] = columns["hi"][rows].tolist()
+        if "mid" in columns:
+            fractions = [columns[name][rows] for name in FRACTIONS]
+            for i in np.flatnonzero(fractions[0] | fractions[1]).tolist():
+                totals[i] = text(joined(int(totals[i]), int(fractions[0][i]), int(fractions[1][i])))
+        events = columns["events"][rows].tolist()
+        names, meters = roster.names, [m.name for m in roster.meters]
+        return map(
+            Total,
+            [names[row] for row in customer.tolist()],
+            [WINDOW_NAMES[kind] for kind in window.tolist()],
+            [meters[number] for number in meter.tolist()],
+            start.tolist(),
+            end.tolist(),
+            totals,
+            events,
+            events,
+            columns["as_of"][rows].tolist(),
+            columns["late"][rows].tolist(),
+            columns["corrected"][rows].tolist(),
+            [0] * len(rows),
+            (roster.fold_of[meter] != LAST).tolist(),
+        )
+
+    def _count(self, name: str, by: int) -> None:
+        if by:
+            self.counts[name] = self.counts.get(name, 0) + by
+
+    def _count_by_meter(self, name: str, meter: Ints) -> None:
+        for number in np.unique(meter).tolist() if len(meter) else ():
+            self._count(f"{name}:{self.roster.meters[number].name}", int(np.count_nonzero(meter == number)))
+
+    def _mark_hours(self, customer: Ints, at: Ints) -> None:
+        """Notes who has identities in which hour, so that it is kept while any of them can reach it."""
+        if self._wall:
+            return
+        hours = at // HOUR
+        for hour in np.unique(hours).tolist():
+            marks = self.marks.get(hour)
+            if marks is None or len(marks) < len(self.roster.names):
+                wider = np.zeros(len(self.roster.names) * 5 // 4 + 64, np.bool_)
+                if marks is not None:
+                    wider[: len(marks)] = marks
+                marks = self.marks[hour] = wider
+            inside = customer[hours == hour]
+            fresh = inside[~marks[inside]]
+            if len(fresh):
+                marks[fresh] = True
+                self.saved.marks.append((hour, np.unique(fresh)))
+
+    def _forget(self) -> None:
+        """Drops what no acceptable event can reach: identities by the hour, windows when they outgrow what is live."""
+        hour = self.latest // HOUR
+        if hour == self._swept_hour:
+            return
+        self._swept_hour = hour
+        clock = self.roster.clock.values
+        for old in [h for h in self.memory.hours if (h + 1) * HOUR + self._lateness <= self.latest]:
+            marks = self.marks.get(old)
+            if marks is None or clock[np.flatnonzero(marks)].min() - self._lateness >= (old + 1) * HOUR:
+                self.memory.forget(old)
+                self.marks.pop(old, None)
+        if len(self.buckets) + len(self.periods) >= 2 * self._swept_size + 4096:
+            self._sweep(self.buckets, 0)
+            self._sweep(self.periods, 1)
+            self._swept_size = len(self.buckets) + len(self.periods)
+            self.saved.whole = True
+
+    def _sweep(self, table: Table, grace: int) -> None:
+        """Drops windows whose end lies `grace` of their own lengths and the lateness before their customer's now."""
+        words = table.keys[0][: len(table)]
+        customer, start = self.roster.key_customer.values[key_of(words)], start_of(words)
+        if "end" in table.columns:
+            end = table.columns["end"][: len(table)]
+        else:
+            end = self.roster.bucket_ends(customer, start, window_of(words) == DAY_WINDOW)
+        now = np.full(len(words), self.latest) if self._wall else self.roster.clock.values[customer]
+        gone = (end + grace * (end - start) <= now - self._lateness) & (
+            table.columns["dirty"][: len(table)] & UNSENT == 0
+        )
+        if gone.any():
+            dropped = words[gone]
+            self.watch.drop(dropped.tolist())
+            for values in self.values.values():
+                values.keep(~np.isin(values.columns["word"][: len(values)], dropped))
+            table.keep(~gone)
+
+
+def _letter(reason: str, detail: str, payload: bytes, chunk: Chunk) -> DeadLetter:
+    id = xxh3_128_hexdigest(reason.encode() + b"\n" + payload)
+    return DeadLetter(id=id, reason=reason, detail=detail, payload=payload, received_at=chunk.received_at)

@@ -1,0 +1,249 @@
+"""A shard's state as frames: what changed since the last delta, and a shard built up from them again.
+
+Two kinds of streams. `state` holds customers, keys, totals, alert states and counters; a frame that is `whole` replaces
+all before it. `ids-…` hold remembered identities, one stream per event hour, only ever appended to, so that hours
+gone by cost a snapshot nothing; the newest state frame names those that count.
+"""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from operators.catalog import Meter
+from operators.chunk import Ints
+from operators.records import Alert
+from operators.table import Table
+from operators.watch import Held
+from operators.windows import UNSAVED
+
+if TYPE_CHECKING:
+    from operators.shard import Shard
+
+
+class Frame(NamedTuple):
+    """A piece of a shard's state: its stream, its bytes, and whether it replaces the stream so far."""
+
+    stream: str
+    body: bytes
+    whole: bool
+
+
+class Saved:
+    """How much of a shard the deltas so far hold, and what was touched since."""
+
+    def __init__(self) -> None:
+        self.whole = True
+        self.names = 0
+        self.keys = 0
+        self.values: dict[str, int] = {}
+        self.ids: dict[int, int] = {}
+        self.streams: dict[int, str] = {}
+        self.serial = 0
+        self.clocks: list[Ints] = []
+        self.marks: list[tuple[int, Ints]] = []
+
+
+class _Rows(msgspec.Struct):
+    """Rows of a table: key words and columns as bytes."""
+
+    keys: list[bytes]
+    columns: dict[str, bytes]
+
+
+class _State(msgspec.Struct):
+    """One frame of the stream `state`."""
+
+    meters: list[tuple[str, str, str, str | None]]
+    names: list[str]
+    clock_rows: bytes
+    clocks: bytes
+    key_customer: bytes
+    key_meter: bytes
+    key_versions: list[str]
+    key_version: bytes
+    buckets: _Rows
+    periods: _Rows
+    values: dict[str, _Rows]
+    states: dict[int, Held]
+    counts: dict[str, int]
+    marks: list[tuple[int, bytes]]
+    streams: dict[int, str]
+    serial: int
+    latest: int
+
+
+_STATE = msgspec.msgpack.Decoder(_State)
+_IDS = msgspec.msgpack.Decoder(_Rows)
+
+
+def delta(shard: "Shard") -> list[Frame]:
+    """Frames of what changed since the last delta; the shard then counts as saved."""
+    saved = shard.saved
+    frames = list(_identities(shard, saved))
+    whole = saved.whole
+    if whole:
+        saved.names = saved.keys = 0
+        saved.values = {}
+    roster = shard.roster
+    keys = slice(saved.keys, roster.key_customer.size)
+    versions = [roster.rules[number].version for number in roster.key_rules.values[keys].tolist()]
+    distinct = list(dict.fromkeys(versions))
+    place = {version: i for i, version in enumerate(distinct)}
+    clocks = np.arange(len(roster.names)) if whole else _distinct(saved.clocks)
+    moved = list(shard.watch.words) if whole else list(shard.watch.moved)
+    state = _State(
+        meters=[(meter.name, meter.event_name, meter.kind, meter.key) for meter in roster.meters],
+        names=roster.names[saved.names :],
+        clock_rows=clocks.tobytes(),
+        clocks=roster.clock.values[clocks].tobytes(),
+        key_customer=roster.key_customer.values[keys].tobytes(),
+        key_meter=roster.key_meter.values[keys].tobytes(),
+        key_versions=distinct,
+        key_version=np.array([place[version] for version in versions], np.int64).tobytes(),
+        buckets=_changed(shard.buckets, whole),
+        periods=_changed(shard.periods, whole),
+        values={name: _rows(t, np.arange(saved.values.get(name, 0), len(t))) for name, t in shard.values.items()},
+        states={word: shard.watch.held(word) for word in moved},
+        counts=shard.counts,
+        marks=[(hour, rows.tobytes()) for hour, rows in _marks(shard, whole)],
+        streams=saved.streams,
+        serial=saved.serial,
+        latest=shard.latest,
+    )
+    frames.append(Frame("state", msgspec.msgpack.encode(state), whole))
+    saved.whole = False
+    saved.names, saved.keys = len(roster.names), roster.key_customer.size
+    saved.values = {name: len(table) for name, table in shard.values.items()}
+    saved.clocks, saved.marks = [], []
+    shard.watch.moved.clear()
+    return frames
+
+
+class State:
+    """A shard's state as frames give it, before it is filled into a shard."""
+
+    def __init__(self, states: list[_State], ids: dict[str, list[_Rows]]) -> None:
+        self._states = states
+        self._ids = ids
+
+    @property
+    def meters(self) -> list[Meter]:
+        """The meters that have counted, by number."""
+        found: Any = self._states[-1].meters if self._states else []
+        return [Meter(name, event_name, kind, key) for name, event_name, kind, key in found]
+
+    def fill(self, shard: "Shard") -> list[Alert]:
+        """Fills a fresh shard, and returns the alerts that a changed catalog sets off."""
+        roster, held = shard.roster, dict[int, Held]()
+        versions: list[str] = []
+        for state in self._states:
+            for name in state.names:
+                roster.add(name)
+            roster.clock.values[_ints(state.clock_rows)] = _ints(state.clocks)
+            roster.add_keys(_ints(state.key_customer), _ints(state.key_meter))
+            versions += [state.key_versions[i] for i in _ints(state.key_version).tolist()]
+            _take(shard.buckets, state.buckets)
+            _take(shard.periods, state.periods)
+            for name, rows in state.values.items():
+                _take(shard.values[name], rows)
+            held.update(state.states)
+            shard.counts.update(state.counts)
+            for hour, rows in state.marks:
+                _mark(shard, hour, _ints(rows))
+        saved = shard.saved
+        if self._states:
+            last = self._states[-1]
+            saved.whole, saved.streams, saved.serial = False, dict(last.streams), last.serial
+            shard.latest = last.latest
+        for hour, stream in saved.streams.items():
+            for rows in self._ids.get(stream, []):
+                _take(shard.memory.table(hour), rows)
+            saved.ids[hour] = len(shard.memory.table(hour))
+        for hour in set(shard.marks) - set(saved.streams):
+            del shard.marks[hour]
+        saved.names, saved.keys = len(roster.names), roster.key_customer.size
+        saved.values = {name: len(table) for name, table in shard.values.items()}
+        now = [roster.rules[number].version for number in roster.key_rules.values.tolist()]
+        changed = [key for key, (old, new) in enumerate(zip(versions, now, strict=True)) if old != new]
+        alerts = shard.watch.restore(held, np.array(changed, np.int64))
+        saved.whole |= bool(changed) or len(roster.meters) > len(self.meters)
+        return alerts
+
+
+def read(frames: Iterable[Frame]) -> State:
+    """The state that frames hold, each stream in its order."""
+    states: list[_State] = []
+    ids: dict[str, list[_Rows]] = {}
+    for frame in frames:
+        if frame.stream == "state":
+            if frame.whole:
+                states.clear()
+            states.append(_STATE.decode(frame.body))
+        else:
+            ids.setdefault(frame.stream, []).append(_IDS.decode(frame.body))
+    return State(states, ids)
+
+
+def _identities(shard: "Shard", saved: Saved) -> Iterable[Frame]:
+    hours = shard.memory.hours
+    for hour in saved.streams.keys() - hours.keys():
+        del saved.streams[hour], saved.ids[hour]
+    for hour, table in hours.items():
+        if hour not in saved.streams:
+            # A serial, so that an hour that comes back after it was forgotten is another stream.
+            saved.serial += 1
+            saved.streams[hour] = f"ids-{hour}-{saved.serial}"
+            saved.ids[hour] = 0
+        if len(table) > saved.ids[hour]:
+            rows = _rows(table, np.arange(saved.ids[hour], len(table)))
+            saved.ids[hour] = len(table)
+            yield Frame(saved.streams[hour], msgspec.msgpack.encode(rows), False)
+
+
+def _changed(table: Table, whole: bool) -> _Rows:
+    dirty = table.columns["dirty"]
+    rows = np.arange(len(table)) if whole else np.flatnonzero(dirty[: len(table)] & UNSAVED)
+    dirty[rows] &= ~UNSAVED
+    return _rows(table, rows)
+
+
+def _rows(table: Table, rows: Ints) -> _Rows:
+    columns = {name: column[rows].tobytes() for name, column in table.columns.items()}
+    return _Rows([key[rows].tobytes() for key in table.keys], columns)
+
+
+def _take(table: Table, rows: _Rows) -> None:
+    """Sets these rows, new or not."""
+    keys = [np.frombuffer(key, np.uint64) for key in rows.keys]
+    at, _ = table.claim(*keys)
+    for name, values in rows.columns.items():
+        if name not in table.columns:
+            table.add_column(name, np.int64)
+        column = table.columns[name]
+        column[at] = np.frombuffer(values, column.dtype)
+
+
+def _marks(shard: "Shard", whole: bool) -> Iterable[tuple[int, Ints]]:
+    if whole:
+        return [(hour, np.flatnonzero(marks)) for hour, marks in shard.marks.items()]
+    return [(hour, rows) for hour, rows in shard.saved.marks if hour in shard.marks]
+
+
+def _mark(shard: "Shard", hour: int, rows: Ints) -> None:
+    wider = np.zeros(len(shard.roster.names) * 5 // 4 + 64, np.bool_)
+    marks: NDArray[np.bool_] | None = shard.marks.get(hour)
+    if marks is not None:
+        wider[: len(marks)] |= marks[: len(wider)]
+    wider[rows] = True
+    shard.marks[hour] = wider
+
+
+def _distinct(parts: list[Ints]) -> Ints:
+    return np.unique(np.concatenate(parts)) if parts else np.empty(0, np.int64)
+
+
+def _ints(raw: bytes) -> Ints:
+    return np.frombuffer(raw, np.int64)

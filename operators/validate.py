@@ -1,0 +1,116 @@
+"""An event judged field by field, in the order of the reasons in docs/semantics.md."""
+
+from decimal import Decimal, InvalidOperation
+from typing import Any, NamedTuple
+
+import msgspec
+
+from operators import times
+from operators.chunk import Reject
+from operators.periods import MAX_AT, MIN_AT
+
+ID_MAX = 1024
+NAME_MAX = 256
+
+
+class Fields(NamedTuple):
+    """What metering needs of one event, whichever shape it came in. `at` is µs since the epoch."""
+
+    customer: str
+    source: str
+    id: str
+    name: str
+    at: int
+    properties: dict[str, Any] | None
+
+
+class _Unfit(Exception):
+    """Carries reason code and words from the check that failed to `judge`."""
+
+
+_ANY = msgspec.json.Decoder(float_hook=Decimal)
+
+
+def judge(raw: bytes, transport_time: int | None, latest: int) -> Fields | Reject:
+    """The event's fields, or why it can't be metered.
+
+    `transport_time` stands in for an absent time (µs since the epoch, None where there is none); an event
+    after `latest` is in the future.
+    """
+    try:
+        return _fields(raw, transport_time, latest)
+    except _Unfit as unfit:
+        reason, detail = unfit.args
+        return Reject(reason, detail, raw)
+
+
+def _fields(raw: bytes, transport_time: int | None, latest: int) -> Fields:
+    event = _object(raw)
+    if "specversion" in event:
+        if event["specversion"] != "1.0":
+            raise _Unfit("specversion_unsupported", f"specversion: needs '1.0', got {_shown(event['specversion'])}")
+        id = _text(event, "id", "id_invalid", ID_MAX)
+        source = _text(event, "source", "source_invalid", ID_MAX)
+        customer = _text(event, "subject", "customer_invalid", NAME_MAX)
+        name = _text(event, "type", "name_invalid", NAME_MAX)
+        time, stamp, data = "time", event.get("time"), "data"
+        if "time" in event and stamp is None:
+            raise _Unfit("time_invalid", "time: needs RFC 3339 text, got null")
+    elif "event_id" in event:
+        id = _text(event, "event_id", "id_invalid", ID_MAX)
+        source = ""
+        customer = _text(event, "customer_id", "customer_invalid", NAME_MAX)
+        name = _text(event, "event_name", "name_invalid", NAME_MAX)
+        time, stamp, data = "timestamp", event.get("timestamp"), "metadata"
+    else:
+        raise _Unfit("unknown_shape", "needs a CloudEvent (specversion) or Dodo's shape (event_id)")
+    at = _instant(time, stamp, transport_time)
+    properties = event.get(data)
+    if not isinstance(properties, dict | None):
+        raise _Unfit("data_not_object", f"{data}: needs an object, got {_shown(properties)}")
+    if at > latest:
+        raise _Unfit("future", f"{time}: {stamp or at} lies in the future")
+    return Fields(customer, source, id, name, at, properties)
+
+
+def _object(raw: bytes) -> dict[str, Any]:
+    try:
+        raw.decode()
+        event = _ANY.decode(raw)
+    except (ValueError, RecursionError, InvalidOperation) as error:
+        raise _Unfit("not_json", str(error) or "a number out of reach") from None
+    if not isinstance(event, dict):
+        raise _Unfit("not_an_object", f"needs an object, got {_shown(event)}")
+    return event
+
+
+def _text(event: dict[str, Any], field: str, reason: str, length: int) -> str:
+    value = event.get(field)
+    if isinstance(value, str) and 0 < len(value) <= length:
+        return value
+    raise _Unfit(reason, f"{field}: needs a text of 1 to {length} characters, got {_shown(value)}")
+
+
+def _instant(field: str, stamp: object, transport_time: int | None) -> int:
+    if stamp is None:
+        if transport_time is None:
+            raise _Unfit("time_missing", f"{field}: needs RFC 3339 text, and this transport has no time of its own")
+        at = transport_time
+    elif isinstance(stamp, str):
+        try:
+            at = times.parse(stamp)
+        except ValueError as error:
+            raise _Unfit("time_invalid", f"{field}: {error}") from None
+    else:
+        raise _Unfit("time_invalid", f"{field}: needs RFC 3339 text, got {_shown(stamp)}")
+    if not MIN_AT <= at < MAX_AT:
+        raise _Unfit("time_out_of_range", f"{field}: needs 2000-01-01 to 2099-12-31, got {_shown(stamp)}")
+    return at
+
+
+def _shown(value: object) -> str:
+    """A value in words for a message: its kind where it is large, itself where it is small."""
+    if isinstance(value, dict | list):
+        return "an object" if isinstance(value, dict) else "a list"
+    words = "nothing" if value is None else repr(value)
+    return words if len(words) <= 40 else f"{words[:37]}... ({len(str(value))} characters)"

@@ -1,0 +1,188 @@
+"""The alerts of a shard: rule states per key and period, moved reading by reading where a level is near.
+
+A period's row keeps the next level's whole part (`next_up`), so that a batch of totals is compared at once and only
+those that passed a level are gone through in order of arrival.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from operators.chunk import Ints
+from operators.quantity import joined, text
+from operators.records import Alert
+from operators.roster import Roster
+from operators.table import Table
+from operators.thresholds import NEVER_NEXT, Change, Rules, State, alert_id, review, step
+from operators.windows import ADD, FRACTIONS, LAST, MAX, Batch, Touched, key_of, start_of
+
+Held = list[tuple[str, int, int]]
+"""A state by rule name, levels that hold and alerts sent, as a snapshot keeps it."""
+
+
+class Watch:
+    """Rule states of one shard. States are kept by the window's word, which survives renumbering of rows."""
+
+    def __init__(self, roster: Roster, periods: Table) -> None:
+        self._roster = roster
+        self._periods = periods
+        self._states: dict[int, State] = {}
+        self.moved: set[int] = set()
+
+    def begin(self, rows: Ints, keys: Ints) -> None:
+        """Sets `next_up` of new rows."""
+        rules = self._roster.key_rules.values[keys]
+        used = [self._roster.rules[number] for number in np.unique(rules).tolist()]
+        first = dict(zip(np.unique(rules).tolist(), (r.next_up(r.fresh()) for r in used), strict=True))
+        waits = np.array([first[number] for number in rules.tolist()], np.int64)
+        # The last reading may also fall, so a key of that kind with levels is always looked at.
+        falls = self._roster.fold_of[self._roster.key_meter.values[keys]] == LAST
+        waits[falls & (waits < NEVER_NEXT)] = -1
+        self._periods.columns["next_up"][rows] = waits
+
+    def look(self, batch: Batch, touched: Touched) -> list[Alert]:
+        """The alerts that a batch sets off, per key in order of arrival."""
+        columns, rows = self._periods.columns, touched.rows
+        passed = columns["hi"][rows] >= columns["next_up"][rows]
+        if batch.corrected.any():
+            passed |= columns["corrected"][rows] > touched.corrected
+        alerts: list[Alert] = []
+        for i in np.flatnonzero(passed).tolist():
+            alerts.extend(self._replay(batch, touched, i))
+        return alerts
+
+    def _replay(self, batch: Batch, touched: Touched, i: int) -> Iterable[Alert]:
+        row = int(touched.rows[i])
+        word = int(self._periods.keys[0][row])
+        readings = np.sort(touched.order[touched.starts[i] : touched.starts[i + 1]]).tolist()
+        key = int(batch.key[readings[0]])
+        rules = self._roster.rules[int(self._roster.key_rules.values[key])]
+        state = self._states.get(word) or rules.fresh()
+        before = list(state)
+        total = joined(int(touched.hi[i]), int(touched.mid[i]), int(touched.lo[i]))
+        as_of, corrected = int(touched.as_of[i]), int(touched.corrected[i])
+        fold = int(batch.fold[readings[0]])
+        for reading in readings:
+            value = _value(batch, reading)
+            at = int(batch.at[reading])
+            if fold == ADD:
+                total += value
+            elif fold == MAX:
+                total = max(total, value)
+            elif at >= as_of:
+                total = value
+            as_of = max(as_of, at)
+            for change in step(rules, state, total):
+                yield self._alert(row, key, rules, change, total, at)
+            if batch.corrected[reading]:
+                corrected += 1
+                if corrected.bit_count() == 1:
+                    turn = corrected.bit_length()
+                    change = Change("correction", "correction", "announced", str(corrected), turn)
+                    yield self._alert(row, key, _UNLIMITED, change, total, at)
+        if state != before:
+            self._states[word] = state
+            self.moved.add(word)
+            if self._periods.columns["next_up"][row] >= 0:
+                self._periods.columns["next_up"][row] = rules.next_up(state)
+
+    def held(self, word: int) -> Held:
+        """A state for a snapshot."""
+        rules = self._rules(int(key_of(np.array([word], np.uint64))[0]))
+        state = self._states[word]
+        return [(ladder.rule, state[2 * i], state[2 * i + 1]) for i, ladder in enumerate(rules.ladders)]
+
+    @property
+    def words(self) -> Iterable[int]:
+        """The windows that have a state."""
+        return self._states
+
+    def restore(self, held: dict[int, Held], changed: Ints) -> list[Alert]:
+        """Takes states back from a snapshot, after the periods' rows; `changed` are keys whose limit is another now.
+
+        The latest period of such a key is judged anew under the new limit, which may set off alerts; older ones
+        start afresh when a reading comes.
+        """
+        periods = self._periods
+        words = periods.keys[0][: len(periods)]
+        keys = key_of(words)
+        self.begin(np.arange(len(periods)), keys)
+        anew = np.zeros(self._roster.key_customer.size, np.bool_)
+        anew[changed] = True
+        for word, rules_held in held.items():
+            row = int(periods.find(np.array([word], np.uint64))[0])
+            key = int(keys[row])
+            if anew[key]:
+                continue
+            self._states[word] = [number for _, *numbers in rules_held for number in numbers]
+            if periods.columns["next_up"][row] >= 0:
+                periods.columns["next_up"][row] = self._rules(key).next_up(self._states[word])
+        alerts: list[Alert] = []
+        starts = start_of(words)
+        latest: dict[int, int] = {}
+        for row in np.flatnonzero(anew[keys]).tolist():
+            key = int(keys[row])
+            if key not in latest or starts[row] > starts[latest[key]]:
+                latest[key] = row
+        for key, row in sorted(latest.items()):
+            alerts.extend(self._review(key, row, {r: n for r, n, _ in held.get(int(words[row]), [])}))
+        return alerts
+
+    def _review(self, key: int, row: int, held: dict[str, int]) -> Iterable[Alert]:
+        columns = self._periods.columns
+        limbs = [int(columns[name][row]) if name in columns else 0 for name in ("hi", *FRACTIONS)]
+        total = joined(*limbs)
+        rules = self._rules(key)
+        state, changes = review(rules, held, total)
+        word = int(self._periods.keys[0][row])
+        self._states[word] = state
+        self.moved.add(word)
+        if columns["next_up"][row] >= 0:
+            columns["next_up"][row] = rules.next_up(state)
+        for change in changes:
+            yield self._alert(row, key, rules, change, total, int(columns["as_of"][row]))
+
+    def drop(self, words: Iterable[int]) -> None:
+        """Forgets the states of windows that are gone."""
+        for word in words:
+            self._states.pop(word, None)
+            self.moved.discard(word)
+
+    def _rules(self, key: int) -> Rules:
+        return self._roster.rules[int(self._roster.key_rules.values[key])]
+
+    def _alert(self, row: int, key: int, rules: Rules, change: Change, total: int, at: int) -> Alert:
+        roster = self._roster
+        customer = roster.names[int(roster.key_customer.values[key])]
+        meter = roster.meters[int(roster.key_meter.values[key])].name
+        start = int(start_of(self._periods.keys[0][row : row + 1])[0])
+        id = alert_id(
+            change.rule, customer, meter, start, change.level, rules.version, change.state, change.turn
+        )
+        kind: Any = change.kind
+        state: Any = change.state
+        return Alert(
+            id=id,
+            kind=kind,
+            state=state,
+            customer=customer,
+            meter=meter,
+            period_start=start,
+            period_end=int(self._periods.columns["end"][row]),
+            level=change.level,
+            limit=rules.limit,
+            total=text(total),
+            at=at,
+            limit_version=rules.version,
+            turn=change.turn,
+        )
+
+
+_UNLIMITED = Rules("", None, ())
+
+
+def _value(batch: Batch, reading: int) -> int:
+    mid = 0 if batch.mid is None else int(batch.mid[reading])
+    lo = 0 if batch.lo is None else int(batch.lo[reading])
+    return joined(int(batch.hi[reading]), mid, lo)
