@@ -14,7 +14,7 @@ free of gaps and in the order of commits, whoever writes. Any process may be kil
 Limits: one machine and a local disk, as write-ahead logs need shared memory. One writer commits at a time,
 the others wait `wait` and then raise. After a power cut the last commits may be missing, unless
 `full_sync`: the flow has to write again what its own snapshots are ahead of. The feed reaches back
-FEED_WRITES writes or FEED_BYTES bytes. A `totals()` under way keeps the log from being reset, so it
+FEED_WRITES writes or about FEED_BYTES. A `totals()` under way keeps the log from being reset, so it
 grows meanwhile. Nothing is ever deleted. A writer or reader is used by one thread at a time.
 
 Source: https://www.sqlite.org/wal.html, https://www.sqlite.org/lang_upsert.html
@@ -25,7 +25,7 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from datetime import timedelta
 from decimal import Decimal
 from functools import cache
@@ -150,8 +150,9 @@ class SqliteWriter:
         buckets, customers = _in_buckets(totals)
         with _explained(self._path, "write"), self._transaction():
             before = self._db.total_changes
+            now = self._clock()
             for bucket, rows in enumerate(buckets):
-                self._upsert(bucket, rows)
+                self._upsert(now, bucket, rows)
             if self._db.total_changes > before:
                 self._announce(customers)
             self._db.executemany(_COUNT, counters)
@@ -172,8 +173,7 @@ class SqliteWriter:
                 self._db.execute("ROLLBACK")
             raise
 
-    def _upsert(self, bucket: int, rows: list[Total]) -> None:
-        now = self._clock()
+    def _upsert(self, now: int, bucket: int, rows: list[Total]) -> None:
         begin = 0
         for size in ROWS_PER_STATEMENT:
             for at in range(begin, len(rows) - size + 1, size):
@@ -227,7 +227,10 @@ class SqliteReader:
         return [Counter(*row) for row in rows]
 
     def changes(self, after: int) -> Changes:
-        """Who was written since the write numbered `after`; 0 is before the first. Cheap if nobody was."""
+        """Who was written since the write numbered `after`; 0 is before the first. Cheap if nobody was.
+
+        Where the feed no longer reaches back, no customers are named.
+        """
         with _explained(self._path, "read"):
             last = self._db.execute("SELECT max(seq) FROM feed").fetchone()[0] or 0
             if last == after:
@@ -275,8 +278,8 @@ def _in_buckets(totals: Sequence[Total]) -> tuple[list[list[Total]], list[str]]:
 def _parameters(now: int, rows: list[Total]) -> list[Any]:
     """The columns of the rows, one after the other.
 
-    A slice of a named tuple is a plain one, which a list takes over faster; and the sqlite3 module binds
-    an integer ten times faster than a bool, which it first asks for adapters.
+    A slice of a named tuple is a plain one, which a list takes over faster; and a bool, unlike an integer,
+    would have the sqlite3 module look for adapters, at the price of six integers.
     """
     parameters: list[Any] = [now]
     for row in rows:
@@ -297,17 +300,14 @@ def _create(path: Path) -> None:
     """Makes an empty store, if there is no file. It appears whole, so two may try at once."""
     if path.exists():
         return
+    path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f"{path.name}.{secrets.token_hex(4)}.new")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with closing(sqlite3.connect(new, isolation_level=None)) as db:
             db.execute("PRAGMA journal_mode = WAL")
             db.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
-        os.link(new, path)
-    except FileExistsError:
-        pass
-    except OSError as error:
-        raise StoreError(f"store {str(path)!r}: cannot create it ({error}); name another path") from error
+        with suppress(FileExistsError):
+            os.link(new, path)
     finally:
         new.unlink(missing_ok=True)
 
@@ -316,6 +316,8 @@ def _connect(path: Path, mode: str, wait: timedelta) -> sqlite3.Connection:
     """A connection to a file that is a store of this schema, else StoreError."""
     if not path.exists():
         raise StoreError(f"store {str(path)!r}: there is no such file; start the flow, which creates it")
+    if not path.is_file():
+        raise StoreError(f"store {str(path)!r}: needs a file, got something else; name another path")
     db = sqlite3.connect(
         f"{path.absolute().as_uri()}?mode={mode}",
         uri=True,
@@ -354,7 +356,11 @@ def _check(path: Path, db: sqlite3.Connection) -> None:
 def _explained(path: Path, act: str) -> Iterator[None]:
     try:
         yield
+    except OSError as error:
+        raise StoreError(f"store {str(path)!r}: cannot {act} it ({error}); name another path") from error
     except sqlite3.Error as error:
         # The low byte is the kind, what is above it the detail.
-        advice = _ADVICE.get(getattr(error, "sqlite_errorcode", 0) & 0xFF, "the cause is not a known one")
-        raise StoreError(f"store {str(path)!r}: cannot {act} ({error}); {advice}") from error
+        advice = _ADVICE.get(
+            getattr(error, "sqlite_errorcode", 0) & 0xFF, "this is unexpected, please report it"
+        )
+        raise StoreError(f"store {str(path)!r}: cannot {act} it ({error}); {advice}") from error

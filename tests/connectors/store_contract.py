@@ -1,0 +1,434 @@
+"""What every store promises, as tests to inherit.
+
+A subclass says in `fresh` how an empty store comes to be, as a place that any process can open for writing
+and for reading. Only newer totals are written, exactly, and whole batches at once; who follows the changes
+misses none. Processes are real ones, and are killed. `test_store_contract_bites.py` shows that it bites.
+"""
+
+import multiprocessing
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
+from decimal import Decimal
+from itertools import count, islice
+from multiprocessing.process import BaseProcess
+from random import Random
+from typing import Any, Protocol
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from operators.ports import StoredTotal, StoreReader, StoreWriter
+from operators.records import Counter, Total
+
+Key = tuple[str, str, str, int]
+
+HOUR = 3_600_000_000
+VERSIONS_SEEN = 30
+WRITES_MAX = 20_000
+KILLS = 3
+SHARE = 60
+
+# A child that imports is a child like those of Bytewax; a forked one would share our connections.
+processes = multiprocessing.get_context("spawn")
+
+# Run by each subclass, and by stores that are broken on purpose: what fails there says nothing here.
+contract = settings(
+    max_examples=40, deadline=None, database=None, suppress_health_check=[HealthCheck.differing_executors]
+)
+
+ODD_KEYS = [
+    "", " ", "a", "A", "a ", "a-b", "a-b,c", "a,b-c", "%", "_", "'; --", '"', "\\", "\x00", "a\x00b", "a\nb",
+    "0", "0.0", "1e3", "é", "e\u0301", "\U0001f30a", "\uffff", "null", "x" * 5000,
+]  # fmt: skip
+
+PAIRS = [(a, b) for a in ("a-b,c", "a", "a-b", "a,b", "") for b in ("c", "b-c", "b,c", "a-b,c", "")]
+
+NUMBERS: list[int | str] = [
+    0, 1, -1, 2**53 + 1, 2**63 - 1, -(2**63), str(2**63), str(10**30 + 1), "0.1", "0.10", "-0.000000000001",
+    "1000000.000000000000000000000001", "9007199254740993.5", "1E+3", "0",
+]  # fmt: skip
+
+texts = st.one_of(st.sampled_from(ODD_KEYS), st.text(st.characters(codec="utf-8"), max_size=8))
+small = st.integers(0, 2**40)
+times = st.integers(-(10**15), 10**17)
+numbers = st.one_of(
+    st.sampled_from(NUMBERS),
+    st.integers(-(2**63), 2**63 - 1),
+    st.integers(2**63, 10**40).map(str),
+    st.decimals(allow_nan=False, allow_infinity=False, places=3).map(str),
+)
+totals_of_any_kind = st.builds(
+    Total, texts, st.sampled_from(["period", "day", "hour"]), texts, times, times, numbers,
+    st.integers(1, 2**62), small, times, small, small, numbers, st.booleans(),
+)  # fmt: skip
+
+# Few keys, versions and totals, so that they meet; neighbours that a float cannot tell apart.
+meeting = st.builds(
+    lambda customer, window, version, total, steady: total_of(
+        customer, window=window, version=version, total=total, steady=steady
+    ),
+    st.sampled_from("ab"),
+    st.sampled_from(["hour", "day"]),
+    st.integers(1, 5),
+    st.sampled_from(
+        [0, 9, 10, "0.1", "9.5", "10.0", 2**53, 2**53 + 1, str(2**70), str(2**70 + 1), "-3", -20]
+    ),
+    st.booleans(),
+)
+batches_meeting = st.lists(st.lists(meeting, max_size=6), max_size=6)
+
+
+def history_of(steps: list[int]) -> list[Total]:
+    """The readings of one total as a flow makes them: steady until it falls."""
+    history, total, steady = [], 0, True
+    for version, step in enumerate(steps, 1):
+        total, steady = total + step, steady and step >= 0
+        history.append(total_of("a", version=version, total=total, events=version, steady=steady))
+    return history
+
+
+histories = st.lists(st.integers(-3, 9), min_size=1, max_size=12).map(history_of)
+chances = st.randoms(use_true_random=False)
+
+
+def total_of(customer: str, meter: str = "calls", **fields: Any) -> Total:
+    """A total of the first hour; `fields` as given."""
+    first = Total(customer, "hour", meter, 0, HOUR, 1, 1, 1, 5, 0, 0, 0, True)
+    return first._replace(**fields)
+
+
+def batch_of(version: int) -> list[Total]:
+    """One write of several shards, all of one version."""
+    windows = ("period", "day", "hour")
+    return [
+        total_of(f"cus_{n}", window=window, version=version, total=version)
+        for n in range(100)
+        for window in windows
+    ]
+
+
+def key_of(total: Total) -> Key:
+    return total.customer, total.window, total.meter, total.start
+
+
+def written(batches: Iterable[Iterable[Total]]) -> dict[Key, Total]:
+    """What a store holds after these writes, in the plainest way."""
+    held: dict[Key, Total] = {}
+    for total in (total for batch in batches for total in batch):
+        old = held.get(key_of(total))
+        goes_back = old is not None and total.steady and Decimal(total.total) < Decimal(old.total)
+        if old is None or (total.version > old.version and not goes_back):
+            held[key_of(total)] = total
+    return held
+
+
+def same(got: object, expected: object) -> None:
+    """Equal and of the same types, as 1, True and 1.0 are equal too."""
+    assert repr(got) == repr(expected)
+
+
+def holds(reader: StoreReader, expected: dict[Key, Total]) -> None:
+    """All that the store holds, whole and by customer."""
+    same([stored.total for stored in reader.totals()], [expected[key] for key in sorted(expected)])
+    for customer in {key[0] for key in expected}:
+        own = [expected[key] for key in sorted(expected) if key[0] == customer]
+        same([stored.total for stored in reader.read(customer)], own)
+        same([stored.total for stored in reader.totals(customer)], own)
+
+
+class Follower:
+    """Keeps what it read, and reads again only who is named in the change feed: the gate's cache."""
+
+    def __init__(self, reader: StoreReader) -> None:
+        self.seq, self.kept, self._reader = 0, dict[str, list[StoredTotal]](), reader
+
+    def catch_up(self) -> None:
+        changes = self._reader.changes(self.seq)
+        assert changes.seq >= self.seq
+        stale = changes.customers if changes.complete else {s.total.customer for s in self._reader.totals()}
+        for customer in stale:
+            self.kept[customer] = self._reader.read(customer)
+        self.seq = changes.seq
+
+    def is_right(self) -> bool:
+        stored: dict[str, list[StoredTotal]] = {}
+        for one in self._reader.totals():
+            stored.setdefault(one.total.customer, []).append(one)
+        return self.kept == stored
+
+
+class Place(Protocol):
+    """Where a store is; picklable, as other processes open it too."""
+
+    def open_writer(self) -> StoreWriter: ...
+    def open_reader(self) -> StoreReader: ...
+
+
+class StoreContract(ABC):
+    @abstractmethod
+    def fresh(self) -> AbstractContextManager[Place]:
+        """An empty store of its own."""
+
+    @contextmanager
+    def opened(self) -> Iterator[tuple[StoreWriter, StoreReader]]:
+        with (
+            self.fresh() as place,
+            closing(place.open_writer()) as writer,
+            closing(place.open_reader()) as reader,
+        ):
+            yield writer, reader
+
+    # What is stored
+
+    @contract
+    @given(st.lists(totals_of_any_kind, max_size=12, unique_by=key_of))
+    def test_what_was_written_is_read(self, totals: list[Total]) -> None:
+        """The dashboard shows the very figure that was metered, to the last digit, for any customer id."""
+        with self.opened() as (writer, reader):
+            writer.write(totals, [])
+            holds(reader, written([totals]))
+
+    @pytest.mark.parametrize("number", NUMBERS, ids=str)
+    def test_numbers_come_back_exactly(self, number: int | str) -> None:
+        """Also as a second reading, which takes another path through a store than the first."""
+        with self.opened() as (writer, reader):
+            for version in (1, 2):
+                total = total_of("a", total=number, adjustment=number, version=version, steady=False)
+                writer.write([total], [])
+                holds(reader, written([[total]]))
+
+    def test_every_field_is_replaced(self) -> None:
+        """A newer total replaces the older one whole."""
+        old = Total("a", "day", "m", 0, 1, 2, 3, 4, 5, 6, 7, 8, True)
+        new = Total("a", "day", "m", 0, 10, "20.5", 30, 40, 50, 60, 70, "80.5", False)
+        with self.opened() as (writer, reader):
+            writer.write([old], [])
+            writer.write([new], [])
+            holds(reader, written([[new]]))
+
+    def test_customers_and_meters_are_not_mixed(self) -> None:
+        """`a-b,c` is not `a,b-c`: one customer's usage is never another's."""
+        totals = [total_of(a, b, total=n) for n, (a, b) in enumerate(PAIRS)]
+        totals += [total_of(odd, total=n) for n, odd in enumerate(ODD_KEYS) if (odd, "calls") not in PAIRS]
+        with self.opened() as (writer, reader):
+            writer.write(totals, [])
+            writer.write([total._replace(version=2, events=7) for total in totals[::2]], [])
+            expected = [t._replace(version=2, events=7) if n % 2 == 0 else t for n, t in enumerate(totals)]
+            holds(reader, {key_of(total): total for total in expected})
+
+    def test_an_empty_store_is_empty(self) -> None:
+        """A reader that is up before the first event answers, and then sees that event."""
+        with self.opened() as (writer, reader):
+            assert not reader.read("a") and not list(reader.totals()) and not list(reader.counters())
+            before = reader.changes(0)
+            assert before.complete and not before.customers
+            writer.write([], [])
+            writer.write([total_of("a")], [])
+            holds(reader, written([[total_of("a")]]))
+            assert reader.changes(before.seq).customers == {"a"}
+
+    def test_it_is_still_there_when_opened_again(self) -> None:
+        with self.fresh() as place:
+            for version in (1, 2):
+                with closing(place.open_writer()) as writer:
+                    writer.write(batch_of(version), [Counter(1, "events", version)])
+                with closing(place.open_reader()) as reader:
+                    holds(reader, written([batch_of(version)]))
+                    assert list(reader.counters()) == [Counter(1, "events", version)]
+                    assert reader.changes(0).customers == {total.customer for total in batch_of(1)}
+
+    # What is newer
+
+    @contract
+    @given(batches_meeting)
+    def test_only_newer_totals_are_written(self, batches: list[list[Total]]) -> None:
+        """Neither an older version nor, while a total is steady, a smaller one: usage shown never falls."""
+        with self.opened() as (writer, reader):
+            for batch in batches:
+                writer.write(batch, [])
+            holds(reader, written(batches))
+
+    @contract
+    @given(histories, histories, chances)
+    def test_a_replay_changes_nothing(self, one: list[Total], other: list[Total], chance: Random) -> None:
+        """After a crash the flow writes again what it wrote; nobody can tell, not even by `written_at`."""
+        batches = [one, [total._replace(customer="b") for total in other]]
+        with self.opened() as (writer, reader):
+            for batch in batches:
+                writer.write(batch, [])
+            before = list(reader.totals())
+            for total in chance.choices([total for batch in batches for total in batch], k=8):
+                writer.write([total], [])
+            same(list(reader.totals()), before)
+
+    @contract
+    @given(histories, chances)
+    def test_order_does_not_matter(self, history: list[Total], chance: Random) -> None:
+        """However the readings of one total come, the last one stands."""
+        with self.opened() as (writer, reader):
+            shuffled = chance.sample(history, len(history))
+            at = chance.randint(0, len(history))
+            for batch in (shuffled[:at], shuffled[at:]):
+                writer.write(batch, [])
+            holds(reader, written([history[-1:]]))
+
+    @contract
+    @given(
+        st.lists(
+            st.lists(st.builds(Counter, st.integers(0, 2), texts, st.integers(0, 2**63 - 1)), max_size=4),
+            max_size=4,
+        )
+    )
+    def test_counters_only_grow(self, batches: list[list[Counter]]) -> None:
+        """So that the books still add up after a replay."""
+        largest: dict[tuple[int, str], int] = {}
+        with self.opened() as (writer, reader):
+            for batch in batches:
+                writer.write([], batch)
+                for shard, name, value in batch:
+                    largest[shard, name] = max(value, largest.get((shard, name), 0))
+            same(sorted(reader.counters()), [Counter(*key, largest[key]) for key in sorted(largest)])
+
+    # What is seen meanwhile
+
+    def test_all_totals_are_of_one_moment(self) -> None:
+        """A comparison with the biller is of one cut, however long it takes; it holds up no other reading."""
+        with self.opened() as (writer, reader):
+            writer.write(batch_of(1), [])
+            under_way = reader.totals()
+            first = next(under_way)
+            writer.write([*batch_of(2), total_of("new")], [])
+            same([s.total for s in reader.read("cus_7")], [t for t in sorted(batch_of(2)) if t[0] == "cus_7"])
+            assert {stored.total.version for stored in [first, *under_way]} == {1}
+            holds(reader, written([[*batch_of(2), total_of("new")]]))
+
+    def test_another_process_sees_whole_writes(self) -> None:
+        """The gate, a process of its own, never decides on half of an update."""
+        with self.fresh() as place, closing(place.open_writer()) as writer:
+            writer.write(batch_of(1), [])
+            enough = processes.Event()
+            with child(_see_whole_writes, place, enough) as reading:
+                for version in islice(count(2), WRITES_MAX):
+                    if enough.is_set() or not reading.is_alive():
+                        break
+                    writer.write(batch_of(version), [])
+                reading.join()
+            assert reading.exitcode == 0 and enough.is_set()
+
+    def test_a_killed_writer_leaves_whole_writes(self) -> None:
+        """Killed at any instruction, it leaves a store that the next one goes on with."""
+        with self.fresh() as place:
+            with closing(place.open_writer()) as writer:
+                writer.write(batch_of(1), [])
+            for _ in range(KILLS):
+                begun = versions_in(place)
+                with child(_write_on, place, max(begun) + 1) as writing:
+                    while writing.is_alive() and versions_in(place) == begun:
+                        pass
+                    assert writing.is_alive()
+                    writing.kill()
+                    writing.join()
+                left = versions_in(place)
+                assert len(left) == 1
+            with closing(place.open_writer()) as writer, closing(place.open_reader()) as reader:
+                seq = reader.changes(0).seq
+                writer.write(batch_of(max(left) + 1), [])
+                holds(reader, written([batch_of(max(left) + 1)]))
+                changes = reader.changes(seq)
+                assert changes.complete and len(changes.customers) == 100
+
+    # Who was changed
+
+    def test_changes_name_who_was_written(self) -> None:
+        """A raised total is in force at once, as the gate drops what it had kept of that customer."""
+        odd = [total_of(customer) for customer in ODD_KEYS]
+        with self.opened() as (writer, reader):
+            start = reader.changes(0).seq
+            writer.write(odd, [])
+            first = reader.changes(start)
+            writer.write([total_of("b"), total_of("c"), total_of("b", "other")], [])
+            second = reader.changes(first.seq)
+            assert first.complete and first.customers == set(ODD_KEYS)
+            assert second.complete and second.customers == {"b", "c"}
+            assert reader.changes(start) == (second.seq, first.customers | second.customers, True)
+            assert reader.changes(second.seq) == (second.seq, frozenset(), True)
+
+    def test_a_number_from_elsewhere_is_not_complete(self) -> None:
+        """A store put back from a backup is behind its readers, who have to read anew."""
+        with self.opened() as (writer, reader):
+            writer.write([total_of("a")], [])
+            changes = reader.changes(reader.changes(0).seq + 1000)
+            assert not changes.complete
+            assert reader.changes(changes.seq) == (changes.seq, frozenset(), True)
+
+    def test_two_processes_write_at_once(self) -> None:
+        """Nothing is lost between two processes of a flow, and who follows the changes misses none."""
+        with self.fresh() as place, closing(place.open_reader()) as reader:
+            gate = Follower(reader)
+            start = processes.Barrier(3)
+            with child(_write_share, place, 0, start) as one, child(_write_share, place, 1, start) as other:
+                start.wait()
+                while one.is_alive() or other.is_alive():
+                    gate.catch_up()
+                one.join()
+                other.join()
+            assert (one.exitcode, other.exitcode) == (0, 0)
+            gate.catch_up()
+            holds(
+                reader,
+                written([share_of(0, n) for n in range(SHARE)] + [share_of(1, n) for n in range(SHARE)]),
+            )
+            assert list(reader.counters()) == [Counter(0, "events", 2 * SHARE - 1)]
+            assert gate.is_right()
+
+
+def versions_in(place: Place) -> set[int]:
+    with closing(place.open_reader()) as reader:
+        return {stored.total.version for stored in reader.totals()}
+
+
+def share_of(writer: int, n: int) -> list[Total]:
+    """One of a writer's writes: some customers of its own, written once, and some that both write."""
+    version = 2 * n + writer + 1
+    own = [total_of(f"own_{writer}_{n}_{i}") for i in range(3)]
+    return [*own, *(total_of(f"both_{i}", version=version, total=version) for i in range(3))]
+
+
+@contextmanager
+def child(target: Callable[..., None], *arguments: object) -> Iterator[BaseProcess]:
+    """A process of its own that does not outlive the test."""
+    process = processes.Process(target=target, args=arguments, daemon=True)
+    process.start()
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.join()
+
+
+def _see_whole_writes(place: Place, enough: Any) -> None:
+    last, seen = 0, set[int]()
+    with closing(place.open_reader()) as reader:
+        while len(seen) < VERSIONS_SEEN:
+            (version,) = {stored.total.version for stored in reader.totals()}
+            (of_one,) = {stored.total.version for stored in reader.read("cus_42")}
+            assert last <= version <= of_one
+            last = of_one
+            seen.add(version)
+    enough.set()
+
+
+def _write_on(place: Place, version: int) -> None:
+    writer = place.open_writer()
+    for later in count(version):
+        writer.write(batch_of(later), [])
+
+
+def _write_share(place: Place, which: int, start: Any) -> None:
+    shares: Sequence[list[Total]] = [share_of(which, n) for n in range(SHARE)]
+    with closing(place.open_writer()) as writer:
+        start.wait()
+        for n, totals in enumerate(shares):
+            writer.write(totals, [Counter(0, "events", 2 * n + which)])
