@@ -111,8 +111,20 @@ class Shard:
 
     def delta(self) -> list[snapshot.Frame]:
         """What changed since the last delta, in frames that restore the shard when all are put in a row."""
-        self._forget()
+        self._drop_unreachable()
         return snapshot.delta(self)
+
+    def forget(self) -> None:
+        """For a run without snapshots: drops what no event can reach, and the notes for a delta."""
+        self._drop_unreachable()
+        self.saved.clocks.clear()
+        self.saved.marks.clear()
+        self.watch.moved.clear()
+
+    @property
+    def streams(self) -> Iterable[str]:
+        """The streams of identities that still count."""
+        return self.saved.streams.values()
 
     def review(self) -> list[Alert]:
         """The alerts that a changed catalog set off at `restore`, once."""
@@ -314,7 +326,7 @@ class Shard:
                 marks[fresh] = True
                 self.saved.marks.append((hour, np.unique(fresh)))
 
-    def _forget(self) -> None:
+    def _drop_unreachable(self) -> None:
         """Drops what no acceptable event can reach: identities by the hour, windows when they outgrow what is live."""
         hour = self.latest // HOUR
         if hour == self._swept_hour:
