@@ -31,6 +31,7 @@ from settings.problems import SettingsError, Strict, did_you_mean
 PARTS: Final = ("scheme", "user", "password", "hosts", "path")
 HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?")
 CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
+LOGIN: Final = "user and password need to be percent-encoded where they hold one of :/?#@%"
 MASK: Final = "***"
 
 
@@ -75,7 +76,7 @@ class Address(Strict):
     def __str__(self) -> str:
         """The address as it may be written and logged: reads back the same but for its secrets."""
         parts = {name: getattr(self, name) for name in type(self).model_fields}
-        hosts, path = parts.get("hosts"), quote(parts.get("path") or "", safe="/*[]{},:=@!~")
+        hosts, path = parts.get("hosts"), quote(parts.get("path") or "", safe="/*[]{},:=!~")
         if hosts:
             login = f"{MASK}@" if parts.get("user") or parts.get("password") else ""
             path = f"//{login}{','.join(map(str, hosts))}" + (f"/{path}" if path else "")
@@ -148,6 +149,9 @@ def _located(text: str) -> dict[str, Any]:
     authority, slash, path = text[2:].partition("/") if text.startswith("//") else ("", "", text)
     if not authority:
         return {"path": _plain(slash + path)} if text else {}
+    if "@" in path:
+        # A password with a bare slash ends up here, and a path is shown.
+        raise ValueError(f"{LOGIN}, and a @ in the path always")
     login, _, hosts = authority.rpartition("@")
     user, _, password = login.partition(":")
     texts = {"user": user, "password": password, "path": path}
@@ -159,10 +163,7 @@ def _host(text: str) -> Host:
     found = HOST.fullmatch(text)
     port = int(found[2]) if found and found[2] else None
     if not found or (port is not None and not 1 <= port <= 65535):
-        raise ValueError(
-            "needs HOST or HOST:PORT after the //, and user and password percent-encoded where they"
-            " hold one of :/?#@%"
-        )
+        raise ValueError(f"needs HOST or HOST:PORT after the //; {LOGIN}")
     return Host(found[1], port)
 
 

@@ -202,13 +202,13 @@ class _Reading:
         except ValidationError as error:
             found = error.errors(include_url=False)
         for line in found:
-            missing = line["type"] == MISSING
-            # The rest of the way are the tags of unions, which nobody wrote.
-            inside, way = node.find([part for part in line["loc"] if isinstance(part, str | int)])
-            end = line["loc"][-1:] if missing else ()
-            at_key = missing or line["type"] == UNKNOWN or line["loc"][-1:] == ("[key]",)
-            mark = inside.key if at_key else inside.mark
-            self._faults.append(Fault(mark, (*place, *way, *end), line["msg"]))
+            where = [part for part in line["loc"] if isinstance(part, str | int)]
+            # Passed over are the tags of unions, which nobody wrote.
+            inside, way = node.find(where)
+            if line["type"] == MISSING:
+                way = (*node.find(where[:-1])[1], where[-1])
+            at_key = line["type"] in (MISSING, UNKNOWN) or where[-1:] == ["[key]"]
+            self._faults.append(Fault(inside.key if at_key else inside.mark, (*place, *way), line["msg"]))
         return None
 
     def _fault(self, place: Place, message: str) -> None:

@@ -60,11 +60,15 @@ def check_env_file() -> None:
         raise SettingsError(problems)
 
 
-def origin_of(field: str, arguments: Container[str]) -> str:
-    """` (FILE)` where a field's value comes from a file, for the message about it."""
+def origin_of(field: str, arguments: Container[str], fields: Container[str]) -> str:
+    """` (FILE)` where what is said of a field stands in a file, for the message about it."""
     name = PREFIX + field.upper()
-    if field in arguments or any(known.upper() == name and os.environ[known] for known in os.environ):
+    # An empty variable sets none of the known fields, and is wrong all the same if it is unknown.
+    in_environment = (
+        value or field not in fields for there, value in os.environ.items() if there.upper() == name
+    )
+    if field in arguments or any(in_environment):
         return ""
-    if any(known.upper() == name for known in dotenv_values(ENV_FILE, interpolate=False)):
+    if any(there.upper() == name for there in dotenv_values(ENV_FILE, interpolate=False)):
         return f" ({ENV_FILE})"
     return " (TOML)"

@@ -13,10 +13,12 @@ from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from settings.durations import NEEDS
 
-EXPLAINED: Final = "explained "
-MISSING: Final = EXPLAINED + "missing"
-UNKNOWN: Final = EXPLAINED + "extra_forbidden"
+# Kinds of errors whose message is final; for the other two it matters that the name is not in the file.
+EXPLAINED: Final = "explained"
+MISSING: Final = "explained_missing"
+UNKNOWN: Final = "explained_unknown"
 SHOWN_MAX: Final = 60
+CHOICES_MAX: Final = 20
 
 
 class SettingsError(Exception):
@@ -57,15 +59,17 @@ class Strict(BaseModel):
     def _worded(cls, line: ErrorDetails) -> InitErrorDetails:
         """The same error at the same place; its message is final, and what came is left out."""
         kind, place = line["type"], line["loc"]
-        if kind == "missing" and len(place) == 1:
-            wanted = cls.model_fields[str(place[0])].description
+        is_missing, is_unknown = kind in ("missing", MISSING), kind in ("extra_forbidden", UNKNOWN)
+        if kind == "missing":
+            wanted = cls.model_fields[str(place[-1])].description
             text = f"is missing: {wanted}" if wanted else "is missing"
-        elif kind == "extra_forbidden" and len(place) == 1:
-            text = unknown(str(place[0]), cls.choices())
+        elif kind == "extra_forbidden":
+            text = unknown(str(place[-1]), cls.choices())
         else:
             text = explain(line, secretive=cls.secretive)
         # The text goes through the context, as braces in a template would be taken for fields.
-        error = PydanticCustomError(EXPLAINED + kind.removeprefix(EXPLAINED), "{text}", {"text": text})
+        final = MISSING if is_missing else UNKNOWN if is_unknown else EXPLAINED
+        error = PydanticCustomError(final, "{text}", {"text": text})
         return InitErrorDetails(type=error, loc=place, input=None)
 
 
@@ -81,13 +85,14 @@ def explain(line: ErrorDetails, *, secretive: bool = False) -> str:
 
 def unknown(name: str, choices: Sequence[str]) -> str:
     """The message about a name that there is not, with the closest one that there is."""
-    return f"is unknown{did_you_mean(name.lower(), choices)}; choices: {', '.join(choices) or 'none'}"
+    names = ", ".join(choices[:CHOICES_MAX]) + (", …" if len(choices) > CHOICES_MAX else "")
+    return f"is unknown{did_you_mean(name.lower(), choices)}; choices: {names or 'none'}"
 
 
-def did_you_mean(name: str, choices: Sequence[str]) -> str:
+def did_you_mean(name: str, choices: Sequence[str], prefix: str = "") -> str:
     """`; did you mean …?` where a choice looks alike, else nothing."""
     found = get_close_matches(name, choices, n=1)
-    return f"; did you mean {found[0]}?" if found else ""
+    return f"; did you mean {prefix}{found[0]}?" if found else ""
 
 
 def shown(given: object) -> str:

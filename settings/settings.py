@@ -150,13 +150,14 @@ def load_settings(overrides: Mapping[str, object] | None = None) -> Settings:
 def _problem(line: ErrorDetails, arguments: Mapping[str, object]) -> str:
     field, *inside = (str(part) for part in line["loc"] if isinstance(part, str))
     name = ".".join(part.upper() for part in (PREFIX + field, *inside))
+    origin = origin_of(field, arguments, Settings.model_fields)
     known = Settings.model_fields.get(field)
     if not known:
-        fields = [PREFIX + name.upper() for name in Settings.model_fields]
-        hint = did_you_mean(name, fields) or f"; choices: {', '.join(fields)}"
-        return f"{name}{origin_of(field, arguments)}: is unknown{hint}"
+        fields = [other.upper() for other in Settings.model_fields]
+        hint = did_you_mean(field.upper(), fields, PREFIX)
+        return f"{name}{origin}: is unknown{hint or '; choices: ' + PREFIX + f', {PREFIX}'.join(fields)}"
     if line["type"] == "missing":
         return f"{name}: is missing: {known.description}"
     # An address may hold a password.
     message = explain(line, secretive=BY_SCHEME in known.metadata)
-    return f"{name}{origin_of(field, arguments)}: {message}"
+    return f"{name}{origin}: {message}"
