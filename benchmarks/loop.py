@@ -41,7 +41,7 @@ HOUR_MAX = (datetime(2100, 1, 1, tzinfo=UTC) - EPOCH) // HOUR
 QUANTITY_MAX = 10**15
 PLACES_MAX = 24
 METERS = ("tokens_in", "tokens_out", "requests", "gpu_seconds", "context")
-EVENTS, LEVEL = 5, 10
+EVENTS, LEVEL, NEXT = 5, 10, 15
 
 Name = Annotated[str, Meta(min_length=1, max_length=256)]
 Identifier = Annotated[str, Meta(min_length=1, max_length=1024)]
@@ -89,7 +89,7 @@ def _levels(*levels: tuple[str, str]) -> tuple[Level, ...]:
         Level(Decimal(value) if "." in value else int(value), label, label == "overage")
         for value, label in levels
     ]
-    return (*sorted(found, key=lambda level: level.value), Level(10**30, "never"))
+    return (*sorted(found, key=lambda level: (level.value, level.strict)), Level(10**30, "never"))
 
 
 LEVELS = (
@@ -99,9 +99,10 @@ LEVELS = (
     _levels(("2250.1875", "75%"), ("3000.25", "100%"), ("3000.25", "cap"), ("1500.5", "overage")),
     _levels(("100000", "100000"), ("190000", "190000")),
 )
-FIRST = [levels[0].value for levels in LEVELS]
+FIRST = [levels[0].value for levels in LEVELS] + [0] * 5
 
-# A window of one customer: five totals, then five event counts; a month's goes on with the five next levels.
+# A window of one customer: five totals, then five event counts; a month's goes on with the values
+# and the numbers of the five next levels.
 Cells = list[Any]
 Seen = dict[tuple[str, str, str], int]
 
@@ -376,12 +377,12 @@ def _turn_to(customer: Customer, hour: int, month: timedelta) -> None:
 def _cross(outcome: Outcome, customer: str, meter: int, cells: Cells, at: timedelta) -> None:
     """Raises what the new total reached, and sets the next level to compare with."""
     total = cells[meter]
-    for level in LEVELS[meter]:
-        if total < level.value or (level.strict and total == level.value):
-            cells[LEVEL + meter] = level.value
-            return
-        if cells[LEVEL + meter] <= level.value:
-            outcome.alerts.append((customer, METERS[meter], at, level.label, _text(total)))
+    levels = LEVELS[meter]
+    number = cells[NEXT + meter]
+    while total > levels[number].value or (total == levels[number].value and not levels[number].strict):
+        outcome.alerts.append((customer, METERS[meter], at, levels[number].label, _text(total)))
+        number += 1
+    cells[NEXT + meter], cells[LEVEL + meter] = number, levels[number].value
 
 
 def main() -> None:

@@ -93,22 +93,23 @@ class Journal:
             head = _HEAD.pack(len(frame.body), zlib.crc32(frame.body))
             blocks[name] = blocks.get(name, b"") + head + frame.body
         for name, block in blocks.items():
-            lengths[name] = self._write(name, lengths.get(name, 0), block)
+            self._write(name, block)
+        if self._sync and blocks.keys() - lengths.keys():
+            self._sync_folder()
+        for name, block in blocks.items():
+            lengths[name] = lengths.get(name, 0) + len(block)
         counted = {f"{stream}.log" for stream in live} | {f"{_STATE}-{generation}.log"}
         self._retire(lengths.keys() - counted)
         kept = {name: length for name, length in lengths.items() if name in counted}
         self._position = Position(self._position.shard, generation, kept)
         return self._position
 
-    def _write(self, name: str, length: int, block: bytes) -> int:
+    def _write(self, name: str, block: bytes) -> None:
         with (self._folder / name).open("ab") as file:
             file.write(block)
             file.flush()
             if self._sync:
                 os.fdatasync(file.fileno())
-        if self._sync and not length:
-            self._sync_folder()
-        return length + len(block)
 
     def _sync_folder(self) -> None:
         folder = os.open(self._folder, os.O_RDONLY)

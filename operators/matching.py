@@ -36,6 +36,11 @@ def compile_condition(condition: Condition) -> Predicate:
     key, wanted = condition.key, condition.value
     compare = _COMPARISONS[condition.operator]
     kind = kind_of(wanted)
+    # Equality with a text or a boolean needs no look at the type, which is most of the cost.
+    if condition.operator == "equals" and kind == "text":
+        return lambda properties: bool(properties.get(key) == wanted)
+    if condition.operator == "equals" and kind == "boolean":
+        return lambda properties: properties.get(key) is wanted
 
     def holds(properties: Properties) -> bool:
         value = properties.get(key, _MISSING)

@@ -21,7 +21,10 @@ TOTAL_MAX = 9 * 10**18
 
 Ints = NDArray[np.int64]
 
+_SHORT_MAX = 9_000_000
 _EXACT = Context(prec=80, Emin=MIN_EMIN, Emax=MAX_EMAX, traps=[Inexact])
+
+_SHIFT, _TO_INTEGRAL, _TWELVE = _EXACT.scaleb, _EXACT.to_integral_exact, Decimal(12)
 
 
 def scaled(value: int | Decimal) -> int:
@@ -51,6 +54,22 @@ def limbs(value: int | Decimal) -> tuple[int, int, int]:
     return hi, mid, lo
 
 
+def limb_columns(values: list[int | Decimal]) -> tuple[Ints, Ints | None, Ints | None] | None:
+    """A column of readings as limbs, if all are of 0 or more, below nine million and of at most twelve places.
+
+    Those fit one 64-bit integer each, and the rest is column arithmetic. None where one does not; `limbs` takes any.
+    """
+    if min(values) < 0 or max(values) > _SHORT_MAX:
+        return None
+    try:
+        # Without fraction before it is an integer: to_integral_exact raises where a thirteenth place is lost.
+        moved = [int(_TO_INTEGRAL(_SHIFT(value, _TWELVE))) for value in values]
+    except Inexact:
+        return None
+    hi, mid = np.divmod(np.array(moved, np.int64), UNIT)
+    return hi, mid, np.zeros(len(moved), np.int64)
+
+
 def joined(hi: int, mid: int, lo: int) -> int:
     """The limbs as one integer, times 10²⁴."""
     return (hi * UNIT + mid) * UNIT + lo
@@ -67,6 +86,12 @@ def text(whole: int) -> str:
     sign = "-" if whole < 0 else ""
     hi, rest = divmod(abs(whole), SCALE)
     return f"{sign}{hi}.{rest:024d}".rstrip("0").rstrip(".")
+
+
+def text_of(hi: int, mid: int, lo: int) -> str:
+    """Decimal text of a quantity of 0 or more in limbs."""
+    places = f"{mid:012d}{lo:012d}" if lo else f"{mid:012d}"
+    return f"{hi}.{places.rstrip('0')}" if mid or lo else str(hi)
 
 
 def decimal(whole: int) -> Decimal:

@@ -7,7 +7,7 @@ import numpy as np
 
 from operators.chunk import NO_READINGS, Ints, Readings
 from operators.matching import Predicate, unique_digest
-from operators.quantity import QUANTITY_MAX, limbs
+from operators.quantity import QUANTITY_MAX, limb_columns, limbs
 
 
 class Feed(NamedTuple):
@@ -45,16 +45,20 @@ class Gathered:
         values = [p.get(key) for p in properties]
         if feed.kind == "unique":
             self._read_unique(feed, events, values)
-        elif set(map(type, values)) == {int} and 0 <= min(values) and max(values) <= QUANTITY_MAX:
-            self._add(feed, events, (np.array(values, np.int64), None, None))
         else:
-            self._read_numbers(feed, events, values)
+            # By type, as a boolean is an int in Python and no number on a meter.
+            types = set(map(type, values))
+            if types == {int} and 0 <= min(values) and max(values) <= QUANTITY_MAX:
+                self._add(feed, events, (np.array(values, np.int64), None, None))
+            elif types <= {int, Decimal} and (columns := limb_columns(values)):
+                self._add(feed, events, columns)
+            else:
+                self._read_numbers(feed, events, values)
 
     def _read_numbers(self, feed: Feed, events: Ints, values: list[Any]) -> None:
         read: list[int] = []
         parts: list[tuple[int, int, int]] = []
         for i, value in enumerate(values):
-            # Not isinstance: a boolean is an int in Python, and no number on a meter.
             if type(value) is int or type(value) is Decimal:
                 try:
                     parts.append(limbs(value))

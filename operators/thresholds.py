@@ -46,13 +46,13 @@ class Rules(NamedTuple):
         return [0, 0] * len(self.ladders)
 
     def next_up(self, state: State) -> int:
-        """No level rises while the total's whole part is below this."""
+        """No level rises while the total (times 10²⁴) is below this."""
         waiting = [
-            ladder.ups[state[2 * i]] // SCALE
+            ladder.ups[state[2 * i]]
             for i, ladder in enumerate(self.ladders)
             if state[2 * i] < len(ladder.ups)
         ]
-        return min(waiting, default=NEVER_NEXT)
+        return min(waiting, default=NEVER_NEXT * SCALE)
 
 
 class Change(NamedTuple):

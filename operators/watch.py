@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from operators.chunk import Ints
-from operators.quantity import joined, text
+from operators.quantity import SCALE, joined, text
 from operators.records import Alert
 from operators.roster import Roster
 from operators.table import Table
@@ -34,7 +34,7 @@ class Watch:
         """Sets `next_up` of new rows."""
         rules = self._roster.key_rules.values[keys]
         used = [self._roster.rules[number] for number in np.unique(rules).tolist()]
-        first = dict(zip(np.unique(rules).tolist(), (r.next_up(r.fresh()) for r in used), strict=True))
+        first = dict(zip(np.unique(rules).tolist(), (r.next_up(r.fresh()) // SCALE for r in used), strict=True))
         waits = np.array([first[number] for number in rules.tolist()], np.int64)
         # The last reading may also fall, so a key of that kind with levels is always looked at.
         falls = self._roster.fold_of[self._roster.key_meter.values[keys]] == LAST
@@ -63,6 +63,7 @@ class Watch:
         total = joined(int(touched.hi[i]), int(touched.mid[i]), int(touched.lo[i]))
         as_of, corrected = int(touched.as_of[i]), int(touched.corrected[i])
         fold = int(batch.fold[readings[0]])
+        wait = -1 if fold == LAST else rules.next_up(state)
         for reading in readings:
             value = _value(batch, reading)
             at = int(batch.at[reading])
@@ -73,8 +74,10 @@ class Watch:
             elif at >= as_of:
                 total = value
             as_of = max(as_of, at)
-            for change in step(rules, state, total):
-                yield self._alert(row, key, rules, change, total, at)
+            if total >= wait:
+                for change in step(rules, state, total):
+                    yield self._alert(row, key, rules, change, total, at)
+                wait = -1 if fold == LAST else rules.next_up(state)
             if batch.corrected[reading]:
                 corrected += 1
                 if corrected.bit_count() == 1:
@@ -85,7 +88,7 @@ class Watch:
             self._states[word] = state
             self.moved.add(word)
             if self._periods.columns["next_up"][row] >= 0:
-                self._periods.columns["next_up"][row] = rules.next_up(state)
+                self._periods.columns["next_up"][row] = rules.next_up(state) // SCALE
 
     def held(self, word: int) -> Held:
         """A state for a snapshot."""
@@ -117,7 +120,7 @@ class Watch:
                 continue
             self._states[word] = [number for _, *numbers in rules_held for number in numbers]
             if periods.columns["next_up"][row] >= 0:
-                periods.columns["next_up"][row] = self._rules(key).next_up(self._states[word])
+                periods.columns["next_up"][row] = self._rules(key).next_up(self._states[word]) // SCALE
         alerts: list[Alert] = []
         starts = start_of(words)
         latest: dict[int, int] = {}
@@ -139,7 +142,7 @@ class Watch:
         self._states[word] = state
         self.moved.add(word)
         if columns["next_up"][row] >= 0:
-            columns["next_up"][row] = rules.next_up(state)
+            columns["next_up"][row] = rules.next_up(state) // SCALE
         for change in changes:
             yield self._alert(row, key, rules, change, total, int(columns["as_of"][row]))
 
