@@ -101,8 +101,8 @@ LEVELS = (
 )
 FIRST = [levels[0].value for levels in LEVELS] + [0] * 5
 
-# A window of one customer: five totals, then five event counts; a month's goes on with the values
-# and the numbers of the five next levels.
+# A window of one customer: five totals, then five event counts. A month goes on with the values
+# of the five next levels, and their numbers.
 Cells = list[Any]
 Seen = dict[tuple[str, str, str], int]
 
