@@ -26,7 +26,7 @@ Partition = StatefulSourcePartition[Payloads, Any]
 
 POLLS_MAX = 10_000
 HANGS_AFTER_S = 2.0
-POLL_S_MAX = 0.02
+POLL_S_MAX = 0.005
 
 texts = st.text(st.characters(codec="utf-8", exclude_characters="\n\r"), max_size=12).map(str.encode)
 long_lines = st.integers(40, 400).map(lambda n: b'{"id":"%s"}' % (b"x" * n))

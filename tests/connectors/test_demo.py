@@ -126,6 +126,12 @@ def test_it_ends_after_count_and_stays_so() -> None:
     assert poll(demo(clock, partition.snapshot(), count=3)) is None
 
 
+def test_it_ends_with_its_last_event_and_not_when_one_more_were_due() -> None:
+    partition = demo(Clock(), count=1)
+    assert len(payloads_in(poll(partition) or [])) == 1
+    assert partition.next_awake() is None
+
+
 @pytest.mark.parametrize("wrong", [{"customers": 0}, {"rate": 0}, {"speed": -1}])
 def test_nonsense_is_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="demo: needs 1 customer"):

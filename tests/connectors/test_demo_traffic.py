@@ -132,9 +132,9 @@ def test_few_customers_send_most() -> None:
 
 def test_one_runs_away_and_through_its_cap() -> None:
     """What the demo is for: cus_003 is on the plan `pro`, whose cap with grace is 210000 input tokens."""
-    after, before = ((lambda s: s >= 20), (lambda s: s < 20))
-    shares = [Counter(one.customer for one in FIRST.values() if when(one.sent_s)) for when in (before, after)]
-    times = (shares[1]["cus_003"] / shares[1]["cus_006"]) / (shares[0]["cus_003"] / shares[0]["cus_006"])
+    before = Counter(one.customer for one in FIRST.values() if one.sent_s < 20)
+    after = Counter(one.customer for one in FIRST.values() if one.sent_s >= 20)
+    times = (after["cus_003"] / after["cus_006"]) / (before["cus_003"] / before["cus_006"])
     assert times == pytest.approx(20, rel=0.5)
 
     tokens: Counter[str] = Counter()
