@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from hashlib import sha256
+from math import ceil
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -112,6 +113,11 @@ class Workload:
     @property
     def customers(self) -> int:
         return max(1, self.keys // len(METERS))
+
+    @property
+    def events_min(self) -> int:
+        """So many lines it takes that each key is active."""
+        return ceil(self.customers * KINDS / (1 - self.duplicates))
 
     @property
     def name(self) -> str:

@@ -33,6 +33,8 @@ FEW_KEYS, SNAPSHOT_KEYS, MANY_KEYS = 10_000, 100_000, 1_000_000
 # Long enough for several epochs of 10 s.
 SNAPSHOT_EVENTS = 8_000_000
 START_UP_RUNS = 3
+# Of what is piped into a file.
+WIDTH = 118
 
 Runs = dict[str, list[Measured]]
 
@@ -86,6 +88,13 @@ class Bench:
     def dataset(self, **changes: Any) -> Dataset:
         """The options' data set, or one that differs from it."""
         return generate(replace(self.workload, **changes), self.directory)
+
+    def active(self, **changes: Any) -> Dataset:
+        """As `dataset`, in one file; Failed where the events are too few for the keys."""
+        workload = replace(self.workload, **changes, parts=1)
+        if workload.events < workload.events_min:
+            raise Failed(f"--events: {workload.keys:,} active keys need {workload.events_min:,}")
+        return generate(workload, self.directory)
 
     def alternate(self, ways: Mapping[str, Callable[[], Measured]]) -> Runs:
         """Each way once per round, in turn, so that what else the machine does falls on all alike."""
@@ -151,13 +160,15 @@ def side_by_side(bench: Bench, names: list[str]) -> Report:
 
 def key_cost(bench: Bench) -> Report:
     """One process with many active keys beside one with few, on as many events."""
-    datasets = {f"{keys:,} keys": bench.dataset(keys=keys) for keys in (FEW_KEYS, MANY_KEYS)}
+    datasets = {f"{keys:,} keys": bench.active(keys=keys) for keys in (FEW_KEYS, MANY_KEYS)}
     return _against(bench, "Cost of keys", 0.5, {name: (data, {}) for name, data in datasets.items()})
 
 
 def snapshot_cost(bench: Bench, epochs: list[str]) -> Report:
     """One process with recovery, per epoch length, beside one without."""
-    dataset = bench.dataset(keys=SNAPSHOT_KEYS, events=max(bench.workload.events, SNAPSHOT_EVENTS))
+    asked = bench.workload.events
+    events = SNAPSHOT_EVENTS if asked == Workload().events else asked
+    dataset = bench.active(keys=SNAPSHOT_KEYS, events=events)
     ways = {"no recovery": (dataset, {"recovery": "false"})}
     ways |= {f"epochs of {epoch}": (dataset, {"epoch": epoch}) for epoch in epochs}
     return _against(bench, "Cost of snapshots", 0.85, ways)
@@ -185,9 +196,9 @@ def memory(bench: Bench) -> Report:
     """Growth of the peak with keys (as many events) and with ids (as many keys), one process."""
     events = bench.workload.events
     ways = {
-        "few": bench.dataset(keys=FEW_KEYS),
-        "more keys": bench.dataset(keys=MANY_KEYS),
-        "more ids": bench.dataset(keys=FEW_KEYS, events=2 * events),
+        "few": bench.active(keys=FEW_KEYS),
+        "more keys": bench.active(keys=MANY_KEYS),
+        "more ids": bench.active(keys=FEW_KEYS, events=2 * events),
     }
     runs = bench.alternate(
         {name: partial(measure, "flow1", dataset, bench.scratch) for name, dataset in ways.items()}
@@ -303,7 +314,7 @@ def main() -> None:
         except Failed as error:
             console.print(str(error), markup=False)
             sys.exit(1)
-    show(report, Console())
+    show(report, Console(width=None if sys.stdout.isatty() else WIDTH))
     if chosen.json:
         chosen.json.write_text(json.dumps(asdict(report), indent=2, default=str) + "\n")
 

@@ -63,6 +63,12 @@ def test_every_key_is_active(dataset: Dataset) -> None:
     assert all(wanted <= found for found in fed.values())
 
 
+def test_the_least_number_of_events_makes_every_key_active(tmp_path: Path) -> None:
+    workload = Workload(events=1, keys=500)
+    least = generate(Workload(events=workload.events_min, keys=500), tmp_path)
+    assert len({(event["subject"], event["type"]) for event in events_of(least)}) == 300
+
+
 def test_shares_are_as_told(dataset: Dataset) -> None:
     lines = dataset.whole.read_text().splitlines()
     assert len(lines) - len(set(lines)) == len(lines) * WORKLOAD.duplicates
