@@ -21,11 +21,11 @@ from importlib import import_module
 from typing import Any, ClassVar, Final, NamedTuple, get_args
 from urllib.parse import quote, unquote
 
-from pydantic import Field, GetCoreSchemaHandler, SecretStr
+from pydantic import Field, GetCoreSchemaHandler, SecretStr, ValidationError
 from pydantic_core import CoreSchema, core_schema
 
 from settings.durations import in_words
-from settings.problems import SettingsError, Strict, did_you_mean
+from settings.problems import SettingsError, Strict, did_you_mean, final
 
 # What a URL says before its options; a model takes the parts that it has fields for.
 PARTS: Final = ("scheme", "user", "password", "hosts", "path")
@@ -124,9 +124,17 @@ def load(spec: str) -> Any:
 
 
 def _read(members: Mapping[str, type[Address]], value: Any) -> Any:
-    """The parts and options of an address as a mapping. Errors never repeat the text: it holds secrets."""
+    """The parts and options of an address as a mapping. Errors do not have the text: it holds secrets."""
     if isinstance(value, Address):
         return value
+    try:
+        return _parts(members, value)
+    except ValueError as error:
+        refused = final(str(error))
+    raise ValidationError.from_exception_data("address", [refused])
+
+
+def _parts(members: Mapping[str, type[Address]], value: object) -> dict[str, Any]:
     scheme, colon, rest = value.strip().partition(":") if isinstance(value, str) else ("", "", "")
     scheme = scheme.lower()
     if scheme not in members:
@@ -171,7 +179,7 @@ def _option(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals:
         raise ValueError("needs every option written as name=value, parted by &")
-    return _plain(name), _plain(value.replace("+", " "))
+    return _plain(name), _plain(value)
 
 
 def _plain(text: str) -> str:

@@ -58,7 +58,7 @@ def load_catalog(path: Path | str) -> Catalog:
     if len(found) > BYTES_MAX:
         raise CatalogError([Problem(str(path), 0, 0, "", f"needs {BYTES_MAX >> 20} MiB or less")])
     try:
-        text = found.decode("utf-8-sig")
+        text = found.decode("utf-8")
     except UnicodeDecodeError as error:
         line = found[: error.start].count(b"\n") + 1
         column = error.start - found.rfind(b"\n", 0, error.start)
@@ -207,7 +207,7 @@ class _Reading:
             inside, way = node.find(where)
             if line["type"] == MISSING:
                 way = (*node.find(where[:-1])[1], where[-1])
-            at_key = line["type"] in (MISSING, UNKNOWN) or where[-1:] == ["[key]"]
+            at_key = line["type"] in (MISSING, UNKNOWN)
             self._faults.append(Fault(inside.key if at_key else inside.mark, (*place, *way), line["msg"]))
         return None
 

@@ -24,13 +24,13 @@ def _safe(name: str) -> str:
 def _printable(name: str) -> str:
     if not name.isprintable():
         raise ValueError("needs printable characters only")
-    return str(name)
+    return name
 
 
 def _zone(name: str) -> str:
     if not zone_exists(name):
         raise ValueError("needs an IANA zone such as Europe/Berlin")
-    return str(name)
+    return name
 
 
 def _instant(value: object) -> datetime:

@@ -12,7 +12,7 @@ MOST: Final = Decimal(10**15)
 DECIMALS_MAX: Final = 12
 TEXT_MAX: Final = 500
 # No leading zeros, as 0100 is 64 to some readers of YAML and 100 to others; no inf, nan, 0x or 1_000.
-NUMBER: Final = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]{1,3})?", re.ASCII)
+NUMBER: Final = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]{1,3})?")
 DIGITS_MAX: Final = 100
 
 

@@ -6,7 +6,7 @@ on `Strict` do that at their own level, where the names of the allowed fields ar
 
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
-from typing import Any, ClassVar, Final, Self
+from typing import Any, ClassVar, Final, LiteralString, Self
 
 from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
@@ -51,9 +51,7 @@ class Strict(BaseModel):
         except ValidationError as error:
             found = error.errors(include_url=False)
         # Outside of the except block, so that no traceback drags the input along.
-        raise ValidationError.from_exception_data(
-            cls.__name__, [cls._worded(line) for line in found], hide_input=True
-        )
+        raise ValidationError.from_exception_data(cls.__name__, [cls._worded(line) for line in found])
 
     @classmethod
     def _worded(cls, line: ErrorDetails) -> InitErrorDetails:
@@ -67,10 +65,13 @@ class Strict(BaseModel):
             text = unknown(str(place[-1]), cls.choices())
         else:
             text = explain(line, secretive=cls.secretive)
-        # The text goes through the context, as braces in a template would be taken for fields.
-        final = MISSING if is_missing else UNKNOWN if is_unknown else EXPLAINED
-        error = PydanticCustomError(final, "{text}", {"text": text})
-        return InitErrorDetails(type=error, loc=place, input=None)
+        return final(text, place, MISSING if is_missing else UNKNOWN if is_unknown else EXPLAINED)
+
+
+def final(text: str, place: tuple[int | str, ...] = (), kind: LiteralString = EXPLAINED) -> InitErrorDetails:
+    """An error with this message, to which nothing is added; what came is not kept, so it cannot leak."""
+    # Through the context, as braces in a template would be taken for fields.
+    return InitErrorDetails(type=PydanticCustomError(kind, "{text}", {"text": text}), loc=place, input=None)
 
 
 def explain(line: ErrorDetails, *, secretive: bool = False) -> str:

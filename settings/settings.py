@@ -12,7 +12,6 @@ from pydantic import BeforeValidator, ByteSize, Field, ValidationError, field_va
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from settings.address import BY_SCHEME
 from settings.durations import Duration, between
 from settings.layers import PREFIX, Environment, check_env_file, origin_of, toml_layer
 from settings.problems import SettingsError, did_you_mean, explain
@@ -158,6 +157,4 @@ def _problem(line: ErrorDetails, arguments: Mapping[str, object]) -> str:
         return f"{name}{origin}: is unknown{hint or '; choices: ' + PREFIX + f', {PREFIX}'.join(fields)}"
     if line["type"] == "missing":
         return f"{name}: is missing: {known.description}"
-    # An address may hold a password.
-    message = explain(line, secretive=BY_SCHEME in known.metadata)
-    return f"{name}{origin}: {message}"
+    return f"{name}{origin}: {explain(line)}"

@@ -61,6 +61,7 @@ def errors(role: Any, text: object) -> list[tuple[str, str]]:
         (Source, "file:a%20b/%3F.ndjson", File(path="a b/?.ndjson")),
         (Source, "file:/abs/x", File(path="/abs/x")),
         (Source, "file:///abs/x", File(path="/abs/x")),
+        (Source, "file:////abs/x", File(path="//abs/x")),
         (Source, "FILE:x#1+2.ndjson", File(path="x#1+2.ndjson")),
         (Source, " file:x ", File(path="x")),
         (Source, "file:x?", File(path="x")),
@@ -127,7 +128,7 @@ def test_says_what_is_wrong(role: Any, text: object, place: str, message: str) -
 
 def test_reads_hosts_login_and_options() -> None:
     found = QUEUE.validate_python(
-        f"queue://me:{SECRET}%2F%40@a.example:9092,[::1]:9093,b/topic?token={SECRET}%26&wait=250ms&eager=yes"
+        f"queue://me:{SECRET}%2F%40@a.example:9092,[::1]:9093,b/topic?token={SECRET}%26+/=&wait=250ms&eager=yes"
     )
     assert found.hosts == (Host("a.example", 9092), Host("[::1]", 9093), Host("b", None))
     assert (found.path, found.wait, found.eager, found.size) == (
@@ -138,7 +139,7 @@ def test_reads_hosts_login_and_options() -> None:
     )
     assert found.user and found.user.get_secret_value() == "me"
     assert found.password and found.password.get_secret_value() == SECRET + "/@"
-    assert found.token and found.token.get_secret_value() == SECRET + "&"
+    assert found.token and found.token.get_secret_value() == SECRET + "&+/="
 
 
 def test_no_secret_is_shown() -> None:
@@ -175,6 +176,7 @@ def test_no_error_shows_what_came(text: str) -> None:
         QUEUE.validate_python(text)
     lines = caught.value.errors()
     assert SECRET not in "".join(line["msg"] + str(line["loc"]) for line in lines)
+    assert SECRET not in str(caught.value) + repr(lines)
 
 
 def test_opens_by_name_with_plain_arguments_and_what_else_is_given() -> None:

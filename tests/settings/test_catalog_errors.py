@@ -185,6 +185,12 @@ BAD: list[tuple[str, int, str]] = [
         8,
         f"{CLAUSE}.value: needs",
     ),
+    (condition("{key: k, operator: does_not_contain, value: true}"), 8, f"{CLAUSE}.value: needs text with"),
+    (
+        condition(f"{{key: k, operator: equals, value: {'v' * 501}}}"),
+        8,
+        f"{CLAUSE}.value: needs a number, tr",
+    ),
     (
         condition("{key: k, operator: contains, value: 5}"),
         8,

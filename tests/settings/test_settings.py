@@ -107,14 +107,16 @@ def test_an_empty_variable_is_not_set(folder: Path, monkeypatch: pytest.MonkeyPa
     assert load_settings().shards == 4
 
 
-@pytest.mark.parametrize("where", ["environment", ".env", "argument"])
+@pytest.mark.parametrize("where", ["environment", ".env", "both", "argument"])
 def test_the_toml_file_may_be_named(where: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "tidegate.toml").write_text("shards = 2")
     (folder / "other.toml").write_text("shards = 4")
-    if where == "environment":
+    if where in ("environment", "both"):
         monkeypatch.setenv("TIDEGATE_CONFIG", "other.toml")
     if where == ".env":
         (folder / ".env").write_text("TIDEGATE_CONFIG=other.toml")
+    if where == "both":
+        (folder / ".env").write_text("TIDEGATE_CONFIG=tidegate.toml")
     found = load_settings({"config": "other.toml"} if where == "argument" else None)
     assert (found.shards, found.config) == (4, Path("other.toml"))
 
