@@ -2,13 +2,14 @@
 
 The fast path decodes a piece of lines in one msgspec call and works on columns. A piece in which anything is
 odd is read line by line, and an event in which anything is odd is judged field by field (operators/validate.py);
-all of them end in the same columns. Numbers become int or Decimal, never floats.
+all of them end in the same columns. Properties stay bytes until the meters of the event's name decode just those
+that they read. Numbers become int or Decimal, never floats.
 """
 
 from collections.abc import Iterator
 from datetime import timedelta
 from decimal import Decimal, InvalidOperation
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -17,22 +18,20 @@ from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
 from operators import times
-from operators.catalog import Catalog
+from operators.catalog import Catalog, Meter
 from operators.chunk import Chunk, Columns, Customers, Ints, Reject, joined, split
+from operators.groups import distinct
 from operators.keys import ID_SEED, source_digest
-from operators.matching import compile_filter
 from operators.periods import MAX_AT
 from operators.ports import Payloads
-from operators.readings import Feed, Gathered
-from operators.validate import ID_MAX, NAME_MAX, Fields, judge
+from operators.readings import Gathered, Name
+from operators.validate import ID_MAX, NAME_MAX, NO_DATA, Fields, judge
 
 Clock = Literal["event", "wall"]
 
 PIECE_BYTES = 1 << 18  # a thousand events: msgspec is twice as slow on pieces that outgrow the cache
 _REMEMBERED_NAMES = 100_000
 
-_EMPTY: dict[str, Any] = {}
-_ENCODE = msgspec.json.Encoder(order="sorted", decimal_format="number").encode
 _K1, _K2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F)
 
 
@@ -45,23 +44,16 @@ class _Event(msgspec.Struct, gc=False):
     type: str = ""
     subject: str = ""
     time: str = ""
-    data: dict[str, Any] | None = None
+    data: msgspec.Raw = NO_DATA
     event_id: str | UnsetType = UNSET
     customer_id: str = ""
     event_name: str = ""
     timestamp: str | None = None
-    metadata: dict[str, Any] | None = None
-
-
-class _Name(NamedTuple):
-    """An event name that has been seen: the number of its feeds (0 for none), and its hash."""
-
-    number: int
-    hash: int
+    metadata: msgspec.Raw = NO_DATA
 
 
 _BLANK = _Event()
-_PLACEHOLDER = Fields("-", "", "-", "-", 0, None)
+_PLACEHOLDER = Fields("-", "", "-", "-", 0, NO_DATA)
 
 
 class Decoder:
@@ -80,13 +72,15 @@ class Decoder:
         self._payload_bytes_max = payload_bytes_max
         self._customers = Customers(shards)
         self._sources: dict[str | None, bytes] = {}
-        self._names: dict[str, _Name] = {}
-        feeds: dict[str, list[Feed]] = {}
-        for index, meter in enumerate(catalog.meters):
-            passes = compile_filter(meter.filter) if meter.filter else None
-            feeds.setdefault(meter.event_name, []).append(Feed(index, meter.kind, meter.key or "", passes))
-        self._numbers = {name: number for number, name in enumerate(feeds, 1)}
-        self._feeds: list[list[Feed]] = [[], *feeds.values()]
+        meters: dict[str, list[tuple[int, Meter]]] = {}
+        for place, meter in enumerate(catalog.meters):
+            meters.setdefault(meter.event_name, []).append((place, meter))
+        # Names that feed no meter all have number 0.
+        self._numbers = {name: number for number, name in enumerate(meters, 1)}
+        self._names = [Name("", []), *(Name(name, fed) for name, fed in meters.items())]
+        self._codes: dict[str, int] = {}
+        self._number_of = np.zeros(64, np.int64)
+        self._hash_of = np.zeros(64, np.uint64)
         self._event_decoder = msgspec.json.Decoder(_Event, float_hook=Decimal)
         self._array_decoder = msgspec.json.Decoder(list[msgspec.Raw])
 
@@ -176,6 +170,8 @@ class Decoder:
     def _columns(
         self, events: list[_Event], starts: Ints, ends: Ints, payloads: Payloads, rejects: list[Reject]
     ) -> Columns:
+        if len(self._codes) > _REMEMBERED_NAMES:
+            self._codes = {}
         # The lists are as long as `events`; None in one of them marks an event that is judged apart.
         customers, sources, ids, names, stamps, data = _lists(events)
         at = times.parse_column(stamps)
@@ -185,7 +181,7 @@ class Decoder:
             odd |= np.fromiter((not 0 < len(id) <= ID_MAX for id in ids), np.bool_, len(ids))
         numbers = list(map(self._customers.number.get, customers))
         known_sources = list(map(self._sources.get, sources))
-        known_names = list(map(self._names.get, names))
+        known_names = list(map(self._codes.get, names))
         if None in numbers or None in known_sources or None in known_names:
             for i in range(len(events)):
                 numbers[i] = self._customer(customers[i])
@@ -203,29 +199,36 @@ class Decoder:
             numbers[i] = self._customer(judged.customer)
             known_sources[i] = self._source(judged.source)
             known_names[i] = self._name(judged.name)
-            ids[i], at[i], data[i] = judged.id, judged.at, judged.properties
+            ids[i], at[i], data[i] = judged.id, judged.at, judged.data
 
-        hashes = [xxh3_64_intdigest(_ENCODE(properties)) for properties in data]
-        mark = np.array(hashes, np.uint64) ^ np.array([name.hash for name in known_names], np.uint64)
+        code = np.array(known_names, np.int64)
+        mark = np.array(list(map(xxh3_64_intdigest, data)), np.uint64) ^ self._hash_of[code]
         mark = ((mark * _K1 + at.view(np.uint64) * _K2) >> np.uint64(32)).astype(np.uint32)
         customer = np.array(numbers, np.int64)
         digest = self._customers.digest[customer] ^ _words(known_sources)
         digest ^= _words([xxh3_128_digest(id.encode(), ID_SEED) for id in ids])
-        gathered = Gathered()
-        number = np.array([name.number for name in known_names], np.int64)
-        for feeds in np.unique(number[kept]).tolist():
-            members = np.flatnonzero((number == feeds) & kept)
-            properties = [data[i] or _EMPTY for i in members.tolist()]
-            for feed in self._feeds[feeds]:
-                gathered.read(feed, members, properties)
-        for event, detail in gathered.wrong.items():
+        gathered = self._gathered(self._number_of[code], data, kept)
+        for event, (reason, detail) in gathered.wrong.items():
             kept[event] = False
-            raw = payloads.block[starts[event] : ends[event]]
-            rejects.append(Reject("quantity_out_of_range", detail, raw))
+            rejects.append(Reject(reason, detail, payloads.block[starts[event] : ends[event]]))
         columns = Columns(
             customer, digest, mark, at, starts, ends, gathered.readings(), *gathered.unread()
         )
         return columns if kept.all() else columns.keep(kept)
+
+    def _gathered(self, name: Ints, data: list[msgspec.Raw], kept: NDArray[np.bool_]) -> Gathered:
+        """What the meters read, name by name."""
+        gathered = Gathered()
+        for number in distinct(name):
+            events = np.flatnonzero((name == number) & kept)
+            properties = self._names[number].properties([data[i] for i in events.tolist()])
+            if None in properties:
+                events = gathered.refuse(events, properties)
+                properties = [found for found in properties if found is not None]
+            columns = self._names[number].columns(properties)
+            for feed in self._names[number].feeds:
+                gathered.read(feed, events, columns)
+        return gathered
 
     def _customer(self, customer: str | None) -> int | None:
         if not customer or len(customer) > NAME_MAX:
@@ -242,16 +245,19 @@ class Decoder:
             known = self._sources[source] = source_digest(source)
         return known
 
-    def _name(self, name: str | None) -> _Name | None:
+    def _name(self, name: str | None) -> int | None:
         if not name or len(name) > NAME_MAX:
             return None
-        known = self._names.get(name)
-        if known is None:
-            if len(self._names) >= _REMEMBERED_NAMES:
-                self._names = {}
-            known = _Name(self._numbers.get(name, 0), xxh3_64_intdigest(name.encode()))
-            self._names[name] = known
-        return known
+        code = self._codes.get(name)
+        if code is None:
+            code = len(self._codes)
+            if code == len(self._number_of):
+                self._number_of = np.resize(self._number_of, 2 * code)
+                self._hash_of = np.resize(self._hash_of, 2 * code)
+            self._number_of[code] = self._numbers.get(name, 0)
+            self._hash_of[code] = xxh3_64_intdigest(name.encode())
+            self._codes[name] = code
+        return code
 
 
 _SPACE = b" \t\r\n"
@@ -279,7 +285,7 @@ def _is_utf8(raw: bytes) -> bool:
 
 def _lists(
     events: list[_Event],
-) -> tuple[list[str], list[str | None], list[str], list[str], list[str], list[dict[str, Any] | None]]:
+) -> tuple[list[str], list[str | None], list[str], list[str], list[str], list[msgspec.Raw]]:
     """Customers, sources, ids, names, times and properties. A source that can't be one is None."""
     if {event.specversion for event in events} == {"1.0"}:
         sources: list[str | None] = [event.source for event in events]
@@ -297,13 +303,13 @@ def _lists(
     return customers, sources, ids, names, stamps, data  # type: ignore[return-value]
 
 
-def _fields(event: _Event) -> tuple[str, str | None, str, str, str, dict[str, Any] | None]:
+def _fields(event: _Event) -> tuple[str, str | None, str, str, str, msgspec.Raw]:
     if event.specversion == "1.0":
         return event.subject, event.source or None, event.id, event.type, event.time, event.data
     if event.specversion is UNSET and isinstance(event.event_id, str):
         stamp = event.timestamp or ""
         return event.customer_id, "", event.event_id, event.event_name, stamp, event.metadata
-    return "", None, "", "", "", None
+    return "", None, "", "", "", NO_DATA
 
 
 def _words(digests: list[Any]) -> NDArray[np.uint64]:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from operators.chunk import Ints
+from operators.groups import distinct, groups
 from operators.periods import HOUR
 from operators.table import Table, Words
 
@@ -74,14 +75,14 @@ class Memory:
     def _claim(self, events: Identities) -> Verdicts:
         """Verdicts by each event's own hour alone."""
         verdicts = np.empty(len(events.lo), np.int8)
-        for hour, rows in _by_hour(events.at):
-            same_hour = events if rows is None else events.part(rows)
+        for hour, rows in groups(events.at // HOUR):
+            same_hour = events.part(rows)
             table = self.table(hour)
             places, new = table.claim(same_hour.lo, same_hour.hi)
             marks = table.columns["mark"]
             marks[places[new]] = same_hour.mark[new]
             found = np.where(marks[places] == same_hour.mark, DUPLICATE, CONFLICT)
-            verdicts[slice(None) if rows is None else rows] = np.where(new, NEW, found)
+            verdicts[rows] = np.where(new, NEW, found)
         return verdicts
 
     def _settle_one(self, event: Identities) -> int:
@@ -108,7 +109,7 @@ class Memory:
         if not near.any():
             return []
         for side, close in ((-1, past < EDGE), (1, past >= HOUR - EDGE)):
-            for own in np.unique(hour[close]).tolist():
+            for own in distinct(hour[close]):
                 table = self.hours.get(own + side)
                 if table is not None and len(table):
                     rows = np.flatnonzero(close & (hour == own))
@@ -122,16 +123,3 @@ class Memory:
             found[order] |= np.repeat(spread, np.diff(groups, append=len(lo)))
             found &= near
         return np.flatnonzero(found).tolist()
-
-
-def _by_hour(at: Ints) -> Iterator[tuple[int, Ints | None]]:
-    """Each hour, and the rows that lie in it; None for all."""
-    if not len(at):
-        return
-    hours = at // HOUR
-    first = int(hours[0])
-    if (hours == first).all():
-        yield first, None
-        return
-    for hour in np.unique(hours).tolist():
-        yield hour, np.flatnonzero(hours == hour)

@@ -1,34 +1,42 @@
-"""Which meters an event feeds, and what each reads from it."""
+"""Which events a meter takes: filters, compiled to work on whole columns of properties."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from xxhash import xxh3_128_digest
 
 from operators.catalog import Condition, Filter
 
-Properties = Mapping[str, Any]
-Predicate = Callable[[Properties], bool]
+Column = list[Any]
+Columns = Callable[[str], Column]
+"""Gives the values of a property, one per event, `UNSET` where an event lacks it."""
 
-_MISSING = object()
+Passed = NDArray[np.bool_]
+Predicate = Callable[[Columns], Passed]
 
 
 def compile_filter(filter: Filter) -> Predicate:
-    """A function that says whether an event with these properties passes.
+    """A function that says of each event whether it passes.
 
     A condition on a missing property, or on one of another type, is false under every operator.
     Source: dodo/CONTRACT.md 6.2.
     """
-    parts = tuple(
+    parts = [
         compile_filter(clause) if isinstance(clause, Filter) else compile_condition(clause)
         for clause in filter.clauses
-    )
-    if len(parts) == 1:
-        return parts[0]
-    if filter.conjunction == "and":
-        return lambda properties: all(part(properties) for part in parts)
-    return lambda properties: any(part(properties) for part in parts)
+    ]
+    join = np.logical_and if filter.conjunction == "and" else np.logical_or
+
+    def passes(columns: Columns) -> Passed:
+        passed = parts[0](columns)
+        for part in parts[1:]:
+            passed = join(passed, part(columns))
+        return passed
+
+    return passes
 
 
 def compile_condition(condition: Condition) -> Predicate:
@@ -36,17 +44,26 @@ def compile_condition(condition: Condition) -> Predicate:
     key, wanted = condition.key, condition.value
     compare = _COMPARISONS[condition.operator]
     kind = kind_of(wanted)
+
+    def holds(columns: Columns) -> Passed:
+        values = columns(key)
+        return np.array([kind_of(value) == kind and compare(value, wanted) for value in values], np.bool_)
+
     # Equality with a text or a boolean needs no look at the type, which is most of the cost.
     if condition.operator == "equals" and kind == "text":
-        return lambda properties: bool(properties.get(key) == wanted)
+        return lambda columns: np.array([value == wanted for value in columns(key)], np.bool_)
     if condition.operator == "equals" and kind == "boolean":
-        return lambda properties: properties.get(key) is wanted
-
-    def holds(properties: Properties) -> bool:
-        value = properties.get(key, _MISSING)
-        return kind_of(value) == kind and compare(value, wanted)
-
+        return lambda columns: np.array([value is wanted for value in columns(key)], np.bool_)
     return holds
+
+
+def keys_of(filter: Filter) -> set[str]:
+    """The properties that a filter looks at."""
+    return {
+        key
+        for clause in filter.clauses
+        for key in (keys_of(clause) if isinstance(clause, Filter) else {clause.key})
+    }
 
 
 def kind_of(value: object) -> str:
@@ -56,13 +73,18 @@ def kind_of(value: object) -> str:
 
 _KINDS: dict[type, str] = {int: "number", Decimal: "number", str: "text", bool: "boolean"}
 
+
+def _ordered(compare: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
+    return lambda value, wanted: kind_of(wanted) == "number" and compare(value, wanted)
+
+
 _COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
-    "equals": lambda value, wanted: value == wanted,
-    "not_equals": lambda value, wanted: value != wanted,
-    "greater_than": lambda value, wanted: kind_of(wanted) == "number" and value > wanted,
-    "greater_than_or_equals": lambda value, wanted: kind_of(wanted) == "number" and value >= wanted,
-    "less_than": lambda value, wanted: kind_of(wanted) == "number" and value < wanted,
-    "less_than_or_equals": lambda value, wanted: kind_of(wanted) == "number" and value <= wanted,
+    "equals": lambda value, wanted: bool(value == wanted),
+    "not_equals": lambda value, wanted: bool(value != wanted),
+    "greater_than": _ordered(lambda value, wanted: bool(value > wanted)),
+    "greater_than_or_equals": _ordered(lambda value, wanted: bool(value >= wanted)),
+    "less_than": _ordered(lambda value, wanted: bool(value < wanted)),
+    "less_than_or_equals": _ordered(lambda value, wanted: bool(value <= wanted)),
     "contains": lambda value, wanted: kind_of(wanted) == "text" and wanted in value,
     "does_not_contain": lambda value, wanted: kind_of(wanted) == "text" and wanted not in value,
 }
@@ -83,7 +105,9 @@ def unique_digest(value: object) -> bytes | None:
         if not significant:
             return xxh3_128_digest(b"n0")
         stripped = significant.rstrip("0")
-        assert isinstance(exponent, int)
-        exponent += len(significant) - len(stripped)
-        return xxh3_128_digest(f"n{sign}{stripped}e{exponent}".encode())
+        # The exponent of a number out of reach is a letter, F.
+        shift = exponent + len(significant) - len(stripped) if isinstance(exponent, int) else exponent
+        return xxh3_128_digest(f"n{sign}{stripped}e{shift}".encode())
     return None
+
+

@@ -32,7 +32,7 @@ def scaled(value: int | Decimal) -> int:
     if isinstance(value, int):
         return value * SCALE
     # First the magnitude, so that 1e999999999 costs nothing.
-    if value and value.adjusted() > PLACES + 15:
+    if not value.is_finite() or (value and value.adjusted() > PLACES + 15):
         raise ValueError(f"needs a number of at most 10^15, got {value:.3E}")
     try:
         moved = _EXACT.scaleb(value, PLACES)
@@ -44,7 +44,7 @@ def scaled(value: int | Decimal) -> int:
     return whole
 
 
-def limbs(value: int | Decimal) -> tuple[int, int, int]:
+def limbs_of(value: int | Decimal) -> tuple[int, int, int]:
     """A reading as (hi, mid, lo). Raises ValueError, which says why, where it is out of bounds."""
     whole = scaled(value)
     if not 0 <= whole <= QUANTITY_MAX * SCALE:
@@ -57,7 +57,7 @@ def limbs(value: int | Decimal) -> tuple[int, int, int]:
 def limb_columns(values: list[int | Decimal]) -> tuple[Ints, Ints | None, Ints | None] | None:
     """A column of readings as limbs, if all are of 0 or more, below nine million and of at most twelve places.
 
-    Those fit one 64-bit integer each, and the rest is column arithmetic. None where one does not; `limbs` takes any.
+    Those fit one 64-bit integer each, and the rest is column arithmetic. None where one does not; `limbs_of` takes any.
     """
     if min(values) < 0 or max(values) > _SHORT_MAX:
         return None

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from operators.catalog import Catalog, Meter
 from operators.chunk import Chunk, Ints
+from operators.groups import groups
 from operators.periods import Buckets, Periods, Policy, buckets
 from operators.thresholds import Rules, rules_of
 from operators.windows import FOLD_OF
@@ -153,17 +154,17 @@ class Roster:
         """The windows that hold each event."""
         zone, policy = self._zone.values[customer], self._policy.values[customer]
         hour, hour_end, day, period, period_end = (np.empty(len(at), np.int64) for _ in range(5))
-        for number, rows in _groups(zone):
+        for number, rows in groups(zone):
             hour[rows], hour_end[rows] = self._zones[number].hour(at[rows])
             day[rows] = self._zones[number].day(at[rows])[0]
-        for number, rows in _groups(policy):
+        for number, rows in groups(policy):
             period[rows], period_end[rows] = self._policies[number].of(at[rows])
         return Edges(hour, hour_end, day, period, period_end)
 
     def bucket_ends(self, customer: Ints, start: Ints, is_day: NDArray[np.bool_]) -> Ints:
         """The end of each hour or day bucket that begins at `start`."""
         ends = np.empty(len(start), np.int64)
-        for number, rows in _groups(self._zone.values[customer]):
+        for number, rows in groups(self._zone.values[customer]):
             hours, days = self._zones[number].hour(start[rows])[1], self._zones[number].day(start[rows])[1]
             ends[rows] = np.where(is_day[rows], days, hours)
         return ends
@@ -180,15 +181,3 @@ class Roster:
 
 def _one(value: int) -> Ints:
     return np.array([value], np.int64)
-
-
-def _groups(numbers: Ints) -> list[tuple[int, slice | Ints]]:
-    """Each number that occurs, and where."""
-    if not len(numbers):
-        return []
-    first = int(numbers[0])
-    if (numbers == first).all():
-        return [(first, slice(None))]
-    return [(number, np.flatnonzero(numbers == number)) for number in np.unique(numbers).tolist()]
-
-

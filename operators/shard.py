@@ -18,6 +18,7 @@ from operators.catalog import Catalog, Meter
 from operators.chunk import Chunk, Ints, Readings
 from operators.clock import running_latest
 from operators.dedup import CONFLICT, DUPLICATE, NEW, Identities, Memory
+from operators.groups import groups
 from operators.periods import HOUR
 from operators.quantity import text_of
 from operators.records import Accepted, Alert, Counter, DeadLetter, Total, Window
@@ -312,22 +313,22 @@ class Shard:
             self.counts[name] = self.counts.get(name, 0) + by
 
     def _count_by_meter(self, name: str, meter: Ints) -> None:
-        for number in np.unique(meter).tolist() if len(meter) else ():
-            self._count(f"{name}:{self.roster.meters[number].name}", int(np.count_nonzero(meter == number)))
+        for number, count in enumerate(np.bincount(meter).tolist()):
+            self._count(f"{name}:{self.roster.meters[number].name}", count)
 
     def _mark_hours(self, customer: Ints, at: Ints) -> None:
         """Notes who has identities in which hour, so that it is kept while any of them can reach it."""
         if self._wall:
             return
         hours = at // HOUR
-        for hour in np.unique(hours).tolist():
+        for hour, rows in groups(hours):
             marks = self.marks.get(hour)
             if marks is None or len(marks) < len(self.roster.names):
                 wider = np.zeros(len(self.roster.names) * 5 // 4 + 64, np.bool_)
                 if marks is not None:
                     wider[: len(marks)] = marks
                 marks = self.marks[hour] = wider
-            inside = customer[hours == hour]
+            inside = customer[rows]
             fresh = inside[~marks[inside]]
             if len(fresh):
                 marks[fresh] = True

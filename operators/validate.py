@@ -1,6 +1,5 @@
 """An event judged field by field, in the order of the reasons in docs/semantics.md."""
 
-from decimal import Decimal, InvalidOperation
 from typing import Any, NamedTuple
 
 import msgspec
@@ -8,7 +7,9 @@ import msgspec
 from operators import times
 from operators.chunk import Reject
 from operators.periods import MAX_AT, MIN_AT
+from operators.readings import number
 
+NO_DATA = msgspec.Raw(b"{}")
 ID_MAX = 1024
 NAME_MAX = 256
 
@@ -21,14 +22,22 @@ class Fields(NamedTuple):
     id: str
     name: str
     at: int
-    properties: dict[str, Any] | None
+    data: msgspec.Raw
 
 
 class _Unfit(Exception):
     """Carries reason code and words from the check that failed to `judge`."""
 
 
-_ANY = msgspec.json.Decoder(float_hook=Decimal)
+class _Data(msgspec.Struct):
+    """The properties in either shape, as they stand."""
+
+    data: msgspec.Raw = NO_DATA
+    metadata: msgspec.Raw = NO_DATA
+
+
+_ANY = msgspec.json.Decoder(float_hook=number)
+_DATA = msgspec.json.Decoder(_Data)
 
 
 def judge(raw: bytes, transport_time: int | None, latest: int) -> Fields | Reject:
@@ -70,15 +79,15 @@ def _fields(raw: bytes, transport_time: int | None, latest: int) -> Fields:
         raise _Unfit("data_not_object", f"{data}: needs an object, got {_shown(properties)}")
     if at > latest:
         raise _Unfit("future", f"{time}: {stamp or at} lies in the future")
-    return Fields(customer, source, id, name, at, properties)
+    return Fields(customer, source, id, name, at, getattr(_DATA.decode(raw), data))
 
 
 def _object(raw: bytes) -> dict[str, Any]:
     try:
         raw.decode()
         event = _ANY.decode(raw)
-    except (ValueError, RecursionError, InvalidOperation) as error:
-        raise _Unfit("not_json", str(error) or "a number out of reach") from None
+    except (ValueError, RecursionError) as error:
+        raise _Unfit("not_json", str(error)) from None
     if not isinstance(event, dict):
         raise _Unfit("not_an_object", f"needs an object, got {_shown(event)}")
     return event

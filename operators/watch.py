@@ -55,7 +55,7 @@ class Watch:
     def _replay(self, batch: Batch, touched: Touched, i: int) -> Iterable[Alert]:
         row = int(touched.rows[i])
         word = int(self._periods.keys[0][row])
-        readings = np.sort(touched.order[touched.starts[i] : touched.starts[i + 1]]).tolist()
+        readings = np.sort(touched.order[touched.starts[i] : touched.starts[i + 1]])
         key = int(batch.key[readings[0]])
         rules = self._roster.rules[int(self._roster.key_rules.values[key])]
         state = self._states.get(word) or rules.fresh()
@@ -64,9 +64,8 @@ class Watch:
         as_of, corrected = int(touched.as_of[i]), int(touched.corrected[i])
         fold = int(batch.fold[readings[0]])
         wait = -1 if fold == LAST else rules.next_up(state)
-        for reading in readings:
-            value = _value(batch, reading)
-            at = int(batch.at[reading])
+        times, closed = batch.at[readings].tolist(), batch.corrected[readings].tolist()
+        for value, at, is_correction in zip(_values(batch, readings), times, closed, strict=True):
             if fold == ADD:
                 total += value
             elif fold == MAX:
@@ -78,7 +77,7 @@ class Watch:
                 for change in step(rules, state, total):
                     yield self._alert(row, key, rules, change, total, at)
                 wait = -1 if fold == LAST else rules.next_up(state)
-            if batch.corrected[reading]:
+            if is_correction:
                 corrected += 1
                 if corrected.bit_count() == 1:
                     turn = corrected.bit_length()
@@ -185,7 +184,9 @@ class Watch:
 _UNLIMITED = Rules("", None, ())
 
 
-def _value(batch: Batch, reading: int) -> int:
-    mid = 0 if batch.mid is None else int(batch.mid[reading])
-    lo = 0 if batch.lo is None else int(batch.lo[reading])
-    return joined(int(batch.hi[reading]), mid, lo)
+def _values(batch: Batch, readings: Ints) -> list[int]:
+    """The quantities of these readings, times 10²⁴."""
+    his = batch.hi[readings].tolist()
+    if batch.mid is None or batch.lo is None:
+        return [hi * SCALE for hi in his]
+    return list(map(joined, his, batch.mid[readings].tolist(), batch.lo[readings].tolist()))
