@@ -53,9 +53,7 @@ class ConditionEntry(Strict):
 
 
 def _clause_kind(value: Any) -> str:
-    nested = isinstance(value, FilterEntry) or (
-        isinstance(value, Mapping) and value.keys() & FilterEntry.model_fields
-    )
+    nested = isinstance(value, Mapping) and ("clauses" in value or "conjunction" in value)
     return "filter" if nested else "condition"
 
 

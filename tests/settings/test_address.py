@@ -1,6 +1,7 @@
 import subprocess
 import sys
 from datetime import timedelta
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -12,9 +13,18 @@ from pydantic import Field, SecretStr, TypeAdapter, ValidationError
 from settings.address import BY_SCHEME, Address, Dsn, Host, load
 from settings.durations import Duration
 from settings.problems import SettingsError
-from settings.sinks import AlertFile, Alerts, AlertStdout, Billing, BillingFile, DeadLetterFile, DeadLetters
+from settings.sinks import (
+    AlertFile,
+    Alerts,
+    AlertStdout,
+    Billing,
+    BillingFile,
+    DeadLetterFile,
+    DeadLetters,
+    DeadLetterStdout,
+)
 from settings.sources import Demo, File, Source
-from settings.stores import Sqlite, Store
+from settings.stores import Sqlite, Store, StoreAddress
 
 SECRET = "hunter2"
 
@@ -200,6 +210,27 @@ def test_file_connectors_are_built_from_plain_arguments() -> None:
     assert BillingFile(path="x/").arguments() == {"directory": "x/"}
     assert AlertStdout().arguments() == {}
     assert Sqlite(path="x.db").arguments() == {"path": "x.db"}
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        File(path="x"),
+        Demo(),
+        Sqlite(path="x.db"),
+        AlertFile(path="x"),
+        AlertStdout(),
+        DeadLetterFile(path="x"),
+        DeadLetterStdout(),
+        BillingFile(path="x"),
+    ],
+    ids=lambda address: type(address).__name__,
+)
+def test_every_connector_is_there_and_takes_what_its_address_has(address: Address) -> None:
+    """A renamed class or argument is found here and not on somebody's first start."""
+    signature(load(address.connector)).bind_partial(**address.arguments())
+    if isinstance(address, StoreAddress):
+        signature(load(address.reader)).bind_partial(**address.arguments())
 
 
 @pytest.mark.parametrize("spec", ["connectors.nowhere:Source", "json:Nothing", "json"])

@@ -313,6 +313,16 @@ def test_files(folder: Path) -> None:
         with pytest.raises(CatalogError) as caught:
             load_catalog(path)
         assert str(caught.value) == message
+    file.write_bytes(b"meters: []\nplans: \xff")
+    with pytest.raises(CatalogError) as caught:
+        load_catalog(file)
+    assert caught.value.problems[0].column == 8
+
+
+def test_a_file_without_end_is_not_read_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("settings.catalog.BYTES_MAX", 1 << 20)
+    with pytest.raises(CatalogError, match=r"^/dev/zero: needs 1 MiB or less$"):
+        load_catalog("/dev/zero")
 
 
 def test_the_example_is_a_catalog() -> None:

@@ -216,6 +216,7 @@ BAD: list[tuple[str, int, str]] = [
     (limit("cap: NaN"), 6, f"{LIMIT}.cap: needs a number, got NaN"),
     (limit("cap: \u0661"), 6, f"{LIMIT}.cap: needs a number, got \u0661"),
     (limit(f"cap: {'9' * 5000}"), 6, f"{LIMIT}.cap: needs a number, got 9999"),
+    (limit("cap: 1e99999999"), 6, f"{LIMIT}.cap: needs a number, got 1e99999999"),
     (limit("cap: 1e999"), 6, f"{LIMIT}.cap: needs a number of 1000000000000000 or less"),
     (limit("cap: [1]"), 6, f"{LIMIT}.cap: needs a number"),
     (limit("grace_pct:"), 6, f"{LIMIT}.grace_pct: needs a number, got nothing"),
@@ -356,6 +357,11 @@ BAD: list[tuple[str, int, str]] = [
     (f"{METERS}default_plan: pro", 2, "default_plan: the plan is unknown; choices: none"),
     (
         f"{METERS}plans: {{pro: {{}}}}\ndefault_plan: por",
+        3,
+        "default_plan: the plan is unknown; did you mean pro?",
+    ),
+    (
+        f"{METERS}plans: {{pro: {{}}}}\ndefault_plan: por\ncustomers: {{acme: {{}}, beta: {{}}}}",
         3,
         "default_plan: the plan is unknown; did you mean pro?",
     ),

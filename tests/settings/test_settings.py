@@ -115,6 +115,8 @@ def test_the_toml_file_may_be_named(where: str, folder: Path, monkeypatch: pytes
         monkeypatch.setenv("TIDEGATE_CONFIG", "other.toml")
     if where == ".env":
         (folder / ".env").write_text("TIDEGATE_CONFIG=other.toml")
+    if where == "argument":
+        monkeypatch.setenv("TIDEGATE_CONFIG", "tidegate.toml")
     if where == "both":
         (folder / ".env").write_text("TIDEGATE_CONFIG=tidegate.toml")
     found = load_settings({"config": "other.toml"} if where == "argument" else None)
