@@ -1,0 +1,372 @@
+"""The contract fails stores that are broken in the ways stores are: else it proves nothing."""
+
+import inspect
+import tempfile
+import time
+import unicodedata
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from connectors.sqlite import (
+    _IF_NEWER,
+    _SELECT_ALL,
+    SqliteReader,
+    SqliteWriter,
+    _parameters,
+    _stored,
+    _upsert_sql,
+)
+from operators.ports import Changes, StoredTotal
+from operators.records import Counter, Total
+from tests.connectors.store_contract import Place, StoreContract
+
+NEWER_AND = "excluded.version > version AND (NOT excluded.steady OR %s)"
+
+
+class _Rewritten(SqliteWriter):
+    """Writes row by row, with `old` replaced by `new` in the statement."""
+
+    old, new = "", ""
+
+    def _upsert(self, now: int, bucket: int, rows: list[Total]) -> None:
+        assert self.old in _upsert_sql(bucket, 1)
+        for row in rows:
+            self._db.execute(_upsert_sql(bucket, 1).replace(self.old, self.new), _parameters(now, [row]))
+
+
+class _TakesOlderVersions(_Rewritten):
+    old, new = "excluded.version > version", "true"
+
+
+class _TakesWhatComesLast(_Rewritten):
+    old, new = _IF_NEWER, "true"
+
+
+class _TakesTheSameVersionAgain(_Rewritten):
+    old, new = "excluded.version > version", "excluded.version >= version"
+
+
+class _GoesBack(_Rewritten):
+    old, new = _IF_NEWER, "excluded.version > version"
+
+
+class _HoldsBackWhatFell(_Rewritten):
+    old, new = "NOT excluded.steady", "false"
+
+
+class _HoldsBackEqualTotals(_Rewritten):
+    old, new = _IF_NEWER, "excluded.version > version AND excluded.total > total"
+
+
+class _ComparesAsFloats(_Rewritten):
+    old, new = _IF_NEWER, NEWER_AND % "excluded.total + 0.0 >= total + 0.0"
+
+
+class _ComparesAsTheySort(_Rewritten):
+    old, new = _IF_NEWER, NEWER_AND % "excluded.total >= total"
+
+
+class _Adds(_Rewritten):
+    old, new = '"total" = excluded."total"', '"total" = total + excluded.total'
+
+
+class _LosesAColumn(_Rewritten):
+    old, new = '"corrected" = excluded."corrected"', '"corrected" = corrected'
+
+
+class _LosesTheEnd(_Rewritten):
+    old, new = '"end" = excluded."end"', '"end" = "end"'
+
+
+class _RoundsWhatIsReplaced(_Rewritten):
+    old, new = '"total" = excluded."total"', '"total" = excluded.total + 0'
+
+
+class _BeginsAnew(SqliteWriter):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._db.execute("DELETE FROM counters")
+
+
+class _Mapped(SqliteWriter):
+    """Writes another total than the one given."""
+
+    def write(self, totals: Sequence[Total], counters: Sequence[Counter]) -> None:
+        super().write([self.mapped(total) for total in totals], counters)
+
+    def mapped(self, total: Total) -> Total:
+        raise NotImplementedError
+
+
+class _RoundsBigTotals(_Mapped):
+    def mapped(self, total: Total) -> Total:
+        return total._replace(total=int(float(total.total))) if isinstance(total.total, int) else total
+
+
+class _RoundsDecimals(_Mapped):
+    def mapped(self, total: Total) -> Total:
+        return total._replace(total=str(float(total.total))) if isinstance(total.total, str) else total
+
+
+class _TurnsTextIntoNumbers(_Mapped):
+    def mapped(self, total: Total) -> Total:
+        whole = str(total.total).isdigit() and int(total.total) < 2**63
+        return total._replace(total=int(total.total)) if whole else total
+
+
+class _NormalisesUnicode(_Mapped):
+    def mapped(self, total: Total) -> Total:
+        return total._replace(customer=unicodedata.normalize("NFC", total.customer))
+
+
+class _StripsKeys(_Mapped):
+    def mapped(self, total: Total) -> Total:
+        return total._replace(customer=total.customer.strip())
+
+
+class _CutsLongKeys(_Mapped):
+    def mapped(self, total: Total) -> Total:
+        return total._replace(customer=total.customer[:255])
+
+
+class _JoinsKeysWithADash(_Mapped):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._known: dict[str, tuple[str, str]] = {}
+
+    def mapped(self, total: Total) -> Total:
+        pair = total.customer, total.meter
+        customer, meter = self._known.setdefault("-".join(pair), pair)
+        return total._replace(customer=customer, meter=meter)
+
+
+class _CommitsInHalves(SqliteWriter):
+    def write(self, totals: Sequence[Total], counters: Sequence[Counter]) -> None:
+        super().write(totals[::2], counters)
+        super().write(totals[1::2], [])
+
+
+class _CommitsRowByRow(_Rewritten):
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        yield
+
+
+class _LocksWhatItRead(SqliteWriter):
+    """Reads before it locks: where another has written meanwhile, the lock is refused.
+
+    With a pause in between, as the fault needs time to show.
+    """
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._db.execute("BEGIN")
+        self._db.execute("SELECT max(seq) FROM feed").fetchone()
+        time.sleep(0.001)
+        yield
+        self._db.execute("COMMIT")
+
+
+class _AddsUpCounters(SqliteWriter):
+    def write(self, totals: Sequence[Total], counters: Sequence[Counter]) -> None:
+        super().write(totals, [])
+        add = "ON CONFLICT DO UPDATE SET value = value + excluded.value"
+        self._db.executemany(f"INSERT INTO counters VALUES (?, ?, ?) {add}", counters)
+
+
+class _LetsCountersFall(SqliteWriter):
+    def write(self, totals: Sequence[Total], counters: Sequence[Counter]) -> None:
+        super().write(totals, [])
+        self._db.executemany("INSERT OR REPLACE INTO counters VALUES (?, ?, ?)", counters)
+
+
+class _TellsAllButOne(SqliteWriter):
+    def _announce(self, customers: list[str]) -> None:
+        super()._announce(customers[:-1] if len(customers) > 1 else customers)
+
+
+class _TellsOnlyOfNewTotals(SqliteWriter):
+    def _announce(self, customers: list[str]) -> None:
+        known = {
+            name
+            for row in self._db.execute("SELECT customers FROM feed")
+            for name in msgspec.json.decode(row[0])
+        }
+        super()._announce([customer for customer in customers if customer not in known])
+
+
+class _TellsBeforeItWrites(SqliteWriter):
+    """With a slow disk in between, as the fault needs time to show."""
+
+    def write(self, totals: Sequence[Total], counters: Sequence[Counter]) -> None:
+        with self._transaction():
+            super()._announce([total.customer for total in totals])
+        time.sleep(0.01)
+        super().write(totals, counters)
+
+    def _announce(self, customers: list[str]) -> None:
+        pass
+
+
+class _NumbersOnItsOwn(SqliteWriter):
+    _seq = 0
+
+    def _announce(self, customers: list[str]) -> None:
+        self._seq += 1
+        text = msgspec.json.encode(customers).decode()
+        self._db.execute("INSERT OR REPLACE INTO feed VALUES (?, 0, ?)", (self._seq, text))
+
+
+class _ReadsByPrefix(SqliteReader):
+    def read(self, customer: str) -> list[StoredTotal]:
+        return [stored for stored in super().totals() if stored.total.customer.startswith(customer)]
+
+
+class _ReadsAnyCase(SqliteReader):
+    def read(self, customer: str) -> list[StoredTotal]:
+        return [stored for stored in super().totals() if stored.total.customer.lower() == customer.lower()]
+
+
+class _ReadsAsOfItsStart(SqliteReader):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._db.execute("BEGIN")
+        self._db.execute("SELECT * FROM feed").fetchone()
+
+
+class _ReadsOneCustomerAfterTheOther(SqliteReader):
+    def totals(self, customer: str | None = None) -> Iterator[StoredTotal]:
+        if customer is not None:
+            yield from self.read(customer)
+            return
+        for name, _ in groupby(list(super().totals()), key=lambda stored: stored.total.customer):
+            yield from self.read(name)
+
+
+class _HoldsBackItsOwnReading(SqliteReader):
+    def totals(self, customer: str | None = None) -> Iterator[StoredTotal]:
+        yield from map(_stored, self._db.execute(_SELECT_ALL))
+
+
+class _ReadsUnsorted(SqliteReader):
+    def totals(self, customer: str | None = None) -> Iterator[StoredTotal]:
+        yield from sorted(super().totals(customer), key=lambda stored: stored.total.start)
+
+
+class _GivesABoolAsInteger(SqliteReader):
+    def read(self, customer: str) -> list[StoredTotal]:
+        stored = super().read(customer)
+        return [one._replace(total=Total._make((*one.total[:-1], int(one.total.steady)))) for one in stored]
+
+
+class _ClaimsToReachBack(SqliteReader):
+    def changes(self, after: int) -> Changes:
+        return super().changes(after)._replace(complete=True)
+
+
+class _RepeatsTheLastChange(SqliteReader):
+    def changes(self, after: int) -> Changes:
+        return super().changes(max(after - 1, 0))
+
+
+BROKEN = {
+    _TakesOlderVersions: "test_only_newer_totals_are_written",
+    _TakesWhatComesLast: "test_order_does_not_matter",
+    _TakesTheSameVersionAgain: "test_a_replay_changes_nothing",
+    _GoesBack: "test_totals_are_compared_exactly",
+    _HoldsBackWhatFell: "test_totals_are_compared_exactly",
+    _HoldsBackEqualTotals: "test_totals_are_compared_exactly",
+    _ComparesAsFloats: "test_totals_are_compared_exactly",
+    _ComparesAsTheySort: "test_totals_are_compared_exactly",
+    _Adds: "test_every_field_is_replaced",
+    _LosesAColumn: "test_every_field_is_replaced",
+    _LosesTheEnd: "test_every_field_is_replaced",
+    _RoundsWhatIsReplaced: "test_numbers_come_back_exactly",
+    _BeginsAnew: "test_it_is_still_there_when_opened_again",
+    _RoundsBigTotals: "test_numbers_come_back_exactly",
+    _RoundsDecimals: "test_numbers_come_back_exactly",
+    _TurnsTextIntoNumbers: "test_numbers_come_back_exactly",
+    _NormalisesUnicode: "test_customers_and_meters_are_not_mixed",
+    _StripsKeys: "test_customers_and_meters_are_not_mixed",
+    _CutsLongKeys: "test_customers_and_meters_are_not_mixed",
+    _JoinsKeysWithADash: "test_customers_and_meters_are_not_mixed",
+    _CommitsInHalves: "test_another_process_sees_whole_writes",
+    _CommitsRowByRow: "test_a_killed_writer_leaves_whole_writes",
+    _LocksWhatItRead: "test_two_processes_write_at_once",
+    _AddsUpCounters: "test_counters_only_grow",
+    _LetsCountersFall: "test_counters_only_grow",
+    _TellsAllButOne: "test_changes_name_who_was_written",
+    _TellsOnlyOfNewTotals: "test_a_killed_writer_leaves_whole_writes",
+    _TellsBeforeItWrites: "test_another_process_is_told_of_what_it_can_read",
+    _NumbersOnItsOwn: "test_two_processes_write_at_once",
+    _ReadsByPrefix: "test_customers_and_meters_are_not_mixed",
+    _ReadsAnyCase: "test_customers_and_meters_are_not_mixed",
+    _ReadsAsOfItsStart: "test_an_empty_store_is_empty",
+    _ReadsOneCustomerAfterTheOther: "test_all_totals_are_of_one_moment",
+    _HoldsBackItsOwnReading: "test_all_totals_are_of_one_moment",
+    _ReadsUnsorted: "test_what_was_written_is_read",
+    _GivesABoolAsInteger: "test_every_field_is_replaced",
+    _ClaimsToReachBack: "test_a_number_from_elsewhere_is_not_complete",
+    _RepeatsTheLastChange: "test_changes_name_who_was_written",
+}
+
+
+@dataclass(frozen=True)
+class _BrokenPlace:
+    broken: type[SqliteWriter] | type[SqliteReader]
+    path: Path
+
+    def open_writer(self) -> SqliteWriter:
+        return (self.broken if issubclass(self.broken, SqliteWriter) else SqliteWriter)(self.path)
+
+    def open_reader(self) -> SqliteReader:
+        return (self.broken if issubclass(self.broken, SqliteReader) else SqliteReader)(
+            self.path, create=True
+        )
+
+
+class _Found(BaseException):
+    """Ends Hypothesis at once, which would go on to look for a smaller example."""
+
+
+def fails(broken: type[SqliteWriter] | type[SqliteReader], name: str) -> bool:
+    """Whether the contract's test of that name fails for `broken`."""
+
+    class Contract(StoreContract):
+        @contextmanager
+        def fresh(self) -> Iterator[Place]:
+            with tempfile.TemporaryDirectory() as folder:
+                try:
+                    yield _BrokenPlace(broken, Path(folder, "store.db"))
+                except Exception as error:
+                    raise _Found from error
+
+    try:
+        getattr(Contract(), name)()
+    except _Found:
+        return True
+    return False
+
+
+@pytest.mark.parametrize(("broken", "finds"), BROKEN.items(), ids=[one.__name__.strip("_") for one in BROKEN])
+def test_the_contract_fails_a_broken_store(
+    broken: type[SqliteWriter] | type[SqliteReader], finds: str
+) -> None:
+    assert fails(broken, finds)
+
+
+def test_every_test_of_the_contract_finds_something() -> None:
+    tests = {name for name, _ in inspect.getmembers(StoreContract) if name.startswith("test_")}
+    assert tests - set(BROKEN.values()) == set()
+
+
+@pytest.mark.parametrize("name", sorted(set(BROKEN.values())))
+def test_the_contract_passes_the_store_they_are_made_of(name: str) -> None:
+    assert not fails(SqliteWriter, name)
