@@ -129,11 +129,12 @@ class SqliteWriter:
         full_sync: bool = False,
         clock: Callable[[], int] = wall_clock,
     ) -> None:
-        self._path = Path(path)
+        self._path = Path(path).absolute()
         self._clock = clock
         with _explained(self._path, "open"):
             _create(self._path)
             self._db = _connect(self._path, "rw", wait)
+            self._opened = os.stat(self._path)
             self._db.create_function("reaches", 2, _reaches, deterministic=True)
             self._db.execute(f"PRAGMA synchronous = {'FULL' if full_sync else 'NORMAL'}")
             self._db.execute(f"PRAGMA cache_size = {-CACHE_KIB}")
@@ -149,6 +150,7 @@ class SqliteWriter:
         # Before the lock is taken, which another process may be waiting for.
         buckets, customers = _in_buckets(totals)
         with _explained(self._path, "write"), self._transaction():
+            _check_same(self._path, self._opened)
             before = self._db.total_changes
             now = self._clock()
             for bucket, rows in enumerate(buckets):
@@ -200,15 +202,17 @@ class SqliteReader:
     """
 
     def __init__(self, path: str | Path, *, create: bool = False, wait: timedelta = WAIT) -> None:
-        self._path, self._wait = Path(path), wait
+        self._path, self._wait = Path(path).absolute(), wait
         with _explained(self._path, "open"):
             if create:
                 _create(self._path)
             self._db = _connect(self._path, "ro", wait)
+            self._opened = os.stat(self._path)
 
     def read(self, customer: str) -> list[StoredTotal]:
         """All totals of one customer, in one query, in the order of window, meter and start."""
         with _explained(self._path, "read"):
+            _check_same(self._path, self._opened)
             rows = self._db.execute(_read_sql(shard_of(customer, BUCKETS)), (customer,)).fetchall()
         return [_stored(row) for row in rows]
 
@@ -232,6 +236,7 @@ class SqliteReader:
         Where the feed no longer reaches back, no customers are named.
         """
         with _explained(self._path, "read"):
+            _check_same(self._path, self._opened)
             last = self._db.execute("SELECT max(seq) FROM feed").fetchone()[0] or 0
             if last == after:
                 return Changes(after, frozenset(), True)
@@ -349,6 +354,18 @@ def _check(path: Path, db: sqlite3.Connection) -> None:
         raise StoreError(
             f"store {str(path)!r}: needs schema {SCHEMA}, got {found[0]}; "
             "run the version of Tidegate that wrote it, or name another path and replay"
+        )
+
+
+def _check_same(path: Path, opened: os.stat_result) -> None:
+    """What is open is what the path names, else StoreError: a deleted file would take writes in silence."""
+    try:
+        same = os.path.samestat(os.stat(path), opened)
+    except FileNotFoundError:
+        same = False
+    if not same:
+        raise StoreError(
+            f"store {str(path)!r}: the file was moved, replaced or deleted while open; start again"
         )
 
 

@@ -264,6 +264,41 @@ def test_a_lock_is_waited_for_and_then_named(path: Path) -> None:
     assert versions_in(FilePlace(path)) == {2}
 
 
+def test_a_lock_on_opening_is_named_too(path: Path) -> None:
+    with closing(SqliteWriter(path)) as hog:
+        hog._db.execute("PRAGMA locking_mode = EXCLUSIVE")
+        hog.write(batch_of(1), [])
+        for opened in (SqliteWriter, SqliteReader):
+            with pytest.raises(StoreError, match="another process kept the write lock"):
+                opened(path, wait=NO_WAIT)
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_file_that_goes_away_is_an_error(path: Path, replaced: bool) -> None:
+    """Writes would go nowhere, and a gate would read old totals for ever, without a word from SQLite."""
+    with closing(SqliteWriter(path)) as writer, closing(SqliteReader(path)) as reader:
+        writer.write(batch_of(1), [])
+        for file in path.parent.iterdir():
+            file.rename(file.with_name(f"old-{file.name}"))
+        if replaced:
+            SqliteWriter(path).close()
+        for act in (
+            lambda: writer.write(batch_of(2), []),
+            lambda: reader.read("a"),
+            lambda: reader.changes(0),
+        ):
+            with pytest.raises(StoreError, match="moved, replaced or deleted while open; start again"):
+                act()
+
+
+def test_an_error_in_detail_gets_the_advice_of_its_kind(path: Path) -> None:
+    """SQLite tells failures of a disk from one another by numbers above the kind's."""
+    error = sqlite3.OperationalError("disk I/O error")
+    error.sqlite_errorcode = sqlite3.SQLITE_IOERR_WRITE
+    with pytest.raises(StoreError, match="the disk fails"), sqlite._explained(path, "write"):
+        raise error
+
+
 @pytest.mark.parametrize(
     ("pragma", "undone", "says"),
     [
@@ -347,11 +382,26 @@ def test_all_totals_are_read_without_sorting_them(path: Path) -> None:
     assert not [step for step in plan if "TEMP B-TREE" in step]
 
 
-@pytest.mark.parametrize(("full_sync", "level"), [(False, 1), (True, 2)])
-def test_a_write_waits_for_the_disk_if_asked(path: Path, full_sync: bool, level: int) -> None:
-    with closing(SqliteWriter(path, full_sync=full_sync)) as writer:
-        assert writer._db.execute("PRAGMA synchronous").fetchone() == (level,)
-        assert writer._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+@pytest.mark.parametrize(("full_sync", "synchronous"), [(False, 1), (True, 2)])
+def test_a_writer_is_set_up_as_it_says(path: Path, full_sync: bool, synchronous: int) -> None:
+    """None of it shows in a test that runs for a second, all of it in a month."""
+    expected: dict[str, str | int] = {
+        "synchronous": synchronous,
+        "journal_mode": "wal",
+        "busy_timeout": 1500,
+        "cache_size": -64 * 1024,
+        "wal_autocheckpoint": 10_000,
+        "journal_size_limit": 64 * 1024 * 1024,
+        "secure_delete": 0,
+    }
+    with closing(SqliteWriter(path, wait=timedelta(seconds=1.5), full_sync=full_sync)) as writer:
+        assert {p: writer._db.execute(f"PRAGMA {p}").fetchone()[0] for p in expected} == expected
+
+
+def test_a_reader_cannot_write(path: Path) -> None:
+    SqliteWriter(path).close()
+    with closing(SqliteReader(path)) as reader, pytest.raises(sqlite3.OperationalError, match="readonly"):
+        reader._db.execute("DELETE FROM feed")
 
 
 def test_keys_of_the_contract_lie_in_many_tables() -> None:
