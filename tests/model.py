@@ -131,14 +131,17 @@ def text_of(value: Fraction) -> str:
 
 @dataclass(frozen=True)
 class Event:
-    """An event that can be metered, with what each meter that takes it reads (None: nothing)."""
+    """An event that can be metered, with what each meter that takes it reads (None: nothing).
+
+    `data` is its JSON text, as it stands in the payload.
+    """
 
     customer: str
     source: str
     id: str
     name: str
     at: int
-    data: dict[str, Json] | None
+    data: str
     payload: bytes
     readings: list[tuple[Meter, Json]]
 
@@ -164,11 +167,34 @@ def elements(payload: bytes) -> Iterator[tuple[Json, bytes]]:
         return
     at = 1
     for _ in value:
-        while text[at] in " \t\r\n,":
-            at += 1
+        at = skip(text, at, ",")
         element, end = DECODER.raw_decode(text, at)
         yield element, text[at:end].encode()
         at = end
+
+
+def as_it_stands(payload: bytes, wanted: str) -> str:
+    """The JSON text of an object's member as it was sent, the last of several; {} where there is none."""
+    text = payload.decode()
+    found = "{}"
+    at = 1
+    while True:
+        at = skip(text, at, ",")
+        if text[at] == "}":
+            return found
+        key, at = DECODER.raw_decode(text, at)
+        at = skip(text, at, ":")
+        _, end = DECODER.raw_decode(text, at)
+        if key == wanted:
+            found = text[at:end]
+        at = end
+
+
+def skip(text: str, at: int, mark: str) -> int:
+    """The next place that is neither white space nor the mark."""
+    while text[at] in " \t\r\n" + mark:
+        at += 1
+    return at
 
 
 def is_text(value: Json, most: int) -> bool:
@@ -246,6 +272,8 @@ def reading(meter: Meter, data: dict[str, Json]) -> Json:
     if meter.kind == "count":
         return Fraction(1)
     value = data.get(meter.key or "")
+    if meter.kind == "unique" and isinstance(value, Number):
+        return value.parts()
     if isinstance(value, Number):
         too_large = compare(value, Number("1e15")) > 0
         if value.parts()[0] < 0 or too_large or value.places() > 24:
@@ -364,7 +392,6 @@ class Window:
 
     def take(self, kind: str, value: Json, at: int, late: Late) -> None:
         """Take one reading in."""
-        before = self.total
         match kind:
             case "count" | "sum":
                 self.total += value
@@ -376,7 +403,7 @@ class Window:
             case "unique":
                 self.seen.add((type(value), value))
                 self.total = Fraction(len(self.seen))
-        self.steady = self.steady and self.total >= before
+        self.steady = kind != "last"
         self.events += 1
         self.as_of = max(self.as_of, at)
         self.late += late == "late_open"
@@ -536,7 +563,8 @@ class Model:
         meters = [meter for meter in self.catalog.meters if meter.event_name == name]
         taking = [meter for meter in meters if meter.filter is None or passes(meter.filter, data or {})]
         readings = [(meter, reading(meter, data or {})) for meter in taking]
-        return Event(customer, source, id, name, at, data, own, readings)
+        stands = as_it_stands(own, "data" if cloud else "metadata")
+        return Event(customer, source, id, name, at, stands, own, readings)
 
     def _at(self, value: dict[str, Json], cloud: bool, transport_time: int | None) -> int:
         key = "time" if cloud else "timestamp"
