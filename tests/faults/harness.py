@@ -1,0 +1,310 @@
+"""Runs the metering flow as processes that die and are started again, and gathers what came out of it."""
+
+import json
+import os
+import pickle
+import random
+import signal
+import socket
+import subprocess
+import sys
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+from threading import Event, Thread
+from time import monotonic
+from typing import Any, NamedTuple
+
+import msgspec
+
+from connectors.sqlite import SqliteReader, StoreError
+from operators.ports import StoredTotal
+from operators.records import Total
+from tests.faults.orders import KILLS, MET, Kill, Met, Orders, Phase
+from tests.traffic import Case
+
+ROOT = Path(__file__).parents[2]
+SECONDS = 120
+STARTS = 12
+# What is met where a run goes on from a snapshot.
+RESUMING = (
+    "cut journal", "cut journal state", "cut journal ids", "cut alerts", "cut dead", "cut billing",
+    "unlink journal state", "unlink journal ids", "build source", "build sink", "build shard", "build store",
+    "journal open", "poll", "journal append", "store COMMIT", "snapshot sink", "snapshot shard",
+)  # fmt: skip
+
+
+class Layout(NamedTuple):
+    """How a run is spread: worker threads, processes, and files of input."""
+
+    workers: int = 1
+    processes: int = 1
+    files: int = 1
+
+
+class Result(NamedTuple):
+    """All that a run left, without what depends on the clock."""
+
+    totals: dict[tuple[Any, ...], Total]
+    counters: dict[tuple[int, str], int]
+    alerts: Counter[bytes]
+    dead: Counter[tuple[str, str, str]]
+    billed: Counter[bytes]
+
+    def differences(self, other: "Result") -> list[str]:
+        """Where they differ, a few of each."""
+        found = []
+        for name, mine, theirs in zip(self._fields, self, other, strict=True):
+            keys = [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]
+            found += [f"{name} {key}: {mine.get(key)} instead of {theirs.get(key)}" for key in keys[:5]]
+            if len(keys) > 5:
+                found.append(f"{name}: {len(keys)} differ in all")
+        return found
+
+    @property
+    def counted(self) -> Counter[str]:
+        """Counters over all shards."""
+        counted: Counter[str] = Counter()
+        for (_, name), value in self.counters.items():
+            counted[name] += value
+        return counted
+
+
+@dataclass
+class Run:
+    """A folder with input and outputs, and the starts that were made in it."""
+
+    folder: Path
+    layout: Layout
+    settings: dict[str, str] = field(default_factory=dict)
+    kills: list[Kill] = field(default_factory=list)
+    starts: int = 0
+
+    @classmethod
+    def prepared(cls, folder: Path, case: Case, layout: Layout, **settings: str) -> "Run":
+        """A folder with the case's catalog and lines, parted by customer into the layout's files."""
+        folder.mkdir(parents=True)
+        (folder / "catalog.pickle").write_bytes(pickle.dumps(case.catalog))
+        for number, lines in enumerate(parted(case.lines, layout.files)):
+            (folder / f"in-{number}.ndjson").write_bytes(b"".join(line + b"\n" for line in lines))
+        given = {
+            "SOURCE": "file:in-*.ndjson" if layout.files > 1 else "file:in-0.ndjson",
+            "STORE": "sqlite:store.db",
+            "ALERTS": "file:alerts.ndjson",
+            "DEAD_LETTERS": "file:dead.ndjson",
+            "BILLING": "file:billing/",
+            "BRANCHES": "store,alerts,billing",
+            "DATA_DIR": "state",
+            "LATENESS": f"{int(case.lateness.total_seconds())}s",
+            "POLL_BYTES": "4096",
+            "SHARDS": "4",
+            "COALESCE": "3ms",
+            "RECOVERY_PARTS": str(layout.processes),
+            **settings,
+        }
+        return cls(folder, layout, given)
+
+    def start(self, kill: Kill | None = None, victim: int = 0) -> bool:
+        """Starts it and waits for its end; whether it came to the end of its input."""
+        self.starts += 1
+        count = self.layout.processes
+        addresses = free_addresses(count) if count > 1 else []
+        begun = [
+            self._process(
+                Orders(
+                    kill=kill if number == victim % count else None,
+                    workers=self.layout.workers,
+                    process=number,
+                    addresses=addresses,
+                )
+            )
+            for number in range(count)
+        ]
+        codes = ended(begun)
+        noted = self._noted()
+        if not any(codes):
+            return True
+        assert noted, f"exit codes {codes} of start {self.starts}:\n{self.said()}"
+        killed = codes[victim % count]
+        assert killed in (-signal.SIGKILL, -signal.SIGALRM), f"exit code {killed}:\n{self.said()}"
+        self.kills += noted
+        return False
+
+    def said(self) -> str:
+        """The last words of each process."""
+        return "\n".join(path.read_text()[-3000:] for path in sorted(self.folder.glob("said-*")))
+
+    @property
+    def met(self) -> Met:
+        """What the last start met that ended by itself."""
+        return msgspec.json.decode((self.folder / MET).read_bytes(), type=Met)
+
+    def result(self) -> Result:
+        """What the run left."""
+        reader = SqliteReader(self.folder / "store.db")
+        try:
+            totals = {total[:4]: total for total, _ in reader.totals()}
+            counters = {(shard, name): value for shard, name, value in reader.counters()}
+        finally:
+            reader.close()
+        dead = Counter(
+            (letter["id"], letter["reason"], letter.get("payload", letter.get("payload_base64")))
+            for letter in map(json.loads, lines_of(self.folder / "dead.ndjson"))
+        )
+        billed = Counter(line for path in self.folder.glob("billing/*.ndjson") for line in lines_of(path))
+        alerts = Counter(lines_of(self.folder / "alerts.ndjson"))
+        return Result(totals, counters, alerts, dead, billed)
+
+    def _process(self, orders: Orders) -> subprocess.Popen[bytes]:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("TIDEGATE_")}
+        environment |= {f"TIDEGATE_{name}": value for name, value in self.settings.items()}
+        environment["PYTHONPATH"] = str(ROOT)
+        with (self.folder / f"said-{self.starts:02}-{orders.process}").open("wb") as said:
+            return subprocess.Popen(
+                [sys.executable, "-m", "tests.faults.killer", msgspec.json.encode(orders).decode()],
+                cwd=self.folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=said,
+            )
+
+    def _noted(self) -> list[Kill]:
+        path = self.folder / KILLS
+        if not path.exists():
+            return []
+        noted = [msgspec.json.decode(line, type=Kill) for line in path.read_bytes().splitlines()]
+        path.unlink()
+        return noted
+
+
+def ended(processes: list[subprocess.Popen[bytes]]) -> list[int]:
+    """The exit codes; once one process has died, the others are given a moment and then killed as well."""
+    deadline = monotonic() + SECONDS
+    try:
+        while any(process.poll() is None for process in processes):
+            if any(process.returncode for process in processes):
+                deadline = min(deadline, monotonic() + 3)
+            running = next(process for process in processes if process.poll() is None)
+            try:
+                running.wait(0.05)
+            except subprocess.TimeoutExpired:
+                if monotonic() > deadline:
+                    assert any(process.returncode for process in processes), "the flow hangs"
+                    running.kill()
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    return [process.returncode for process in processes]
+
+
+def free_addresses(count: int) -> list[str]:
+    """Addresses on this machine that nobody listens on."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    addresses = [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
+    for each in sockets:
+        each.close()
+    return addresses
+
+
+def lines_of(path: Path) -> list[bytes]:
+    """The lines of a file, none if there is no file; a torn line is an error."""
+    if not path.exists():
+        return []
+    text = path.read_bytes()
+    assert not text or text.endswith(b"\n"), f"{path.name}: the last line is torn"
+    return text.split(b"\n")[:-1]
+
+
+def parted(lines: list[bytes], files: int) -> list[list[bytes]]:
+    """The lines by file, so that all of a customer's lie in one; lines of several customers are left out."""
+    if files == 1:
+        return [lines]
+    parts: list[list[bytes]] = [[] for _ in range(files)]
+    for line in lines:
+        customers = customers_of(line)
+        if len(customers) < 2:
+            parts[zlib.crc32(next(iter(customers), line.decode("latin-1")).encode()) % files].append(line)
+    return parts
+
+
+def customers_of(line: bytes) -> set[str]:
+    """The customers of the events on a line, as far as there are any."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return set()
+    events = found if isinstance(found, list) else [found]
+    named = (event.get("subject", event.get("customer_id")) for event in events if isinstance(event, dict))
+    return {customer for customer in named if isinstance(customer, str) and customer.isprintable()}
+
+
+@contextmanager
+def watched(run: Run) -> Iterator[list[str]]:
+    """Reads the store all the while, and lists what went back in it."""
+    wrong: list[str] = []
+    done = Event()
+    watcher = Thread(target=_watch, args=(run.folder / "store.db", done, wrong))
+    watcher.start()
+    try:
+        yield wrong
+    finally:
+        done.set()
+        watcher.join()
+
+
+def _watch(path: Path, done: Event, wrong: list[str]) -> None:
+    seen: dict[tuple[Any, ...], Total] = {}
+    counted: dict[tuple[int, str], int] = {}
+    reader: SqliteReader | None = None
+    last, reads = 0, 0
+    while not done.wait(0.03):
+        try:
+            reader = reader or SqliteReader(path)
+        except StoreError:
+            continue
+        changes = reader.changes(last)
+        if changes.seq == last:
+            continue
+        last, reads = changes.seq, reads + 1
+        for stored in reader.totals():
+            wrong += fallen(seen, stored)
+        for shard, name, value in reader.counters():
+            if value < counted.get((shard, name), 0):
+                wrong.append(f"counter {shard} {name}: {counted[shard, name]} then {value}")
+            counted[shard, name] = value
+    if reader:
+        reader.close()
+    if not reads:
+        wrong.append("the store was never seen to change")
+
+
+def fallen(seen: dict[tuple[Any, ...], Total], stored: StoredTotal) -> list[str]:
+    """What is smaller than when this total was last seen."""
+    total = stored.total
+    before = seen.get(total[:4])
+    seen[total[:4]] = total
+    if before is None:
+        return []
+    growing = ("version", "as_of", "events", "late", "corrected")
+    back = [name for name in growing if getattr(total, name) < getattr(before, name)]
+    if total.steady and total.corrected == before.corrected and Decimal(total.total) < Decimal(before.total):
+        back.append("total")
+    return [f"{name} of {total[:4]}: {getattr(before, name)} then {getattr(total, name)}" for name in back]
+
+
+def random_kill(rng: random.Random, met: Met, resumed: bool) -> Kill:
+    """A place to die: any kind of operation, rare ones nearly as often as frequent ones; or any time."""
+    if rng.random() < 0.2:
+        return Kill("time", seconds=rng.random() * met.seconds * (0.3 if resumed else 1))
+    phase: Phase = rng.choice(("before", "half", "half", "after", "soon"))
+    if resumed and rng.random() < 0.6:
+        return Kill(rng.choice(RESUMING), rng.randint(1, 3), phase)
+    kinds = sorted(met.operations)
+    [kind] = rng.choices(kinds, [met.operations[kind] ** 0.4 for kind in kinds])
+    return Kill(kind, rng.randint(1, met.operations[kind]), phase)

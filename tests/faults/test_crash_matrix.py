@@ -1,0 +1,166 @@
+"""Killed anywhere and started again, the flow leaves what it leaves unkilled: no event lost, none counted twice.
+
+TIDEGATE_CRASH_SEEDS says how many kills are tried (6), TIDEGATE_CRASH_FIRST where to begin (0). Each seed is a run
+that is killed at least once; a summary at the end says what was hit.
+"""
+
+import os
+import random
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import msgspec
+import pytest
+
+from tests.faults.harness import STARTS, Layout, Result, Run, random_kill, watched
+from tests.faults.orders import Kill
+from tests.model import Model
+from tests.traffic import Case, traffic
+
+FIRST = int(os.environ.get("TIDEGATE_CRASH_FIRST", "0"))
+SEEDS = range(FIRST, FIRST + int(os.environ.get("TIDEGATE_CRASH_SEEDS", "6")))
+KILLS_PER_TRAFFIC = 6
+LAYOUTS = {
+    "threads": Layout(workers=2, files=3),
+    "processes": Layout(processes=2, files=3),
+}
+LAYOUT_SEEDS = SEEDS[: max(1, len(SEEDS) // 6)]
+
+hits: Counter[str] = Counter()
+
+
+class Reference:
+    """A run that nobody killed: its result, and how often it met each kind of operation."""
+
+    def __init__(self, folder: Path, seed: int, layout: Layout) -> None:
+        self.case = case_of(seed)
+        run = Run.prepared(folder, self.case, layout, **settings_of(seed))
+        with watched(run) as wrong:
+            assert run.start(), run.said()
+        assert not wrong
+        self.result = run.result()
+        self.met = run.met
+
+
+@cache
+def case_of(seed: int) -> Case:
+    """Some hundred kilobytes of traffic, without the huge lines, of which one would be a quarter of it."""
+    case = traffic(seed, random.Random(seed).randint(1000, 1600))
+    return case._replace(lines=[line for line in case.lines if len(line) < 20_000])
+
+
+def settings_of(seed: int) -> dict[str, str]:
+    """Some runs force each write to disk: slower, with more places to die at."""
+    return {"SYNC": "true" if seed % 3 == 1 else "false", "SHARDS": ("4", "1", "2")[seed % 3]}
+
+
+@pytest.fixture(scope="module")
+def room() -> Iterator[Path]:
+    """A folder that stays as long as this module; on failure what a run left can be looked at."""
+    folder = Path(mkdtemp(prefix="tidegate-crash-"))
+    yield folder
+    if not os.environ.get("TIDEGATE_CRASH_KEEP"):
+        shutil.rmtree(folder)
+
+
+_references: dict[tuple[int, Layout], Reference] = {}
+
+
+def reference(room: Path, seed: int, layout: Layout) -> Reference:
+    """The unkilled run, made once per traffic and layout; whether inputs are parted does matter."""
+    if (seed, layout) not in _references:
+        name = f"reference-{seed}-{layout.workers}-{layout.processes}-{layout.files}"
+        _references[seed, layout] = Reference(room / name, seed, layout)
+    return _references[seed, layout]
+
+
+def crash(room: Path, seed: int, layout: Layout) -> None:
+    """Kills a run here and there until it is let go on, and compares what it left."""
+    traffic_seed = seed // KILLS_PER_TRAFFIC
+    expected = reference(room, traffic_seed, layout)
+    rng = random.Random(f"{seed} {layout}")
+    folder = room / f"killed-{seed}-{layout.workers}-{layout.processes}-{layout.files}"
+    run = Run.prepared(folder, expected.case, layout, **settings_of(traffic_seed))
+    kills = [random_kill(rng, expected.met, resumed=False)]
+    while rng.random() < 0.45 and len(kills) < STARTS:
+        kills.append(random_kill(rng, expected.met, resumed=True))
+    with watched(run) as wrong:
+        finished = [run.start(kill, rng.randrange(layout.processes)) for kill in kills]
+        # Once more, also where all kills were missed: a start with nothing new changes nothing.
+        assert run.start(), run.said()
+    count(run.kills, len(finished))
+    told = f"seed {seed}, {layout}, kills {run.kills} in {run.folder}"
+    assert not wrong, (told, wrong[:5])
+    assert not expected.result.differences(run.result()), (told, expected.result.differences(run.result()))
+    conserved(run.result())
+    shutil.rmtree(run.folder)
+
+
+def count(kills: list[Kill], starts: int) -> None:
+    """Remembers what was hit, for the summary."""
+    hits.update(f"{kill.kind}, {kill.phase}" if kill.kind != "time" else "any time" for kill in kills)
+    hits["(missed)"] += starts - len(kills)
+
+
+class _Bill(msgspec.Struct):
+    event_id: str
+    timestamp: str
+
+
+def conserved(result: Result) -> None:
+    """Every event ended in one way, every reading in one way."""
+    counted = result.counted
+    ends = ("rejects", "too_late", "duplicates", "conflicts", "accepted")
+    assert counted["events"] == sum(counted[name] for name in ends)
+    assert counted["accepted"] == result.billed.total()
+    for name, value in counted.items():
+        if name.startswith("matching:"):
+            meter = name.removeprefix("matching:")
+            assert value == counted[f"counted:{meter}"] + counted[f"corrected:{meter}"], name
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_killed_run_leaves_what_an_unkilled_one_leaves(room: Path, seed: int) -> None:
+    crash(room, seed, Layout())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("seed", LAYOUT_SEEDS)
+def test_so_it_does_on_several_workers(room: Path, seed: int, layout: str) -> None:
+    """Where one process of a cluster dies the others stop as well; all are started again."""
+    crash(room, seed, LAYOUTS[layout])
+
+
+def test_the_unkilled_run_is_what_the_model_says(room: Path) -> None:
+    """Else both might be wrong in the same way."""
+    seed = FIRST // KILLS_PER_TRAFFIC
+    found = reference(room, seed, Layout())
+    model = Model(found.case.catalog, found.case.lateness, "event")
+    for line in found.case.lines:
+        model.feed(line, 0, None)
+    wanted = {(key[0], key[2], key[1], key[3]): total for key, total in model.totals.items()}
+    wanted = {key: total._replace(steady=found.result.totals[key].steady) for key, total in wanted.items()}
+    assert found.result.totals == wanted
+    assert found.result.alerts.total() == len(model.alerts)
+    assert found.result.dead.total() == len(model.dead)
+    assert found.result.billed.total() == len(model.accepted)
+    conserved(found.result)
+    met = found.met.operations
+    assert met["journal append"] >= 5 and met["store COMMIT"] >= 5, met
+
+
+def test_alerts_and_bills_have_ids_of_their_own(room: Path) -> None:
+    """So that whoever receives one twice can tell.
+
+    An identity that comes again hours away is another event, docs/semantics.md; within an hour it never is.
+    """
+    result = reference(room, FIRST // KILLS_PER_TRAFFIC, Layout()).result
+    alerts = [msgspec.json.decode(line, type=dict[str, Any])["id"] for line in result.alerts.elements()]
+    assert len(alerts) == len(set(alerts)) > 0
+    bills = [msgspec.json.decode(line, type=_Bill) for line in result.billed.elements()]
+    assert len(bills) == len({(bill.event_id, bill.timestamp[:13]) for bill in bills}) > 0
