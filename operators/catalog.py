@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Literal
 
-
 from operators.periods import Calendar, Policy
 
 Kind = Literal["count", "sum", "max", "last", "unique"]

@@ -5,6 +5,7 @@ strings. The events' own bytes ride along as offsets into the poll's block; only
 process are they cut out of it.
 """
 
+from collections.abc import Sequence
 from threading import Lock
 from typing import Any, NamedTuple
 
@@ -203,15 +204,15 @@ def joined(parts: list[Columns]) -> Columns | None:
     shifts = np.cumsum([0, *(len(part.at) for part in parts[:-1])]).tolist()
     rows = np.cumsum([0, *(len(part.readings.event) for part in parts[:-1])]).tolist()
     readings = [part.readings for part in parts]
-    fractions = any(r.mid is not None for r in readings)
+    his = [r.hi for r in readings]
     return Columns(
         *(np.concatenate([part[i] for part in parts]) for i in range(6)),  # type: ignore[arg-type]
         Readings(
             np.concatenate([r.event + shift for r, shift in zip(readings, shifts, strict=True)]),
             np.concatenate([r.meter for r in readings]),
-            np.concatenate([r.hi for r in readings]),
-            np.concatenate([_or_zeros(r.mid, r) for r in readings]) if fractions else None,
-            np.concatenate([_or_zeros(r.lo, r) for r in readings]) if fractions else None,
+            np.concatenate(his),
+            concatenated([r.mid for r in readings], his),
+            concatenated([r.lo for r in readings], his),
             np.concatenate([r.unique_at + shift for r, shift in zip(readings, rows, strict=True)]),
             np.concatenate([r.unique_lo for r in readings]),
             np.concatenate([r.unique_hi for r in readings]),
@@ -292,8 +293,12 @@ def _chosen(readings: Readings, rows: Ints, place: Ints) -> Readings:
     )
 
 
-def _or_zeros(limb: Ints | None, readings: Readings) -> Ints:
-    return np.zeros(len(readings.event), np.int64) if limb is None else limb
+def concatenated(limbs: Sequence[Ints | None], like: Sequence[Ints]) -> Ints | None:
+    """The parts of a limb as one column, zeros where a part has none; None where none has."""
+    if all(limb is None for limb in limbs):
+        return None
+    parts = zip(limbs, like, strict=True)
+    return np.concatenate([np.zeros(len(hi), np.int64) if limb is None else limb for limb, hi in parts])
 
 
 _NONE = np.empty(0, np.int64)

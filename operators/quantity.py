@@ -2,7 +2,8 @@
 
 A quantity is `hi + mid·10⁻¹² + lo·10⁻²⁴` with three 64-bit integers, 0 ≤ mid, lo < 10¹². Columns of such
 limbs add up in numpy without rounding, travel and pickle as plain bytes, and hold every JSON number of up to
-24 decimal places, so also the 17 digits that binary floats print. Whole quantities have no `mid` and `lo`.
+24 decimal places, so also the 17 digits that binary floats print. Whole quantities have no
+`mid` and `lo`, those of twelve places no `lo`.
 
 Bounds: a reading lies in [0, 10¹⁵]; a total fits while it is below 9·10¹⁸, that is nine thousand
 readings at the upper bound, or any number of smaller ones up to that sum. A total beyond it is an assertion.
@@ -67,7 +68,7 @@ def limb_columns(values: list[int | Decimal]) -> tuple[Ints, Ints | None, Ints |
     except Inexact:
         return None
     hi, mid = np.divmod(np.array(moved, np.int64), UNIT)
-    return hi, mid, np.zeros(len(moved), np.int64)
+    return hi, mid, None
 
 
 def joined(hi: int, mid: int, lo: int) -> int:
@@ -99,9 +100,10 @@ def decimal(whole: int) -> Decimal:
     return Decimal(text(whole))
 
 
-def carry(hi: Ints, mid: Ints, lo: Ints) -> None:
+def carry(limbs: list[Ints]) -> None:
     """Brings summed limbs back into their ranges, in place."""
-    mid += lo // UNIT
-    lo %= UNIT
-    hi += mid // UNIT
-    mid %= UNIT
+    for place in range(len(limbs) - 1, 0, -1):
+        over = np.flatnonzero(limbs[place] >= UNIT)
+        if len(over):
+            limbs[place - 1][over] += limbs[place][over] // UNIT
+            limbs[place][over] %= UNIT

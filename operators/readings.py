@@ -11,7 +11,7 @@ import numpy as np
 from msgspec import UNSET, DecodeError
 
 from operators.catalog import Meter
-from operators.chunk import NO_READINGS, Ints, Readings
+from operators.chunk import NO_READINGS, Ints, Readings, concatenated
 from operators.matching import Columns, Predicate, compile_filter, keys_of, unique_digest
 from operators.quantity import QUANTITY_MAX, limb_columns, limbs_of
 
@@ -47,7 +47,7 @@ class Name:
             gc=False,
         )
         self._fast = msgspec.json.Decoder(self._properties, float_hook=Decimal)
-        self._patient = msgspec.json.Decoder(self._properties, float_hook=number)
+        self._fields = fields
 
     def properties(self, raws: list[msgspec.Raw]) -> list[Any]:
         """The properties of each event; None where its data is not an object."""
@@ -59,22 +59,37 @@ class Name:
         return found if len(found) == len(raws) else list(map(self._one, raws))
 
     def _one(self, raw: msgspec.Raw) -> Any:
+        """Member by member, for what the fast way refuses: null, numbers out of reach, and no object at all."""
         try:
-            return self._patient.decode(b"{}" if bytes(raw) == b"null" else raw)
+            members = _MEMBERS.decode(b"{}" if bytes(raw) == b"null" else raw)
         except (DecodeError, RecursionError):
             return None
+        found = {f: value_of(members[key]) for key, f in self._fields.items() if key in members}
+        return self._properties(**found)
 
     def columns(self, properties: list[Any]) -> Columns:
         """Columns of these events' properties, each gathered once."""
         return cache(lambda key: list(map(self._getters[key], properties)))
 
 
-def number(text: str) -> Decimal:
-    """A JSON number that is no integer; infinite where its exponent is beyond all reach."""
+def value_of(raw: msgspec.Raw) -> Any:
+    """A JSON value; a number beyond all reach as a Decimal that is out of every bound."""
+    try:
+        return _ANY.decode(raw)
+    except (DecodeError, RecursionError):
+        # Longer than Python reads as an integer; or lists too deep, which no meter reads.
+        return Decimal("Infinity") if bytes(raw)[:1] in b"-0123456789" else []
+
+
+def _number(text: str) -> Decimal:
     try:
         return Decimal(text)
     except InvalidOperation:
         return Decimal("Infinity")
+
+
+_ANY = msgspec.json.Decoder(float_hook=_number)
+_MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 class Gathered:
@@ -159,8 +174,6 @@ class Gathered:
         if not self._event:
             return NO_READINGS
         his, mids, los = zip(*self._limbs, strict=True)
-        fractions = any(mid is not None for mid in mids)
-        zeros = [np.zeros(len(hi), np.int64) if mid is None else None for hi, mid in zip(his, mids, strict=True)]
         digests = np.frombuffer(b"".join(d for group in self._unique for d in group), np.uint64)
         starts = np.cumsum([0, *map(len, his)])
         places = [np.arange(s, s + len(u)) for s, u in zip(starts.tolist(), self._unique, strict=False)]
@@ -168,8 +181,8 @@ class Gathered:
             np.concatenate(self._event),
             np.concatenate(self._meter),
             np.concatenate(his),
-            _filled(mids, zeros) if fractions else None,
-            _filled(los, zeros) if fractions else None,
+            concatenated(mids, his),
+            concatenated(los, his),
             np.concatenate(places),
             digests[0::2],
             digests[1::2],
@@ -182,10 +195,6 @@ class Gathered:
         events, meters = zip(*self._unread, strict=True)
         sizes = list(map(len, events))
         return np.concatenate(events), np.repeat(np.array(meters, np.int64), sizes)
-
-
-def _filled(limbs: tuple[Ints | None, ...], zeros: list[Ints | None]) -> Ints:
-    return np.concatenate([z if limb is None else limb for limb, z in zip(limbs, zeros, strict=True)])  # type: ignore[misc]
 
 
 _NONE = np.empty(0, np.int64)

@@ -28,16 +28,15 @@ from operators.watch import Watch
 from operators.windows import (
     COLUMNS,
     DAY_WINDOW,
-    FRACTIONS,
     HOUR_WINDOW,
     LAST,
     PERIOD_COLUMNS,
     PERIOD_WINDOW,
     UNSENT,
     Batch,
-    fold,
+    add,
     key_of,
-    order_of,
+    runs_of,
     start_of,
     window_key,
     window_of,
@@ -224,36 +223,40 @@ class Shard:
             late=late[event] == LATE_OPEN,
             corrected=closed,
         )
-        order = order_of(batch)
-        for window, starts in ((HOUR_WINDOW, edges.hour), (DAY_WINDOW, edges.day)):
-            fold(self.buckets, window, self._unique(batch, readings, kept, window, starts[event]), order, starts[event])
-        starts = edges.period[event]
-        batch = self._unique(batch, readings, kept, PERIOD_WINDOW, starts)
-        touched = fold(self.periods, PERIOD_WINDOW, batch, order, starts)
+        hour, day, period = edges.hour[event], edges.day[event], edges.period[event]
+        his = self._unique(batch, readings, kept, (hour, day, period))
+        runs = runs_of(batch, hour, period, his)
+        windows = [(HOUR_WINDOW, hour[runs.first]), (DAY_WINDOW, day[runs.first])]
+        add(self.buckets, runs, windows)
+        touched = add(self.periods, runs, [(PERIOD_WINDOW, period[runs.first])])
         if touched.new.any():
-            first = order[touched.starts[:-1][touched.new]]
-            rows = touched.rows[touched.new]
-            self.periods.columns["end"][rows] = edges.period_end[event][first]
+            first, rows = touched.first[touched.new], touched.rows[touched.new]
+            self.periods.columns["end"][rows] = edges.period_end[event[first]]
             self.watch.begin(rows, batch.key[first])
-        return self.watch.look(batch, touched)
+        return self.watch.look(batch if his is None else batch._replace(hi=his[PERIOD_WINDOW]), touched)
 
-    def _unique(self, batch: Batch, readings: Readings, kept: Ints, window: int, starts: Ints) -> Batch:
-        """The batch with each reading of a `unique` meter as 1 where its value is new to its window, else 0."""
+    def _unique(
+        self, batch: Batch, readings: Readings, kept: Ints, starts: tuple[Ints, Ints, Ints]
+    ) -> list[Ints] | None:
+        """`hi` per kind of window, where a `unique` meter reads 1 if the value is new to its window, else 0."""
         if not len(readings.unique_at):
-            return batch
+            return None
         place = np.full(len(readings.event), -1, np.int64)
         place[kept] = np.arange(len(kept))
         rows = place[readings.unique_at]
         inside = rows >= 0
         rows = rows[inside]
-        words = window_key(batch.key[rows], window, starts[rows])
-        table = self.values[WINDOW_NAMES[window]]
-        spread = words * np.uint64(0x9E3779B97F4A7C15)
-        at, new = table.claim(readings.unique_lo[inside] ^ spread, readings.unique_hi[inside] ^ words)
-        table.columns["word"][at[new]] = words[new]
-        hi = batch.hi.copy()
-        hi[rows] = new
-        return batch._replace(hi=hi)
+        his = []
+        for window, name in enumerate(WINDOW_NAMES):
+            words = window_key(batch.key[rows], window, starts[window][rows])
+            table = self.values[name]
+            spread = words * np.uint64(0x9E3779B97F4A7C15)
+            at, new = table.claim(readings.unique_lo[inside] ^ spread, readings.unique_hi[inside] ^ words)
+            table.columns["word"][at[new]] = words[new]
+            hi = batch.hi.copy()
+            hi[rows] = new
+            his.append(hi)
+        return his
 
     def _accepted(self, chunk: Chunk, accepted: Ints, late: Ints) -> list[Accepted]:
         names, customer = chunk.names, chunk.customer
@@ -283,9 +286,10 @@ class Shard:
             end = roster.bucket_ends(customer, start, window == DAY_WINDOW)
         totals: list[int | str] = columns["hi"][rows].tolist()
         if "mid" in columns:
-            fractions = [columns[name][rows] for name in FRACTIONS]
-            for i in np.flatnonzero(fractions[0] | fractions[1]).tolist():
-                totals[i] = text_of(totals[i], fractions[0][i], fractions[1][i])
+            mid = columns["mid"][rows]
+            lo = columns["lo"][rows] if "lo" in columns else np.zeros_like(mid)
+            for i in np.flatnonzero(mid | lo).tolist():
+                totals[i] = text_of(int(totals[i]), int(mid[i]), int(lo[i]))
         events = columns["events"][rows].tolist()
         names, meters = roster.names, [m.name for m in roster.meters]
         return map(

@@ -39,7 +39,8 @@ def parse(text: str) -> int:
     year, month, day, hour, minute, second = map(int, fields)
     leap = second == 60
     try:
-        local = datetime(year, month, day, hour, minute, 59 if leap else second, tzinfo=UTC)
+        # Python has no year 0, which was a leap year as 2000 was; 400 years are whole days.
+        local = datetime(year or 400, month, day, hour, minute, 59 if leap else second, tzinfo=UTC)
     except ValueError as error:
         raise ValueError(f"needs an existing date and time, got {text[:40]!r} ({error})") from None
     offset = 0

@@ -1,15 +1,16 @@
 """An event judged field by field, in the order of the reasons in docs/semantics.md."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
 from operators import times
 from operators.chunk import Reject
 from operators.periods import MAX_AT, MIN_AT
-from operators.readings import number
+from operators.readings import value_of
 
 NO_DATA = msgspec.Raw(b"{}")
+_NULL = msgspec.Raw(b"null")
 ID_MAX = 1024
 NAME_MAX = 256
 
@@ -29,15 +30,7 @@ class _Unfit(Exception):
     """Carries reason code and words from the check that failed to `judge`."""
 
 
-class _Data(msgspec.Struct):
-    """The properties in either shape, as they stand."""
-
-    data: msgspec.Raw = NO_DATA
-    metadata: msgspec.Raw = NO_DATA
-
-
-_ANY = msgspec.json.Decoder(float_hook=number)
-_DATA = msgspec.json.Decoder(_Data)
+_MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def judge(raw: bytes, transport_time: int | None, latest: int) -> Fields | Reject:
@@ -54,15 +47,16 @@ def judge(raw: bytes, transport_time: int | None, latest: int) -> Fields | Rejec
 
 
 def _fields(raw: bytes, transport_time: int | None, latest: int) -> Fields:
-    event = _object(raw)
+    event = _members(raw)
     if "specversion" in event:
-        if event["specversion"] != "1.0":
-            raise _Unfit("specversion_unsupported", f"specversion: needs '1.0', got {_shown(event['specversion'])}")
+        version = value_of(event["specversion"])
+        if version != "1.0":
+            raise _Unfit("specversion_unsupported", f"specversion: needs '1.0', got {_shown(version)}")
         id = _text(event, "id", "id_invalid", ID_MAX)
         source = _text(event, "source", "source_invalid", ID_MAX)
         customer = _text(event, "subject", "customer_invalid", NAME_MAX)
         name = _text(event, "type", "name_invalid", NAME_MAX)
-        time, stamp, data = "time", event.get("time"), "data"
+        time, stamp, data = "time", value_of(event.get("time", _NULL)), "data"
         if "time" in event and stamp is None:
             raise _Unfit("time_invalid", "time: needs RFC 3339 text, got null")
     elif "event_id" in event:
@@ -70,31 +64,30 @@ def _fields(raw: bytes, transport_time: int | None, latest: int) -> Fields:
         source = ""
         customer = _text(event, "customer_id", "customer_invalid", NAME_MAX)
         name = _text(event, "event_name", "name_invalid", NAME_MAX)
-        time, stamp, data = "timestamp", event.get("timestamp"), "metadata"
+        time, stamp, data = "timestamp", value_of(event.get("timestamp", _NULL)), "metadata"
     else:
         raise _Unfit("unknown_shape", "needs a CloudEvent (specversion) or Dodo's shape (event_id)")
     at = _instant(time, stamp, transport_time)
-    properties = event.get(data)
-    if not isinstance(properties, dict | None):
-        raise _Unfit("data_not_object", f"{data}: needs an object, got {_shown(properties)}")
+    properties = event.get(data, NO_DATA)
+    if bytes(properties)[:1] not in (b"{", b"n"):
+        raise _Unfit("data_not_object", f"{data}: needs an object, got {_shown(value_of(properties))}")
     if at > latest:
         raise _Unfit("future", f"{time}: {stamp or at} lies in the future")
-    return Fields(customer, source, id, name, at, getattr(_DATA.decode(raw), data))
+    return Fields(customer, source, id, name, at, properties)
 
 
-def _object(raw: bytes) -> dict[str, Any]:
+def _members(raw: bytes) -> dict[str, msgspec.Raw]:
     try:
         raw.decode()
-        event = _ANY.decode(raw)
+        return _MEMBERS.decode(raw)
+    except msgspec.ValidationError as error:
+        raise _Unfit("not_an_object", str(error)) from None
     except (ValueError, RecursionError) as error:
         raise _Unfit("not_json", str(error)) from None
-    if not isinstance(event, dict):
-        raise _Unfit("not_an_object", f"needs an object, got {_shown(event)}")
-    return event
 
 
-def _text(event: dict[str, Any], field: str, reason: str, length: int) -> str:
-    value = event.get(field)
+def _text(event: dict[str, msgspec.Raw], field: str, reason: str, length: int) -> str:
+    value = value_of(event.get(field, _NULL))
     if isinstance(value, str) and 0 < len(value) <= length:
         return value
     raise _Unfit(reason, f"{field}: needs a text of 1 to {length} characters, got {_shown(value)}")

@@ -4,13 +4,16 @@ A period's row keeps the next level's whole part (`next_up`), so that a batch of
 those that passed a level are gone through in order of arrival.
 """
 
-from collections.abc import Iterable
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
+from itertools import accumulate, islice
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 
 from operators.chunk import Ints
-from operators.quantity import SCALE, joined, text
+from operators.quantity import SCALE, UNIT, joined, text
 from operators.records import Alert
 from operators.roster import Roster
 from operators.table import Table
@@ -42,17 +45,18 @@ class Watch:
         self._periods.columns["next_up"][rows] = waits
 
     def look(self, batch: Batch, touched: Touched) -> list[Alert]:
-        """The alerts that a batch sets off, per key in order of arrival."""
+        """The alerts that a batch sets off, in order of arrival."""
         columns, rows = self._periods.columns, touched.rows
         passed = columns["hi"][rows] >= columns["next_up"][rows]
         if batch.corrected.any():
-            passed |= columns["corrected"][rows] > touched.corrected
-        alerts: list[Alert] = []
+            # The exclusive or is greater where the count has one more binary digit: a power of two was passed.
+            passed |= (columns["corrected"][rows] ^ touched.corrected) > touched.corrected
+        alerts: list[tuple[int, Alert]] = []
         for i in np.flatnonzero(passed).tolist():
             alerts.extend(self._replay(batch, touched, i))
-        return alerts
+        return [alert for _, alert in sorted(alerts, key=itemgetter(0))]
 
-    def _replay(self, batch: Batch, touched: Touched, i: int) -> Iterable[Alert]:
+    def _replay(self, batch: Batch, touched: Touched, i: int) -> Iterator[tuple[int, Alert]]:
         row = int(touched.rows[i])
         word = int(self._periods.keys[0][row])
         readings = np.sort(touched.order[touched.starts[i] : touched.starts[i + 1]])
@@ -61,28 +65,18 @@ class Watch:
         state = self._states.get(word) or rules.fresh()
         before = list(state)
         total = joined(int(touched.hi[i]), int(touched.mid[i]), int(touched.lo[i]))
-        as_of, corrected = int(touched.as_of[i]), int(touched.corrected[i])
+        times = batch.at[readings].tolist()
         fold = int(batch.fold[readings[0]])
-        wait = -1 if fold == LAST else rules.next_up(state)
-        times, closed = batch.at[readings].tolist(), batch.corrected[readings].tolist()
-        for value, at, is_correction in zip(_values(batch, readings), times, closed, strict=True):
-            if fold == ADD:
-                total += value
-            elif fold == MAX:
-                total = max(total, value)
-            elif at >= as_of:
-                total = value
-            as_of = max(as_of, at)
-            if total >= wait:
-                for change in step(rules, state, total):
-                    yield self._alert(row, key, rules, change, total, at)
-                wait = -1 if fold == LAST else rules.next_up(state)
-            if is_correction:
-                corrected += 1
-                if corrected.bit_count() == 1:
-                    turn = corrected.bit_length()
-                    change = Change("correction", "correction", "announced", str(corrected), turn)
-                    yield self._alert(row, key, _UNLIMITED, change, total, at)
+        totals = list(_running(fold, total, _values(batch, readings), times, int(touched.as_of[i])))
+        moments = [(place, change, rules) for place, change in _changes(fold, rules, state, totals)]
+        closed = np.flatnonzero(batch.corrected[readings]).tolist()
+        for count, place in enumerate(closed, int(touched.corrected[i]) + 1):
+            if count.bit_count() == 1:
+                turn = count.bit_length()
+                moments.append((place, Change("correction", "correction", "announced", str(count), turn), _UNLIMITED))
+        # Stable, so that at one reading the correction comes last.
+        for place, change, under in sorted(moments, key=itemgetter(0)):
+            yield int(readings[place]), self._alert(row, key, under, change, totals[place], times[place])
         if state != before:
             self._states[word] = state
             self.moved.add(word)
@@ -186,7 +180,34 @@ _UNLIMITED = Rules("", None, ())
 
 def _values(batch: Batch, readings: Ints) -> list[int]:
     """The quantities of these readings, times 10²⁴."""
-    his = batch.hi[readings].tolist()
-    if batch.mid is None or batch.lo is None:
-        return [hi * SCALE for hi in his]
-    return list(map(joined, his, batch.mid[readings].tolist(), batch.lo[readings].tolist()))
+    hi, *fractions = (limb[readings].tolist() for limb in batch.limbs())
+    values = [part * SCALE for part in hi]
+    for limb, unit in zip(fractions, (UNIT, 1), strict=False):
+        values = [value + part * unit for value, part in zip(values, limb, strict=True)]
+    return values
+
+
+def _running(fold: int, total: int, values: list[int], times: list[int], as_of: int) -> Iterator[int]:
+    """The total after each reading."""
+    if fold == ADD:
+        yield from islice(accumulate(values, initial=total), 1, None)
+    elif fold == MAX:
+        yield from islice(accumulate(values, max, initial=total), 1, None)
+    else:
+        for value, at in zip(values, times, strict=True):
+            if at >= as_of:
+                total, as_of = value, at
+            yield total
+
+
+def _changes(fold: int, rules: Rules, state: State, totals: list[int]) -> Iterator[tuple[int, Change]]:
+    """Where the state moves, and how."""
+    if fold == LAST:
+        for place, total in enumerate(totals):
+            yield from ((place, change) for change in step(rules, state, total))
+        return
+    # Other totals only grow, so the next level is found by bisection.
+    place = bisect_left(totals, rules.next_up(state))
+    while place < len(totals):
+        yield from ((place, change) for change in step(rules, state, totals[place]))
+        place = bisect_left(totals, rules.next_up(state), place + 1)

@@ -1,8 +1,9 @@
 """Totals per key and window, in flat columns, changed a batch at a time.
 
-A key is a row number that the shard gives to each pair of customer and meter. A batch is sorted once by key and
-event time; since hours, days and periods all grow with time, each kind of window is then a run of neighbours, and
-one `reduceat` per column folds it.
+A key is a row number that the shard gives to each pair of customer and meter. A batch is sorted once by key
+and event time and folded into runs: neighbours of one key, hour and period. Hours, days and periods all grow
+with time, so each of their windows is a few neighbouring runs, and what is left to do per window works on runs
+instead of readings.
 """
 
 from typing import NamedTuple
@@ -33,6 +34,10 @@ COLUMNS = {
 PERIOD_COLUMNS = {**COLUMNS, "end": np.int64, "next_up": np.int64}
 FRACTIONS = ("mid", "lo")
 
+Flags = NDArray[np.bool_]
+Limbs = list[Ints]
+"""Quantities as columns of limbs, `hi` alone where all are whole."""
+
 
 class Batch(NamedTuple):
     """Readings as columns, in order of arrival. `fold` is ADD, MAX or LAST; `mid` and `lo` may be None."""
@@ -43,21 +48,45 @@ class Batch(NamedTuple):
     hi: Ints
     mid: Ints | None
     lo: Ints | None
-    late: NDArray[np.bool_]
-    corrected: NDArray[np.bool_]
+    late: Flags
+    corrected: Flags
+
+    def limbs(self) -> Limbs:
+        """The quantities, with as many limbs as are in use."""
+        if self.mid is None:
+            return [self.hi]
+        return [self.hi, self.mid] if self.lo is None else [self.hi, self.mid, self.lo]
+
+
+class Runs(NamedTuple):
+    """A batch folded into runs. `limbs` has the quantities per kind of window, since `unique` counts differ.
+
+    Run i holds the readings `order[cuts[i]:cuts[i + 1]]` of the batch, by event time; `cuts` has one more entry
+    than there are runs. `first` is each run's first reading in the batch.
+    """
+
+    order: Ints
+    cuts: Ints
+    first: Ints
+    key: Ints
+    fold: Ints
+    limbs: list[Limbs]
+    last_at: Ints
+    late: Ints | None
+    corrected: Ints | None
 
 
 class Touched(NamedTuple):
-    """Rows that a batch changed, one per window, with what stood there before and the readings that came.
+    """Rows that a batch changed, one per window, and what stood there before.
 
-    Readings of row i are `order[starts[i]:starts[i + 1]]` of the batch, by event time; `starts` has one more
-    entry than there are rows.
+    The readings of row i are `order[starts[i]:starts[i + 1]]` of the batch.
     """
 
     rows: Ints
-    new: NDArray[np.bool_]
-    starts: Ints
+    new: Flags
+    first: Ints
     order: Ints
+    starts: Ints
     hi: Ints
     mid: Ints
     lo: Ints
@@ -86,75 +115,110 @@ def start_of(words: Words) -> Ints:
     return (words & np.uint64(0xFFFFFFFF)).astype(np.int64) * SECOND
 
 
-def order_of(batch: Batch) -> Ints:
-    """The batch by key, then event time, then arrival."""
-    return np.lexsort((batch.at, batch.key))
+def runs_of(batch: Batch, hour: Ints, period: Ints, his: list[Ints] | None) -> Runs:
+    """Folds a batch. `hour` and `period` are each reading's windows, `his` its `hi` per kind of window."""
+    order = np.lexsort((batch.at, batch.key))
+    key, hour, period = batch.key[order], hour[order], period[order]
+    changes = (key[1:] != key[:-1]) | (hour[1:] != hour[:-1]) | (period[1:] != period[:-1])
+    starts = np.concatenate(([0], np.flatnonzero(changes) + 1))
+    fold = batch.fold[order]
+    limbs = [limb[order] for limb in batch.limbs()]
+    if his is None:
+        folded = [_folded(limbs, fold, starts)] * 3
+    else:
+        folded = [_folded([hi[order], *limbs[1:]], fold, starts) for hi in his]
+    cuts = np.append(starts, len(order))
+    return Runs(
+        order=order,
+        cuts=cuts,
+        first=order[starts],
+        key=key[starts],
+        fold=fold[starts],
+        limbs=folded,
+        last_at=batch.at[order[cuts[1:] - 1]],
+        late=_counted(batch.late, order, starts),
+        corrected=_counted(batch.corrected, order, starts),
+    )
 
 
-def fold(table: Table, window: int, batch: Batch, order: Ints, start: Ints) -> Touched:
-    """Folds a batch into its windows of one kind. `start` is each reading's window, in order of arrival."""
-    words = window_key(batch.key, window, start)[order]
-    cuts = np.flatnonzero(np.concatenate(([True], words[1:] != words[:-1])))
-    rows, new = table.claim(words[cuts])
+def add(table: Table, runs: Runs, windows: list[tuple[int, Ints]]) -> Touched:
+    """Adds runs to their windows. `windows` are kinds of window with the start of each run's window."""
+    words = [window_key(runs.key, window, start) for window, start in windows]
+    firsts = [np.concatenate(([0], np.flatnonzero(word[1:] != word[:-1]) + 1)) for word in words]
+    folded = [
+        _folded(runs.limbs[window], runs.fold, first)
+        for (window, _), first in zip(windows, firsts, strict=True)
+    ]
+    limbs = [np.concatenate(parts) for parts in zip(*folded, strict=True)]
+    ends = np.concatenate([np.append(first[1:], len(runs.key)) for first in firsts])
+    first = np.concatenate(firsts)
+    rows, new = table.claim(np.concatenate([word[at] for word, at in zip(words, firsts, strict=True)]))
+
     columns = table.columns
-    if batch.mid is not None and "mid" not in columns:
-        for name in FRACTIONS:
+    for name in FRACTIONS[: len(limbs) - 1]:
+        if name not in columns:
             table.add_column(name, np.int64)
-    starts = np.append(cuts, len(order))
-    touched = Touched(rows, new, starts, order, *_before(table, rows))
-
-    limbs = [batch.hi, batch.mid, batch.lo] if "mid" in columns else [batch.hi]
-    limbs = [np.zeros(len(order), np.int64) if limb is None else limb[order] for limb in limbs]
-    before = [touched.hi, touched.mid, touched.lo][: len(limbs)]
-    sums = [old + np.add.reduceat(limb, cuts) for old, limb in zip(before, limbs, strict=True)]
-    if len(sums) == 3:
-        carry(sums[0], sums[1], sums[2])
-    folds = batch.fold[order[cuts]]
-    for kind, replace in ((MAX, _greatest), (LAST, _latest)):
-        of_kind = np.flatnonzero(folds == kind)
-        if len(of_kind):
-            replace(of_kind, sums, before, limbs, starts, batch.at[order], touched.as_of)
-    assert sums[0].max() < TOTAL_MAX, "a total outgrew its column"
-    for name, limb in zip(("hi", *FRACTIONS), sums, strict=False):
+    names = ["hi", *(name for name in FRACTIONS if name in columns)]
+    nothing = np.zeros(len(rows), np.int64)
+    before = [columns[name][rows] for name in names]
+    as_of, corrected = columns["as_of"][rows], columns["corrected"][rows].astype(np.int64)
+    limbs += [nothing] * (len(names) - len(limbs))
+    last_at = runs.last_at[ends - 1]
+    totals = _merged(before, limbs, runs.fold[first], last_at >= as_of)
+    assert totals[0].max() < TOTAL_MAX, "a total outgrew its column"
+    for name, limb in zip(names, totals, strict=True):
         columns[name][rows] = limb
-    columns["events"][rows] += np.diff(starts).astype(np.uint32)
-    for name, marked in (("late", batch.late), ("corrected", batch.corrected)):
-        if marked.any():
-            columns[name][rows] += np.add.reduceat(marked[order].astype(np.uint32), cuts)
-    columns["as_of"][rows] = np.maximum(touched.as_of, batch.at[order[starts[1:] - 1]])
+    columns["events"][rows] += (runs.cuts[ends] - runs.cuts[first]).astype(np.uint32)
+    for name, counts in (("late", runs.late), ("corrected", runs.corrected)):
+        if counts is not None:
+            so_far = np.concatenate(([0], np.cumsum(counts)))
+            columns[name][rows] += (so_far[ends] - so_far[first]).astype(np.uint32)
+    columns["as_of"][rows] = np.maximum(as_of, last_at)
     columns["dirty"][rows] = UNSAVED | UNSENT
-    return touched
+    padded = before + [nothing] * (3 - len(before))
+    starts = np.append(runs.cuts[first], len(runs.order))
+    return Touched(rows, new, runs.first[first], runs.order, starts, *padded, as_of, corrected)
 
 
-def _before(table: Table, rows: Ints) -> tuple[Ints, Ints, Ints, Ints, Ints]:
-    columns = table.columns
-    none = np.zeros(len(rows), np.int64)
-    mid, lo = (columns[name][rows] if name in columns else none for name in FRACTIONS)
-    return columns["hi"][rows], mid, lo, columns["as_of"][rows], columns["corrected"][rows].astype(np.int64)
+def _counted(flags: Flags, order: Ints, starts: Ints) -> Ints | None:
+    return np.add.reduceat(flags[order].astype(np.int64), starts) if flags.any() else None
 
 
-def _greatest(
-    places: Ints, sums: list[Ints], before: list[Ints], limbs: list[Ints], starts: Ints, at: Ints, as_of: Ints
-) -> None:
-    """Sets these totals to the greatest of what stood there and what came."""
-    cuts = starts[:-1]
-    fractional = [limb[places].any() for limb in before[1:]]
-    fractional += [np.maximum.reduceat(limb, cuts)[places].any() for limb in limbs[1:]]
-    if not any(fractional):
-        sums[0][places] = np.maximum(before[0], np.maximum.reduceat(limbs[0], cuts))[places]
-        return
-    for i in places.tolist():
-        readings = zip(*(limb[starts[i] : starts[i + 1]].tolist() for limb in limbs), strict=True)
-        value = max(tuple(int(limb[i]) for limb in before), *readings)
-        for limb, part in zip(sums, value, strict=True):
-            limb[i] = part
+def _folded(limbs: Limbs, fold: Ints, starts: Ints) -> Limbs:
+    """Neighbours from each start to the next, made one by their kind of fold. Sums are not carried."""
+    if len(starts) == len(fold):
+        return limbs
+    folded = [np.add.reduceat(limb, starts) for limb in limbs]
+    kinds = fold[starts]
+    if not kinds.any():
+        return folded
+    ends = np.append(starts[1:], len(fold))
+    last = np.flatnonzero(kinds == LAST)
+    for total, limb in zip(folded, limbs, strict=True):
+        total[last] = limb[ends[last] - 1]
+    greatest = np.flatnonzero(kinds == MAX)
+    if not len(greatest):
+        return folded
+    if any(total[greatest].any() for total in folded[1:]):
+        for i in greatest.tolist():
+            values = zip(*(limb[starts[i] : ends[i]].tolist() for limb in limbs), strict=True)
+            for total, part in zip(folded, max(values), strict=True):
+                total[i] = part
+    else:
+        folded[0][greatest] = np.maximum.reduceat(limbs[0], starts)[greatest]
+    return folded
 
 
-def _latest(
-    places: Ints, sums: list[Ints], before: list[Ints], limbs: list[Ints], starts: Ints, at: Ints, as_of: Ints
-) -> None:
-    """Sets these totals to the reading with the latest event time; of equal times the later arrival stands."""
-    ends = starts[1:][places] - 1
-    newer = at[ends] >= as_of[places]
-    for total, old, limb in zip(sums, before, limbs, strict=True):
-        total[places] = np.where(newer, limb[ends], old[places])
+def _merged(before: Limbs, limbs: Limbs, fold: Ints, newer: Flags) -> Limbs:
+    """Totals as they stood and what came, made one by their kind of fold."""
+    totals = [old + limb for old, limb in zip(before, limbs, strict=True)]
+    if fold.any():
+        # From the last limb to the first, so that the highest one decides.
+        greater = np.zeros(len(fold), np.bool_)
+        for old, limb in zip(reversed(before), reversed(limbs), strict=True):
+            greater = (limb > old) | ((limb == old) & greater)
+        taken = np.where(fold == MAX, greater, newer)
+        for total, old, limb in zip(totals, before, limbs, strict=True):
+            total[fold != ADD] = np.where(taken, limb, old)[fold != ADD]
+    carry(totals)
+    return totals
