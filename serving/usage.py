@@ -1,0 +1,119 @@
+"""Everybody's usage by now: a store followed through its change feed, and files through their tails."""
+
+from collections import Counter as Tally
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from operators.ports import StoredTotal, StoreReader
+from operators.records import Total
+from serving.books import summed
+
+# Counters come once a second and shard, so less would flicker.
+RATE_OVER_US = 3_000_000
+RECENT = 50
+
+
+class Moment(NamedTuple):
+    """How many events there were at a time (µs since the epoch)."""
+
+    at: int
+    events: int
+
+
+class Tail:
+    """The lines that a file has gained, and whole ones only; from the start again where it was cut back."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+
+    def lines(self) -> list[bytes]:
+        try:
+            with self._path.open("rb") as file:
+                if file.seek(0, 2) < self._offset:
+                    self._offset = 0
+                file.seek(self._offset)
+                whole, end, _ = file.read().rpartition(b"\n")
+        except FileNotFoundError:
+            return []
+        self._offset += len(whole) + len(end)
+        return whole.split(b"\n") if end else []
+
+
+@dataclass
+class Usage:
+    """The latest period's totals, the counters, alerts and dead letters, as of the last `refresh`.
+
+    Totals come as they change, counters about once a second: events in totals may not be counted yet.
+    """
+
+    reader: StoreReader
+    alerts_file: Path
+    dead_letters_file: Path
+    totals: dict[str, dict[str, Total]] = field(default_factory=dict)
+    sums: dict[str, int] = field(default_factory=lambda: summed(()))
+    alerts: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=RECENT))
+    alert_kinds: Tally[str] = field(default_factory=Tally)
+    dead: Tally[str] = field(default_factory=Tally)
+    late: int = 0
+    as_of: int = 0
+
+    def __post_init__(self) -> None:
+        self._seq = 0
+        self._alerts = Tail(self.alerts_file)
+        self._dead = Tail(self.dead_letters_file)
+        self._seen: set[str] = set()
+        self._moments: deque[Moment] = deque()
+
+    def refresh(self, now: int) -> None:
+        """Reads what has changed by `now` (µs since the epoch)."""
+        changes = self.reader.changes(self._seq)
+        if changes.complete:
+            self._take(stored for customer in changes.customers for stored in self.reader.read(customer))
+        else:
+            self._take(self.reader.totals())
+        self._seq = changes.seq
+        counters = list(self.reader.counters())
+        self.sums = summed(counters)
+        self._moments.append(Moment(now, self.sums["events"]))
+        while self._moments[0].at < now - RATE_OVER_US:
+            self._moments.popleft()
+        for alert in self._new(self._alerts.lines()):
+            self.alerts.append(alert)
+            self.alert_kinds[alert["kind"]] += alert["state"] != "resolved"
+        self.dead.update(letter["reason"] for letter in self._new(self._dead.lines()))
+
+    def rate(self) -> float:
+        """Events per second over the last three seconds or so."""
+        first, last = (self._moments[0], self._moments[-1]) if self._moments else (Moment(0, 0), Moment(0, 0))
+        return (last.events - first.events) * 1e6 / (last.at - first.at) if last.at > first.at else 0.0
+
+    def total(self, customer: str, meter: str) -> Decimal:
+        """The quantity of the latest period; 0 where there is none."""
+        total = self.totals.get(customer, {}).get(meter)
+        return Decimal(total.total) if total else Decimal(0)
+
+    def _take(self, stored: Iterable[StoredTotal]) -> None:
+        for total, _ in stored:
+            if total.window != "period":
+                continue
+            meters = self.totals.setdefault(total.customer, {})
+            known = meters.get(total.meter)
+            if known is None or total.start >= known.start:
+                meters[total.meter] = total
+                self.as_of = max(self.as_of, total.as_of)
+        self.late = sum(total.late for meters in self.totals.values() for total in meters.values())
+
+    def _new(self, lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+        """The records of the lines, those that a replay repeats left out."""
+        for line in lines:
+            record = msgspec.json.decode(line, type=dict[str, Any])
+            if record["id"] not in self._seen:
+                self._seen.add(record["id"])
+                yield record
