@@ -18,6 +18,10 @@ from bytewax.recovery import init_db_dir
 _VARIABLE = "BYTEWAX_RECOVERY_DIRECTORY"
 
 
+class RecoveryError(Exception):
+    """The recovery store can't be used as asked; says what to do."""
+
+
 def is_on() -> bool:
     """Whether `bytewax.run` was given a recovery folder."""
     return _VARIABLE in os.environ or any(
@@ -26,17 +30,28 @@ def is_on() -> bool:
     )
 
 
-def prepare(data_dir: Path, parts: int) -> Path:
-    """The recovery folder under `data_dir`, made if it is not there. Safe if several processes start at once."""
+def prepare(data_dir: Path, parts: int, shards: int) -> Path:
+    """The recovery folder under `data_dir`, made if it is not there. Safe if several processes start at once.
+
+    RecoveryError where it was made for another number of shards: customers would be looked for in the wrong one.
+    """
     folder = data_dir / "recovery"
     data_dir.mkdir(parents=True, exist_ok=True)
     with (data_dir / "recovery.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "lineage").exists():
             folder.mkdir(exist_ok=True)
+            (folder / "shards").write_text(str(shards))
             if not list(folder.glob("part-*.sqlite3")):
                 init_db_dir(folder, parts)
+            # Last, as it says that the rest is there.
             (folder / "lineage").write_text(uuid.uuid4().hex)
+    made_for = (folder / "shards").read_text()
+    if made_for != str(shards):
+        raise RecoveryError(
+            f"{folder}: was made for {made_for} shards, which can't be changed; set TIDEGATE_SHARDS={made_for},"
+            " or start anew in another TIDEGATE_DATA_DIR"
+        )
     return folder
 
 

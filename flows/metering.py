@@ -161,11 +161,11 @@ def flow() -> Dataflow:
         settings = load_settings()
         catalog = load_catalog(settings.catalog)
         if settings.recovery:
-            folder = recovery.prepare(settings.data_dir, settings.recovery_parts)
+            folder = recovery.prepare(settings.data_dir, settings.recovery_parts, settings.shards)
             if not recovery.is_on():
                 recovery.start_over(folder, settings.epoch)
         return build(settings, catalog)
-    except (SettingsError, CatalogError) as error:
+    except (SettingsError, CatalogError, recovery.RecoveryError) as error:
         sys.exit(str(error))
 
 

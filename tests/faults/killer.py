@@ -250,7 +250,7 @@ def main(orders: Orders) -> None:
     watch_store(killer)
     watch_steps(killer, timedelta(milliseconds=orders.pace_ms))
     killer.start()
-    folder = recovery.prepare(settings.data_dir, settings.recovery_parts)
+    folder = recovery.prepare(settings.data_dir, settings.recovery_parts, settings.shards)
     cli_main(
         metering.build(settings, catalog),
         workers_per_process=orders.workers,

@@ -36,7 +36,7 @@ TABLE: list[tuple[str, Any, str, str, Any]] = [
     ("future", timedelta(minutes=5), "0", '"0"', timedelta(0)),
     ("clock", "auto", "event", '"event"', "event"),
     ("shards", 16, "1024", "1024", 1024),
-    ("poll_bytes", MIB, "64KiB", "65536", 65536),
+    ("poll_bytes", 8 * MIB, "64KiB", "65536", 65536),
     ("payload_bytes_max", MIB, "2MiB", "2097152", 2 * MIB),
     ("coalesce", timedelta(milliseconds=10), "1s", '"1s"', timedelta(seconds=1)),
     ("sync", True, "no", "false", False),
