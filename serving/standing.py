@@ -1,11 +1,13 @@
-"""Where a customer stands: how far along each limit, and what a gate would say."""
+"""Where a customer stands: how far along each limit, and what a gate would say to one more of it."""
 
 from collections.abc import Callable
 from decimal import Decimal
 from enum import IntEnum
 from typing import NamedTuple
 
+from operators.caps import decide
 from operators.catalog import Catalog, Kind, Limit
+from operators.overage import live_bill
 
 HUNDRED = Decimal(100)
 USED_UP: tuple[Kind, ...] = ("count", "sum")
@@ -58,18 +60,6 @@ def worst(catalog: Catalog, customer: str, total_of: Callable[[str, str], Decima
     return max(standings, default=nothing, key=lambda one: (one.level, one.share or Decimal(0)))
 
 
-def live_bill(limit: Limit, total: Decimal) -> Decimal:
-    """What the overage costs so far: each unit past the included quantity at the price of its tier."""
-    over = total - (limit.included or Decimal(0))
-    cost, begin = Decimal(0), Decimal(0)
-    for tier in limit.tiers:
-        end = over if tier.up_to is None else min(over, tier.up_to)
-        if end > begin:
-            cost += (end - begin) * tier.price
-            begin = end
-    return cost
-
-
 def bill(catalog: Catalog, customer: str, total_of: Callable[[str, str], Decimal]) -> Decimal:
     """The overage of all meters, as of now."""
     names = [meter.name for meter in catalog.meters]
@@ -79,20 +69,16 @@ def bill(catalog: Catalog, customer: str, total_of: Callable[[str, str], Decimal
 
 
 def _level(limit: Limit, total: Decimal) -> tuple[Level, str]:
-    cap = limit.cap
-    if cap is not None and total >= cap:
-        if limit.shadow:
-            return Level.NOTED, "would deny"
-        if limit.on_cap == "block":
-            denied = total >= cap * (1 + limit.grace_pct / HUNDRED)
-            return (Level.DENIED, "DENIED") if denied else (Level.GRACE, "in grace")
-        return Level.OVER, "over cap"
-    if limit.included is not None and total > limit.included:
+    decision = decide(limit, total)
+    if decision.denied_in_shadow:
+        return Level.NOTED, "would deny"
+    if not decision.allowed:
+        return Level.DENIED, "DENIED"
+    if decision.reason in ("grace", "warn"):
+        return (Level.GRACE, "in grace") if decision.reason == "grace" else (Level.OVER, "over cap")
+    if decision.reason == "overage" or (limit.included is not None and total > limit.included):
         return Level.OVERAGE, "overage"
-    of = cap if cap is not None else limit.included
-    passed = [
-        threshold.percent
-        for threshold in limit.thresholds
-        if threshold.percent is not None and of is not None and total >= of * threshold.percent / HUNDRED
-    ]
+    of = limit.cap if limit.cap is not None else limit.included
+    percents = [threshold.percent for threshold in limit.thresholds if threshold.percent is not None]
+    passed = [percent for percent in percents if of is not None and total * HUNDRED >= of * percent]
     return (Level.NOTED, f"{max(passed):f} %") if passed else (Level.FREE, "ok")

@@ -1,0 +1,59 @@
+from decimal import Decimal
+
+import pytest
+
+from operators.catalog import Catalog, Limit, Meter, Plan, Threshold, Tier
+from serving.standing import Level, bill, standing, worst
+
+HALF = Threshold(percent=Decimal(50))
+CAPPED = Limit(included=Decimal(60), cap=Decimal(100), grace_pct=Decimal(10), thresholds=(HALF,))
+
+
+@pytest.mark.parametrize(
+    ("limit", "total", "level", "words"),
+    [
+        (CAPPED, 49, Level.FREE, "ok"),
+        (CAPPED, 50, Level.NOTED, "50 %"),
+        (CAPPED, 61, Level.OVERAGE, "overage"),
+        (CAPPED, 100, Level.GRACE, "in grace"),
+        (CAPPED, 109, Level.GRACE, "in grace"),
+        (CAPPED, 110, Level.DENIED, "DENIED"),
+        (Limit(cap=Decimal(100)), 99, Level.FREE, "ok"),
+        (Limit(cap=Decimal(100)), 100, Level.DENIED, "DENIED"),
+        (Limit(cap=Decimal(100), shadow=True), 100, Level.NOTED, "would deny"),
+        (Limit(cap=Decimal(100), on_cap="warn"), 100, Level.OVER, "over cap"),
+        (Limit(cap=Decimal(100), on_cap="allow"), 100, Level.OVERAGE, "overage"),
+        (Limit(), 10**15, Level.FREE, "ok"),
+        (Limit(cap=Decimal(0)), 0, Level.DENIED, "DENIED"),
+    ],
+)
+def test_levels(limit: Limit, total: int, level: Level, words: str) -> None:
+    found = standing("tokens", limit, Decimal(total))
+    assert (found.level, found.words) == (level, words)
+
+
+def test_a_share_is_cut_off_so_that_100_percent_means_reached() -> None:
+    assert standing("tokens", CAPPED, Decimal("99.9")).share == 99
+    assert standing("tokens", Limit(cap=Decimal(0)), Decimal(0)).share == 100
+    assert standing("tokens", Limit(), Decimal(5)).share is None
+
+
+def test_the_worst_meter_speaks_for_the_customer_and_levels_do_not_count() -> None:
+    """Who has all its seats taken still uses the product."""
+    meters = (
+        Meter("calls", "c", "count"),
+        Meter("tokens", "t", "sum", "n"),
+        Meter("seats", "s", "last", "n"),
+    )
+    limits = {
+        "calls": Limit(cap=Decimal(10)),
+        "tokens": Limit(included=Decimal(5), tiers=(Tier(None, Decimal("0.5")),)),
+        "seats": Limit(cap=Decimal(1)),
+    }
+    catalog = Catalog(meters, {"free": Plan("free", limits=limits)}, {}, "free")
+    used = {"calls": Decimal(2), "tokens": Decimal(8), "seats": Decimal(1)}
+    found = worst(catalog, "anyone", lambda _, meter: used[meter])
+    assert (found.meter, found.level) == ("tokens", Level.OVERAGE)
+    assert bill(catalog, "anyone", lambda _, meter: used[meter]) == Decimal("1.5")
+    used["calls"] = Decimal(10)
+    assert worst(catalog, "anyone", lambda _, meter: used[meter]).meter == "calls"
