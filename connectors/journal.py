@@ -55,6 +55,7 @@ class Journal:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            self._lock.close()
             raise JournalError(
                 f"journal {self._folder}: another process holds this shard; stop it before starting a second flow"
             ) from None
