@@ -40,6 +40,11 @@ def prepare(data_dir: Path, parts: int, shards: int) -> Path:
     with (data_dir / "recovery.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "lineage").exists():
+            if (data_dir / "journal").exists():
+                raise RecoveryError(
+                    f"{data_dir / 'journal'}: is there without its recovery store {folder}; restore both together,"
+                    " or remove the journal to count anew from the source's beginning"
+                )
             folder.mkdir(exist_ok=True)
             (folder / "shards").write_text(str(shards))
             if not list(folder.glob("part-*.sqlite3")):
