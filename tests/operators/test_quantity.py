@@ -1,0 +1,75 @@
+"""Quantities are exact: what is added up is what was used, to the last digit."""
+
+from decimal import Decimal, localcontext
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from operators.quantity import PLACES, SCALE, carry, joined, limb_columns, limbs_of, split, text, text_of
+from operators.table import Table
+from operators.windows import ADD, COLUMNS, PERIOD_WINDOW, Batch, add, runs_of
+
+READINGS = st.one_of(
+    st.integers(0, 10**15),
+    st.decimals(0, 10**15, allow_nan=False, allow_infinity=False, places=12),
+    st.decimals(0, 1, allow_nan=False, allow_infinity=False, places=PLACES),
+    st.floats(0, 10**6).map(lambda number: Decimal(repr(number))).filter(lambda d: d.as_tuple().exponent >= -PLACES),
+)
+
+
+@given(READINGS)
+def test_limbs_hold_every_reading_exactly(value: int | Decimal) -> None:
+    assert Fraction(joined(*limbs_of(value)), SCALE) == Fraction(value)
+    assert split(joined(*limbs_of(value))) == limbs_of(value)
+
+
+@given(st.integers(-(10**45), 10**45))
+def test_text_reads_back_as_the_same_number(whole: int) -> None:
+    with localcontext() as context:
+        context.prec = 60
+        assert Fraction(Decimal(text(whole))) == Fraction(whole, SCALE)
+    assert "E" not in text(whole) and not ("." in text(whole) and text(whole).endswith("0"))
+
+
+@given(st.lists(READINGS, min_size=1, max_size=50))
+def test_a_column_gives_the_same_limbs_as_its_values_one_by_one(values: list[int | Decimal]) -> None:
+    found = limb_columns(values)
+    if found is not None:
+        hi, mid, lo = (np.zeros(len(values), np.int64) if limb is None else limb for limb in found)
+        assert list(zip(hi.tolist(), mid.tolist(), lo.tolist(), strict=True)) == list(map(limbs_of, values))
+
+
+@given(st.lists(READINGS, min_size=1, max_size=50))
+def test_sums_of_limbs_carry_without_loss(values: list[int | Decimal]) -> None:
+    parts = np.array([limbs_of(value) for value in values], np.int64)
+    limbs = [parts[:, i].sum(keepdims=True) for i in range(3)]
+    carry(limbs)
+    total = [int(limb[0]) for limb in limbs]
+    assert Fraction(joined(*total), SCALE) == sum(map(Fraction, values))
+    assert text_of(*total) == text(joined(*total))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [-1, 10**15 + 1, Decimal("-0.1"), Decimal("1e16"), Decimal("1e-25"), Decimal("0." + "1" * 25)]
+    + [Decimal("1e999999999"), Decimal("-1e999999999"), Decimal("1e-999999999"), Decimal("Infinity")],
+)
+def test_a_reading_out_of_bounds_is_refused_in_words(value: int | Decimal) -> None:
+    with pytest.raises(ValueError, match="needs"):
+        limbs_of(value)
+
+
+def test_a_tenth_added_ten_million_times_is_one_million() -> None:
+    """In floats it is 999999.9998389754, and a customer notices."""
+    table, count = Table(1, COLUMNS), 100_000
+    hi, mid, _ = limb_columns([Decimal("0.1")] * count) or pytest.fail("a tenth fits")
+    key, no = np.zeros(count, np.int64), np.zeros(count, np.bool_)
+    batch = Batch(key, np.arange(count), np.full(count, ADD), hi, mid, None, no, no)
+    for _ in range(100):
+        add(table, runs_of(batch, key, key, None), [(PERIOD_WINDOW, np.zeros(1, np.int64))])
+    total = [int(table.columns[name][0]) for name in ("hi", "mid")]
+    assert text_of(*total, 0) == "1000000"
+    assert int(table.columns["events"][0]) == 10_000_000
