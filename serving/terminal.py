@@ -105,11 +105,11 @@ class Screen:
             ("newest is", f"{behind} old"),
         ]
         if wide:
-            shown += [("customers", f"{len(usage.totals):,}"), ("late readings", f"{usage.late:,}")]
+            shown += [("customers", f"{len(usage.totals):,}"), ("late", f"{usage.late:,}")]
         shown += [(end.replace("_", " "), f"{sums[end]:,}") for end in ENDS if end != "accepted"]
         table = _grid(expand=True)
         for _ in shown:
-            table.add_column(ratio=1)
+            table.add_column(ratio=1, no_wrap=True)
         table.add_row(*(Text(f" {label}", style=DIM) for label, _ in shown))
         table.add_row(*(Text(f" {value}", style="bold") for _, value in shown))
         return table

@@ -1,0 +1,113 @@
+"""What README and docs say is there is there, and what is there they say."""
+
+import re
+import tomllib
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from pydantic import ByteSize
+
+from serving.cli import app
+from settings.address import PARTS, Address
+from settings.durations import in_words
+from settings.settings import Settings
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+CONNECTORS = (ROOT / "docs" / "connectors.md").read_text()
+OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+ROLES = ("source", "store", "alerts", "dead_letters", "billing")
+
+
+def written(value: Any) -> str:
+    match value:
+        case None:
+            return "none"
+        case bool():
+            return f"`{str(value).lower()}`"
+        case timedelta():
+            return f"`{in_words(value)}`"
+        case ByteSize():
+            return f"`{value >> 20}MiB`"
+        case tuple():
+            return f"`{','.join(value)}`"
+        case float():
+            return f"`{value:g}`"
+        case _:
+            return f"`{value}`"
+
+
+def schemes(role: str) -> Iterator[type[Address]]:
+    annotation = Settings.model_fields[role].annotation
+    yield from (get_args(annotation) or (annotation,))  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_every_setting_is_in_the_readme_with_its_default_and_meaning(name: str) -> None:
+    field = Settings.model_fields[name]
+    default = "required" if field.is_required() else written(field.default)
+    assert f"| `TIDEGATE_{name.upper()}` | {default} | {field.description} |\n" in README
+
+
+def test_the_readme_names_no_setting_that_is_gone() -> None:
+    named = {name.lower() for page in PAGES for name in re.findall(r"\bTIDEGATE_([A-Z_]+)", page.read_text())}
+    assert named - set(Settings.model_fields) == set()
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_every_scheme_of_a_role_has_its_row_and_no_other(role: str) -> None:
+    section = CONNECTORS.partition(f"`TIDEGATE_{role.upper()}`\n")[2].partition("\n## ")[0]
+    rows = {
+        match[1] for match in re.finditer(r"^\| `([a-z]+):[^`]*`(?:, `[^`]*`)* \|", section, re.MULTILINE)
+    }
+    options = {match[1] for match in re.finditer(r"^\| `([a-z]+):` \| `", section, re.MULTILINE)}
+    known = {address.model_fields["scheme"].default for address in schemes(role)}
+    assert rows == known
+    assert options <= known
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_every_option_of_a_scheme_has_its_row(role: str) -> None:
+    for address in schemes(role):
+        for name in address.choices():
+            assert name not in PARTS
+            default = written(address.model_fields[name].default)
+            assert f"| `{address.model_fields['scheme'].default}:` | `{name}` | {default} | " in CONNECTORS
+
+
+def test_links_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_commands_of_the_readme_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for page in (README, OPERATIONS):
+        for target in re.findall(r"^ +(?:\$ )?make ([a-z]+)", page, re.MULTILINE):
+            assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+    commands = {
+        command.name or command.callback.__name__ for command in app.registered_commands if command.callback
+    }
+    groups = {group.name for group in app.registered_groups}
+    # In code only; the same word begins sentences.
+    for used in re.findall(r"(?:^ +(?:\$ )?|`|bin/)tidegate ([a-z-]+)", README + OPERATIONS, re.MULTILINE):
+        assert used in commands | groups, used
+
+
+def test_constraints_pin_what_the_project_needs_with_hashes_and_no_address() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    constraints = (ROOT / "constraints.txt").read_text()
+    needed = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    for requirement in needed:
+        name = re.split(r"[<>=\[]", requirement)[0].lower()
+        assert re.search(rf"^{name}==\S+ \\\n    --hash=sha256:[0-9a-f]{{64}}", constraints, re.MULTILINE), (
+            name
+        )
+    for line in constraints.splitlines():
+        assert re.fullmatch(r"#.*|[a-z0-9.-]+==\S+ \\|    --hash=sha256:[0-9a-f]{64}(?: \\)?", line), line
+    assert "://" not in constraints
