@@ -1,0 +1,287 @@
+"""The metering flow as people start it, from end to end, on scenarios small enough to count by hand."""
+
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from itertools import combinations
+from time import monotonic, sleep
+from typing import Any
+
+import pytest
+from bytewax.testing import run_main
+
+from flows import metering
+from operators.decode import Decoder
+from operators.ports import Payloads
+from settings.catalog import load_catalog
+from settings.settings import load_settings
+from tests.flows.conftest import SCENARIOS, SECONDS, Place, alerts_in
+
+FIRST = {
+    ("acme", "calls"): "5",
+    ("acme", "tokens"): "33.6",
+    ("globex", "calls"): "2",
+    ("globex", "tokens"): "7",
+}
+SECOND = {
+    ("acme", "calls"): "6",
+    ("acme", "tokens"): "133.6",
+    ("globex", "calls"): "3",
+    ("globex", "tokens"): "107",
+    ("new", "calls"): "1",
+    ("new", "tokens"): "0.25",
+}
+ALERTS = [("acme", "cap_reached", "raised", "5"), ("acme", "threshold", "raised", "80%")]
+DEAD = ["conflict", "not_json", "too_late"]
+COUNTERS = {
+    "events": 11, "rejects": 1, "too_late": 1, "duplicates": 1, "conflicts": 1, "accepted": 7,
+    "matching:calls": 7, "counted:calls": 7, "matching:tokens": 6, "counted:tokens": 6,
+    "not_a_number:tokens": 1,
+}  # fmt: skip
+BRANCHES = ("store", "alerts", "billing")
+
+
+def in_process(place: Place, monkeypatch: pytest.MonkeyPatch, **settings: str) -> None:
+    """Runs the flow in this process, without recovery."""
+    for name, value in place.environment(RECOVERY="false", **settings).items():
+        if name.startswith("TIDEGATE_"):
+            monkeypatch.setenv(name, value)
+    monkeypatch.chdir(place.folder)
+    loaded = load_settings()
+    run_main(metering.build(loaded, load_catalog(loaded.catalog)))
+
+
+def eventually(is_so: Callable[[], Any]) -> None:
+    """Waits until it is so; far longer than it ever takes."""
+    deadline = monotonic() + SECONDS
+    while not is_so():
+        assert monotonic() < deadline
+        sleep(0.03)
+
+
+@pytest.mark.parametrize(
+    "branches", [chosen for size in (1, 2, 3) for chosen in combinations(BRANCHES, size)], ids=",".join
+)
+def test_each_branch_runs_if_it_is_chosen(
+    place: Place, monkeypatch: pytest.MonkeyPatch, branches: tuple[str, ...]
+) -> None:
+    """So that one fleet can show usage while another bills it; dead letters are written by all."""
+    place.append("first.jsonl")
+    in_process(place, monkeypatch, BRANCHES=",".join(branches))
+    assert place.dead() == DEAD
+    assert (place.folder / "store.db").exists() == ("store" in branches)
+    assert (place.folder / "alerts.ndjson").exists() == ("alerts" in branches)
+    assert (place.folder / "billing").exists() == ("billing" in branches)
+    if "store" in branches:
+        assert place.periods() == FIRST
+        assert place.counters() == COUNTERS
+    if "alerts" in branches:
+        assert place.alerts() == ALERTS
+    if "billing" in branches:
+        assert len(place.billed()) == len(set(place.billed())) == COUNTERS["accepted"]
+
+
+def test_what_waited_to_be_written_is_written_after_a_crash(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Totals pause between writes; if the flow dies then, nobody has to wait for the customer's next event."""
+    for name, value in place.environment(COALESCE="10s", SHARDS="1").items():
+        if name.startswith("TIDEGATE_"):
+            monkeypatch.setenv(name, value)
+    monkeypatch.chdir(place.folder)
+    settings = load_settings()
+    catalog = load_catalog(settings.catalog)
+    decoder = Decoder(catalog, shards=1, clock="event", future=settings.future, payload_bytes_max=1 << 20)
+
+    def given(logic: metering.ShardLogic, scenario: str) -> list[metering.Emission]:
+        payloads = Payloads((SCENARIOS / scenario).read_bytes(), 0, None, "")
+        return list(logic.on_batch(list(decoder.decode(payloads)))[0])
+
+    def written(emissions: Iterable[metering.Emission]) -> dict[tuple[str, str], str]:
+        return {
+            (total.customer, total.meter): str(total.total)
+            for emission in emissions
+            for total in emission.totals
+            if total.window == "period"
+        }
+
+    first = metering.ShardLogic(settings, catalog, None)
+    assert written(given(first, "first.jsonl")) == FIRST
+    assert written(given(first, "second.jsonl")) == {}
+    position = first.snapshot()
+    assert first._journal
+    first._journal._lock.close()
+
+    second = metering.ShardLogic(settings, catalog, position)
+    due = second.notify_at()
+    assert due is not None and due <= datetime.now(UTC)
+    assert FIRST | written(second.on_notify()[0]) == SECOND
+    assert second._journal
+    second._journal._lock.close()
+
+
+@pytest.mark.parametrize("polls", ["4096", "1048576"])
+@pytest.mark.parametrize("shards", ["1", "16"])
+def test_nothing_hangs_on_how_the_stream_is_cut(
+    place: Place, monkeypatch: pytest.MonkeyPatch, polls: str, shards: str
+) -> None:
+    place.append("first.jsonl")
+    in_process(place, monkeypatch, POLL_BYTES=polls, SHARDS=shards)
+    assert (place.periods(), place.counters(), place.alerts()) == (FIRST, COUNTERS, ALERTS)
+
+
+def test_alerts_go_to_standard_output_if_so_chosen(place: Place) -> None:
+    place.append("first.jsonl")
+    assert alerts_in(place.run(ALERTS="stdout:", RECOVERY="false")) == ALERTS
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"SHARDS": "12"}, "TIDEGATE_SHARDS: needs a power of two"),
+        ({"SOURCE": "flie:in.ndjson"}, "TIDEGATE_SOURCE: "),
+        ({"SHRADS": "16"}, "TIDEGATE_SHRADS: is unknown"),
+        ({"CATALOG": "nowhere.yaml"}, "nowhere.yaml: cannot be read"),
+    ],
+)
+def test_a_wrong_setting_is_one_line(place: Place, settings: dict[str, str], line: str) -> None:
+    complained = place.refused(**settings)
+    assert complained.startswith(line)
+    assert complained.count("\n") == 1
+    assert not (place.folder / "state").exists()
+
+
+def test_restarts_go_on_where_the_last_run_ended(place: Place) -> None:
+    """By the plain command alone: recovery is on, nothing is counted twice, appended lines are counted once."""
+    place.append("first.jsonl")
+    place.run()
+    assert place.periods() == FIRST
+    left = place.totals(), place.counters(), place.alerts(), place.dead(), place.billed()
+    assert left[1:4] == (COUNTERS, ALERTS, DEAD)
+
+    place.run()
+    assert (place.totals(), place.counters(), place.alerts(), place.dead(), place.billed()) == left
+
+    place.append("second.jsonl")
+    place.run()
+    assert place.periods() == SECOND
+    assert place.counters()["duplicates"] == 2
+    assert (place.alerts(), place.dead()) == (ALERTS, DEAD)
+    assert len(place.billed()) == len(set(place.billed())) == COUNTERS["accepted"] + 3
+
+
+def test_without_recovery_each_start_counts_from_the_beginning(place: Place) -> None:
+    """The totals are the same then, as they are absolute; what is appended to files is there twice."""
+    place.append("first.jsonl")
+    for times in (1, 2):
+        place.run(RECOVERY="false")
+        assert place.periods() == FIRST
+        assert place.alerts() == sorted(ALERTS * times)
+    assert not (place.folder / "state").exists()
+
+
+def test_a_changed_catalog_goes_on_from_the_old_totals(place: Place) -> None:
+    """A raised cap lets the customer on, says so, and is watched from then on; a new meter begins at zero."""
+    place.append("first.jsonl")
+    place.run()
+    raised = {"CATALOG": str(SCENARIOS / "raised.yaml")}
+    place.run(**raised)
+    assert place.periods() == FIRST
+    # 5 of 10 calls: neither the cap nor the 80 % hold any more.
+    resolved = [("acme", "cap_released", "resolved", "none"), ("acme", "threshold", "resolved", "none")]
+    assert place.alerts() == sorted(ALERTS + resolved)
+
+    place.append("second.jsonl")
+    place.run(**raised)
+    assert place.periods() == SECOND | {
+        ("acme", "longest"): "100",
+        ("globex", "longest"): "100",
+        ("new", "longest"): "0.25",
+    }
+    assert place.counters()["matching:longest"] == 3
+    assert place.alerts() == sorted(ALERTS + resolved)
+
+    # And back: both hold again, under the old limit's version, and are told of again.
+    place.run()
+    assert place.alerts() == sorted([*ALERTS, *resolved, *ALERTS])
+
+
+def test_the_aggregation_of_a_meter_is_fixed_once_it_has_counted(place: Place) -> None:
+    place.append("first.jsonl")
+    place.run()
+    complained = place.refused(CATALOG=str(SCENARIOS / "another_aggregation.yaml"))
+    assert "meter 'tokens': its aggregation is fixed once it has counted" in complained
+    place.run()
+    assert place.periods() == FIRST
+
+
+def test_the_number_of_shards_is_fixed_at_the_first_start(place: Place) -> None:
+    place.append("first.jsonl")
+    place.run()
+    complained = place.refused(SHARDS="8")
+    assert "4 shards" in complained
+    assert complained.count("\n") == 1
+    place.append("second.jsonl")
+    place.run()
+    assert place.periods() == SECOND
+
+
+def test_what_a_followed_file_grows_by_is_soon_in_the_store(place: Place) -> None:
+    """Also while nothing comes: the totals of the last lines do not wait for the next."""
+    place.append("first.jsonl")
+    with place.running(SOURCE="file:in.ndjson?follow=true"):
+        eventually((place.folder / "store.db").exists)
+        eventually(lambda: place.periods() == FIRST)
+        place.append("second.jsonl")
+        eventually(lambda: place.periods() == SECOND)
+        eventually(lambda: place.counters()["duplicates"] == 2)
+
+
+def test_rescaling_keeps_every_total(place: Place) -> None:
+    """One worker, two threads, two processes, one again; each gets new lines, and repeats of old ones."""
+    settings = {"SOURCE": "file:in-*.ndjson", "RECOVERY_PARTS": "2"}
+    lines = (SCENARIOS / "first.jsonl").read_bytes().splitlines(keepends=True)
+    for customer in (b"acme", b"globex"):
+        own = b"".join(line for line in lines if customer in line)
+        (place.folder / f"in-{customer.decode()}.ndjson").write_bytes(own)
+    place.run(**settings)
+    assert place.periods() == FIRST
+    alerts = place.alerts()
+
+    def grow(day: int) -> None:
+        for customer in ("acme", "globex"):
+            event = lines[0].replace(b'"acme"', b'"%s"' % customer.encode())
+            event = event.replace(b'"id":"1"', b'"id":"day %d"' % day).replace(
+                b"-17T10:00", b"-17T13:%02d" % day
+            )
+            with (place.folder / f"in-{customer}.ndjson").open("ab") as file:
+                # Twice, for what is remembered must have moved along with the totals.
+                file.write(event * 2 + lines[1].replace(b'"acme"', b'"%s"' % customer.encode()))
+
+    scales: list[Callable[[], Any]] = [
+        lambda: place.run("-w", "2", **settings),
+        lambda: place.run_processes(2, **settings),
+        lambda: place.run(**settings),
+    ]
+    for day, scale in enumerate(scales, 1):
+        grow(day)
+        scale()
+        # globex had no event of the id that is repeated, so it counts once, the first time.
+        assert place.periods()["acme", "calls"] == str(5 + day)
+        assert place.periods()["globex", "calls"] == str(2 + day + 1)
+    assert [alert for alert in place.alerts() if alert[0] == "acme"] == alerts
+    assert len(place.billed()) == len(set(place.billed()))
+
+
+def test_a_second_flow_on_the_same_data_is_refused(place: Place) -> None:
+    """Two would each count half, and overwrite each other's totals."""
+    place.append("first.jsonl")
+    with place.running(SOURCE="file:in.ndjson?follow=true", EPOCH="1s") as first:
+        eventually((place.folder / "store.db").exists)
+        eventually(lambda: place.periods() == FIRST)
+        complained = place.refused(SOURCE="file:in.ndjson?follow=true")
+        assert "another process holds this shard; stop it" in complained
+        assert first.poll() is None
+        place.append("second.jsonl")
+        eventually(lambda: place.periods() == SECOND)
+    place.run()
+    assert place.periods() == SECOND
