@@ -115,15 +115,10 @@ def compare(one: Number, other: Number) -> int:
 
 
 def text_of(value: Fraction) -> str:
-    """Decimal text without exponent and without trailing zeros after the point."""
-    whole, rest = divmod(value, 1)
-    if not rest:
-        return str(whole)
-    places = 0
-    while rest % 1:
-        rest *= 10
-        places += 1
-    return f"{whole}.{int(rest):0{places}}"
+    """Decimal text without exponent and without trailing zeros after the point, of up to 24 places."""
+    whole, rest = divmod(value * 10**24, 10**24)
+    assert rest.denominator == 1, value
+    return f"{whole}.{int(rest):024}".rstrip("0").rstrip(".")
 
 
 # Payloads and events
