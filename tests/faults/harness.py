@@ -1,9 +1,11 @@
 """Runs the metering flow as processes that die and are started again, and gathers what came out of it."""
 
+import atexit
 import json
 import os
 import pickle
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,7 +16,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import cache
 from pathlib import Path
+from tempfile import mkdtemp
 from threading import Event, Thread
 from time import monotonic
 from typing import Any, NamedTuple
@@ -159,10 +163,19 @@ class Run:
         alerts = Counter(lines_of(self.folder / "alerts.ndjson"))
         return Result(totals, counters, alerts, dead, billed)
 
+    @property
+    def calls(self) -> int:
+        """How many system calls changed files in the last start that ended by itself; 0 without a compiler."""
+        return int((self.folder / "calls").read_text()) if counting_calls() else 0
+
     def _process(self, orders: Orders) -> subprocess.Popen[bytes]:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TIDEGATE_")}
         environment |= {f"TIDEGATE_{name}": value for name, value in self.settings.items()}
         environment["PYTHONPATH"] = str(ROOT)
+        if preloaded := counting_calls():
+            environment |= {"LD_PRELOAD": str(preloaded), "CRASH_FOLDER": str(self.folder)}
+            if orders.kill and orders.kill.kind == "call":
+                environment |= {"CRASH_NTH": str(orders.kill.nth), "CRASH_PHASE": orders.kill.phase}
         with (self.folder / f"said-{self.starts:02}-{orders.process}").open("wb") as said:
             return subprocess.Popen(
                 [sys.executable, "-m", "tests.faults.killer", msgspec.json.encode(orders).decode()],
@@ -180,6 +193,27 @@ class Run:
         noted = [msgspec.json.decode(line, type=Kill) for line in path.read_bytes().splitlines()]
         path.unlink()
         return noted
+
+
+@cache
+def counting_calls() -> Path | None:
+    """What counts system calls and kills at one of them, compiled; None where there is no compiler."""
+    compiler = shutil.which("cc")
+    if compiler is None or sys.platform != "linux":
+        return None
+    folder = Path(mkdtemp(prefix="tidegate-calls-"))
+    atexit.register(shutil.rmtree, folder)
+    command = [
+        compiler,
+        "-O1",
+        "-shared",
+        "-fPIC",
+        "-o",
+        folder / "calls.so",
+        Path(__file__).with_name("calls.c"),
+    ]
+    subprocess.run(command, check=True)
+    return folder / "calls.so"
 
 
 def ended(processes: list[subprocess.Popen[bytes]]) -> list[int]:
@@ -298,9 +332,12 @@ def fallen(seen: dict[tuple[Any, ...], Total], stored: StoredTotal) -> list[str]
     return [f"{name} of {total[:4]}: {getattr(before, name)} then {getattr(total, name)}" for name in back]
 
 
-def random_kill(rng: random.Random, met: Met, resumed: bool) -> Kill:
-    """A place to die: any kind of operation, rare ones nearly as often as frequent ones; or any time."""
-    if rng.random() < 0.2:
+def random_kill(rng: random.Random, met: Met, calls: int, resumed: bool) -> Kill:
+    """A place to die: any kind of operation, rare ones nearly as often as frequent ones; any call; any time."""
+    if calls and rng.random() < 0.3:
+        reach = 200 if resumed else calls
+        return Kill("call", rng.randint(1, reach), rng.choice(("before", "half", "after")))
+    if rng.random() < 0.15:
         return Kill("time", seconds=rng.random() * met.seconds * (0.3 if resumed else 1))
     phase: Phase = rng.choice(("before", "half", "half", "after", "soon"))
     if resumed and rng.random() < 0.6:

@@ -3,8 +3,8 @@
 Started by tests/faults/harness.py, as `python -m tests.faults.killer ORDERS`, in the folder that holds all of the
 run. What it counts are the operations by which the process is seen from outside or goes on after a crash: writes,
 syncs, cuts and removals of files in that folder, statements that change the store, polls, snapshots, and the
-building of partitions and shards. Bytewax's own writes can't be wrapped; a timer hits them, started at random or
-right after one of the operations above (`soon`).
+building of partitions and shards. Bytewax's own writes can't be wrapped; calls.c, preloaded, meets them where there
+is a C compiler, and a timer everywhere, started at random or right after one of the operations above (`soon`).
 """
 
 import builtins

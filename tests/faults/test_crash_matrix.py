@@ -6,6 +6,7 @@ that is killed at least once; a summary at the end says what was hit.
 
 import os
 import random
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -44,7 +45,7 @@ class Reference:
             assert run.start(), run.said()
         assert not wrong
         self.result = run.result()
-        self.met = run.met
+        self.met, self.calls = run.met, run.calls
 
 
 @cache
@@ -86,9 +87,9 @@ def crash(room: Path, seed: int, layout: Layout) -> None:
     rng = random.Random(f"{seed} {layout}")
     folder = room / f"killed-{seed}-{layout.workers}-{layout.processes}-{layout.files}"
     run = Run.prepared(folder, expected.case, layout, **settings_of(traffic_seed))
-    kills = [random_kill(rng, expected.met, resumed=False)]
-    while rng.random() < 0.45 and len(kills) < STARTS:
-        kills.append(random_kill(rng, expected.met, resumed=True))
+    kills = [random_kill(rng, expected.met, expected.calls, resumed=False)]
+    while rng.random() < 0.55 and len(kills) < STARTS:
+        kills.append(random_kill(rng, expected.met, expected.calls, resumed=True))
     with watched(run) as wrong:
         finished = [run.start(kill, rng.randrange(layout.processes)) for kill in kills]
         # Once more, also where all kills were missed: a start with nothing new changes nothing.
@@ -103,7 +104,10 @@ def crash(room: Path, seed: int, layout: Layout) -> None:
 
 def count(kills: list[Kill], starts: int) -> None:
     """Remembers what was hit, for the summary."""
-    hits.update(f"{kill.kind}, {kill.phase}" if kill.kind != "time" else "any time" for kill in kills)
+    numbers = re.compile(r"-?[0-9]+")
+    hits.update(
+        "any time" if kill.kind == "time" else f"{numbers.sub('', kill.kind)}, {kill.phase}" for kill in kills
+    )
     hits["(missed)"] += starts - len(kills)
 
 
