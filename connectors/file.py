@@ -169,12 +169,18 @@ class _LinesRead(StatefulSourcePartition[Payloads, FilePosition | None]):
         if not cut:
             self._keep(chunk)
             return b""
-        block = b"".join((*self._rest, chunk[:cut]))
-        self._rest.clear()
-        self._rest_bytes = 0
+        block = chunk[:cut]
+        if self._rest:
+            block = b"".join((*self._rest, block))
+            self._rest.clear()
+            self._rest_bytes = 0
+        self._put_back(chunk, cut)
+        return block
+
+    def _put_back(self, chunk: bytes, cut: int) -> None:
+        """Sees to it that what follows `cut` comes again before anything else."""
         if cut < len(chunk):
             self._keep(chunk[cut:])
-        return block
 
     def _keep(self, piece: bytes) -> None:
         self._rest.append(piece)
@@ -238,6 +244,9 @@ class _FilePartition(_LinesRead):
         if replaced:
             raise self._changed("was replaced by another file while it was followed")
         return None if self._follow else b""
+
+    def _put_back(self, chunk: bytes, cut: int) -> None:
+        pass  # It is read again from where the block ended, which saves copying the next block together.
 
     def _open(self) -> None:
         try:

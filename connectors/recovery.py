@@ -70,6 +70,9 @@ def start_over(folder: Path, epoch: timedelta) -> None:
     os.environ[_VARIABLE] = str(folder)
     os.environ.setdefault("BYTEWAX_SNAPSHOT_INTERVAL", str(int(epoch.total_seconds())))
     os.environ.setdefault("BYTEWAX_RECOVERY_BACKUP_INTERVAL", "0")
+    # Polls are blocks of megabytes: glibc would give each back to the kernel, and take its pages anew.
+    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(64 << 20))
+    os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(256 << 20))
     sys.stdout.flush()
     sys.stderr.flush()
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
