@@ -24,16 +24,21 @@ EDGE = HOUR // 4  # how far from the neighbouring hour an event is still looked 
 
 
 class Identities(NamedTuple):
-    """Identities in two words, fingerprints of the rest, and event times (µs), in order of arrival."""
+    """Identities in two words, fingerprints of the rest, and event times (µs), in order of arrival.
+
+    `oldest` is the earliest time that the event's customer could still be accepted with (µs). Hours wholly before
+    it count as forgotten, also while they are still there, so that verdicts do not depend on when they are dropped.
+    """
 
     lo: Words
     hi: Words
     mark: Marks
     at: Ints
+    oldest: Ints
 
     def part(self, rows: Ints | slice) -> "Identities":
         """These rows alone."""
-        return Identities(self.lo[rows], self.hi[rows], self.mark[rows], self.at[rows])
+        return Identities(*(column[rows] for column in self))
 
 
 class Memory:
@@ -89,13 +94,13 @@ class Memory:
         hour, past = divmod(int(event.at[0]), HOUR)
         own = self.hours.get(hour)
         if own is None or own.find(event.lo, event.hi)[0] < 0:
-            for neighbour in self._neighbours(hour, past):
+            for neighbour in self._neighbours(hour, past, int(event.oldest[0])):
                 if neighbour.find(event.lo, event.hi)[0] >= 0:
                     return CONFLICT
         return int(self._claim(event)[0])
 
-    def _neighbours(self, hour: int, past: int) -> Iterator[Table]:
-        if past < EDGE and hour - 1 in self.hours:
+    def _neighbours(self, hour: int, past: int, oldest: int) -> Iterator[Table]:
+        if past < EDGE and hour * HOUR > oldest and hour - 1 in self.hours:
             yield self.hours[hour - 1]
         if past >= HOUR - EDGE and hour + 1 in self.hours:
             yield self.hours[hour + 1]
@@ -105,10 +110,11 @@ class Memory:
         past = events.at % HOUR
         hour = events.at // HOUR
         found = np.zeros(len(past), np.bool_)
-        near = (past < EDGE) | (past >= HOUR - EDGE)
+        begun, ending = (past < EDGE) & (hour * HOUR > events.oldest), past >= HOUR - EDGE
+        near = begun | ending
         if not near.any():
             return []
-        for side, close in ((-1, past < EDGE), (1, past >= HOUR - EDGE)):
+        for side, close in ((-1, begun), (1, ending)):
             for own in distinct(hour[close]):
                 table = self.hours.get(own + side)
                 if table is not None and len(table):

@@ -188,8 +188,9 @@ class Shard:
         return now
 
     def _verdicts(self, chunk: Chunk, now: Ints) -> NDArray[np.int8]:
-        identities = Identities(chunk.digest_lo, chunk.digest_hi, chunk.mark, chunk.at)
-        fits = chunk.at >= now - self._lateness
+        oldest = now - self._lateness
+        identities = Identities(chunk.digest_lo, chunk.digest_hi, chunk.mark, chunk.at, oldest)
+        fits = chunk.at >= oldest
         if fits.all():
             return self.memory.settle(identities)
         verdicts = np.full(len(chunk), TOO_LATE, np.int8)
