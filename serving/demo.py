@@ -108,7 +108,7 @@ class Flow:
 
 
 def demo(
-    seconds: Annotated[float | None, typer.Option(envvar="DEMO_SECONDS", help="Ends by itself.")] = None,
+    seconds: Annotated[float | None, typer.Option(envvar="DEMO_SECONDS", help="Ends so long after the start.")] = None,
     keep: Annotated[
         bool, typer.Option(envvar="DEMO_KEEP", help="Goes on where the last demo ended.")
     ] = False,
@@ -122,7 +122,6 @@ def demo(
     over = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: over.set())
-    started = time.monotonic()
     console = Console()
     catalog = load_catalog(CATALOG)
     with _own(folder, keep):
@@ -134,8 +133,7 @@ def demo(
             with closing(usage.reader):
                 screen = Screen(catalog, usage, f"Ctrl-C ends it. All it writes is in {folder}")
                 watch = _show if console.is_terminal else _tell
-                left = None if seconds is None else max(0.0, started + seconds - time.monotonic())
-                watch(console, flow, usage, screen, over, left)
+                watch(console, flow, usage, screen, over, seconds)
                 flow.stop()
                 _refresh(usage, screen)
                 _sum_up(console, catalog, usage, screen, folder)

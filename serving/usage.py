@@ -103,11 +103,9 @@ class Usage:
         for total, _ in stored:
             if total.window != "period":
                 continue
-            meters = self.totals.setdefault(total.customer, {})
-            known = meters.get(total.meter)
-            if known is None or total.start >= known.start:
-                meters[total.meter] = total
-                self.as_of = max(self.as_of, total.as_of)
+            # A customer's totals come by start, so the latest period stays.
+            self.totals.setdefault(total.customer, {})[total.meter] = total
+            self.as_of = max(self.as_of, total.as_of)
         self.late = sum(total.late for meters in self.totals.values() for total in meters.values())
 
     def _new(self, lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:

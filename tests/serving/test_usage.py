@@ -78,3 +78,20 @@ def test_a_tail_gives_whole_lines_once(tmp_path: Path) -> None:
     assert tail.lines() == []
     path.write_bytes(b"one\ntwo\nthree\n")
     assert tail.lines() == [b"two", b"three"]
+    path.write_bytes(b"anew\n")
+    assert tail.lines() == [b"anew"]
+
+
+def test_only_what_has_changed_is_read(
+    writer: SqliteWriter, usage: Usage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A screen refreshes four times a second, however many customers there are."""
+    writer.write([total(total=5, version=1), total("cus_2", total=7, version=1)], [])
+    usage.refresh(0)
+    asked: list[str] = []
+    read = usage.reader.read
+    monkeypatch.setattr(usage.reader, "read", lambda customer: asked.append(customer) or read(customer))
+    usage.refresh(1)
+    writer.write([total("cus_2", total=8, version=2)], [])
+    usage.refresh(2)
+    assert asked == ["cus_2"]
