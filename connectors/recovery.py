@@ -48,7 +48,7 @@ def prepare(data_dir: Path, parts: int, shards: int) -> Path:
             folder.mkdir(exist_ok=True)
             (folder / "shards").write_text(str(shards))
             if not list(folder.glob("part-*.sqlite3")):
-                init_db_dir(folder, parts)
+                init_db_dir(folder, parts)  # type: ignore[no-untyped-call]
             # Last, as it says that the rest is there.
             (folder / "lineage").write_text(uuid.uuid4().hex)
     made_for = (folder / "shards").read_text()

@@ -67,7 +67,12 @@ class Columns(NamedTuple):
         readings, place = self.readings, np.cumsum(kept) - 1
         unread = kept[self.unread_event]
         return Columns(
-            *(column[kept] for column in self[:6]),
+            self.customer[kept],
+            self.digest[kept],
+            self.mark[kept],
+            self.at[kept],
+            self.starts[kept],
+            self.ends[kept],
             _chosen(readings, np.flatnonzero(kept[readings.event]), place),
             place[self.unread_event[unread]],
             self.unread_meter[unread],
@@ -113,8 +118,9 @@ class Chunk:
     """Events of one shard, in order of arrival.
 
     `names` lists customers and `customer` points into it; while `shared`, it is the one growing list that all
-    chunks of this shard and process have. `digest_lo` and `digest_hi` are the identities, `mark` fingerprints name, time and data, `at` is
-    µs since the epoch. `unread_event` and `unread_meter` say which meters found no number where they look.
+    chunks of this shard and process have. `digest_lo` and `digest_hi` are the identities, `mark` fingerprints
+    name, time and data, `at` is µs since the epoch. `unread_event` and `unread_meter` say which meters found
+    nothing that they could read.
     """
 
     __slots__ = (
@@ -206,7 +212,12 @@ def joined(parts: list[Columns]) -> Columns | None:
     readings = [part.readings for part in parts]
     his = [r.hi for r in readings]
     return Columns(
-        *(np.concatenate([part[i] for part in parts]) for i in range(6)),  # type: ignore[arg-type]
+        np.concatenate([part.customer for part in parts]),
+        np.concatenate([part.digest for part in parts]),
+        np.concatenate([part.mark for part in parts]),
+        np.concatenate([part.at for part in parts]),
+        np.concatenate([part.starts for part in parts]),
+        np.concatenate([part.ends for part in parts]),
         Readings(
             np.concatenate([r.event + shift for r, shift in zip(readings, shifts, strict=True)]),
             np.concatenate([r.meter for r in readings]),

@@ -300,7 +300,7 @@ def _lists(
             [event.data for event in events],
         )
     customers, sources, ids, names, stamps, data = map(list, zip(*map(_fields, events), strict=True))
-    return customers, sources, ids, names, stamps, data  # type: ignore[return-value]
+    return customers, sources, ids, names, stamps, data
 
 
 def _fields(event: _Event) -> tuple[str, str | None, str, str, str, msgspec.Raw]:

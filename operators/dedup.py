@@ -38,7 +38,7 @@ class Identities(NamedTuple):
 
     def part(self, rows: Ints | slice) -> "Identities":
         """These rows alone."""
-        return Identities(*(column[rows] for column in self))
+        return Identities(self.lo[rows], self.hi[rows], self.mark[rows], self.at[rows], self.oldest[rows])
 
 
 class Memory:

@@ -20,7 +20,7 @@ def distinct(values: Ints) -> list[int]:
     if high - low >= _SPAN_MAX:
         found: list[int] = np.unique(values).tolist()
         return found
-    return (np.flatnonzero(np.bincount(values - low)) + low).tolist()  # type: ignore[no-any-return]
+    return (np.flatnonzero(np.bincount(values - low)) + low).tolist()
 
 
 def groups(values: Ints) -> Iterator[tuple[int, slice | Ints]]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 QUANTITY_MAX = 10**15
 PLACES = 24
 UNIT = 10**12
-SCALE = 10**PLACES
+SCALE: int = 10**PLACES
 TOTAL_MAX = 9 * 10**18
 
 Ints = NDArray[np.int64]
@@ -31,7 +31,7 @@ _SHIFT, _TO_INTEGRAL, _TWELVE = _EXACT.scaleb, _EXACT.to_integral_exact, Decimal
 def scaled(value: int | Decimal) -> int:
     """The value times 10²⁴ as an integer. Raises ValueError where that is not whole, or over 10³⁹."""
     if isinstance(value, int):
-        return value * SCALE
+        return int(value) * SCALE
     # First the magnitude, so that 1e999999999 costs nothing.
     if not value.is_finite() or (value and value.adjusted() > PLACES + 15):
         raise ValueError(f"needs a number of at most 10^15, got {value:.3E}")

@@ -281,10 +281,8 @@ class Shard:
         roster, columns, words = self.roster, table.columns, table.keys[0][rows]
         key, window, start = key_of(words), window_of(words), start_of(words)
         customer, meter = roster.key_customer.values[key], roster.key_meter.values[key]
-        if "end" in columns:
-            end = columns["end"][rows]
-        else:
-            end = roster.bucket_ends(customer, start, window == DAY_WINDOW)
+        in_periods = "end" in columns
+        end = columns["end"][rows] if in_periods else roster.bucket_ends(customer, start, window == DAY_WINDOW)
         totals: list[int | str] = columns["hi"][rows].tolist()
         if "mid" in columns:
             mid = columns["mid"][rows]

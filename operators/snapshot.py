@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from operators.catalog import Meter
 from operators.chunk import Ints
-from operators.records import Alert
+from operators.records import Alert, Window
 from operators.table import Table
 from operators.watch import Held
 from operators.windows import UNSAVED
@@ -66,7 +66,7 @@ class _State(msgspec.Struct):
     key_version: bytes
     buckets: _Rows
     periods: _Rows
-    values: dict[str, _Rows]
+    values: dict[Window, _Rows]
     states: dict[int, Held]
     counts: dict[str, int]
     marks: list[tuple[int, bytes]]
@@ -147,12 +147,12 @@ class State:
             versions += [state.key_versions[i] for i in _ints(state.key_version).tolist()]
             _take(shard.buckets, state.buckets)
             _take(shard.periods, state.periods)
-            for name, rows in state.values.items():
-                _take(shard.values[name], rows)
+            for window, values in state.values.items():
+                _take(shard.values[window], values)
             held.update(state.states)
             shard.counts.update(state.counts)
-            for hour, rows in state.marks:
-                _mark(shard, hour, _ints(rows))
+            for hour, marked in state.marks:
+                _mark(shard, hour, _ints(marked))
         saved = shard.saved
         if self._states:
             last = self._states[-1]

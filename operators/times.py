@@ -131,11 +131,11 @@ def _read(matrix: NDArray[np.uint8], end: int, offset: int | None) -> NDArray[np
     if not good.all():
         for row in np.flatnonzero(~good).tolist():
             at[row] = _parsed(matrix[row].tobytes().decode())
-    return at
+    return np.asarray(at, np.int64)
 
 
 def _pair(digits: NDArray[np.uint8], at: int) -> NDArray[np.int64]:
-    return digits[at] * np.int64(10) + digits[at + 1]
+    return np.asarray(digits[at] * np.int64(10) + digits[at + 1], np.int64)
 
 
 def _days(year: NDArray[np.int64], month: NDArray[np.int64], day: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -144,4 +144,5 @@ def _days(year: NDArray[np.int64], month: NDArray[np.int64], day: NDArray[np.int
     era = year // 400
     of_era = year - era * 400
     of_year = (153 * ((month + 9) % 12) + 2) // 5 + day - 1
-    return era * 146097 + of_era * 365 + of_era // 4 - of_era // 100 + of_year - 719468
+    days = era * 146097 + of_era * 365 + of_era // 4 - of_era // 100 + of_year - 719468
+    return np.asarray(days, np.int64)

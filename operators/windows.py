@@ -175,9 +175,9 @@ def add(table: Table, runs: Runs, windows: list[tuple[int, Ints]]) -> Touched:
             columns[name][rows] += (so_far[ends] - so_far[first]).astype(np.uint32)
     columns["as_of"][rows] = np.maximum(as_of, last_at)
     columns["dirty"][rows] = UNSAVED | UNSENT
-    padded = before + [nothing] * (3 - len(before))
+    hi, mid, lo = before + [nothing] * (3 - len(before))
     starts = np.append(runs.cuts[first], len(runs.order))
-    return Touched(rows, new, runs.first[first], runs.order, starts, *padded, as_of, corrected)
+    return Touched(rows, new, runs.first[first], runs.order, starts, hi, mid, lo, as_of, corrected)
 
 
 def _counted(flags: Flags, order: Ints, starts: Ints) -> Ints | None:
