@@ -35,6 +35,9 @@ Late = Literal["on_time", "late_open", "late_closed"]
 Json = Any
 
 
+RESOLVED = {"threshold": "threshold", "cap": "cap_released", "overage": "overage_ended"}
+
+
 class Told(NamedTuple):
     """An alert without its hashes: `rule` and the whole `limited_by` stand where id and version would."""
 
@@ -691,24 +694,27 @@ class Model:
 
     def restart(self, catalog: Catalog) -> None:
         """Go on under another catalog: where a limit changed, the latest period is judged anew."""
-        self.catalog = catalog
+        before, self.catalog = self.catalog, catalog
         latest: dict[tuple[str, str], int] = {}
         for customer, meter, window, start in self._windows:
             if window == "period":
                 latest[customer, meter] = max(start, latest.get((customer, meter), start))
         for (customer, meter), start in latest.items():
             limit = catalog.limit_of(customer, meter)
+            if before.limit_of(customer, meter) == limit:
+                continue
+            held = {
+                key[3]: state.holds
+                for key, state in self._rules.items()
+                if key[:3] == (customer, meter, start) and state.holds
+            }
+            for key in [key for key in self._rules if key[:2] == (customer, meter)]:
+                del self._rules[key]
+            as_of = self._windows[customer, meter, "period", start].as_of
             for rule in rules_of(limit):
-                key = customer, meter, start, rule.name
-                old = self._rules.get(key)
-                if old is None or old.limit == limit:
-                    continue
-                self._rules[key] = RuleState(limit)
-                as_of = self._windows[customer, meter, "period", start].as_of
                 self._evaluate(rule, limit, customer, meter, start, as_of)
-                if old.holds and not self._rules[key].holds:
-                    self._rules[key].turn = 1
-                    self._alert(
-                        rule.name, rule.resolved, "resolved", customer, meter, start,
-                        "none", limit, as_of, 1,
-                    )  # fmt: skip
+            for name, resolved in RESOLVED.items():
+                state = self._rules.setdefault((customer, meter, start, name), RuleState(limit))
+                if name in held and not state.holds:
+                    state.turn = 1
+                    self._alert(name, resolved, "resolved", customer, meter, start, "none", limit, as_of, 1)
