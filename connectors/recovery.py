@@ -6,16 +6,22 @@ in the same process, with the variables set.
 Source: https://docs.bytewax.io/stable/guide/concepts/recovery.html
 """
 
+import argparse
 import fcntl
 import os
+import shutil
 import sys
 import uuid
 from datetime import timedelta
 from pathlib import Path
+from typing import TextIO
 
 from bytewax.recovery import init_db_dir
 
 _VARIABLE = "BYTEWAX_RECOVERY_DIRECTORY"
+
+# Locks end with their file, so these are kept until the process ends.
+_HELD: list[TextIO] = []
 
 
 class RecoveryError(Exception):
@@ -39,18 +45,20 @@ def prepare(data_dir: Path, parts: int, shards: int) -> Path:
     data_dir.mkdir(parents=True, exist_ok=True)
     with (data_dir / "recovery.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "lineage").exists():
+        if not folder.exists():
             if (data_dir / "journal").exists():
                 raise RecoveryError(
                     f"{data_dir / 'journal'}: is there without its recovery store {folder}; restore both together,"
                     " or remove the journal to count anew from the source's beginning"
                 )
-            folder.mkdir(exist_ok=True)
-            (folder / "shards").write_text(str(shards))
-            if not list(folder.glob("part-*.sqlite3")):
-                init_db_dir(folder, parts)  # type: ignore[no-untyped-call]
-            # Last, as it says that the rest is there.
-            (folder / "lineage").write_text(uuid.uuid4().hex)
+            # Made aside and then named, so that a start that dies on the way leaves nothing half made.
+            made = data_dir / "recovery.new"
+            shutil.rmtree(made, ignore_errors=True)
+            made.mkdir()
+            init_db_dir(made, parts)  # type: ignore[no-untyped-call]
+            (made / "shards").write_text(str(shards))
+            (made / "lineage").write_text(uuid.uuid4().hex)
+            made.rename(folder)
     made_for = (folder / "shards").read_text()
     if made_for != str(shards):
         raise RecoveryError(
@@ -58,6 +66,33 @@ def prepare(data_dir: Path, parts: int, shards: int) -> Path:
             " or start anew in another TIDEGATE_DATA_DIR"
         )
     return folder
+
+
+def hold(data_dir: Path) -> None:
+    """Marks `data_dir` as in use by this process of a flow, for as long as the process lives.
+
+    RecoveryError where another one has the same process id: Bytewax would take the later start for the one to go on
+    from, and the earlier flow's snapshots would be lost.
+    """
+    process = _process_id()
+    lock = (data_dir / f"process-{process}.lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise RecoveryError(
+            f"{data_dir}: another flow runs on it as process {process}; stop it before starting a second one, or give"
+            " this one another TIDEGATE_DATA_DIR"
+        ) from None
+    _HELD.append(lock)
+
+
+def _process_id() -> str:
+    """The id that `bytewax.run` was given, `0` for a flow of one process."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-i", "--process-id", default=os.environ.get("BYTEWAX_PROCESS_ID"))
+    given: str | None = parser.parse_known_args()[0].process_id
+    pod, group = os.environ.get("BYTEWAX_POD_NAME", ""), os.environ.get("BYTEWAX_STATEFULSET_NAME", "")
+    return given or pod.removeprefix(f"{group}-") or "0"
 
 
 def lineage(data_dir: Path) -> str:

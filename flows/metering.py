@@ -162,6 +162,7 @@ def flow() -> Dataflow:
         catalog = load_catalog(settings.catalog)
         if settings.recovery:
             folder = recovery.prepare(settings.data_dir, settings.recovery_parts, settings.shards)
+            recovery.hold(settings.data_dir)
             if not recovery.is_on():
                 recovery.start_over(folder, settings.epoch)
         return build(settings, catalog)

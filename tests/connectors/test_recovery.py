@@ -73,7 +73,6 @@ recovery.prepare(pathlib.Path(sys.argv[1]), 2, 16)
     assert len(recovery.lineage(tmp_path / "state")) == 32
 
 
-@pytest.mark.xfail(strict=True, reason="prepare makes the folder piece by piece, see the report")
 def test_a_torn_lineage_is_not_taken_for_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty one would tell sinks that nothing is ever replayed."""
 
@@ -95,7 +94,6 @@ def test_a_torn_lineage_is_not_taken_for_one(tmp_path: Path, monkeypatch: pytest
     assert len(recovery.lineage(tmp_path)) == 32
 
 
-@pytest.mark.xfail(strict=True, reason="prepare makes the folder piece by piece, see the report")
 def test_parts_that_were_half_made_are_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first start was killed while Bytewax made the parts."""
 

@@ -296,9 +296,6 @@ def test_a_second_flow_on_the_same_data_is_refused(place: Place, resumed: bool) 
     assert len(place.billed()) == len(set(place.billed())) == 10
 
 
-@pytest.mark.xfail(
-    strict=True, reason="Bytewax takes the second start for the one to go on from, see the report"
-)
 def test_a_refused_second_flow_leaves_the_first_one_its_recovery(place: Place) -> None:
     """The first goes on, takes snapshots, dies later, and must find them."""
 
