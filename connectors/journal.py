@@ -34,11 +34,24 @@ class JournalError(Exception):
 
 
 class Position(NamedTuple):
-    """How far the journal of one shard counts: its generation, and each file's length in bytes."""
+    """How far the journal of one shard counts: its generation, and each file's length in bytes.
+
+    `boot` names the run of the machine that it was written in: what was given to the operating system, but
+    not forced to disk, is still there as long as it is the same.
+    """
 
     shard: int
     generation: int
     lengths: dict[str, int]
+    boot: str = ""
+
+
+def boot_id() -> str:
+    """A name for this run of the machine, another after each reboot; empty where the system has none."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
 
 
 class Journal:
@@ -46,6 +59,7 @@ class Journal:
 
     def __init__(self, directory: Path, shard: int, sync: bool = True) -> None:
         self._folder = directory / f"{shard:04d}"
+        self._boot = boot_id()
         self._position = Position(shard, 0, {})
         self._sync = sync
         self._retired: list[tuple[int, str]] = []
@@ -82,6 +96,10 @@ class Journal:
             os.truncate(path, length)
             yield from self._read(path)
 
+    def survived(self, position: Position) -> bool:
+        """Whether the machine has run on since `position`, so that what was written by then is all there."""
+        return bool(self._boot) and position.boot == self._boot
+
     def append(self, frames: Iterable[Frame], live: Iterable[str]) -> Position:
         """Writes frames and returns the position after them. `live` names the streams that still count."""
         generation = self._position.generation
@@ -102,7 +120,7 @@ class Journal:
         counted = {f"{stream}.log" for stream in live} | {f"{_STATE}-{generation}.log"}
         self._retire(lengths.keys() - counted)
         kept = {name: length for name, length in lengths.items() if name in counted}
-        self._position = Position(self._position.shard, generation, kept)
+        self._position = Position(self._position.shard, generation, kept, self._boot)
         return self._position
 
     def _write(self, name: str, block: bytes) -> None:

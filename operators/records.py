@@ -80,7 +80,11 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Accepted(NamedTuple):
-    """An accepted event for billing: its safe id (32 hex digits of its identity), time and own bytes."""
+    """An accepted event for billing: a safe id, time and own bytes.
+
+    The id is 32 hex digits of the identity and the event hour. A retry repeats both; and an identity that was
+    accepted in two distant hours, which counts twice here, is two events to the biller as well.
+    """
 
     id: str
     customer: str

@@ -32,6 +32,7 @@ from operators.windows import (
     LAST,
     PERIOD_COLUMNS,
     PERIOD_WINDOW,
+    UNSAVED,
     UNSENT,
     Batch,
     add,
@@ -167,6 +168,11 @@ class Shard:
         """The totals that changed since this was last asked, absolute."""
         return [*self._drain(self.buckets), *self._drain(self.periods)]
 
+    def resend(self) -> None:
+        """Marks every total as changed, for a store that may have lost some."""
+        for table in (self.buckets, self.periods):
+            table.columns["dirty"][: len(table)] = UNSAVED | UNSENT
+
     def counters(self) -> list[Counter]:
         """Every counter as it stands."""
         return [Counter(self.index, name, value) for name, value in sorted(self.counts.items())]
@@ -263,7 +269,7 @@ class Shard:
         names, customer = chunk.names, chunk.customer
         return [
             Accepted(
-                f"{chunk.digest_lo[event]:016x}{chunk.digest_hi[event]:016x}",
+                f"{chunk.digest_lo[event]:016x}{chunk.digest_hi[event]:016x}-{chunk.at[event] // HOUR:x}",
                 names[customer[event]],
                 int(chunk.at[event]),
                 LATE_NAMES[lateness],

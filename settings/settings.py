@@ -72,7 +72,7 @@ class Settings(BaseSettings):
     recovery_parts: int = Field(
         1, ge=1, le=1024, description="Parts of the recovery store: at least as many as processes."
     )
-    epoch: Annotated[Duration, between("100ms", "10m")] = Field(
+    epoch: Annotated[Duration, between("1s", "10m")] = Field(
         timedelta(seconds=10),
         description="Between snapshots: what a restart reads again.",
     )
@@ -109,6 +109,14 @@ class Settings(BaseSettings):
         if shards & (shards - 1):
             raise ValueError("needs a power of two")
         return shards
+
+    @field_validator("epoch")
+    @classmethod
+    def _is_whole_seconds(cls, epoch: timedelta) -> timedelta:
+        # Bytewax takes no fraction from its command line or variables.
+        if epoch % timedelta(seconds=1):
+            raise ValueError("needs whole seconds")
+        return epoch
 
     @property
     def now(self) -> Literal["wall", "event"]:

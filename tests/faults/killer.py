@@ -68,7 +68,10 @@ class Killer:
 
     def finish(self) -> None:
         """Writes down what was met."""
-        Path(MET).write_bytes(msgspec.json.encode(Met(self._counts, monotonic() - self._started)))
+        # Processes of a cluster write it at once; what stands is the last one's, whole.
+        mine = Path(f"{MET}.{os.getpid()}")
+        mine.write_bytes(msgspec.json.encode(Met(self._counts, monotonic() - self._started)))
+        mine.replace(MET)
 
     def _phase(self, kind: str) -> str | None:
         with self._lock:

@@ -157,13 +157,14 @@ def assert_agreed(fleet: Fleet, model: Model) -> None:
     """The fleet's books are the model's, and they add up."""
     fleet.write()
     assert Counter((dead.reason, dead.payload) for dead in fleet.dead) == Counter(model.dead)
-    # Per customer in order: an identity has one safe id, and no two identities share theirs.
+    # Per customer in order: an identity has one safe id in an hour, and no two identities share theirs.
     real, meant = fleet.accepted, model.accepted
     for customer in {each.customer for each in real} | {each.customer for each in meant}:
         ours = [each for each in real if each.customer == customer]
         theirs = [each for each in meant if each.customer == customer]
         assert [each[1:] for each in ours] == [(e.customer, e.at, e.late, e.payload) for e in theirs]
-        pairs = {(one.id, (other.source, other.id)) for one, other in zip(ours, theirs, strict=True)}
+        hour = 3600 * 10**6
+        pairs = {(one.id, (other.source, other.id, other.at // hour)) for one, other in zip(ours, theirs, strict=True)}
         assert len(pairs) == len({id for id, _ in pairs}) == len({identity for _, identity in pairs})
     assert fleet.totals == model.totals
     assert by_key(fleet.alerts) == by_key([alert(each) for each in model.alerts])
