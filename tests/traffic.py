@@ -56,6 +56,7 @@ MOMENTS = (
 )
 LATENESSES = (1, 6, 24, 24, 24 * 7, 24 * 35)
 NAMES = ("call", "token.used", "job", "größe")
+SOURCES = ("api", "api/eu", "a,b")
 CUSTOMERS = ("acme", "a-b,c", "a", "Zoë", "客户", "x" * 256, "with space", 'quo"te', "back\\slash", "😀")
 
 
@@ -145,7 +146,8 @@ def random_policy(rng: random.Random) -> Policy:
         case 3 | 4:
             return Calendar(rng.choice(("month", "week")))
         case 5:
-            anchor = datetime(2025, 12, 31, 23, 30, 15, tzinfo=UTC) - timedelta(days=rng.randint(0, 60))
+            # Half past each hour is skipped or repeated somewhere when a clock changes.
+            anchor = datetime(2025, 12, 31, 23, 30, 15, tzinfo=UTC) - timedelta(hours=rng.randint(0, 1500))
             unit: Literal["day", "month"] = rng.choice(("day", "month"))
             return Anchored(rng.randint(1, 10), unit, anchor)
         case 6:
@@ -329,6 +331,7 @@ class Traffic:
         strangers = [f"stranger {i}" for i in range(rng.randint(2, 30))]
         self.customers = [*self.catalog.customers, *strangers]
         self.sent: list[Sent] = []
+        self.latest: dict[str, int] = {}
         self.serial = 0
 
     def line(self) -> bytes:
@@ -358,40 +361,46 @@ class Traffic:
             return written(rng, self._repeated(rng.choice(self.sent[-300:])), plain=rng.random() < 0.3)
         self.serial += 1
         cloud = rng.random() < 0.6
-        # Ids are few on purpose: the same one under another customer or source is another event.
+        customer = rng.choice(self.customers) if rng.random() < 0.7 else self.customers[0]
+        # Now and then one of few ids: the same under another customer or source is another event.
+        id = f"{self.serial}" if rng.random() < 0.95 else rng.choice(("7", "a", "acme", *SOURCES))
         sent = Sent(
             cloud,
-            customer=rng.choice(self.customers) if rng.random() < 0.7 else self.customers[0],
-            source=rng.choice(("api", "api/eu", "a,b")) if cloud else "",
-            id=f"{self.serial}" if rng.random() < 0.95 else f"{rng.randint(0, 50)}",
+            customer,
+            source=rng.choice(SOURCES) if cloud else "",
+            id=id,
             name=rng.choice(NAMES) if rng.random() < 0.97 else "unmetered",
-            at=self.clock - self._delay(),
+            at=self._moment(customer),
             properties=random_properties(rng),
         )
+        self.latest[customer] = max(sent.at, self.latest.get(customer, sent.at))
         plain = rng.random() < 0.7
         sent = sent.with_data(rng, plain)
         self.sent.append(sent)
         return written(rng, sent, plain)
 
-    def _delay(self) -> int:
-        """How long an event was on its way: mostly not at all, sometimes longer than is allowed."""
+    def _moment(self, customer: str) -> int:
+        """When the next event happened: mostly just now, sometimes longer ago than is allowed."""
         rng = self.rng
         lateness = self.lateness // timedelta(microseconds=1)
-        match rng.randrange(20):
+        latest = self.latest.get(customer, self.clock)
+        match rng.randrange(22):
             case 0:
-                return rng.randrange(3 * HOUR)
+                return self.clock - rng.randrange(3 * HOUR)
             case 1:
-                return rng.randrange(2 * lateness)
+                return self.clock - rng.randrange(2 * lateness)
             case 2:
-                return lateness + rng.choice((-1, 0, 1, rng.randrange(-HOUR, HOUR)))
+                return latest - lateness + rng.choice((-1, 0, 1, rng.randrange(-HOUR, HOUR)))
             case 3:
-                return self.clock % HOUR + rng.choice((-1, 0, 1))
+                return self.clock - self.clock % HOUR + rng.choice((-1, 0, 1))
             case 4 | 5 | 6:
-                return rng.randrange(10 * MINUTE)
+                return self.clock - rng.randrange(10 * MINUTE)
             case 7:
-                return -rng.randrange(10 * MINUTE)
+                return self.clock + rng.randrange(10 * MINUTE)
+            case 8 | 9:
+                return latest
             case _:
-                return rng.randrange(5 * SECOND)
+                return self.clock - rng.randrange(5 * SECOND)
 
     def _repeated(self, sent: Sent) -> Sent:
         """The same event, or one of the same identity that says otherwise."""

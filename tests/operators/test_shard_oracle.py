@@ -10,6 +10,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
+from decimal import Decimal
 from typing import cast
 
 import pytest
@@ -17,8 +18,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from operators.catalog import Catalog
+from operators.catalog import Catalog, Limit, Plan, Threshold
 from operators.decode import Decoder
+from operators.periods import Calendar
 from operators.ports import Payloads
 from operators.records import Accepted, Alert, DeadLetter, Total
 from operators.shard import Outcome, Shard
@@ -26,8 +28,8 @@ from operators.snapshot import Frame
 from operators.thresholds import alert_id, limit_version
 from tests.malformed import MALFORMED, Malformed, plain_event
 from tests.model import Clock, Model, Told
-from tests.operators.strategies import NOON, catalogs, events
-from tests.traffic import Case, Sent, traffic, written
+from tests.operators.strategies import METERS, NOON, catalogs, events
+from tests.traffic import HOUR, MINUTE, Case, Sent, traffic, written
 
 SEEDS = int(os.environ.get("TIDEGATE_ORACLE_SEEDS", "12"))
 EVENTS = int(os.environ.get("TIDEGATE_ORACLE_EVENTS", "1000"))
@@ -164,7 +166,10 @@ def assert_agreed(fleet: Fleet, model: Model) -> None:
         theirs = [each for each in meant if each.customer == customer]
         assert [each[1:] for each in ours] == [(e.customer, e.at, e.late, e.payload) for e in theirs]
         hour = 3600 * 10**6
-        pairs = {(one.id, (other.source, other.id, other.at // hour)) for one, other in zip(ours, theirs, strict=True)}
+        pairs = {
+            (one.id, (other.source, other.id, other.at // hour))
+            for one, other in zip(ours, theirs, strict=True)
+        }
         assert len(pairs) == len({id for id, _ in pairs}) == len({identity for _, identity in pairs})
     assert fleet.totals == model.totals
     assert by_key(fleet.alerts) == by_key([alert(each) for each in model.alerts])
@@ -203,6 +208,47 @@ def test_the_model_and_the_shards_agree_on_traffic(seed: int, clock: Clock) -> N
         for line in lines:
             model.feed(line, received_at, transport_time)
         rng.choice((fleet.write, fleet.snapshot, fleet.restart, fleet.crash, lambda: None, lambda: None))()
+    assert_agreed(fleet, model)
+
+
+QUARTER = 15 * MINUTE
+LATENESS = 2 * HOUR
+MOMENTS: dict[str, list[tuple[int, str, str]]] = {
+    # Each event is a time from noon on, an id and a quantity.
+    "as late as the lateness": [(0, "1", "1"), (-LATENESS, "2", "1"), (-LATENESS - 1, "3", "1")],
+    "too late, and yet it moves nothing": [(0, "1", "1"), (-LATENESS - 1, "2", "1"), (-LATENESS, "2", "1")],
+    "an hour ends": [(0, "1", "1"), (-1, "2", "1"), (1, "3", "1"), (0, "4", "1")],
+    "a repeat before the edge": [(0, "1", "1"), (-QUARTER, "1", "1"), (-QUARTER - 1, "1", "1")],
+    "a repeat after the edge": [(-1, "1", "1"), (QUARTER - 1, "1", "1"), (QUARTER, "1", "1")],
+    "the hour before is still in reach": [(-1, "1", "1"), (LATENESS - 1, "2", "1"), (1, "1", "1")],
+    "the hour before is out of reach": [(-1, "1", "1"), (LATENESS, "2", "1"), (1, "1", "1")],
+    "the same moment twice, for a level": [(0, "1", "9"), (0, "2", "1"), (0, "3", "9"), (-1, "4", "1")],
+    "many corrections": [(HOUR, "now", "1"), *((-i, f"{i}", "1") for i in range(1, 18))],
+}
+
+
+@pytest.mark.parametrize("clock", ["event", "wall"])
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("moments", MOMENTS.values(), ids=MOMENTS)
+def test_the_edges_of_time_are_the_same(
+    moments: list[tuple[int, str, str]], together: bool, clock: Clock
+) -> None:
+    """To the microsecond, in one poll or in several, with a snapshot after each."""
+    limit = Limit(cap=Decimal(9), thresholds=(Threshold(absolute=Decimal(5)),))
+    catalog = Catalog(METERS, {"p": Plan("p", Calendar("hour"), None, {"level": limit})}, default_plan="p")
+    lateness = timedelta(microseconds=LATENESS)
+    fleet, model = Fleet(catalog, lateness, clock), Model(catalog, lateness, clock)
+    rng = random.Random(0)
+    sent = [
+        written(rng, Sent(False, "acme", "", id, "call", NOON + at, {"n": n}), plain=True)
+        for at, id, n in moments
+    ]
+    received_at = NOON + max(at for at, *_ in moments)
+    for block in [b"\n".join(sent)] if together else sent:
+        fleet.send(block, received_at, None)
+        fleet.restart()
+    for payload in sent:
+        model.feed(payload, received_at, None)
     assert_agreed(fleet, model)
 
 
