@@ -247,41 +247,63 @@ def split(
         columns = _NOTHING
     shard = customers.shard[columns.customer]
     order = np.argsort(shard.astype(np.uint16), kind="stable")
-    bounds = np.searchsorted(shard[order], np.arange(customers.shards + 1))
+    bounds = np.searchsorted(shard[order], np.arange(customers.shards + 1)).tolist()
     place = np.empty(len(order), np.int64)
     place[order] = np.arange(len(order))
-
-    readings = columns.readings
-    where = place[readings.event]
-    by_place = np.argsort(where, kind="stable")
-    cuts = np.searchsorted(where[by_place], bounds)
+    # Everything is put in order once; each shard's part is then a slice of it.
+    local, mark, at = customers.local[columns.customer[order]], columns.mark[order], columns.at[order]
+    digest_lo, digest_hi = columns.digest[order, 0], columns.digest[order, 1]
+    starts, ends = columns.starts[order], columns.ends[order]
+    where = place[columns.readings.event]
+    readings = _chosen(columns.readings, np.argsort(where, kind="stable"), place)
+    cuts = np.searchsorted(readings.event, bounds).tolist()
+    unique_cuts = np.searchsorted(readings.unique_at, cuts).tolist()
     unread_at = place[columns.unread_event]
     chunks = []
     for number in range(customers.shards):
         first, last = bounds[number], bounds[number + 1]
         if first == last and number not in rejected:
             continue
-        events = order[first:last]
+        part = slice(first, last)
         unread = (unread_at >= first) & (unread_at < last)
         chunk = Chunk(
             names=customers.names[number],
             shared=True,
-            customer=customers.local[columns.customer[events]],
-            digest_lo=columns.digest[events, 0],
-            digest_hi=columns.digest[events, 1],
-            mark=columns.mark[events],
-            at=columns.at[events],
-            readings=_chosen(readings, by_place[cuts[number] : cuts[number + 1]], place - first),
+            customer=local[part],
+            digest_lo=digest_lo[part],
+            digest_hi=digest_hi[part],
+            mark=mark[part],
+            at=at[part],
+            readings=_sliced(
+                readings,
+                slice(cuts[number], cuts[number + 1]),
+                slice(unique_cuts[number], unique_cuts[number + 1]),
+                first,
+            ),
             unread_event=unread_at[unread] - first,
             unread_meter=columns.unread_meter[unread],
             block=payloads.block,
-            starts=columns.starts[events],
-            ends=columns.ends[events],
+            starts=starts[part],
+            ends=ends[part],
             received_at=payloads.received_at,
             rejects=rejected.get(number, []),
         )
         chunks.append((number, chunk))
     return chunks
+
+
+def _sliced(readings: Readings, rows: slice, unique: slice, first: int) -> Readings:
+    """These rows of readings in order, for a chunk that begins at event `first`."""
+    return Readings(
+        readings.event[rows] - first,
+        readings.meter[rows],
+        readings.hi[rows],
+        None if readings.mid is None else readings.mid[rows],
+        None if readings.lo is None else readings.lo[rows],
+        readings.unique_at[unique] - rows.start,
+        readings.unique_lo[unique],
+        readings.unique_hi[unique],
+    )
 
 
 def _chosen(readings: Readings, rows: Ints, place: Ints) -> Readings:

@@ -69,7 +69,7 @@ class Watch:
         fold = int(batch.fold[readings[0]])
         totals = list(_running(fold, total, _values(batch, readings), times, int(touched.as_of[i])))
         moments = [(place, change, rules) for place, change in _changes(fold, rules, state, totals)]
-        closed = np.flatnonzero(batch.corrected[readings]).tolist()
+        closed = np.flatnonzero(batch.corrected[readings]).tolist() if batch.corrected.any() else ()
         for count, place in enumerate(closed, int(touched.corrected[i]) + 1):
             if count.bit_count() == 1:
                 turn = count.bit_length()
