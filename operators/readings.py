@@ -197,4 +197,13 @@ class Gathered:
         return np.concatenate(events), np.repeat(np.array(meters, np.int64), sizes)
 
 
+def _whole_column(values: list[int]) -> Ints | None:
+    """Integers as a column; None where one is out of bounds."""
+    try:
+        column = np.array(values, np.int64)
+    except OverflowError:
+        return None
+    return column if column.min() >= 0 and column.max() <= QUANTITY_MAX else None
+
+
 _NONE = np.empty(0, np.int64)
