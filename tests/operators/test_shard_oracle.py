@@ -165,9 +165,8 @@ def assert_agreed(fleet: Fleet, model: Model) -> None:
         ours = [each for each in real if each.customer == customer]
         theirs = [each for each in meant if each.customer == customer]
         assert [each[1:] for each in ours] == [(e.customer, e.at, e.late, e.payload) for e in theirs]
-        hour = 3600 * 10**6
         pairs = {
-            (one.id, (other.source, other.id, other.at // hour))
+            (one.id, (other.source, other.id, other.at // HOUR))
             for one, other in zip(ours, theirs, strict=True)
         }
         assert len(pairs) == len({id for id, _ in pairs}) == len({identity for _, identity in pairs})
