@@ -30,6 +30,7 @@ from operators.chunk import Chunk
 from operators.decode import Decoder
 from operators.ports import Payloads, StoreWriter
 from operators.records import Accepted, Alert, Counter, DeadLetter, Total
+from operators.routing import shard_names, shard_of_name
 from operators.shard import Outcome, Shard
 from settings.catalog import CatalogError, load_catalog
 from settings.problems import SettingsError
@@ -191,8 +192,10 @@ def build(settings: Settings, catalog: Catalog) -> Dataflow:
     # Decoded events are thousands of short-lived dicts without cycles, which the collector would visit for nothing.
     gc.set_threshold(200_000, 50, 50)
 
+    names = shard_names(settings.shards)
+
     def chunks_of(polls: list[Payloads]) -> Iterable[tuple[str, tuple[int, Chunk]]]:
-        return ((str(shard), (shard, chunk)) for poll in polls for shard, chunk in decoder.decode(poll))
+        return ((names[shard], (shard, chunk)) for poll in polls for shard, chunk in decoder.decode(poll))
 
     def logic(position: Position | None) -> ShardLogic:
         return ShardLogic(settings, catalog, position)
@@ -253,7 +256,8 @@ def instant(at: int) -> str:
 
 
 def _lines(key: str, records: list[Any], encode: Callable[[Any], bytes]) -> list[tuple[str, bytes]]:
-    return [(key, encode(record)) for record in records]
+    shard = str(shard_of_name(key))
+    return [(shard, encode(record)) for record in records]
 
 
 def _source_limits(settings: Settings) -> dict[str, Any]:
