@@ -41,7 +41,10 @@ _NO_BREAKS = bytes.maketrans(b"\r\n", b"  ")
 
 _EPOCH = datetime(1970, 1, 1)
 
-PACE = timedelta(microseconds=80)
+# Between two writes of a shard, per total written: a little while events trickle in, more while a backlog comes in
+# chunks of many, which is when writing less often lets it be worked off sooner.
+PACE, BACKLOG_PACE = timedelta(microseconds=5), timedelta(microseconds=80)
+BACKLOG_EVENTS = 200
 COUNTERS_EVERY = timedelta(seconds=1)
 
 
@@ -58,8 +61,8 @@ class Emission(NamedTuple):
 class ShardLogic(StatefulBatchLogic[tuple[int, Chunk], Emission, Position | None]):
     """One shard as Bytewax drives it: chunks in, emissions out at their pace, the journal at snapshots.
 
-    Alerts and dead letters leave at once. Totals leave at once too, then pause for `coalesce` or for `PACE` per total
-    and shard, whichever is longer: writing then takes about a twentieth of the time, however many keys change.
+    Alerts and dead letters leave at once. Totals leave at once too, then pause for `coalesce` or for a pace per total
+    and shard, whichever is longer; in a backlog writing then takes about a twentieth of the time.
     """
 
     def __init__(self, settings: Settings, catalog: Catalog, position: Position | None) -> None:
@@ -68,6 +71,7 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Chunk], Emission, Position | None
         self._shard: Shard | None = None
         self._journal: Journal | None = None
         self._pending = False
+        self._events = 0
         self._counters_due: datetime | None = None
         self._next = datetime.now(UTC)
         if position is not None:
@@ -81,6 +85,7 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Chunk], Emission, Position | None
         shard = self._shard
         assert shard is not None
         outcomes = [shard.apply(chunk) for _, chunk in values]
+        self._events = sum(len(chunk) for _, chunk in values)
         self._pending = True
         now = datetime.now(UTC)
         return self._emit(shard, outcomes, now, now >= self._next), StatefulBatchLogic.RETAIN
@@ -128,7 +133,8 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Chunk], Emission, Position | None
         if due:
             totals = shard.totals()
             self._pending = False
-            self._next = now + max(self._settings.coalesce, len(totals) * self._settings.shards * PACE)
+            pace = BACKLOG_PACE if self._events >= BACKLOG_EVENTS else PACE
+            self._next = now + max(self._settings.coalesce, len(totals) * self._settings.shards * pace)
         if self._counters_due is None:
             self._counters_due = now + COUNTERS_EVERY
         if now >= self._counters_due:
