@@ -133,8 +133,10 @@ class Roster:
         """The row of each pair of customer row and meter number; new pairs get theirs now."""
         found = self._keys[meter, customer]
         if (found < 0).any():
-            pairs = np.unique(np.stack((customer, meter))[:, found < 0], axis=1)
-            self.add_keys(pairs[0], pairs[1])
+            missing = found < 0
+            # One number per pair: numpy sorts columns of two numbers a hundred times slower.
+            pairs = np.unique(customer[missing] * len(self.meters) + meter[missing])
+            self.add_keys(*np.divmod(pairs, len(self.meters)))
             found = self._keys[meter, customer]
         return found
 
