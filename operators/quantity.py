@@ -50,9 +50,7 @@ def limbs_of(value: int | Decimal) -> tuple[int, int, int]:
     whole = scaled(value)
     if not 0 <= whole <= QUANTITY_MAX * SCALE:
         raise ValueError(f"needs 0 to {QUANTITY_MAX}, got {str(value)[:40]}")
-    hi, rest = divmod(whole, SCALE)
-    mid, lo = divmod(rest, UNIT)
-    return hi, mid, lo
+    return split(whole)
 
 
 def limb_columns(values: list[int | Decimal]) -> tuple[Ints, Ints | None, Ints | None] | None:
