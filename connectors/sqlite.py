@@ -36,7 +36,7 @@ from typing import Any
 import msgspec
 
 from operators.keys import shard_of
-from operators.ports import Changes, StoredTotal
+from operators.ports import Changes, StoredTotal, StoreError
 from operators.records import Counter, Total
 
 SCHEMA = 1
@@ -103,10 +103,6 @@ _ADVICE = {
     sqlite3.SQLITE_NOTADB: "this is no SQLite file; name another path",
     sqlite3.SQLITE_IOERR: "the disk fails or is no local disk; see the system's log",
 }
-
-
-class StoreError(Exception):
-    """The store cannot be opened, written or read; says what to do."""
 
 
 def wall_clock() -> int:

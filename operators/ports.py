@@ -1,11 +1,17 @@
 """What the flow and its readers ask of the outside world; every connector fills one of these shapes."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from operators.records import Counter, Total
+
+
+class StoreError(Exception):
+    """A store cannot be opened, written or read; says what to do."""
 
 
 class Payloads(msgspec.Struct, frozen=True):
@@ -39,10 +45,92 @@ class Changes(NamedTuple):
     complete: bool
 
 
-class StoreWriter(Protocol):
-    """Takes absolute totals; writes a total only if its version is newer, so a replay is a no-op."""
+class Note(NamedTuple):
+    """Something to be looked up later: an alert, a finding of drift, a delivery. `body` is one JSON object.
 
-    def write(self, totals: Sequence[Total], counters: Sequence[Counter]) -> None: ...
+    `kind` and `id` name it; a later one of the same name replaces it if its `at` (µs since the epoch) is not older.
+    """
+
+    kind: str
+    id: str
+    customer: str
+    at: int
+    body: bytes
+
+
+class Settled(NamedTuple):
+    """Identities of accepted events, in columns: their customer (an index into `names`) and the digest's two words.
+
+    Their totals are in the same write. A hold of the same identity has become usage, and ends with it.
+    """
+
+    names: Sequence[str]
+    customer: NDArray[np.int64]
+    lo: NDArray[np.uint64]
+    hi: NDArray[np.uint64]
+
+
+class Adjustment(msgspec.Struct, frozen=True, kw_only=True):
+    """A change of a total that no event made, by an operator or by reconciliation; applied once per `id`.
+
+    `quantity`, a signed decimal, is added to the windows of `customer` and `meter` that hold `at` (µs since the
+    epoch). `by` says who, `reason` why.
+    """
+
+    id: str
+    customer: str
+    meter: str
+    at: int
+    quantity: str
+    reason: str
+    by: str
+
+
+class Resend(msgspec.Struct, frozen=True, kw_only=True):
+    """Asks the flow to write every total again, into a store that lost some. `id` names the request."""
+
+    id: str
+
+
+class Control(NamedTuple):
+    """A record of the flow's control input. `position` orders them and is what a reader asks on from; "" is before."""
+
+    position: str
+    record: Adjustment | Resend
+
+
+class CatalogVersion(msgspec.Struct, frozen=True, kw_only=True):
+    """A catalog as it was applied: its YAML text, its number (1 is the first), when, by whom and why."""
+
+    number: int
+    text: str
+    applied_at: int
+    origin: Literal["file", "cli", "api", "platform"]
+    by: str
+    note: str
+
+
+class CatalogConflict(Exception):
+    """Another version was applied meanwhile; `current` is its number."""
+
+    def __init__(self, current: int) -> None:
+        self.current = current
+        super().__init__(f"catalog: is at version {current} by now; look at what changed and apply again")
+
+
+class StoreWriter(Protocol):
+    """Takes absolute totals; writes a total only if its version is newer, so a replay is a no-op.
+
+    One call is one transaction. Holds whose identity is in `settled` end in it.
+    """
+
+    def write(
+        self,
+        totals: Sequence[Total],
+        counters: Sequence[Counter],
+        notes: Sequence[Note] = (),
+        settled: Sequence[Settled] = (),
+    ) -> None: ...
     def close(self) -> None: ...
 
 
@@ -52,5 +140,38 @@ class StoreReader(Protocol):
     def read(self, customer: str) -> list[StoredTotal]: ...
     def totals(self, customer: str | None = None) -> Iterator[StoredTotal]: ...
     def counters(self) -> Iterable[Counter]: ...
+    def notes(self, kind: str, customer: str | None = None, limit: int = 100) -> list[Note]:
+        """The newest notes of a kind, the newest first."""
+        ...
+
     def changes(self, after: int) -> Changes: ...
+    def close(self) -> None: ...
+
+
+class ControlLog(Protocol):
+    """The flow's control input, and the catalog's versions, in the store; from any process, durable on return."""
+
+    def append(self, record: Adjustment | Resend) -> str:
+        """Its position. A record whose id is there already is not added again."""
+        ...
+
+    def after(self, position: str, limit: int = 1000) -> list[Control]: ...
+    def catalog(self, number: int | None = None) -> CatalogVersion | None:
+        """The version of this number, or the newest; None where there is none."""
+        ...
+
+    def catalog_number(self) -> int:
+        """The newest version's number, 0 before the first. Cheap enough to ask a hundred times a second."""
+        ...
+
+    def catalogs(self, limit: int = 50) -> list[CatalogVersion]:
+        """The newest versions, the newest first."""
+        ...
+
+    def apply(
+        self, text: str, *, origin: str, by: str, note: str = "", expected: int | None = None
+    ) -> CatalogVersion:
+        """Makes `text`, a validated catalog, the next version; CatalogConflict where `expected` is not the newest."""
+        ...
+
     def close(self) -> None: ...

@@ -18,8 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from connectors.sqlite import StoreError
-from operators.ports import StoredTotal, StoreReader
+from operators.ports import StoredTotal, StoreError, StoreReader
 from serving.books import law, summed, unbalanced
 from serving.wording import clipped, grouped, instant, moment
 from settings.catalog import CatalogError, load_catalog

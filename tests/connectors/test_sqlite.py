@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from connectors import sqlite
-from connectors.sqlite import SqliteReader, SqliteWriter, StoreError
+from connectors.sqlite import SqliteReader, SqliteWriter
 from operators.keys import shard_of
-from operators.ports import Changes
+from operators.ports import Changes, StoreError
 from operators.records import Counter, Total
 from tests.connectors.store_contract import (
     HOUR,

@@ -25,8 +25,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from connectors.sqlite import SqliteReader, StoreError
-from operators.ports import StoredTotal
+from connectors.sqlite import SqliteReader
+from operators.ports import StoredTotal, StoreError
 from operators.records import Total
 from tests.faults.orders import KILLS, MET, Kill, Met, Orders, Phase
 from tests.traffic import Case
