@@ -6,13 +6,13 @@ fell due while nothing ran is caught up with, a block after the other. Limits: o
 thousands of events a second; on resume, options other than `count` must be as they were.
 """
 
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import NamedTuple
 
 from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 
+from connectors.clock import wall_clock
 from connectors.demo_traffic import Traffic
 from operators.ports import Payloads
 
@@ -25,11 +25,6 @@ class DemoPosition(NamedTuple):
 
     start: int
     next: int
-
-
-def wall_clock() -> int:
-    """Microseconds since the epoch."""
-    return time.time_ns() // 1000
 
 
 class DemoSource(FixedPartitionedSource[Payloads, DemoPosition]):

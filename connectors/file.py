@@ -19,7 +19,6 @@ import hashlib
 import os
 import select
 import stat
-import time
 from abc import abstractmethod
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -30,6 +29,7 @@ import msgspec
 from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 
+from connectors.clock import wall_clock
 from operators.ports import Payloads
 
 STDIN = "-"
@@ -61,11 +61,6 @@ class Written(NamedTuple):
 
     length: int
     parts: int
-
-
-def wall_clock() -> int:
-    """Microseconds since the epoch."""
-    return time.time_ns() // 1000
 
 
 class FileSource(FixedPartitionedSource[Payloads, FilePosition | None]):

@@ -4,7 +4,8 @@ What lies where: a customer's totals in one of 16 tables, chosen by the hash tha
 So a shard writes into a small tree of its own, which on updates took a sixth off the time of one tree with
 the hash in front of the key, and a reader knows the table from the customer. Rows are clustered by
 (customer, window, meter, start). `feed` has a numbered row per write with the customers it touched,
-`counters` the counters, `meta` the schema. The view `usage` is for people with the `sqlite3` shell.
+`counters` the counters, `notes` the newest NOTES_KEPT notes, `meta` the schema; connectors/sqlite_control.py
+says the rest. The view `usage` is for people with the `sqlite3` shell.
 
 Guarantees: a `write` is one transaction, seen whole or not at all, by readers in any process. A total
 replaces a stored one only if its version is newer and it is not a steady total that would go back;
@@ -21,11 +22,8 @@ Source: https://www.sqlite.org/wal.html, https://www.sqlite.org/lang_upsert.html
 """
 
 import os
-import secrets
-import sqlite3
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing
 from datetime import timedelta
 from decimal import Decimal
 from functools import cache
@@ -35,51 +33,34 @@ from typing import Any
 
 import msgspec
 
+from connectors.clock import wall_clock
+from connectors.sqlite_file import (
+    BUCKETS,
+    KEY,
+    TABLES,
+    WAIT,
+    check_same,
+    connect,
+    explained,
+    make,
+    transaction,
+)
 from operators.keys import shard_of
-from operators.ports import Changes, StoredTotal, StoreError
+from operators.ports import Changes, Note, Settled, StoredTotal
 from operators.records import Counter, Total
 
-SCHEMA = 1
-BUCKETS = 16
 FEED_WRITES = 10_000
 FEED_BYTES = 32 * 1024 * 1024
 CACHE_KIB = 64 * 1024
+NOTES_KEPT = 200_000
 CHECKPOINT_PAGES = 10_000
 LOG_BYTES_KEPT = 64 * 1024 * 1024
-WAIT = timedelta(seconds=30)
 # Rows per statement: one of its own would cost a row twice the time; beyond 128 nothing is gained.
 ROWS_PER_STATEMENT = (128, 16, 1)
 
-TABLES = [f"totals_{bucket:02}" for bucket in range(BUCKETS)]
 FIELDS = ", ".join(f'"{field}"' for field in Total._fields)
-KEY = "customer, window, meter, start"
 STEADY = Total._fields.index("steady")
 
-
-def _table(name: str) -> str:
-    # `total` and `adjustment` have no type, so that SQLite keeps the integer or the text that came.
-    return f"""CREATE TABLE {name} (
-        customer TEXT, window TEXT, meter TEXT, start INTEGER, "end" INTEGER, total, version INTEGER,
-        events INTEGER, as_of INTEGER, late INTEGER, corrected INTEGER, adjustment, steady INTEGER,
-        written_at INTEGER, PRIMARY KEY ({KEY})
-    ) WITHOUT ROWID;"""
-
-
-def _usage(table: str) -> str:
-    return f"""SELECT customer, meter, window,
-        strftime('%Y-%m-%dT%H:%M:%SZ', start / 1000000, 'unixepoch') AS starts,
-        strftime('%Y-%m-%dT%H:%M:%SZ', "end" / 1000000, 'unixepoch') AS ends,
-        total, events, version FROM {table}"""
-
-
-_SCHEMA = f"""
-{"".join(map(_table, TABLES))}
-CREATE TABLE counters (shard INTEGER, name TEXT, value INTEGER, PRIMARY KEY (shard, name)) WITHOUT ROWID;
-CREATE TABLE feed (seq INTEGER PRIMARY KEY, bytes_so_far INTEGER, customers TEXT);
-CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
-INSERT INTO meta VALUES ('tidegate_schema', {SCHEMA});
-CREATE VIEW usage AS {" UNION ALL ".join(map(_usage, TABLES))};
-"""
 
 _SELECT = f"SELECT {FIELDS}, written_at FROM"
 _SELECT_ALL = f"{' UNION ALL '.join(f'{_SELECT} {table}' for table in TABLES)} ORDER BY {KEY}"
@@ -91,23 +72,10 @@ _IF_NEWER = """excluded.version > version AND (NOT excluded.steady
 
 _COUNT = """INSERT INTO counters VALUES (?, ?, ?)
     ON CONFLICT DO UPDATE SET value = excluded.value WHERE excluded.value > value"""
-
-_ADVICE = {
-    sqlite3.SQLITE_BUSY: "another process kept the write lock; look for one that hangs, or a sqlite3 shell "
-    "inside a transaction",
-    sqlite3.SQLITE_FULL: "the disk is full; free space and start again, nothing that was written is lost",
-    sqlite3.SQLITE_READONLY: "the file, its folder or the disk is read-only for this user; allow writing",
-    sqlite3.SQLITE_CANTOPEN: "the file and its folder must exist and be writable, also for readers, "
-    "who share the -shm file beside it",
-    sqlite3.SQLITE_CORRUPT: "the file is damaged; restore it from a backup, or move it away and replay",
-    sqlite3.SQLITE_NOTADB: "this is no SQLite file; name another path",
-    sqlite3.SQLITE_IOERR: "the disk fails or is no local disk; see the system's log",
-}
-
-
-def wall_clock() -> int:
-    """Microseconds since the epoch."""
-    return time.time_ns() // 1000
+_NOTE = """INSERT INTO notes (kind, id, customer, at, body) VALUES (?, ?, ?, ?, ?)
+    ON CONFLICT (kind, id) DO UPDATE SET customer = excluded.customer, at = excluded.at, body = excluded.body
+    WHERE excluded.at >= at AND excluded.body != body"""
+_TRIM_NOTES = "DELETE FROM notes WHERE seq <= (SELECT max(seq) FROM notes) - ?"
 
 
 class SqliteWriter:
@@ -127,9 +95,9 @@ class SqliteWriter:
     ) -> None:
         self._path = Path(path).absolute()
         self._clock = clock
-        with _explained(self._path, "open"):
-            _create(self._path)
-            self._db = _connect(self._path, "rw", wait)
+        with explained(self._path, "open"):
+            make(self._path)
+            self._db = connect(self._path, "rw", wait)
             self._opened = os.stat(self._path)
             self._db.create_function("reaches", 2, _reaches, deterministic=True)
             self._db.execute(f"PRAGMA synchronous = {'FULL' if full_sync else 'NORMAL'}")
@@ -139,37 +107,38 @@ class SqliteWriter:
             # Some builds overwrite with zeros what they free, which only costs time here.
             self._db.execute("PRAGMA secure_delete = OFF")
 
-    def write(self, totals: Sequence[Total], counters: Sequence[Counter]) -> None:
+    def write(
+        self,
+        totals: Sequence[Total],
+        counters: Sequence[Counter],
+        notes: Sequence[Note] = (),
+        settled: Sequence[Settled] = (),
+    ) -> None:
         """Stores what is newer, in one transaction. Best in few large calls, of one or few shards each."""
-        if not totals and not counters:
+        if not (totals or counters or notes or settled):
             return
         # Before the lock is taken, which another process may be waiting for.
         buckets, customers = _in_buckets(totals)
-        with _explained(self._path, "write"), self._transaction():
-            _check_same(self._path, self._opened)
+        with explained(self._path, "write"), self._transaction():
+            check_same(self._path, self._opened)
             before = self._db.total_changes
             now = self._clock()
             for bucket, rows in enumerate(buckets):
                 self._upsert(now, bucket, rows)
+            if notes:
+                customers = sorted({*customers, *(note.customer for note in notes)})
+                self._db.executemany(_NOTE, notes)
+                self._db.execute(_TRIM_NOTES, (NOTES_KEPT,))
             if self._db.total_changes > before:
                 self._announce(customers)
             self._db.executemany(_COUNT, counters)
 
     def close(self) -> None:
-        with _explained(self._path, "close"):
+        with explained(self._path, "close"):
             self._db.close()
 
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        # IMMEDIATE waits for the lock here; a lock asked for later, after reading, could only fail.
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._db.execute("COMMIT")
-        except BaseException:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            raise
+    def _transaction(self) -> AbstractContextManager[None]:
+        return transaction(self._db)
 
     def _upsert(self, now: int, bucket: int, rows: list[Total]) -> None:
         begin = 0
@@ -199,16 +168,16 @@ class SqliteReader:
 
     def __init__(self, path: str | Path, *, create: bool = False, wait: timedelta = WAIT) -> None:
         self._path, self._wait = Path(path).absolute(), wait
-        with _explained(self._path, "open"):
+        with explained(self._path, "open"):
             if create:
-                _create(self._path)
-            self._db = _connect(self._path, "ro", wait)
+                make(self._path)
+            self._db = connect(self._path, "ro", wait)
             self._opened = os.stat(self._path)
 
     def read(self, customer: str) -> list[StoredTotal]:
         """All totals of one customer, in one query, in the order of window, meter and start."""
-        with _explained(self._path, "read"):
-            _check_same(self._path, self._opened)
+        with explained(self._path, "read"):
+            check_same(self._path, self._opened)
             rows = self._db.execute(_read_sql(shard_of(customer, BUCKETS)), (customer,)).fetchall()
         return [_stored(row) for row in rows]
 
@@ -218,21 +187,29 @@ class SqliteReader:
             yield from self.read(customer)
             return
         # On a connection of its own: an open query would hold back what `read` sees.
-        with _explained(self._path, "read"), closing(_connect(self._path, "ro", self._wait)) as db:
+        with explained(self._path, "read"), closing(connect(self._path, "ro", self._wait)) as db:
             yield from map(_stored, db.execute(_SELECT_ALL))
 
     def counters(self) -> list[Counter]:
-        with _explained(self._path, "read"):
+        with explained(self._path, "read"):
             rows = self._db.execute("SELECT shard, name, value FROM counters").fetchall()
         return [Counter(*row) for row in rows]
+
+    def notes(self, kind: str, customer: str | None = None, limit: int = 100) -> list[Note]:
+        """The newest notes of a kind, the newest first."""
+        which, given = ("", ()) if customer is None else (" AND customer = ?", (customer,))
+        query = f"""SELECT kind, id, customer, at, body FROM notes WHERE kind = ?{which}
+            ORDER BY at DESC, seq DESC LIMIT ?"""
+        with explained(self._path, "read"):
+            return [Note._make(row) for row in self._db.execute(query, (kind, *given, limit))]
 
     def changes(self, after: int) -> Changes:
         """Who was written since the write numbered `after`; 0 is before the first. Cheap if nobody was.
 
         Where the feed no longer reaches back, no customers are named.
         """
-        with _explained(self._path, "read"):
-            _check_same(self._path, self._opened)
+        with explained(self._path, "read"):
+            check_same(self._path, self._opened)
             last = self._db.execute("SELECT max(seq) FROM feed").fetchone()[0] or 0
             if last == after:
                 return Changes(after, frozenset(), True)
@@ -245,7 +222,7 @@ class SqliteReader:
         return Changes(rows[-1][0], frozenset().union(*touched), True)
 
     def close(self) -> None:
-        with _explained(self._path, "close"):
+        with explained(self._path, "close"):
             self._db.close()
 
 
@@ -295,85 +272,3 @@ def _stored(row: tuple[Any, ...]) -> StoredTotal:
 
 def _reaches(new: int | str, old: int | str) -> bool:
     return Decimal(new) >= Decimal(old)
-
-
-def _create(path: Path) -> None:
-    """Makes an empty store, if there is no file. It appears whole, so two may try at once."""
-    if path.exists():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f"{path.name}.{secrets.token_hex(4)}.new")
-    try:
-        with closing(sqlite3.connect(new, isolation_level=None)) as db:
-            db.execute("PRAGMA journal_mode = WAL")
-            db.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
-        with suppress(FileExistsError):
-            os.link(new, path)
-    finally:
-        new.unlink(missing_ok=True)
-
-
-def _connect(path: Path, mode: str, wait: timedelta) -> sqlite3.Connection:
-    """A connection to a file that is a store of this schema, else StoreError."""
-    if not path.exists():
-        raise StoreError(f"store {str(path)!r}: there is no such file; start the flow, which creates it")
-    if not path.is_file():
-        raise StoreError(f"store {str(path)!r}: needs a file, got something else; name another path")
-    db = sqlite3.connect(
-        f"{path.absolute().as_uri()}?mode={mode}",
-        uri=True,
-        timeout=wait.total_seconds(),
-        isolation_level=None,
-        check_same_thread=False,
-    )
-    try:
-        _check(path, db)
-    except BaseException:
-        db.close()
-        raise
-    return db
-
-
-def _check(path: Path, db: sqlite3.Connection) -> None:
-    try:
-        found = db.execute("SELECT value FROM meta WHERE key = 'tidegate_schema'").fetchone()
-    except sqlite3.OperationalError as error:
-        # SQLITE_ERROR is what a missing table or column gives.
-        if error.sqlite_errorcode != sqlite3.SQLITE_ERROR:
-            raise
-        found = None
-    if found is None:
-        raise StoreError(
-            f"store {str(path)!r}: needs a store of Tidegate, got another database; name another path"
-        )
-    if found[0] != SCHEMA:
-        raise StoreError(
-            f"store {str(path)!r}: needs schema {SCHEMA}, got {found[0]}; "
-            "run the version of Tidegate that wrote it, or name another path and replay"
-        )
-
-
-def _check_same(path: Path, opened: os.stat_result) -> None:
-    """What is open is what the path names, else StoreError: a deleted file would take writes in silence."""
-    try:
-        same = os.path.samestat(os.stat(path), opened)
-    except FileNotFoundError:
-        same = False
-    if not same:
-        raise StoreError(
-            f"store {str(path)!r}: the file was moved, replaced or deleted while open; start again"
-        )
-
-
-@contextmanager
-def _explained(path: Path, act: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StoreError(f"store {str(path)!r}: cannot {act} it ({error}); name another path") from error
-    except sqlite3.Error as error:
-        # The low byte is the kind, what is above it the detail.
-        advice = _ADVICE.get(
-            getattr(error, "sqlite_errorcode", 0) & 0xFF, "this is unexpected, please report it"
-        )
-        raise StoreError(f"store {str(path)!r}: cannot {act} it ({error}); {advice}") from error

@@ -70,7 +70,7 @@ class Settled(NamedTuple):
     hi: NDArray[np.uint64]
 
 
-class Adjustment(msgspec.Struct, frozen=True, kw_only=True):
+class Adjustment(msgspec.Struct, frozen=True, kw_only=True, tag="adjustment"):
     """A change of a total that no event made, by an operator or by reconciliation; applied once per `id`.
 
     `quantity`, a signed decimal, is added to the windows of `customer` and `meter` that hold `at` (µs since the
@@ -86,7 +86,7 @@ class Adjustment(msgspec.Struct, frozen=True, kw_only=True):
     by: str
 
 
-class Resend(msgspec.Struct, frozen=True, kw_only=True):
+class Resend(msgspec.Struct, frozen=True, kw_only=True, tag="resend"):
     """Asks the flow to write every total again, into a store that lost some. `id` names the request."""
 
     id: str

@@ -8,13 +8,18 @@ from settings.address import BY_SCHEME, Address, load
 
 
 class StoreAddress(Address):
-    """A store has two ends: `open()` gives the writer, `open_reader()` the reader."""
+    """A store has three ends: `open()` gives the writer, `open_reader()` the reader, `open_control()` the control log."""
 
     reader: ClassVar[str]
+    control: ClassVar[str]
 
     def open_reader(self, **given: Any) -> Any:
         """The reader of what the writer wrote; SettingsError where it cannot be imported."""
         return load(self.reader)(**self.arguments(), **given)
+
+    def open_control(self, **given: Any) -> Any:
+        """The control log and the catalog's versions; SettingsError where it cannot be imported."""
+        return load(self.control)(**self.arguments(), **given)
 
 
 class Sqlite(StoreAddress):
@@ -22,6 +27,7 @@ class Sqlite(StoreAddress):
 
     connector: ClassVar[str] = "connectors.sqlite:SqliteWriter"
     reader: ClassVar[str] = "connectors.sqlite:SqliteReader"
+    control: ClassVar[str] = "connectors.sqlite_control:SqliteControl"
     scheme: Literal["sqlite"] = "sqlite"
     path: str = Field(min_length=1, description="The database file; its folder is made if need be.")
 

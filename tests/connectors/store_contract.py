@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from operators.ports import StoredTotal, StoreReader, StoreWriter
+from operators.ports import Note, StoredTotal, StoreReader, StoreWriter
 from operators.records import Counter, Total
 
 Key = tuple[str, str, str, int]
@@ -181,6 +181,35 @@ class StoreContract(ABC):
             closing(place.open_reader()) as reader,
         ):
             yield writer, reader
+
+    # Notes
+
+    def test_notes_are_found_by_kind_and_customer_newest_first(self) -> None:
+        """A dashboard shows the last alerts of a customer without reading all of them."""
+        with self.opened() as (writer, reader):
+            notes = [Note("alert", str(n), "ab"[n % 2], 100 - n % 5, b'{"n":%d}' % n) for n in range(10)]
+            writer.write([], [], notes)
+            writer.write([], [], [Note("drift", "0", "a", 500, b"{}")])
+            newest = [note.at for note in reader.notes("alert")]
+            assert newest == sorted(newest, reverse=True)
+            same(sorted(reader.notes("alert")), sorted(notes))
+            same(sorted(reader.notes("alert", "a")), sorted(notes[::2]))
+            same(reader.notes("alert", limit=3), reader.notes("alert")[:3])
+            same(reader.notes("drift", "b"), [])
+
+    def test_a_note_is_replaced_by_a_later_one_only(self) -> None:
+        """A replay tells the same again; an older finding never hides a newer one."""
+        with self.opened() as (writer, reader):
+            for at, body in ((5, b'"first"'), (7, b'"later"'), (6, b'"late"')):
+                writer.write([], [], [Note("drift", "x", "a", at, body)])
+            same(reader.notes("drift"), [Note("drift", "x", "a", 7, b'"later"')])
+
+    def test_a_note_is_announced(self) -> None:
+        """Who shows alerts follows the change feed."""
+        with self.opened() as (writer, reader):
+            before = reader.changes(0).seq
+            writer.write([], [], [Note("alert", "x", "a", 5, b"{}")])
+            assert reader.changes(before).customers == {"a"}
 
     # What is stored
 

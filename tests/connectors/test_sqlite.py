@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from connectors import sqlite
+from connectors import sqlite, sqlite_file
 from connectors.sqlite import SqliteReader, SqliteWriter
 from operators.keys import shard_of
 from operators.ports import Changes, StoreError
@@ -226,7 +226,7 @@ def _a_folder(path: Path) -> None:
         (_no_sqlite, "this is no SQLite file"),
         (_empty, "needs a store of Tidegate, got another database"),
         (_another_database, "needs a store of Tidegate, got another database"),
-        (_another_schema, "needs schema 1, got 7; run the version of Tidegate that wrote it"),
+        (_another_schema, "needs schema 2, got 7; run the version of Tidegate that wrote it"),
         (_a_folder, "needs a file, got something else"),
     ],
 )
@@ -295,7 +295,7 @@ def test_an_error_in_detail_gets_the_advice_of_its_kind(path: Path) -> None:
     """SQLite tells failures of a disk from one another by numbers above the kind's."""
     error = sqlite3.OperationalError("disk I/O error")
     error.sqlite_errorcode = sqlite3.SQLITE_IOERR_WRITE
-    with pytest.raises(StoreError, match="the disk fails"), sqlite._explained(path, "write"):
+    with pytest.raises(StoreError, match="the disk fails"), sqlite_file.explained(path, "write"):
         raise error
 
 

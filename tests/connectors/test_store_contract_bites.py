@@ -23,7 +23,7 @@ from connectors.sqlite import (
     _stored,
     _upsert_sql,
 )
-from operators.ports import Changes, StoredTotal
+from operators.ports import Changes, Note, StoredTotal
 from operators.records import Counter, Total
 from tests.connectors.store_contract import Place, StoreContract
 
@@ -187,6 +187,25 @@ class _LetsCountersFall(SqliteWriter):
         self._db.executemany("INSERT OR REPLACE INTO counters VALUES (?, ?, ?)", counters)
 
 
+class _KeepsTheFirstNote(SqliteWriter):
+    def write(
+        self, totals: Sequence[Total], counters: Sequence[Counter], notes: Sequence[Note] = (), *rest: Any
+    ) -> None:
+        known = {row[0] for row in self._db.execute("SELECT id FROM notes")}
+        super().write(totals, counters, [note for note in notes if note.id not in known])
+
+
+class _TellsNobodyOfNotes(SqliteWriter):
+    def _announce(self, customers: list[str]) -> None:
+        if self._db.execute("SELECT count(*) FROM notes").fetchone()[0] == 0:
+            super()._announce(customers)
+
+
+class _ReadsEverybodysNotes(SqliteReader):
+    def notes(self, kind: str, customer: str | None = None, limit: int = 100) -> list[Note]:
+        return super().notes(kind, None, limit)
+
+
 class _TellsAllButOne(SqliteWriter):
     def _announce(self, customers: list[str]) -> None:
         super()._announce(customers[:-1] if len(customers) > 1 else customers)
@@ -306,6 +325,9 @@ BROKEN = {
     _TellsOnlyOfNewTotals: "test_a_killed_writer_leaves_whole_writes",
     _TellsBeforeItWrites: "test_another_process_is_told_of_what_it_can_read",
     _NumbersOnItsOwn: "test_two_processes_write_at_once",
+    _KeepsTheFirstNote: "test_a_note_is_replaced_by_a_later_one_only",
+    _TellsNobodyOfNotes: "test_a_note_is_announced",
+    _ReadsEverybodysNotes: "test_notes_are_found_by_kind_and_customer_newest_first",
     _ReadsByPrefix: "test_customers_and_meters_are_not_mixed",
     _ReadsAnyCase: "test_customers_and_meters_are_not_mixed",
     _ReadsAsOfItsStart: "test_an_empty_store_is_empty",
