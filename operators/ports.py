@@ -59,13 +59,11 @@ class Note(NamedTuple):
 
 
 class Settled(NamedTuple):
-    """Identities of accepted events, in columns: their customer (an index into `names`) and the digest's two words.
+    """Identities of accepted events, as the two words of their digests (operators/keys.py), in columns.
 
     Their totals are in the same write. A hold of the same identity has become usage, and ends with it.
     """
 
-    names: Sequence[str]
-    customer: NDArray[np.int64]
     lo: NDArray[np.uint64]
     hi: NDArray[np.uint64]
 

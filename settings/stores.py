@@ -8,7 +8,7 @@ from settings.address import BY_SCHEME, Address, load
 
 
 class StoreAddress(Address):
-    """A store has three ends: `open()` gives the writer, `open_reader()` the reader, `open_control()` the control log."""
+    """A store has three ends: `open()` is the writer, `open_reader()` the reader, `open_control()` the control log."""
 
     reader: ClassVar[str]
     control: ClassVar[str]
