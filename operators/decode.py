@@ -191,7 +191,7 @@ class Decoder:
 
         kept = np.ones(len(events), np.bool_)
         for i in np.flatnonzero(odd).tolist():
-            judged = judge(payloads.block[starts[i] : ends[i]], payloads.transport_time, latest)
+            judged = judge(payloads.block[starts[i] : ends[i]], payloads.time_of(starts[i]), latest)
             if isinstance(judged, Reject):
                 rejects.append(judged)
                 kept[i] = False

@@ -1,6 +1,6 @@
 """What the flow and its readers ask of the outside world; every connector fills one of these shapes."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple, Protocol
 
 import msgspec
@@ -18,13 +18,19 @@ class Payloads(msgspec.Struct, frozen=True):
     """A source's poll: payloads one per line (`\\n`), and when they reached us (µs since the epoch).
 
     `transport_time` is the transport's own timestamp for payloads that carry none, or None where the
-    transport has none (a file). `origin` names partition and position, for people.
+    transport has none (a file). Where payloads differ in it, `time_at` says that of the payload at a byte of
+    the block; it is asked from front to back. `origin` names partition and position, for people.
     """
 
     block: bytes
     received_at: int
     transport_time: int | None
     origin: str
+    time_at: Callable[[int], int | None] | None = None
+
+    def time_of(self, byte: int) -> int | None:
+        """The transport's own timestamp of the payload that holds this byte of the block."""
+        return self.time_at(byte) if self.time_at else self.transport_time
 
 
 class StoredTotal(NamedTuple):
