@@ -56,6 +56,13 @@ class Meter:
     unit: str = ""
 
 
+def meter_clash(old: Meter, new: Meter) -> str | None:
+    """Why `new` can't go on with what `old`, of the same name, has counted; None where it can."""
+    if (old.kind, old.key) == (new.kind, new.key):
+        return None
+    return f"meter {new.name!r}: its aggregation is fixed once it has counted; give the new one another name"
+
+
 @dataclass(frozen=True, slots=True)
 class Tier:
     """Overage up to `up_to` units past the included quantity (None: without end) costs `price` each."""

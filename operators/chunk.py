@@ -119,13 +119,15 @@ class Chunk:
 
     `names` lists customers and `customer` points into it; while `shared`, it is the one growing list that all
     chunks of this shard and process have. `digest_lo` and `digest_hi` are the identities, `mark` fingerprints
-    name, time and data, `at` is µs since the epoch. `unread_event` and `unread_meter` say which meters found
+    name, time and data, `at` is µs since the epoch. `catalog` is the number of the catalog that meters were read
+    under. `unread_event` and `unread_meter` say which meters found
     nothing that they could read.
     """
 
     __slots__ = (
         "at",
         "block",
+        "catalog",
         "customer",
         "digest_hi",
         "digest_lo",
@@ -159,7 +161,9 @@ class Chunk:
         ends: Ints,
         received_at: int,
         rejects: list[Reject],
+        catalog: int = 0,
     ) -> None:
+        self.catalog = catalog
         self.names = names
         self.shared = shared
         self.customer = customer

@@ -57,7 +57,10 @@ _PLACEHOLDER = Fields("-", "", "-", "-", 0, NO_DATA)
 
 
 class Decoder:
-    """Turns polls into chunks under one catalog. Bad input becomes rejects, never an exception."""
+    """Turns polls into chunks under one catalog. Bad input becomes rejects, never an exception.
+
+    `number` is the catalog's, and `customers` those of the decoder that this one takes over from.
+    """
 
     def __init__(
         self,
@@ -67,10 +70,13 @@ class Decoder:
         clock: Clock,
         future: timedelta = timedelta(minutes=5),
         payload_bytes_max: int = 1 << 20,
+        number: int = 0,
+        customers: Customers | None = None,
     ) -> None:
         self._future = int(future / timedelta(microseconds=1)) if clock == "wall" else None
         self._payload_bytes_max = payload_bytes_max
-        self._customers = Customers(shards)
+        self.customers = customers or Customers(shards)
+        self._number = number
         self._sources: dict[str | None, bytes] = {}
         meters: dict[str, list[tuple[int, Meter]]] = {}
         for place, meter in enumerate(catalog.meters):
@@ -92,7 +98,10 @@ class Decoder:
             events, starts, ends = self._events(payloads.block, start, end, rejects)
             if events:
                 columns.append(self._columns(events, starts, ends, payloads, rejects))
-        return split(joined(columns), rejects, payloads, self._customers)
+        chunks = split(joined(columns), rejects, payloads, self.customers)
+        for _, chunk in chunks:
+            chunk.catalog = self._number
+        return chunks
 
     def _events(
         self, block: bytes, start: int, end: int, rejects: list[Reject]
@@ -179,7 +188,7 @@ class Decoder:
         odd = (at == times.INVALID) | (at > latest)
         if "" in ids or max(map(len, ids)) > ID_MAX:
             odd |= np.fromiter((not 0 < len(id) <= ID_MAX for id in ids), np.bool_, len(ids))
-        numbers = list(map(self._customers.number.get, customers))
+        numbers = list(map(self.customers.number.get, customers))
         known_sources = list(map(self._sources.get, sources))
         known_names = list(map(self._codes.get, names))
         if None in numbers or None in known_sources or None in known_names:
@@ -205,7 +214,7 @@ class Decoder:
         mark = np.array(list(map(xxh3_64_intdigest, data)), np.uint64) ^ self._hash_of[code]
         mark = ((mark * _K1 + at.view(np.uint64) * _K2) >> np.uint64(32)).astype(np.uint32)
         customer = np.array(numbers, np.int64)
-        digest = self._customers.digest[customer] ^ _words(known_sources)
+        digest = self.customers.digest[customer] ^ _words(known_sources)
         digest ^= _words([xxh3_128_digest(id.encode(), ID_SEED) for id in ids])
         gathered = self._gathered(self._number_of[code], data, kept)
         for event, (reason, detail) in gathered.wrong.items():
@@ -233,7 +242,7 @@ class Decoder:
     def _customer(self, customer: str | None) -> int | None:
         if not customer or len(customer) > NAME_MAX:
             return None
-        return self._customers.add(customer)
+        return self.customers.add(customer)
 
     def _source(self, source: str | None) -> bytes | None:
         if source is None or len(source) > ID_MAX:

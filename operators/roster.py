@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from operators.catalog import Catalog, Meter
+from operators.catalog import Catalog, Meter, meter_clash
 from operators.chunk import Chunk, Ints
 from operators.groups import groups
 from operators.periods import Buckets, Periods, Policy, buckets
@@ -56,22 +56,12 @@ class Roster:
     meter that leaves the catalog keeps its number, a new one gets the next.
     """
 
-    def __init__(self, catalog: Catalog, meters: list[Meter] | None = None) -> None:
+    def __init__(self, catalog: Catalog, meters: list[Meter] | None = None, number: int = 0) -> None:
         self.catalog = catalog
         self.meters = list(meters or [])
-        known = {meter.name: number for number, meter in enumerate(self.meters)}
-        numbers = []
-        for meter in catalog.meters:
-            number = known.get(meter.name, len(self.meters))
-            if number == len(self.meters):
-                self.meters.append(meter)
-            elif (self.meters[number].kind, self.meters[number].key) != (meter.kind, meter.key):
-                raise ValueError(
-                    f"meter {meter.name!r}: its aggregation is fixed once it has counted; give the new one another name"
-                )
-            numbers.append(number)
-        self.number_of = np.array(numbers, np.int64)
-        self.fold_of = np.array([FOLD_OF[meter.kind] for meter in self.meters], np.int64)
+        self.numbers: dict[int, Ints] = {}
+        self._keys = np.full((0, 64), -1, np.int64)
+        self.know(number, catalog)
         self.names: list[str] = []
         self.row: dict[str, int] = {}
         self.clock = Column()
@@ -83,11 +73,26 @@ class Roster:
         self._zone = Column()
         self._policies: list[Periods] = []
         self._policy = Column()
-        self._keys = np.full((len(self.meters), 64), -1, np.int64)
         self._zone_numbers: dict[str, int] = {}
         self._policy_numbers: dict[tuple[Policy, str], int] = {}
         self._rule_numbers: dict[object, int] = {}
         self._shared = np.empty(0, np.int64)
+
+    def know(self, number: int, catalog: Catalog) -> None:
+        """Learns how the catalog of this number counts its meters, for chunks that were decoded under it."""
+        known = {meter.name: number for number, meter in enumerate(self.meters)}
+        numbers = []
+        for meter in catalog.meters:
+            place = known.get(meter.name, len(self.meters))
+            if place == len(self.meters):
+                self.meters.append(meter)
+            elif clash := meter_clash(self.meters[place], meter):
+                raise ValueError(clash)
+            numbers.append(place)
+        self.numbers[number] = np.array(numbers, np.int64)
+        self.fold_of = np.array([FOLD_OF[meter.kind] for meter in self.meters], np.int64)
+        more = np.full((len(self.meters) - len(self._keys), self._keys.shape[1]), -1, np.int64)
+        self._keys = np.concatenate((self._keys, more))
 
     def customers(self, chunk: Chunk) -> Ints:
         """The row of each event's customer; new customers get theirs now."""
@@ -128,6 +133,19 @@ class Roster:
             wider[:, : self._keys.shape[1]] = self._keys
             self._keys = wider
         return row
+
+    def take_over(self, old: "Roster") -> None:
+        """Fills this new roster with another's customers and keys, under its own catalog."""
+        for name in old.names:
+            self.add(name)
+        self.clock = old.clock
+        self.add_keys(old.key_customer.values, old.key_meter.values)
+        self._shared = old._shared
+
+    def key_versions(self) -> NDArray[np.str_]:
+        """The version of each key's limit."""
+        versions = np.array([rules.version for rules in self.rules] or [""])
+        return versions[self.key_rules.values]
 
     def keys(self, customer: Ints, meter: Ints) -> Ints:
         """The row of each pair of customer row and meter number; new pairs get theirs now."""

@@ -6,6 +6,7 @@ columns; operators/snapshot.py writes what changed of it and builds it up again.
 
 from collections.abc import Iterable
 from datetime import timedelta
+from decimal import Decimal
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -20,22 +21,27 @@ from operators.clock import running_latest
 from operators.dedup import CONFLICT, DUPLICATE, NEW, Identities, Memory
 from operators.groups import groups
 from operators.periods import HOUR
-from operators.quantity import text_of
+from operators.ports import Adjustment, Settled
+from operators.quantity import SCALE, joined, scaled, text, text_of
 from operators.records import Accepted, Alert, Counter, DeadLetter, Total, Window
 from operators.roster import Edges, Roster
 from operators.table import Table
 from operators.watch import Watch
 from operators.windows import (
+    ADD,
     COLUMNS,
     DAY_WINDOW,
+    FRACTIONS,
     HOUR_WINDOW,
     LAST,
     PERIOD_COLUMNS,
     PERIOD_WINDOW,
     UNSAVED,
     UNSENT,
+    Adjusted,
     Batch,
     add,
+    add_amount,
     key_of,
     runs_of,
     start_of,
@@ -64,6 +70,11 @@ class Outcome(NamedTuple):
     alerts: list[Alert]
     dead: list[DeadLetter]
     accepted: list[Accepted]
+    settled: Settled | None = None
+
+
+_UNADJUSTED = Adjusted(0, 0)
+_YES = np.array([True])
 
 
 class Shard:
@@ -78,14 +89,16 @@ class Shard:
         *,
         forward: bool = True,
         meters: list[Meter] | None = None,
+        number: int = 0,
     ) -> None:
         self.index = index
-        self.roster = Roster(catalog, meters)
+        self.roster = Roster(catalog, meters, number)
         self.memory = Memory()
         self.buckets = Table(1, COLUMNS)
         self.periods = Table(1, PERIOD_COLUMNS)
         self.values = {window: Table(2, {"word": np.uint64}) for window in WINDOW_NAMES}
         self.watch = Watch(self.roster, self.periods)
+        self.adjusted: dict[int, Adjusted] = {}
         self.counts: dict[str, int] = {}
         self.marks: dict[int, NDArray[np.bool_]] = {}
         self.latest = 0
@@ -107,10 +120,11 @@ class Shard:
         frames: Iterable[snapshot.Frame],
         *,
         forward: bool = True,
+        number: int = 0,
     ) -> "Shard":
         """The shard as its deltas left it. Under a changed catalog, `review` has the alerts that follow."""
         state = snapshot.read(frames)
-        shard = cls(index, catalog, lateness, clock, forward=forward, meters=state.meters)
+        shard = cls(index, catalog, lateness, clock, forward=forward, meters=state.meters, number=number)
         shard._reviewed = state.fill(shard)
         return shard
 
@@ -132,7 +146,7 @@ class Shard:
         return self.saved.streams.values()
 
     def review(self) -> list[Alert]:
-        """The alerts that a changed catalog set off at `restore`, once."""
+        """The alerts that a changed catalog set off at `restore` or `adopt`, once."""
         reviewed, self._reviewed = self._reviewed, []
         return reviewed
 
@@ -162,7 +176,65 @@ class Shard:
         place = np.full(len(chunk), -1, np.int64)
         place[accepted] = np.arange(len(accepted))
         alerts = self._meter(chunk, place, customer, at, edges, late)
-        return Outcome(alerts, dead, self._accepted(chunk, accepted, late) if self._forward else [])
+        settled = Settled(chunk.digest_lo[accepted], chunk.digest_hi[accepted])
+        return Outcome(alerts, dead, self._accepted(chunk, accepted, late) if self._forward else [], settled)
+
+    def adopt(self, number: int, catalog: Catalog) -> None:
+        """Goes on under another catalog: limits are judged anew, also of customers who are idle (`review`)."""
+        old = self.roster
+        roster = Roster(catalog, old.meters, number)
+        roster.take_over(old)
+        held = {word: self.watch.held(word) for word in self.watch.words}
+        self.roster, self.watch = roster, Watch(roster, self.periods)
+        changed = np.flatnonzero(old.key_versions() != roster.key_versions())
+        self._reviewed += self.watch.restore(held, changed)
+        self.saved.whole |= bool(len(changed)) or len(roster.meters) > len(old.meters)
+
+    def adjust(self, adjustment: Adjustment) -> tuple[list[Alert], str | None]:
+        """Adds to the windows that are held and hold its time. The alerts it sets off, and why it was refused.
+
+        Totals of `max` and `last` are readings, not sums, and can't be adjusted.
+        """
+        roster = self.roster
+        numbers = [number for number, meter in enumerate(roster.meters) if meter.name == adjustment.meter]
+        if not numbers:
+            return [], f"no meter {adjustment.meter!r}"
+        if roster.fold_of[numbers[0]] != ADD:
+            return [], f"meter {adjustment.meter!r} adds nothing up: {roster.meters[numbers[0]].kind}"
+        amount = scaled(Decimal(adjustment.quantity))
+        customer = np.array([roster.add(adjustment.customer)], np.int64)
+        at = np.array([adjustment.at], np.int64)
+        now = self.latest if self._wall else int(roster.clock.values[customer[0]])
+        edges = roster.edges(customer, at)
+        key = roster.keys(customer, np.array(numbers[:1], np.int64))
+        windows = (
+            (self.periods, PERIOD_WINDOW, edges.period, int(edges.period_end[0])),
+            (self.buckets, HOUR_WINDOW, edges.hour, int(edges.hour_end[0])),
+            (self.buckets, DAY_WINDOW, edges.day, int(roster.bucket_ends(customer, edges.day, _YES)[0])),
+        )
+        alerts: list[Alert] = []
+        for table, window, start, end in windows:
+            word = window_key(key, window, start)
+            if table.find(word)[0] < 0 and end <= now - self._lateness:
+                # What it held is forgotten, and a total that begins anew would be an older version.
+                if table is self.periods:
+                    return [], "its period is no longer held"
+                continue
+            row, new = add_amount(table, word, amount)
+            known = self.adjusted.get(int(word[0]), _UNADJUSTED)
+            self.adjusted[int(word[0])] = Adjusted(known.times + 1, known.amount + amount)
+            if table is self.periods:
+                if new:
+                    table.columns["end"][row] = end
+                    self.watch.begin(np.array([row], np.int64), key)
+                alerts = self.watch.settle(row, adjustment.at)
+        self._count("adjustments", 1)
+        return alerts, None
+
+    def remembered(self) -> list[Settled]:
+        """The identities of all accepted events that are remembered, for a store that may hold some for open."""
+        tables = self.memory.hours.values()
+        return [Settled(*(key[: len(table)] for key in table.keys)) for table in tables if len(table)]
 
     def totals(self) -> list[Total]:
         """The totals that changed since this was last asked, absolute."""
@@ -208,14 +280,15 @@ class Shard:
     ) -> list[Alert]:
         """Folds the readings of accepted events into their windows. `place` numbers those events, -1 the rest."""
         roster, readings = self.roster, chunk.readings
-        unread = roster.number_of[chunk.unread_meter[place[chunk.unread_event] >= 0]]
+        number_of = roster.numbers[chunk.catalog]
+        unread = number_of[chunk.unread_meter[place[chunk.unread_event] >= 0]]
         self._count_by_meter("not_a_number", unread)
         event = place[readings.event]
         kept = np.flatnonzero(event >= 0)
         if not len(kept):
             return []
         event = event[kept]
-        meter = roster.number_of[readings.meter[kept]]
+        meter = number_of[readings.meter[kept]]
         closed = late[event] == LATE_CLOSED
         self._count_by_meter("matching", meter)
         self._count_by_meter("counted", meter[~closed])
@@ -296,6 +369,19 @@ class Shard:
             for i in np.flatnonzero(mid | lo).tolist():
                 totals[i] = text_of(int(totals[i]), int(mid[i]), int(lo[i]))
         events = columns["events"][rows].tolist()
+        steady = (roster.fold_of[meter] != LAST).tolist()
+        versions: list[int] = events
+        adjustments: list[int | str] = [0] * len(rows)
+        if self.adjusted:
+            versions = list(events)
+            for i, word in enumerate(words.tolist()):
+                if word in self.adjusted:
+                    found = self.adjusted[word]
+                    limbs = [int(columns[name][rows[i]]) if name in columns else 0 for name in ("hi", *FRACTIONS)]
+                    # It may go down, so only its version tells whether it is newer.
+                    steady[i] = False
+                    versions[i] += found.times
+                    totals[i], adjustments[i] = _plain(joined(*limbs)), _plain(found.amount)
         names, meters = roster.names, [m.name for m in roster.meters]
         return map(
             _TOTAL,
@@ -306,13 +392,13 @@ class Shard:
             start.tolist(),
             end.tolist(),
             totals,
-            events,
+            versions,
             events,
             columns["as_of"][rows].tolist(),
             columns["late"][rows].tolist(),
             columns["corrected"][rows].tolist(),
-            [0] * len(rows),
-            (roster.fold_of[meter] != LAST).tolist(),
+            adjustments,
+            steady,
             strict=True,
             ),
         )
@@ -376,9 +462,17 @@ class Shard:
         if gone.any():
             dropped = words[gone]
             self.watch.drop(dropped.tolist())
+            for word in self.adjusted.keys() & set(dropped.tolist()):
+                del self.adjusted[word]
             for values in self.values.values():
                 values.keep(~np.isin(values.columns["word"][: len(values)], dropped))
             table.keep(~gone)
+
+
+def _plain(whole: int) -> int | str:
+    """A quantity given times 10²⁴ as a total is written: an int where it is whole and fits 64 bits, else text."""
+    hi, rest = divmod(whole, SCALE)
+    return hi if not rest and -(2**63) <= hi < 2**63 else text(whole)
 
 
 def _letter(reason: str, detail: str, payload: bytes, chunk: Chunk) -> DeadLetter:

@@ -17,7 +17,7 @@ from operators.chunk import Ints
 from operators.records import Alert, Window
 from operators.table import Table
 from operators.watch import Held
-from operators.windows import UNSAVED
+from operators.windows import UNSAVED, Adjusted
 
 if TYPE_CHECKING:
     from operators.shard import Shard
@@ -73,6 +73,7 @@ class _State(msgspec.Struct):
     streams: dict[int, str]
     serial: int
     latest: int
+    adjusted: dict[int, tuple[int, str]] = {}
 
 
 _STATE = msgspec.msgpack.Decoder(_State)
@@ -112,6 +113,7 @@ def delta(shard: "Shard") -> list[Frame]:
         streams=saved.streams,
         serial=saved.serial,
         latest=shard.latest,
+        adjusted={word: (known.times, str(known.amount)) for word, known in shard.adjusted.items()},
     )
     frames.append(Frame("state", msgspec.msgpack.encode(state), whole))
     saved.whole = False
@@ -158,6 +160,8 @@ class State:
             last = self._states[-1]
             saved.whole, saved.streams, saved.serial = False, dict(last.streams), last.serial
             shard.latest = last.latest
+            for word, (times, amount) in last.adjusted.items():
+                shard.adjusted[word] = Adjusted(times, int(amount))
         for hour, stream in saved.streams.items():
             for rows in self._ids.get(stream, []):
                 _take(shard.memory.table(hour), rows)

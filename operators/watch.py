@@ -83,6 +83,21 @@ class Watch:
             if self._periods.columns["next_up"][row] >= 0:
                 self._periods.columns["next_up"][row] = rules.next_up(state) // SCALE
 
+    def settle(self, row: int, at: int) -> list[Alert]:
+        """The alerts of a total that was adjusted, up or down."""
+        columns = self._periods.columns
+        word = int(self._periods.keys[0][row])
+        key = int(key_of(self._periods.keys[0][row : row + 1])[0])
+        rules = self._rules(key)
+        state = self._states.get(word) or rules.fresh()
+        total = joined(*(int(columns[name][row]) if name in columns else 0 for name in ("hi", *FRACTIONS)))
+        changes = list(step(rules, state, total))
+        if changes:
+            self._states[word] = state
+            self.moved.add(word)
+            columns["next_up"][row] = rules.next_up(state) // SCALE
+        return [self._alert(row, key, rules, change, total, at) for change in changes]
+
     def held(self, word: int) -> Held:
         """A state for a snapshot."""
         rules = self._rules(int(key_of(np.array([word], np.uint64))[0]))

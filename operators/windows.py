@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from operators.chunk import Ints
 from operators.periods import SECOND
-from operators.quantity import TOTAL_MAX, carry
+from operators.quantity import TOTAL_MAX, carry, joined, split
 from operators.table import Table, Words
 
 HOUR_WINDOW, DAY_WINDOW, PERIOD_WINDOW = 0, 1, 2
@@ -74,6 +74,13 @@ class Runs(NamedTuple):
     last_at: Ints
     late: Ints | None
     corrected: Ints | None
+
+
+class Adjusted(NamedTuple):
+    """The adjustments of one window: how many times, and their sum times 10²⁴."""
+
+    times: int
+    amount: int
 
 
 class Touched(NamedTuple):
@@ -178,6 +185,22 @@ def add(table: Table, runs: Runs, windows: list[tuple[int, Ints]]) -> Touched:
     hi, mid, lo = before + [nothing] * (3 - len(before))
     starts = np.append(runs.cuts[first], len(runs.order))
     return Touched(rows, new, runs.first[first], runs.order, starts, hi, mid, lo, as_of, corrected)
+
+
+def add_amount(table: Table, word: Words, amount: int) -> tuple[int, bool]:
+    """Adds an amount, times 10²⁴ and perhaps negative, to one window that adds up. Its row, and whether it is new."""
+    rows, new = table.claim(word)
+    row, columns = int(rows[0]), table.columns
+    before = [int(columns[name][row]) if name in columns else 0 for name in ("hi", *FRACTIONS)]
+    limbs = split(joined(*before) + amount)
+    assert abs(limbs[0]) < TOTAL_MAX, "a total outgrew its column"
+    for name, limb in zip(("hi", *FRACTIONS), limbs, strict=True):
+        if limb and name not in columns:
+            table.add_column(name, np.int64)
+        if name in columns:
+            columns[name][row] = limb
+    columns["dirty"][row] = UNSAVED | UNSENT
+    return row, bool(new[0])
 
 
 def _counted(flags: Flags, order: Ints, starts: Ints) -> Ints | None:
