@@ -1,6 +1,6 @@
 """What the flow and its readers ask of the outside world; every connector fills one of these shapes."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol
 
 import msgspec
@@ -178,4 +178,149 @@ class ControlLog(Protocol):
         """Makes `text`, a validated catalog, the next version; CatalogConflict where `expected` is not the newest."""
         ...
 
+    def close(self) -> None: ...
+
+
+class Used(NamedTuple):
+    """A stored total as a decision needs it: the quantity times 10²⁴, its `as_of` and `written_at` (µs)."""
+
+    total: int
+    as_of: int
+    written_at: int
+
+
+class Scope(NamedTuple):
+    """What is asked of a customer: the totals of these meters for the period that begins at `start` (µs)."""
+
+    meters: tuple[str, ...]
+    start: int
+
+
+class Account(NamedTuple):
+    """What decisions about one customer rest on, all of one moment.
+
+    `used` has the meters that have a total in the scope. `held` is what open holds hold per meter (×10²⁴), whatever
+    their period; settled, released and expired ones are left out, and it stays right until `next_expiry` (µs, None
+    without open holds). `catalog` is the number of the newest catalog version, 0 without one. `revision` differs
+    whenever `used` or `held` do.
+    """
+
+    used: Mapping[str, Used]
+    held: Mapping[str, int]
+    next_expiry: int | None
+    catalog: int
+    revision: int
+
+
+class Hold(NamedTuple):
+    """Quantities (×10²⁴, 0 or more) per meter that are kept for one event until it comes, or until `until` (µs).
+
+    Customer, source and id are the event's own; `operators.keys.identity` of them is what `Settled` names.
+    """
+
+    customer: str
+    source: str
+    id: str
+    quantities: Mapping[str, int]
+    until: int
+
+
+class Reserved(NamedTuple):
+    """How a reserve ended, and the account after it.
+
+    - `held`: it is held now.
+    - `repeated`: it was held or committed already, with the same quantities; nothing changed.
+    - `settled`: its event has come already; nothing is held.
+    - `conflict`: it is held or committed with other quantities, which stand.
+    - `full`: there is not enough room; nothing is held.
+    - `moved`: the account is no longer the one that was seen; nothing is held.
+    """
+
+    outcome: Literal["held", "repeated", "settled", "conflict", "full", "moved"]
+    account: Account
+
+
+class Closing(NamedTuple):
+    """What became of a hold that is committed or released.
+
+    `committed`: it counts, with the quantities committed, until its event comes or it expires. `released`,
+    `settled`: it no longer counts. `unknown`: no such hold is remembered. `conflict`: it was committed before with
+    other quantities, or the meters are not those held; nothing changed. `reserved` are the quantities as they were
+    asked for, empty where unknown. `expired` says that a commit came after the expiry: it is held anew.
+    """
+
+    state: Literal["committed", "released", "settled", "unknown", "conflict"]
+    reserved: Mapping[str, int]
+    expired: bool = False
+
+
+class News(NamedTuple):
+    """Whose accounts changed since the call before, None for everybody's; and the newest catalog's number."""
+
+    customers: frozenset[str] | None
+    catalog: int
+
+
+class Feed(Protocol):
+    """A store's push channel for near caches; one thread has it. Raises StoreError when it is broken.
+
+    It tells of each change of an account that was read after the feed was opened, and of each catalog version.
+    Expiry of holds is not told: accounts say it themselves.
+    """
+
+    def wait(self, seconds: float) -> News:
+        """Returns as soon as there is news, and after about `seconds` at the latest; it may be none.
+
+        Before it returns it has made sure, by a round trip begun within this very call, that the channel works
+        and that all that was committed before the call began has been told, now or by an earlier call.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
+class Holds(Protocol):
+    """The gate's end of a store: accounts and holds, from any thread and process. Making one does no I/O.
+
+    Whatever fails raises StoreError, and the next call tries anew, connecting again if need be. What a hold counts
+    in ends in the same transaction in which its event's totals are written (`Settled`). An ended hold is remembered
+    for an hour past its expiry, so that late retries change nothing. `now` is in µs since the epoch.
+    """
+
+    self_timed: bool
+    """True where each call returns or raises within the time that the store was opened with, whatever happens."""
+
+    def account(self, customer: str, scope: Scope, now: int) -> Account:
+        """One round trip."""
+        ...
+
+    def reserve(
+        self, hold: Hold, ceilings: Mapping[str, int], scope: Scope, now: int, seen: int | None = None
+    ) -> Reserved:
+        """Holds if, for each meter in `ceilings` (×10²⁴), used + held + asked for is no more than its ceiling.
+
+        With `seen`, only if the account's revision still is this one. Atomic. An expired or released hold of the
+        same identity is as if it had never been.
+        """
+        ...
+
+    def commit(
+        self, customer: str, source: str, id: str, quantities: Mapping[str, int] | None, until: int, now: int
+    ) -> Closing:
+        """Makes the quantities final, and keeps the hold until `until` at least.
+
+        None commits what was reserved; the key "" stands for the only meter of the hold. They may be more than was
+        reserved. The first commit stands.
+        """
+        ...
+
+    def release(self, customer: str, source: str, id: str, now: int) -> Closing:
+        """Ends a hold that was not committed."""
+        ...
+
+    def catalog(self) -> CatalogVersion | None:
+        """The newest catalog version, None where there is none."""
+        ...
+
+    def feed(self) -> Feed: ...
     def close(self) -> None: ...
