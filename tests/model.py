@@ -119,6 +119,8 @@ def compare(one: Number, other: Number) -> int:
 
 def text_of(value: Fraction) -> str:
     """Decimal text without exponent and without trailing zeros after the point, of up to 24 places."""
+    if value < 0:
+        return "-" + text_of(-value)
     whole, rest = divmod(value * 10**24, 10**24)
     assert rest.denominator == 1, value
     return f"{whole}.{int(rest):024}".rstrip("0").rstrip(".")
@@ -386,6 +388,8 @@ class Window:
     late: int = 0
     corrected: int = 0
     steady: bool = True
+    adjusted: Fraction = Fraction(0)
+    adjustments: int = 0
     seen: set[tuple[type, Json]] = field(default_factory=set)
 
     def take(self, kind: str, value: Json, at: int, late: Late) -> None:
@@ -400,8 +404,8 @@ class Window:
                 self.last_at = max(at, self.last_at)
             case "unique":
                 self.seen.add((type(value), value))
-                self.total = Fraction(len(self.seen))
-        self.steady = kind != "last"
+                self.total = len(self.seen) + self.adjusted
+        self.steady = kind != "last" and not self.adjustments
         self.events += 1
         self.as_of = max(self.as_of, at)
         self.late += late == "late_open"
@@ -488,7 +492,8 @@ class Model:
     def _total(self, key: tuple[str, str, str, int]) -> Total:
         customer, meter, window, start = key
         found = self._windows[key]
-        whole = found.total.denominator == 1 and found.total < 2**63
+        whole = found.total.denominator == 1 and -(2**63) <= found.total < 2**63
+        even = found.adjusted.denominator == 1 and -(2**63) <= found.adjusted < 2**63
         return Total(
             customer=customer,
             window=window,  # type: ignore[arg-type]
@@ -496,12 +501,12 @@ class Model:
             start=start,
             end=found.end,
             total=int(found.total) if whole else text_of(found.total),
-            version=found.events,
+            version=found.events + found.adjustments,
             events=found.events,
             as_of=found.as_of,
             late=found.late,
             corrected=found.corrected,
-            adjustment=0,
+            adjustment=int(found.adjusted) if even else text_of(found.adjusted),
             steady=found.steady,
         )
 
@@ -691,6 +696,34 @@ class Model:
             turn=turn,
         )
         self.alerts.append(told)
+
+    def adjust(self, customer: str, meter: Meter, at: int, amount: Fraction, received_at: int) -> bool:
+        """Add to the windows that hold `at`; False where the meter is no sum or the period is gone."""
+        if meter.kind in ("max", "last"):
+            return False
+        now = received_at if self.clock == "wall" else self._now.get(customer, 0)
+        zone = self.catalog.zone_of(customer)
+        windows = {
+            "period": period_of(self.catalog.period_of(customer), zone, at),
+            "hour": hour_of(zone, at),
+            "day": day_of(zone, at),
+        }
+        for window, (start, end) in windows.items():
+            key = customer, meter.name, window, start
+            if key not in self._windows and end <= now - self.lateness:
+                if window == "period":
+                    return False
+                continue
+            found = self._windows.setdefault(key, Window(end))
+            found.total += amount
+            found.adjusted += amount
+            found.adjustments += 1
+            found.steady = False
+        self.counters["adjustments"] += 1
+        limit = self.catalog.limit_of(customer, meter.name)
+        for rule in rules_of(limit):
+            self._evaluate(rule, limit, customer, meter.name, windows["period"][0], at)
+        return True
 
     def restart(self, catalog: Catalog) -> None:
         """Go on under another catalog: where a limit changed, the latest period is judged anew."""

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from decimal import Decimal
+from fractions import Fraction
 from typing import cast
 
 import pytest
@@ -18,10 +19,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from operators.catalog import Catalog, Limit, Plan, Threshold
+from operators.catalog import Catalog, Limit, Meter, Plan, Threshold
 from operators.decode import Decoder
+from operators.keys import shard_of
 from operators.periods import Calendar
-from operators.ports import Payloads
+from operators.ports import Adjustment, Payloads
 from operators.records import Accepted, Alert, DeadLetter, Total
 from operators.shard import Outcome, Shard
 from operators.snapshot import Frame
@@ -43,6 +45,7 @@ class Fleet:
 
     def __init__(self, catalog: Catalog, lateness: timedelta, clock: Clock) -> None:
         self.catalog = catalog
+        self.number = 0
         self.lateness = lateness
         self.clock = clock
         self.totals: dict[Key, Total] = {}
@@ -56,9 +59,10 @@ class Fleet:
 
     def _start(self) -> list[object]:
         """Start from the snapshots; gives the alerts that a changed catalog sets off."""
-        self.decoder = Decoder(self.catalog, shards=SHARDS, clock=self.clock)
+        self.decoder = Decoder(self.catalog, shards=SHARDS, clock=self.clock, number=self.number)
         self.shards = [
-            Shard.restore(i, self.catalog, self.lateness, self.clock, self.frames[i]) for i in range(SHARDS)
+            Shard.restore(i, self.catalog, self.lateness, self.clock, self.frames[i], number=self.number)
+            for i in range(SHARDS)
         ]
         return [alert for shard in self.shards for alert in shard.review()]
 
@@ -67,7 +71,7 @@ class Fleet:
         payloads = Payloads(block, received_at, transport_time, "test")
         self.since.append(payloads)
         outcomes = self._apply(payloads)
-        self.left.append([*outcomes])
+        self.left.append(_comparable(outcomes))
         for outcome in outcomes:
             self.alerts += outcome.alerts
             self.dead += outcome.dead
@@ -104,10 +108,31 @@ class Fleet:
         self.left = [self._start()]
         self.alerts += cast(list[Alert], self.left[0])
 
+    def adopt(self, catalog: Catalog) -> None:
+        """Go on under another catalog without stopping."""
+        self.catalog = catalog
+        self.number += 1
+        customers = self.decoder.customers
+        self.decoder = Decoder(
+            catalog, shards=SHARDS, clock=self.clock, number=self.number, customers=customers
+        )
+        for shard in self.shards:
+            shard.adopt(self.number, catalog)
+            self.alerts += shard.review()
+        self.snapshot()
+
+    def adjust(self, adjustment: Adjustment, received_at: int) -> bool:
+        """Whether it was taken."""
+        shard = self.shards[shard_of(adjustment.customer, SHARDS)]
+        alerts, refused = shard.adjust(adjustment, received_at)
+        self.alerts += alerts
+        self.snapshot()
+        return refused is None
+
     def crash(self) -> None:
         """Go back to the last snapshot and do again what was done since: the same must leave again."""
         again = [self._start()]
-        again += [[*self._apply(payloads)] for payloads in self.since]
+        again += [_comparable(self._apply(payloads)) for payloads in self.since]
         assert again == self.left
 
     @property
@@ -116,6 +141,14 @@ class Fleet:
         for (_, name), value in self.counts.items():
             counters[name] += value
         return counters
+
+
+def _comparable(outcomes: list[Outcome]) -> list[object]:
+    """Columns have no equality of their own."""
+    return [
+        (outcome._replace(settled=None), [word.tolist() for word in outcome.settled or ()])
+        for outcome in outcomes
+    ]
 
 
 def alert(told: Told) -> Alert:
@@ -272,6 +305,7 @@ class Machine(RuleBasedStateMachine):
     """Both under the same small steps, compared after each one."""
 
     sent: list[Sent]
+    adjusted = 0
     clock: Clock = "event"
 
     @initialize(
@@ -326,6 +360,33 @@ class Machine(RuleBasedStateMachine):
     def change_limits(self, catalog: Catalog) -> None:
         self.fleet.restart(catalog)
         self.model.restart(catalog)
+
+    @rule(catalog=catalogs())
+    def change_limits_live(self, catalog: Catalog) -> None:
+        self.fleet.adopt(catalog)
+        self.model.restart(catalog)
+
+    @rule(
+        customer=st.sampled_from(("acme", "a-b,c", "Zoë", "new")),
+        meter=st.sampled_from(METERS),
+        ago=st.integers(-2, 100),
+        amount=st.decimals(-30, 30, places=3),
+    )
+    def adjust(self, customer: str, meter: Meter, ago: int, amount: Decimal) -> None:
+        """A repair, up or down, in any window that is still held."""
+        at = NOON - ago * HOUR
+        self.adjusted += 1
+        adjustment = Adjustment(
+            id=str(self.adjusted),
+            customer=customer,
+            meter=meter.name,
+            at=at,
+            quantity=str(amount),
+            reason="",
+            by="",
+        )
+        taken = self.model.adjust(customer, meter, at, Fraction(amount), NOON)
+        assert self.fleet.adjust(adjustment, NOON) == taken
 
     @invariant()
     def agree(self) -> None:
