@@ -6,10 +6,11 @@ So raising a cap lets the very next request pass, and any two readers of the sam
 from decimal import Decimal
 from typing import Literal, NamedTuple
 
-from operators.catalog import Limit
+from operators.catalog import Limit, OnCap
 from operators.quantity import SCALE, decimal, scaled
 
-Reason = Literal["no_cap", "within", "overage", "warn", "grace", "cap_reached"]
+Passing = Literal["within", "overage", "warn", "grace", "cap_reached"]
+Reason = Literal["no_cap", Passing]
 
 
 class Decision(NamedTuple):
@@ -27,23 +28,34 @@ class Decision(NamedTuple):
     denied_in_shadow: bool
 
 
+def edge_of(cap: int, grace_pct: Decimal) -> int:
+    """The most that may be reached of a cap with its grace; all times 10²⁴, cut off to a whole number."""
+    return cap * (100 * SCALE + scaled(grace_pct)) // (100 * SCALE)
+
+
+def reason_of(after: int, cap: int, edge: int, on_cap: OnCap) -> Passing:
+    """How a request stands that would bring the total to `after`; all times 10²⁴, or all in another unit.
+
+    Up to the cap all pass; past it `allow` and `warn` let pass, and `block` denies past `edge`.
+    """
+    if after <= cap:
+        return "within"
+    if on_cap != "block":
+        return "overage" if on_cap == "allow" else "warn"
+    return "grace" if after <= edge else "cap_reached"
+
+
 def decide(limit: Limit, total: Decimal, quantity: Decimal | int = 1) -> Decision:
     """Whether `quantity` more may be used on top of `total`.
 
-    Up to the cap all pass; past it `allow` and `warn` let pass, and `block` denies once the cap and its grace
-    would be exceeded. ValueError where a number has more than 24 decimal places.
+    ValueError where a number has more than 24 decimal places.
     """
     if limit.cap is None:
         return Decision(True, "no_cap", total, None, None, False)
     cap, used = scaled(limit.cap), scaled(total)
-    after = used + scaled(quantity)
+    reason = reason_of(used + scaled(quantity), cap, edge_of(cap, limit.grace_pct), limit.on_cap)
+    denied = reason == "cap_reached"
     remaining = decimal(max(cap - used, 0))
-    if after <= cap:
-        return Decision(True, "within", total, limit.cap, remaining, False)
-    if limit.on_cap != "block":
-        reason: Reason = "overage" if limit.on_cap == "allow" else "warn"
-        return Decision(True, reason, total, limit.cap, remaining, False)
-    # Both sides times 100·10²⁴, so that a percentage costs no rounding.
-    if after * 100 * SCALE <= cap * (100 * SCALE + scaled(limit.grace_pct)):
-        return Decision(True, "grace", total, limit.cap, remaining, False)
-    return Decision(limit.shadow, "cap_reached", total, limit.cap, remaining, limit.shadow)
+    return Decision(
+        not denied or limit.shadow, reason, total, limit.cap, remaining, denied and limit.shadow
+    )

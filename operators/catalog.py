@@ -12,6 +12,8 @@ from typing import Literal
 from operators.periods import Calendar, Policy
 
 Kind = Literal["count", "sum", "max", "last", "unique"]
+OnCap = Literal["block", "allow", "warn"]
+Fail = Literal["open", "closed"]
 Operator = Literal[
     "equals",
     "not_equals",
@@ -85,9 +87,9 @@ class Limit:
 
     included: Decimal | None = None
     cap: Decimal | None = None
-    on_cap: Literal["block", "allow", "warn"] = "block"
+    on_cap: OnCap = "block"
     grace_pct: Decimal = Decimal(0)
-    fail: Literal["open", "closed"] = "open"
+    fail: Fail = "open"
     shadow: bool = False
     thresholds: tuple[Threshold, ...] = ()
     hysteresis_pct: Decimal = Decimal(0)
@@ -95,18 +97,33 @@ class Limit:
 
 
 @dataclass(frozen=True, slots=True)
+class SpendCap:
+    """What a customer's overage of all meters may cost in one period, in the unit of the tiers' prices.
+
+    Without a cap it is not limited, whatever the plan says.
+    """
+
+    cap: Decimal | None = None
+    on_cap: OnCap = "block"
+    grace_pct: Decimal = Decimal(0)
+    fail: Fail = "open"
+    shadow: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
-    """The limits that customers share, per meter, and the period they are billed by."""
+    """The limits that customers share, per meter and of money, and the period they are billed by."""
 
     name: str
     period: Policy = field(default_factory=lambda: Calendar("month"))
     zone: str | None = None
     limits: Mapping[str, Limit] = field(default_factory=dict)
+    spend_cap: SpendCap | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Customer:
-    """A customer's plan and what differs from it. `limits` are whole, not patches: they replace."""
+    """A customer's plan and what differs from it. `limits` and `spend_cap` are whole, not patches: they replace."""
 
     name: str
     plan: str
@@ -114,6 +131,7 @@ class Customer:
     period: Policy | None = None
     limits: Mapping[str, Limit] = field(default_factory=dict)
     billing_id: str | None = None
+    spend_cap: SpendCap | None = None
 
 
 NO_PLAN = Plan("")
@@ -155,3 +173,9 @@ class Catalog:
         if known and meter in known.limits:
             return known.limits[meter]
         return self.plan_of(customer).limits.get(meter, NO_LIMIT)
+
+    def spend_cap_of(self, customer: str) -> SpendCap | None:
+        """What the customer's overage may cost, None where that is not limited."""
+        known = self.customers.get(customer)
+        found = (known and known.spend_cap) or self.plan_of(customer).spend_cap
+        return found if found and found.cap is not None else None

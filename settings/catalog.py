@@ -8,11 +8,11 @@ from typing import Any, Final, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from operators.catalog import Catalog, Customer, Limit, Meter, Plan
+from operators.catalog import Catalog, Customer, Limit, Meter, Plan, SpendCap
 from operators.periods import Billing
 from settings.catalog_fields import CustomerName, Name
 from settings.catalog_meters import MeterEntry
-from settings.catalog_plans import CustomerEntry, LimitEntry, PlanEntry
+from settings.catalog_plans import CustomerEntry, LimitEntry, PlanEntry, SpendCapEntry
 from settings.problems import MISSING, UNKNOWN, Strict, explain, unknown
 from settings.yaml_nodes import TOP, Fault, Node, Place, read
 
@@ -50,6 +50,11 @@ class CatalogError(Exception):
 
 def load_catalog(path: Path | str) -> Catalog:
     """The catalog in the file; CatalogError where it cannot be read or is wrong in any part."""
+    return parse_catalog(read_text(path), str(path))
+
+
+def read_text(path: Path | str) -> str:
+    """The file's text; CatalogError where it cannot be read, is too long or no UTF-8."""
     try:
         with open(path, "rb") as file:
             found = file.read(BYTES_MAX + 1)
@@ -58,12 +63,11 @@ def load_catalog(path: Path | str) -> Catalog:
     if len(found) > BYTES_MAX:
         raise CatalogError([Problem(str(path), 0, 0, "", f"needs {BYTES_MAX >> 20} MiB or less")])
     try:
-        text = found.decode("utf-8")
+        return found.decode("utf-8")
     except UnicodeDecodeError as error:
         line = found[: error.start].count(b"\n") + 1
         column = error.start - found.rfind(b"\n", 0, error.start)
         raise CatalogError([Problem(str(path), line, column, "", "needs UTF-8 text")]) from None
-    return parse_catalog(text, str(path))
 
 
 def parse_catalog(text: str, name: str = "catalog.yaml") -> Catalog:
@@ -125,7 +129,8 @@ class _Reading:
             self._check_meters(node, place)
             entry = self._plans[name] = self._entry(PlanEntry, node, place)
             if entry is not None:
-                yield Plan(name, entry.period.policy(), entry.zone, self._limits(entry.limits, {}, place))
+                limits, spend_cap = self._limits(entry.limits, {}, place), _spend_cap(entry.spend_cap, None)
+                yield Plan(name, entry.period.policy(), entry.zone, limits, spend_cap)
 
     def _read_default_plan(self) -> str | None:
         name = self._root.child("default_plan")
@@ -152,7 +157,8 @@ class _Reading:
             if (period or base.period.policy()) == NO_EDGES:
                 self._fault((*place, "period"), "needs edges, as the period is billing and the plan has none")
             limits = self._limits(entry.limits, base.limits, place)
-            yield Customer(name, plan, entry.zone, period, limits, entry.billing_id)
+            spend_cap = _spend_cap(entry.spend_cap, base.spend_cap)
+            yield Customer(name, plan, entry.zone, period, limits, entry.billing_id, spend_cap)
 
     def _plan(self, name: str, place: Place) -> PlanEntry | None:
         if name not in self._plans:
@@ -213,6 +219,10 @@ class _Reading:
 
     def _fault(self, place: Place, message: str) -> None:
         self._faults.append(Fault(self._root.find(place)[0].mark, place, message))
+
+
+def _spend_cap(entry: SpendCapEntry | None, base: SpendCapEntry | None) -> SpendCap | None:
+    return entry.over(base).spend_cap() if entry else None
 
 
 def _written(place: Place) -> str:

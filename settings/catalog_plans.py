@@ -6,7 +6,7 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from operators.catalog import Limit, Threshold, Tier
+from operators.catalog import Fail, Limit, OnCap, SpendCap, Threshold, Tier
 from operators.periods import Anchored, Billing, Calendar, Never, Policy
 from settings.catalog_fields import Instant, Level, MeterName, Name, Zone
 from settings.numbers import Count, Grace, Percent, Quantity
@@ -67,15 +67,33 @@ class TierEntry(Strict):
     price: Quantity
 
 
-class LimitEntry(Strict):
-    """A plan's limit, or what a customer's differs in: the fields that are written."""
+class CapEntry(Strict):
+    """A plan's cap, or what a customer's differs in: the fields that are written."""
+
+    cap: Quantity | None = None
+    on_cap: OnCap = "block"
+    grace_pct: Grace = Decimal(0)
+    fail: Fail = "open"
+    shadow: bool = False
+
+    def over(self, base: Self | None) -> Self:
+        """This entry's fields where they are written, else those of `base`."""
+        if base is None:
+            return self
+        return base.model_copy(update={name: getattr(self, name) for name in self.model_fields_set})
+
+
+class SpendCapEntry(CapEntry):
+    """A cap on what all overage costs, in the unit of the tiers' prices."""
+
+    def spend_cap(self) -> SpendCap:
+        return SpendCap(**dict(self))
+
+
+class LimitEntry(CapEntry):
+    """A cap on one meter, with what is told and billed on the way there."""
 
     included: Quantity | None = None
-    cap: Quantity | None = None
-    on_cap: Literal["block", "allow", "warn"] = "block"
-    grace_pct: Grace = Decimal(0)
-    fail: Literal["open", "closed"] = "open"
-    shadow: bool = False
     thresholds: tuple[Level, ...] = Field((), max_length=LEVELS_MAX)
     hysteresis_pct: Percent = Decimal(0)
     tiers: tuple[TierEntry, ...] = Field((), max_length=LEVELS_MAX)
@@ -98,12 +116,6 @@ class LimitEntry(Strict):
             raise ValueError("needs up_to of more than 0 that ascend from tier to tier")
         return tiers
 
-    def over(self, base: Self | None) -> Self:
-        """This entry's fields where they are written, else those of `base`."""
-        if base is None:
-            return self
-        return base.model_copy(update={name: getattr(self, name) for name in self.model_fields_set})
-
     def limit(self) -> Limit:
         values = dict(self)
         values["tiers"] = tuple(Tier(tier.up_to, tier.price) for tier in self.tiers)
@@ -114,6 +126,7 @@ class PlanEntry(Strict):
     zone: Zone | None = None
     period: Period = CalendarEntry(type="calendar", every="month")
     limits: dict[MeterName, LimitEntry] = Field(default_factory=dict)
+    spend_cap: SpendCapEntry | None = None
 
 
 class CustomerEntry(Strict):
@@ -122,3 +135,4 @@ class CustomerEntry(Strict):
     billing_id: Name | None = None
     period: Period | None = None
     limits: dict[MeterName, LimitEntry] = Field(default_factory=dict)
+    spend_cap: SpendCapEntry | None = None

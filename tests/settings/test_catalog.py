@@ -1,5 +1,5 @@
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -16,6 +16,7 @@ from operators.catalog import (
     Limit,
     Meter,
     Plan,
+    SpendCap,
     Threshold,
     Tier,
 )
@@ -245,6 +246,20 @@ def test_filters_nest_and_mix() -> None:
     )
     leaf = Condition("k", "contains", "x")
     assert catalog.meters[0].filter == Filter("and", (Filter("or", (leaf, Filter("and", (leaf,)))), leaf))
+
+
+def test_a_spend_cap_is_the_customers_own_where_it_differs_else_the_plans() -> None:
+    catalog = parse_catalog(
+        f"{METERS}plans:\n  pro:\n    spend_cap: {{cap: 99.5, on_cap: warn, grace_pct: 5, fail: closed, shadow: true}}\n"
+        "  free: {}\ndefault_plan: free\n"
+        "customers:\n  raised: {plan: pro, spend_cap: {cap: 200}}\n  same: {plan: pro}\n"
+        "  lifted: {plan: pro, spend_cap: {cap: null}}\n  own: {spend_cap: {cap: 1}}"
+    )
+    plans = SpendCap(Decimal("99.5"), "warn", Decimal(5), "closed", True)
+    assert catalog.spend_cap_of("raised") == replace(plans, cap=Decimal(200))
+    assert catalog.spend_cap_of("same") == plans
+    assert catalog.spend_cap_of("lifted") is catalog.spend_cap_of("stranger") is None
+    assert catalog.spend_cap_of("own") == SpendCap(Decimal(1))
 
 
 def test_a_customer_may_lift_what_the_plan_has() -> None:

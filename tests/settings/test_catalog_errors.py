@@ -237,8 +237,13 @@ BAD: list[tuple[str, int, str]] = [
     (
         limit("caps: 3"),
         6,
-        f"{LIMIT}.caps: is unknown; did you mean cap?; choices: included, cap, ",
+        f"{LIMIT}.caps: is unknown; did you mean cap?; choices: cap, on_cap, ",
     ),
+    (plan("spend_cap: 100"), 4, "plans.pro.spend_cap: needs a mapping, got 100"),
+    (plan("spend_cap: {limit: 1}"), 4, "plans.pro.spend_cap.limit: is unknown"),
+    (plan("spend_cap:\n      cap: -1"), 5, "plans.pro.spend_cap.cap: needs "),
+    (plan("spend_cap:\n      cap: 1\n      on_cap: stop"), 6, "plans.pro.spend_cap.on_cap: needs "),
+    (customer("plan: pro\n    spend_cap: {fail: maybe}"), 7, "customers.acme.spend_cap.fail: needs "),
     (
         plan("limits:\n      token: {cap: 1}"),
         5,
