@@ -5,7 +5,7 @@ strings. The events' own bytes ride along as offsets into the poll's block; only
 process are they cut out of it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from threading import Lock
 from typing import Any, NamedTuple
 
@@ -94,24 +94,24 @@ class Customers:
         self.digest = np.empty((1024, 2), np.uint64)
         self._lock = Lock()
 
-    def add(self, customer: str) -> int:
-        """The customer's number, given now if there was none."""
+    def add(self, customers: Iterable[str]) -> None:
+        """Gives numbers to those that have none."""
         with self._lock:
-            known = self.number.get(customer)
-            if known is not None:
-                return known
-            number = len(self.number)
-            if number == len(self.shard):
-                self.shard = np.resize(self.shard, 2 * number)
-                self.local = np.resize(self.local, 2 * number)
-                self.digest = np.resize(self.digest, (2 * number, 2))
-            shard = shard_of(customer, self.shards)
-            self.shard[number] = shard
-            self.local[number] = len(self.names[shard])
-            self.digest[number] = np.frombuffer(customer_digest(customer), np.uint64)
-            self.names[shard].append(customer)
-            self.number[customer] = number
-            return number
+            new = [customer for customer in dict.fromkeys(customers) if customer not in self.number]
+            if not new:
+                return
+            first, last = len(self.number), len(self.number) + len(new)
+            if last > len(self.shard):
+                self.shard = np.resize(self.shard, 2 * last)
+                self.local = np.resize(self.local, 2 * last)
+                self.digest = np.resize(self.digest, (2 * last, 2))
+            digests = b"".join(map(customer_digest, new))
+            self.digest[first:last] = np.frombuffer(digests, np.uint64).reshape(-1, 2)
+            for number, customer in enumerate(new, first):
+                shard = self.shard[number] = shard_of(customer, self.shards)
+                self.local[number] = len(self.names[shard])
+                self.names[shard].append(customer)
+            self.number.update(zip(new, range(first, last), strict=True))
 
 
 class Chunk:

@@ -6,7 +6,7 @@ all of them end in the same columns. Properties stay bytes until the meters of t
 that they read. Numbers become int or Decimal, never floats.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from decimal import Decimal, InvalidOperation
 from typing import Any, Literal
@@ -188,15 +188,12 @@ class Decoder:
         odd = (at == times.INVALID) | (at > latest)
         if "" in ids or max(map(len, ids)) > ID_MAX:
             odd |= np.fromiter((not 0 < len(id) <= ID_MAX for id in ids), np.bool_, len(ids))
-        numbers = list(map(self.customers.number.get, customers))
-        known_sources = list(map(self._sources.get, sources))
-        known_names = list(map(self._codes.get, names))
-        if None in numbers or None in known_sources or None in known_names:
-            for i in range(len(events)):
-                numbers[i] = self._customer(customers[i])
-                known_sources[i] = self._source(sources[i])
-                known_names[i] = self._name(names[i])
-                odd[i] |= numbers[i] is None or known_sources[i] is None or known_names[i] is None
+        numbers = self._known_customers(customers)
+        known_sources = _known(self._sources, sources, self._source)
+        known_names = _known(self._codes, names, self._name)
+        for column in (numbers, known_sources, known_names):
+            if None in column:
+                odd |= np.fromiter((found is None for found in column), np.bool_, len(column))
 
         kept = np.ones(len(events), np.bool_)
         for i in np.flatnonzero(odd).tolist():
@@ -205,7 +202,7 @@ class Decoder:
                 rejects.append(judged)
                 kept[i] = False
                 judged = _PLACEHOLDER
-            numbers[i] = self._customer(judged.customer)
+            numbers[i] = self._known_customers([judged.customer])[0]
             known_sources[i] = self._source(judged.source)
             known_names[i] = self._name(judged.name)
             ids[i], at[i], data[i] = judged.id, judged.at, judged.data
@@ -239,10 +236,13 @@ class Decoder:
                 gathered.read(feed, events, columns)
         return gathered
 
-    def _customer(self, customer: str | None) -> int | None:
-        if not customer or len(customer) > NAME_MAX:
-            return None
-        return self.customers.add(customer)
+    def _known_customers(self, customers: list[str]) -> list[int | None]:
+        """The number of each customer; None where it can't be one."""
+        numbers = list(map(self.customers.number.get, customers))
+        if None in numbers:
+            self.customers.add(customer for customer in customers if 0 < len(customer) <= NAME_MAX)
+            numbers = list(map(self.customers.number.get, customers))
+        return numbers
 
     def _source(self, source: str | None) -> bytes | None:
         if source is None or len(source) > ID_MAX:
@@ -319,6 +319,16 @@ def _fields(event: _Event) -> tuple[str, str | None, str, str, str, msgspec.Raw]
         stamp = event.timestamp or ""
         return event.customer_id, "", event.event_id, event.event_name, stamp, event.metadata
     return "", None, "", "", "", NO_DATA
+
+
+def _known(known: dict[Any, Any], values: list[Any], learn: Callable[[Any], Any]) -> list[Any]:
+    """What is known of each value; of a new one, what `learn` says."""
+    found = list(map(known.get, values))
+    if None in found:
+        for i, one in enumerate(found):
+            if one is None:
+                found[i] = learn(values[i])
+    return found
 
 
 def _words(digests: list[Any]) -> NDArray[np.uint64]:

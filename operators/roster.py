@@ -75,6 +75,11 @@ class Roster:
         self._policy = Column()
         self._zone_numbers: dict[str, int] = {}
         self._policy_numbers: dict[tuple[Policy, str], int] = {}
+        # Customers of one number have the same limits, those of the customer in `_limited`.
+        self._limited: list[str] = []
+        self._limits = Column()
+        self._limit_numbers: dict[str | int, int] = {}
+        self._strangers: tuple[int, int, int] | None = None
         self._rule_numbers: dict[object, int] = {}
         self._shared = np.empty(0, np.int64)
 
@@ -97,7 +102,7 @@ class Roster:
     def customers(self, chunk: Chunk) -> Ints:
         """The row of each event's customer; new customers get theirs now."""
         if not chunk.shared:
-            return np.array([self.add(name) for name in chunk.names], np.int64)[chunk.customer]
+            return self.rows(chunk.names)[chunk.customer]
         rows = self._shared
         if len(rows) < len(chunk.names):
             grown = np.full(max(len(chunk.names), len(rows) * 5 // 4), -1, np.int64)
@@ -105,39 +110,63 @@ class Roster:
             rows = self._shared = grown
         found = rows[chunk.customer]
         if (found < 0).any():
-            for local in np.unique(chunk.customer[found < 0]).tolist():
-                rows[local] = self.add(chunk.names[local])
+            new = np.unique(chunk.customer[found < 0])
+            rows[new] = self.rows([chunk.names[local] for local in new.tolist()])
             found = rows[chunk.customer]
         return found
 
     def add(self, name: str) -> int:
-        """The row of a customer, new or not."""
-        known = self.row.get(name)
-        if known is not None:
-            return known
-        row = self.row[name] = len(self.names)
-        self.names.append(name)
-        zone = self.catalog.zone_of(name)
-        policy = (self.catalog.period_of(name), zone)
-        if zone not in self._zone_numbers:
-            self._zone_numbers[zone] = len(self._zones)
-            self._zones.append(buckets(zone))
-        if policy not in self._policy_numbers:
-            self._policy_numbers[policy] = len(self._policies)
-            self._policies.append(Periods(*policy))
-        self.clock.extend(_one(0))
-        self._zone.extend(_one(self._zone_numbers[zone]))
-        self._policy.extend(_one(self._policy_numbers[policy]))
-        if row >= self._keys.shape[1]:
-            wider = np.full((len(self.meters), row * 5 // 4 + 64), -1, np.int64)
+        """The row of one customer, new or not."""
+        return int(self.rows([name])[0])
+
+    def rows(self, names: list[str]) -> Ints:
+        """The row of each customer; new ones get theirs now."""
+        new = [name for name in dict.fromkeys(names) if name not in self.row]
+        if new:
+            self._add(new)
+        return np.array([self.row[name] for name in names], np.int64)
+
+    def _add(self, names: list[str]) -> None:
+        first = len(self.names)
+        self.names += names
+        self.row.update(zip(names, range(first, len(self.names)), strict=True))
+        zone, policy, limits = np.array([self._terms(name) for name in names], np.int64).T
+        self.clock.extend(np.zeros(len(names), np.int64))
+        self._zone.extend(zone)
+        self._policy.extend(policy)
+        self._limits.extend(limits)
+        if len(self.names) > self._keys.shape[1]:
+            wider = np.full((len(self.meters), len(self.names) * 5 // 4 + 64), -1, np.int64)
             wider[:, : self._keys.shape[1]] = self._keys
             self._keys = wider
-        return row
+
+    def _terms(self, name: str) -> tuple[int, int, int]:
+        """The numbers of a customer's zone, policy and limits."""
+        known = self.catalog.customers.get(name)
+        # Whom the catalog does not name, it treats as all the others that it does not name.
+        terms = self._strangers if known is None else None
+        if terms is None:
+            zone = self.catalog.zone_of(name)
+            policy = (self.catalog.period_of(name), zone)
+            if zone not in self._zone_numbers:
+                self._zone_numbers[zone] = len(self._zones)
+                self._zones.append(buckets(zone))
+            if policy not in self._policy_numbers:
+                self._policy_numbers[policy] = len(self._policies)
+                self._policies.append(Periods(*policy))
+            # By identity, as for rules: one plan is one object.
+            limits = name if known and known.limits else id(self.catalog.plan_of(name))
+            if limits not in self._limit_numbers:
+                self._limit_numbers[limits] = len(self._limited)
+                self._limited.append(name)
+            terms = self._zone_numbers[zone], self._policy_numbers[policy], self._limit_numbers[limits]
+            if known is None:
+                self._strangers = terms
+        return terms
 
     def take_over(self, old: "Roster") -> None:
         """Fills this new roster with another's customers and keys, under its own catalog."""
-        for name in old.names:
-            self.add(name)
+        self.rows(old.names)
         self.clock = old.clock
         self.add_keys(old.key_customer.values, old.key_meter.values)
         self._shared = old._shared
@@ -164,11 +193,13 @@ class Roster:
         self._keys[meter, customer] = np.arange(first, first + len(meter))
         self.key_customer.extend(customer)
         self.key_meter.extend(meter)
+        pairs, place = np.unique(self._limits.values[customer] * len(self.meters) + meter, return_inverse=True)
+        limits, meters = (part.tolist() for part in np.divmod(pairs, len(self.meters)))
         rules = [
-            self._rules_of(self.names[row], self.meters[number].name)
-            for row, number in zip(customer.tolist(), meter.tolist(), strict=True)
+            self._rules_of(self._limited[number], self.meters[counted].name)
+            for number, counted in zip(limits, meters, strict=True)
         ]
-        self.key_rules.extend(np.array(rules, np.int64))
+        self.key_rules.extend(np.array(rules, np.int64)[place])
 
     def edges(self, customer: Ints, at: Ints) -> Edges:
         """The windows that hold each event."""
@@ -197,7 +228,3 @@ class Roster:
             number = self._rule_numbers[id(limit)] = len(self.rules)
             self.rules.append(rules_of(limit))
         return number
-
-
-def _one(value: int) -> Ints:
-    return np.array([value], np.int64)

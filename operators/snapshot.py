@@ -142,8 +142,7 @@ class State:
         roster, held = shard.roster, dict[int, Held]()
         versions: list[str] = []
         for state in self._states:
-            for name in state.names:
-                roster.add(name)
+            roster.rows(state.names)
             roster.clock.values[_ints(state.clock_rows)] = _ints(state.clocks)
             roster.add_keys(_ints(state.key_customer), _ints(state.key_meter))
             versions += [state.key_versions[i] for i in _ints(state.key_version).tolist()]
