@@ -250,7 +250,8 @@ def test_filters_nest_and_mix() -> None:
 
 def test_a_spend_cap_is_the_customers_own_where_it_differs_else_the_plans() -> None:
     catalog = parse_catalog(
-        f"{METERS}plans:\n  pro:\n    spend_cap: {{cap: 99.5, on_cap: warn, grace_pct: 5, fail: closed, shadow: true}}\n"
+        f"{METERS}plans:\n  pro:\n"
+        "    spend_cap: {cap: 99.5, on_cap: warn, grace_pct: 5, fail: closed, shadow: true}\n"
         "  free: {}\ndefault_plan: free\n"
         "customers:\n  raised: {plan: pro, spend_cap: {cap: 200}}\n  same: {plan: pro}\n"
         "  lifted: {plan: pro, spend_cap: {cap: null}}\n  own: {spend_cap: {cap: 1}}"
