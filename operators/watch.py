@@ -8,7 +8,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from itertools import accumulate, islice
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,7 +18,19 @@ from operators.records import Alert
 from operators.roster import Roster
 from operators.table import Table
 from operators.thresholds import NEVER_NEXT, Change, Rules, State, alert_id, review, step
-from operators.windows import ADD, FRACTIONS, LAST, MAX, Batch, Touched, key_of, start_of
+from operators.windows import (
+    ADD,
+    FRACTIONS,
+    LAST,
+    MAX,
+    Batch,
+    Flags,
+    Limbs,
+    Touched,
+    key_of,
+    start_of,
+    unpacked,
+)
 
 Held = list[tuple[str, int, int]]
 """A state by rule name, levels that hold and alerts sent, as a snapshot keeps it."""
@@ -37,7 +49,9 @@ class Watch:
         """Sets `next_up` of new rows."""
         rules = self._roster.key_rules.values[keys]
         used = [self._roster.rules[number] for number in np.unique(rules).tolist()]
-        first = dict(zip(np.unique(rules).tolist(), (r.next_up(r.fresh()) // SCALE for r in used), strict=True))
+        first = dict(
+            zip(np.unique(rules).tolist(), (r.next_up(r.fresh()) // SCALE for r in used), strict=True)
+        )
         waits = np.array([first[number] for number in rules.tolist()], np.int64)
         # The last reading may also fall, so a key of that kind with levels is always looked at.
         falls = self._roster.fold_of[self._roster.key_meter.values[keys]] == LAST
@@ -51,58 +65,84 @@ class Watch:
         if batch.corrected.any():
             # The exclusive or is greater where the count has one more binary digit: a power of two was passed.
             passed |= (columns["corrected"][rows] ^ touched.corrected) > touched.corrected
+        found = np.flatnonzero(passed)
+        if not len(found):
+            return []
+        rows, starts = rows[found], touched.starts[found]
+        words = self._periods.keys[0][rows]
+        first = touched.order[starts]
+        rules = self._roster.key_rules.values[key_of(words)]
+        facts = (
+            found,
+            rows,
+            words,
+            rules,
+            batch.fold[first],
+            touched.starts[found + 1] - starts,
+            first,
+            batch.at[first],
+        )
+        closed = batch.corrected if batch.corrected.any() else None
         alerts: list[tuple[int, Alert]] = []
-        for i in np.flatnonzero(passed).tolist():
-            alerts.extend(self._replay(batch, touched, i))
+        for row in map(_Passed, *(fact.tolist() for fact in facts), self._totals(rows)):
+            alerts.extend(self._replay(batch, touched, row, closed))
         return [alert for _, alert in sorted(alerts, key=itemgetter(0))]
 
-    def _replay(self, batch: Batch, touched: Touched, i: int) -> Iterator[tuple[int, Alert]]:
-        row = int(touched.rows[i])
-        word = int(self._periods.keys[0][row])
-        readings = np.sort(touched.order[touched.starts[i] : touched.starts[i + 1]])
-        key = int(batch.key[readings[0]])
-        rules = self._roster.rules[int(self._roster.key_rules.values[key])]
-        state = self._states.get(word) or rules.fresh()
+    def _replay(
+        self, batch: Batch, touched: Touched, passed: "_Passed", closed: Flags | None
+    ) -> Iterator[tuple[int, Alert]]:
+        """The alerts of one row, each with the reading that set it off."""
+        rules = self._roster.rules[passed.rules]
+        state = self._states.get(passed.word) or rules.fresh()
         before = list(state)
-        total = joined(int(touched.hi[i]), int(touched.mid[i]), int(touched.lo[i]))
-        times = batch.at[readings].tolist()
-        fold = int(batch.fold[readings[0]])
-        totals = list(_running(fold, total, _values(batch, readings), times, int(touched.as_of[i])))
-        moments = [(place, change, rules) for place, change in _changes(fold, rules, state, totals)]
-        closed = np.flatnonzero(batch.corrected[readings]).tolist() if batch.corrected.any() else ()
-        for count, place in enumerate(closed, int(touched.corrected[i]) + 1):
-            if count.bit_count() == 1:
-                turn = count.bit_length()
-                moments.append((place, Change("correction", "correction", "announced", str(count), turn), _UNLIMITED))
-        # Stable, so that at one reading the correction comes last.
-        for place, change, under in sorted(moments, key=itemgetter(0)):
-            yield int(readings[place]), self._alert(row, key, under, change, totals[place], times[place])
+        if passed.readings == 1:
+            readings, times, totals = [passed.first], [passed.at], [passed.total]
+        else:
+            readings, times, totals = _replayed(batch, touched, passed)
+        moments = [(place, change, rules) for place, change in _changes(passed.fold, rules, state, totals)]
+        if closed is not None:
+            corrections = np.flatnonzero(closed[readings]).tolist()
+            for count, place in enumerate(corrections, int(touched.corrected[passed.place]) + 1):
+                if count.bit_count() == 1:
+                    change = Change("correction", "correction", "announced", str(count), count.bit_length())
+                    moments.append((place, change, _UNLIMITED))
+            # Stable, so that at one reading the correction comes last.
+            moments.sort(key=itemgetter(0))
+        for place, change, under in moments:
+            yield readings[place], self._alert(passed.row, under, change, totals[place], times[place])
         if state != before:
-            self._states[word] = state
-            self.moved.add(word)
-            if self._periods.columns["next_up"][row] >= 0:
-                self._periods.columns["next_up"][row] = rules.next_up(state) // SCALE
+            self._move(passed.row, passed.word, rules, state)
+
+    def _move(self, row: int, word: int, rules: Rules, state: State) -> None:
+        """Keeps a new state, and the next level with it."""
+        self._states[word] = state
+        self.moved.add(word)
+        if self._periods.columns["next_up"][row] >= 0:
+            self._periods.columns["next_up"][row] = rules.next_up(state) // SCALE
+
+    def _totals(self, rows: Ints) -> list[int]:
+        """What these rows stand at, times 10²⁴."""
+        columns = self._periods.columns
+        return _joined([columns[name][rows] for name in ("hi", *FRACTIONS) if name in columns])
 
     def settle(self, row: int, at: int) -> list[Alert]:
         """The alerts of a total that was adjusted, up or down."""
-        columns = self._periods.columns
         word = int(self._periods.keys[0][row])
-        key = int(key_of(self._periods.keys[0][row : row + 1])[0])
-        rules = self._rules(key)
+        rules = self._rules(word)
         state = self._states.get(word) or rules.fresh()
-        total = joined(*(int(columns[name][row]) if name in columns else 0 for name in ("hi", *FRACTIONS)))
+        (total,) = self._totals(np.array([row]))
         changes = list(step(rules, state, total))
         if changes:
-            self._states[word] = state
-            self.moved.add(word)
-            columns["next_up"][row] = rules.next_up(state) // SCALE
-        return [self._alert(row, key, rules, change, total, at) for change in changes]
+            self._move(row, word, rules, state)
+        return [self._alert(row, rules, change, total, at) for change in changes]
 
     def held(self, word: int) -> Held:
         """A state for a snapshot."""
-        rules = self._rules(int(key_of(np.array([word], np.uint64))[0]))
         state = self._states[word]
-        return [(ladder.rule, state[2 * i], state[2 * i + 1]) for i, ladder in enumerate(rules.ladders)]
+        return [
+            (ladder.rule, state[2 * i], state[2 * i + 1])
+            for i, ladder in enumerate(self._rules(word).ladders)
+        ]
 
     @property
     def words(self) -> Iterable[int]:
@@ -123,12 +163,11 @@ class Watch:
         anew[changed] = True
         for word, rules_held in held.items():
             row = int(periods.find(np.array([word], np.uint64))[0])
-            key = int(keys[row])
-            if anew[key]:
+            if anew[keys[row]]:
                 continue
             self._states[word] = [number for _, *numbers in rules_held for number in numbers]
             if periods.columns["next_up"][row] >= 0:
-                periods.columns["next_up"][row] = self._rules(key).next_up(self._states[word]) // SCALE
+                periods.columns["next_up"][row] = self._rules(word).next_up(self._states[word]) // SCALE
         alerts: list[Alert] = []
         starts = start_of(words)
         latest: dict[int, int] = {}
@@ -136,23 +175,18 @@ class Watch:
             key = int(keys[row])
             if key not in latest or starts[row] > starts[latest[key]]:
                 latest[key] = row
-        for key, row in sorted(latest.items()):
-            alerts.extend(self._review(key, row, {r: n for r, n, _ in held.get(int(words[row]), [])}))
+        for _, row in sorted(latest.items()):
+            alerts.extend(self._review(row, {r: n for r, n, _ in held.get(int(words[row]), [])}))
         return alerts
 
-    def _review(self, key: int, row: int, held: dict[str, int]) -> Iterable[Alert]:
-        columns = self._periods.columns
-        limbs = [int(columns[name][row]) if name in columns else 0 for name in ("hi", *FRACTIONS)]
-        total = joined(*limbs)
-        rules = self._rules(key)
-        state, changes = review(rules, held, total)
+    def _review(self, row: int, held: dict[str, int]) -> Iterable[Alert]:
         word = int(self._periods.keys[0][row])
-        self._states[word] = state
-        self.moved.add(word)
-        if columns["next_up"][row] >= 0:
-            columns["next_up"][row] = rules.next_up(state) // SCALE
+        rules = self._rules(word)
+        (total,) = self._totals(np.array([row]))
+        state, changes = review(rules, held, total)
+        self._move(row, word, rules, state)
         for change in changes:
-            yield self._alert(row, key, rules, change, total, int(columns["as_of"][row]))
+            yield self._alert(row, rules, change, total, int(self._periods.columns["as_of"][row]))
 
     def drop(self, words: Iterable[int]) -> None:
         """Forgets the states of windows that are gone."""
@@ -160,14 +194,15 @@ class Watch:
             self._states.pop(word, None)
             self.moved.discard(word)
 
-    def _rules(self, key: int) -> Rules:
+    def _rules(self, word: int) -> Rules:
+        key, _ = unpacked(word)
         return self._roster.rules[int(self._roster.key_rules.values[key])]
 
-    def _alert(self, row: int, key: int, rules: Rules, change: Change, total: int, at: int) -> Alert:
+    def _alert(self, row: int, rules: Rules, change: Change, total: int, at: int) -> Alert:
         roster = self._roster
+        key, start = unpacked(int(self._periods.keys[0][row]))
         customer = roster.names[int(roster.key_customer.values[key])]
         meter = roster.meters[int(roster.key_meter.values[key])].name
-        start = int(start_of(self._periods.keys[0][row : row + 1])[0])
         id = alert_id(
             change.rule, customer, meter, start, change.level, rules.version, change.state, change.turn
         )
@@ -193,13 +228,37 @@ class Watch:
 _UNLIMITED = Rules("", None, ())
 
 
-def _values(batch: Batch, readings: Ints) -> list[int]:
-    """The quantities of these readings, times 10²⁴."""
-    hi, *fractions = (limb[readings].tolist() for limb in batch.limbs())
+class _Passed(NamedTuple):
+    """A row whose alerts are looked for: what a batch left there, and the first and number of its readings."""
+
+    place: int
+    row: int
+    word: int
+    rules: int
+    fold: int
+    readings: int
+    first: int
+    at: int
+    total: int
+
+
+def _joined(limbs: Limbs) -> list[int]:
+    """Quantities times 10²⁴."""
+    hi, *fractions = (limb.tolist() for limb in limbs)
     values = [part * SCALE for part in hi]
     for limb, unit in zip(fractions, (UNIT, 1), strict=False):
         values = [value + part * unit for value, part in zip(values, limb, strict=True)]
     return values
+
+
+def _replayed(batch: Batch, touched: Touched, passed: _Passed) -> tuple[list[int], list[int], list[int]]:
+    """A row's readings in order of arrival, their times, and the total after each."""
+    i = passed.place
+    readings = np.sort(touched.order[touched.starts[i] : touched.starts[i + 1]])
+    total = joined(int(touched.hi[i]), int(touched.mid[i]), int(touched.lo[i]))
+    times = batch.at[readings].tolist()
+    values = _joined([limb[readings] for limb in batch.limbs()])
+    return readings.tolist(), times, list(_running(passed.fold, total, values, times, int(touched.as_of[i])))
 
 
 def _running(fold: int, total: int, values: list[int], times: list[int], as_of: int) -> Iterator[int]:
@@ -224,5 +283,8 @@ def _changes(fold: int, rules: Rules, state: State, totals: list[int]) -> Iterat
     # Other totals only grow, so the next level is found by bisection.
     place = bisect_left(totals, rules.next_up(state))
     while place < len(totals):
-        yield from ((place, change) for change in step(rules, state, totals[place]))
-        place = bisect_left(totals, rules.next_up(state), place + 1)
+        for change in step(rules, state, totals[place]):
+            yield place, change
+        place += 1
+        if place < len(totals):
+            place = bisect_left(totals, rules.next_up(state), place)

@@ -34,6 +34,8 @@ COLUMNS = {
 PERIOD_COLUMNS = {**COLUMNS, "end": np.int64, "next_up": np.int64}
 FRACTIONS = ("mid", "lo")
 
+_KEY, _START = 34, 0xFFFFFFFF
+
 Flags = NDArray[np.bool_]
 Limbs = list[Ints]
 """Quantities as columns of limbs, `hi` alone where all are whole."""
@@ -103,13 +105,18 @@ class Touched(NamedTuple):
 
 def window_key(key: Ints, window: int, start: Ints) -> Words:
     """One 64-bit word for key, kind of window and start: 30 bits, 2 bits, 32 bits of seconds since 1970."""
-    packed = (key << 34) | (window << 32) | (start // SECOND)
+    packed = (key << _KEY) | (window << 32) | (start // SECOND)
     return packed.view(np.uint64)
 
 
 def key_of(words: Words) -> Ints:
     """The key of each word."""
-    return (words >> np.uint64(34)).astype(np.int64)
+    return (words >> np.uint64(_KEY)).astype(np.int64)
+
+
+def unpacked(word: int) -> tuple[int, int]:
+    """The key and the start (µs since the epoch) of one word."""
+    return word >> _KEY, (word & _START) * SECOND
 
 
 def window_of(words: Words) -> Ints:
@@ -119,7 +126,7 @@ def window_of(words: Words) -> Ints:
 
 def start_of(words: Words) -> Ints:
     """The start of each word's window, µs since the epoch."""
-    return (words & np.uint64(0xFFFFFFFF)).astype(np.int64) * SECOND
+    return (words & np.uint64(_START)).astype(np.int64) * SECOND
 
 
 def runs_of(batch: Batch, hour: Ints, period: Ints, his: list[Ints] | None) -> Runs:
