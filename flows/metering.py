@@ -1,9 +1,9 @@
 """The metering flow: usage events in, exact totals, alerts and billable events out.
 
-    source ─ decode ─ meter (per shard) ─┬─ store
-                                         ├─ alerts
-                                         ├─ dead letters
-                                         └─ billing
+    source ─ decode ─┬─ meter (per shard) ─┬─ store
+    control ─────────┘                     ├─ alerts
+                                           ├─ dead letters
+                                           └─ billing
 
 `python -m bytewax.run flows.metering` reads the settings and runs it, with recovery on unless a setting says
 otherwise. An item of the stream is never an event: a poll is parted into chunks, one per shard, and a chunk becomes one
@@ -13,138 +13,33 @@ emission.
 import gc
 import sys
 from collections.abc import Callable, Iterable
-from datetime import UTC, datetime, timedelta
 from itertools import chain
-from typing import Any, NamedTuple
+from time import monotonic
+from typing import Any
 
 import bytewax.operators as op
-import msgspec
 from bytewax.dataflow import Dataflow
-from bytewax.operators import StatefulBatchLogic
 from bytewax.outputs import DynamicSink, StatelessSinkPartition
 
 from connectors import recovery
-from connectors.journal import Journal, Position
-from operators.catalog import Catalog
-from operators.chunk import Chunk
+from connectors.control import ControlItem, ControlSource
+from flows.shards import Emission, ShardLogic
+from operators.chunk import Chunk, Customers
 from operators.decode import Decoder
-from operators.ports import Payloads, StoreWriter
-from operators.records import Accepted, Alert, Counter, DeadLetter, Total
+from operators.keys import shard_of
+from operators.ports import Adjustment, Payloads, StoreError, StoreWriter
 from operators.routing import shard_names, shard_of_name
-from operators.shard import Outcome, Shard
-from settings.catalog import CatalogError, load_catalog
+from operators.wire import encode_accepted, encode_alert, encode_dead_letter
+from settings.catalog import CatalogError
+from settings.catalogs import Catalogs, FileWatch, apply_file
 from settings.problems import SettingsError
 from settings.settings import Settings, load_settings
 
-# Outside of texts, where JSON has neither, a line break is white space like any other.
-_NO_BREAKS = bytes.maketrans(b"\r\n", b"  ")
+LOOK_EVERY = 0.01
+"""Seconds between looks for a newer catalog."""
 
-_EPOCH = datetime(1970, 1, 1)
-
-# Between two writes of a shard, per total written: a little while events trickle in, more while a backlog comes in
-# chunks of many, which is when writing less often lets it be worked off sooner.
-PACE, BACKLOG_PACE = timedelta(microseconds=5), timedelta(microseconds=80)
-BACKLOG_EVENTS = 200
-COUNTERS_EVERY = timedelta(seconds=1)
-
-
-class Emission(NamedTuple):
-    """What leaves the keyed step at once."""
-
-    totals: list[Total]
-    counters: list[Counter]
-    alerts: list[Alert]
-    dead: list[DeadLetter]
-    accepted: list[Accepted]
-
-
-class ShardLogic(StatefulBatchLogic[tuple[int, Chunk], Emission, Position | None]):
-    """One shard as Bytewax drives it: chunks in, emissions out at their pace, the journal at snapshots.
-
-    Alerts and dead letters leave at once. Totals leave at once too, then pause for `coalesce` or for a pace per total
-    and shard, whichever is longer; in a backlog writing then takes about a twentieth of the time.
-    """
-
-    def __init__(self, settings: Settings, catalog: Catalog, position: Position | None) -> None:
-        self._settings = settings
-        self._catalog = catalog
-        self._shard: Shard | None = None
-        self._journal: Journal | None = None
-        self._pending = False
-        self._events = 0
-        self._counters_due: datetime | None = None
-        self._next = datetime.now(UTC)
-        if position is not None:
-            self._open(position.shard, position)
-            # What was changed but not yet written when the snapshot was taken is written now.
-            self._pending = True
-
-    def on_batch(self, values: list[tuple[int, Chunk]]) -> tuple[Iterable[Emission], bool]:
-        if self._shard is None:
-            self._open(values[0][0], None)
-        shard = self._shard
-        assert shard is not None
-        outcomes = [shard.apply(chunk) for _, chunk in values]
-        self._events = sum(len(chunk) for _, chunk in values)
-        self._pending = True
-        now = datetime.now(UTC)
-        return self._emit(shard, outcomes, now, now >= self._next), StatefulBatchLogic.RETAIN
-
-    def on_notify(self) -> tuple[Iterable[Emission], bool]:
-        assert self._shard is not None
-        return self._emit(self._shard, [], datetime.now(UTC), True), StatefulBatchLogic.RETAIN
-
-    def on_eof(self) -> tuple[Iterable[Emission], bool]:
-        if self._shard is None:
-            return (), StatefulBatchLogic.RETAIN
-        self._counters_due = datetime.now(UTC)
-        return self._emit(self._shard, [], datetime.now(UTC), True), StatefulBatchLogic.RETAIN
-
-    def notify_at(self) -> datetime | None:
-        due = [self._next] if self._pending else []
-        due += [self._counters_due] if self._counters_due else []
-        return min(due, default=None)
-
-    def snapshot(self) -> Position | None:
-        assert self._shard is not None
-        if self._journal is None:
-            self._shard.forget()
-            return None
-        frames = self._shard.delta()
-        return self._journal.append(frames, self._shard.streams)
-
-    def _open(self, number: int, position: Position | None) -> None:
-        settings = self._settings
-        build = (number, self._catalog, settings.lateness, settings.now)
-        forward = "billing" in settings.branches
-        if not settings.recovery:
-            self._shard = Shard(*build, forward=forward)
-            return
-        self._journal = Journal(settings.data_dir / "journal", number, settings.sync)
-        frames = self._journal.resume(position)
-        self._shard = Shard.restore(*build, frames, forward=forward)
-        if position is not None and not self._journal.survived(position):
-            # A power cut may have cost the store its last commits, which nothing else would write again.
-            self._shard.resend()
-
-    def _emit(self, shard: Shard, outcomes: list[Outcome], now: datetime, due: bool) -> list[Emission]:
-        totals: list[Total] = []
-        counters: list[Counter] = []
-        if due:
-            totals = shard.totals()
-            self._pending = False
-            pace = BACKLOG_PACE if self._events >= BACKLOG_EVENTS else PACE
-            self._next = now + max(self._settings.coalesce, len(totals) * self._settings.shards * pace)
-        if self._counters_due is None:
-            self._counters_due = now + COUNTERS_EVERY
-        if now >= self._counters_due:
-            counters = shard.counters()
-            self._counters_due = None
-        alerts = [*shard.review(), *chain.from_iterable(outcome.alerts for outcome in outcomes)]
-        dead = list(chain.from_iterable(outcome.dead for outcome in outcomes))
-        accepted = list(chain.from_iterable(outcome.accepted for outcome in outcomes))
-        emission = Emission(totals, counters, alerts, dead, accepted)
-        return [emission] if any(emission) else []
+Directed = tuple[str, tuple[int, Chunk | ControlItem]]
+"""An item and the shard that it goes to: its name, as a Bytewax key, and its number."""
 
 
 class StoreSink(DynamicSink[Emission]):
@@ -164,7 +59,9 @@ class _StorePartition(StatelessSinkPartition[Emission]):
     def write_batch(self, items: list[Emission]) -> None:
         totals = list(chain.from_iterable(emission.totals for emission in items))
         counters = list(chain.from_iterable(emission.counters for emission in items))
-        self._writer.write(totals, counters)
+        notes = list(chain.from_iterable(emission.notes for emission in items))
+        settled = list(chain.from_iterable(emission.settled for emission in items))
+        self._writer.write(totals, counters, notes, settled)
 
     def close(self) -> None:
         self._writer.close()
@@ -174,42 +71,38 @@ def flow() -> Dataflow:
     """The flow that the settings describe; ends the process with one clear line if they can't be."""
     try:
         settings = load_settings()
-        catalog = load_catalog(settings.catalog)
+        # First of all, so that a wrong catalog leaves nothing behind.
+        catalogs = open_catalogs(settings)
         if settings.recovery:
             folder = recovery.prepare(settings.data_dir, settings.recovery_parts, settings.shards)
             recovery.hold(settings.data_dir)
             if not recovery.is_on():
                 recovery.start_over(folder, settings.epoch)
-        return build(settings, catalog)
-    except (SettingsError, CatalogError, recovery.RecoveryError) as error:
+        return build(settings, catalogs)
+    except (SettingsError, CatalogError, StoreError, recovery.RecoveryError) as error:
         sys.exit(str(error))
 
 
-def build(settings: Settings, catalog: Catalog) -> Dataflow:
+def open_catalogs(settings: Settings) -> Catalogs:
+    """The catalogs of the store, the settings' file applied. CatalogError where there is none, or a wrong one."""
+    log = settings.store.open_control()
+    apply_file(log, settings.catalog)
+    return Catalogs(log)
+
+
+def build(settings: Settings, catalogs: Catalogs) -> Dataflow:
     """The flow for these settings, ready to run."""
-    decoder = Decoder(
-        catalog,
-        shards=settings.shards,
-        clock=settings.now,
-        future=settings.future,
-        payload_bytes_max=settings.payload_bytes_max,
-    )
     branches = settings.branches
     # Decoded events are thousands of short-lived dicts without cycles, which the collector would visit for nothing.
     gc.set_threshold(200_000, 50, 50)
 
-    names = shard_names(settings.shards)
-
-    def chunks_of(polls: list[Payloads]) -> Iterable[tuple[str, tuple[int, Chunk]]]:
-        return ((names[shard], (shard, chunk)) for poll in polls for shard, chunk in decoder.decode(poll))
-
-    def logic(position: Position | None) -> ShardLogic:
-        return ShardLogic(settings, catalog, position)
-
     metering = Dataflow("metering")
     polls = op.input("source", metering, settings.source.open(**_source_limits(settings)))
-    chunks = op.flat_map_batch("decode", polls, chunks_of)
-    emissions = op.stateful_batch("meter", chunks, logic)
+    decoding = Decoding(settings, catalogs)
+    chunks = op.flat_map_batch("decode", polls, decoding.chunks)
+    control = op.input("control", metering, _control(settings, catalogs))
+    inputs = op.merge("inputs", chunks, op.flat_map("direct", control, decoding.direct))
+    emissions = op.stateful_batch("meter", inputs, lambda position: ShardLogic(settings, catalogs, position))
     if "store" in branches:
         written = op.map("totals", emissions, lambda keyed: keyed[1])
         op.output("store", written, StoreSink(settings.store.open))
@@ -224,41 +117,60 @@ def build(settings: Settings, catalog: Catalog) -> Dataflow:
     return metering
 
 
-def encode_alert(alert: Alert) -> bytes:
-    """An alert as one line of JSON, times as RFC 3339."""
-    fields = msgspec.structs.asdict(alert)
-    for name in ("period_start", "period_end", "at"):
-        fields[name] = instant(fields[name])
-    return msgspec.json.encode(fields)
+class Decoding:
+    """Polls to chunks under the newest catalog that this process was told of, and control records to their shards."""
+
+    def __init__(self, settings: Settings, catalogs: Catalogs) -> None:
+        self._settings = settings
+        self._catalogs = catalogs
+        self._names = shard_names(settings.shards)
+        self._number = catalogs.newest
+        self._decoder = self._decoder_of(self._number, None)
+        self._look_at = 0.0
+
+    def chunks(self, polls: list[Payloads]) -> Iterable[Directed]:
+        """Each poll's chunks, to their shards."""
+        self._follow()
+        names, decode = self._names, self._decoder.decode
+        return ((names[shard], (shard, chunk)) for poll in polls for shard, chunk in decode(poll))
+
+    def direct(self, item: ControlItem) -> Iterable[Directed]:
+        """A control record to the shard of its customer, or to all of them."""
+        if isinstance(item, Adjustment):
+            shard = shard_of(item.customer, self._settings.shards)
+            return [(self._names[shard], (shard, item))]
+        return [(name, (shard, item)) for shard, name in enumerate(self._names)]
+
+    def _follow(self) -> None:
+        """Decodes under a newer catalog from now on. Each process asks for itself, as control comes to one worker."""
+        now = monotonic()
+        if now >= self._look_at:
+            self._look_at = now + LOOK_EVERY
+            newest = self._catalogs.follow()
+            if newest > self._number:
+                self._decoder = self._decoder_of(newest, self._decoder.customers)
+                self._number = newest
+
+    def _decoder_of(self, number: int, customers: Customers | None) -> Decoder:
+        return Decoder(
+            self._catalogs.get(number),
+            shards=self._settings.shards,
+            clock=self._settings.now,
+            future=self._settings.future,
+            payload_bytes_max=self._settings.payload_bytes_max,
+            number=number,
+            customers=customers,
+        )
 
 
-def encode_dead_letter(letter: DeadLetter) -> bytes:
-    """A dead letter as one line of JSON; the payload as text, or in base64 where it is not UTF-8."""
-    fields = msgspec.structs.asdict(letter)
-    payload = fields.pop("payload")
-    try:
-        fields["payload"] = payload.decode()
-    except UnicodeDecodeError:
-        fields["payload_base64"] = payload
-    fields["received_at"] = instant(letter.received_at)
-    return msgspec.json.encode(fields)
-
-
-def encode_accepted(event: Accepted) -> bytes:
-    """An accepted event as one line of JSON: its safe id, its customer, time and lateness, and the event itself."""
-    fields = {
-        "event_id": event.id,
-        "customer_id": event.customer,
-        "timestamp": instant(event.at),
-        "late": event.late,
-        "event": msgspec.Raw(event.payload.translate(_NO_BREAKS)),
-    }
-    return msgspec.json.encode(fields)
-
-
-def instant(at: int) -> str:
-    """Microseconds since the epoch as RFC 3339, UTC."""
-    return f"{(_EPOCH + timedelta(microseconds=at)).isoformat(timespec='microseconds')}Z"
+def _control(settings: Settings, catalogs: Catalogs) -> ControlSource:
+    look = FileWatch(settings.catalog).look
+    return ControlSource(
+        settings.store.open_control,
+        endless=settings.source.endless,
+        catalog_number=catalogs.newest,
+        look=look,
+    )
 
 
 def _lines(key: str, records: list[Any], encode: Callable[[Any], bytes]) -> list[tuple[str, bytes]]:

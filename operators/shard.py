@@ -6,7 +6,7 @@ columns; operators/snapshot.py writes what changed of it and builds it up again.
 
 from collections.abc import Iterable
 from datetime import timedelta
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -190,10 +190,11 @@ class Shard:
         self._reviewed += self.watch.restore(held, changed)
         self.saved.whole |= bool(len(changed)) or len(roster.meters) > len(old.meters)
 
-    def adjust(self, adjustment: Adjustment) -> tuple[list[Alert], str | None]:
+    def adjust(self, adjustment: Adjustment, received_at: int) -> tuple[list[Alert], str | None]:
         """Adds to the windows that are held and hold its time. The alerts it sets off, and why it was refused.
 
-        Totals of `max` and `last` are readings, not sums, and can't be adjusted.
+        Totals of `max` and `last` are readings, not sums, and can't be adjusted. `received_at` is now, µs since the
+        epoch, for flows that go by the wall clock.
         """
         roster = self.roster
         numbers = [number for number, meter in enumerate(roster.meters) if meter.name == adjustment.meter]
@@ -201,10 +202,13 @@ class Shard:
             return [], f"no meter {adjustment.meter!r}"
         if roster.fold_of[numbers[0]] != ADD:
             return [], f"meter {adjustment.meter!r} adds nothing up: {roster.meters[numbers[0]].kind}"
-        amount = scaled(Decimal(adjustment.quantity))
+        try:
+            amount = scaled(Decimal(adjustment.quantity))
+        except (ValueError, InvalidOperation):
+            return [], f"quantity: needs a decimal of at most 24 places, got {adjustment.quantity[:40]!r}"
         customer = np.array([roster.add(adjustment.customer)], np.int64)
         at = np.array([adjustment.at], np.int64)
-        now = self.latest if self._wall else int(roster.clock.values[customer[0]])
+        now = received_at if self._wall else int(roster.clock.values[customer[0]])
         edges = roster.edges(customer, at)
         key = roster.keys(customer, np.array(numbers[:1], np.int64))
         windows = (

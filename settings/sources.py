@@ -12,6 +12,11 @@ class SourceAddress(Address):
 
     live: ClassVar[bool]
 
+    @property
+    def endless(self) -> bool:
+        """Whether the source waits for more, so that the flow runs until it is stopped."""
+        return True
+
 
 class File(SourceAddress):
     """`file:events.ndjson`, `file:data/*.ndjson` or `file:-` (standard input): one payload a line.
@@ -25,6 +30,10 @@ class File(SourceAddress):
     scheme: Literal["file"] = "file"
     path: str = Field(min_length=1, description="A file, a glob of files, or - for standard input.")
     follow: bool = Field(False, description="Wait for more at the end of the files, as tail -F does.")
+
+    @property
+    def endless(self) -> bool:
+        return self.follow
 
 
 class Demo(SourceAddress):
@@ -40,6 +49,10 @@ class Demo(SourceAddress):
         1, gt=0, le=100_000, allow_inf_nan=False, description="Seconds of event time in a second of ours."
     )
     count: int | None = Field(None, ge=1, description="Stop after so many events.")
+
+    @property
+    def endless(self) -> bool:
+        return self.count is None
 
 
 Source = Annotated[File | Demo, BY_SCHEME]

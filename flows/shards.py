@@ -1,0 +1,172 @@
+"""How Bytewax drives a shard: chunks and control records in, emissions out at their pace, the journal at snapshots."""
+
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from itertools import chain
+from typing import NamedTuple
+
+import msgspec
+from bytewax.operators import StatefulBatchLogic
+
+from connectors.clock import wall_clock
+from connectors.control import ControlItem
+from connectors.journal import Journal, Position
+from operators.chunk import Chunk
+from operators.ports import Adjustment, Note, Resend, Settled
+from operators.records import Accepted, Alert, Counter, DeadLetter, Total
+from operators.shard import Outcome, Shard
+from operators.wire import encode_alert
+from settings.catalogs import Catalogs
+from settings.settings import Settings
+
+# Between two writes of a shard, per total written: a little while events trickle in, more while a backlog comes in
+# chunks of many, which is when writing less often lets it be worked off sooner.
+PACE, BACKLOG_PACE = timedelta(microseconds=5), timedelta(microseconds=80)
+BACKLOG_EVENTS = 200
+COUNTERS_EVERY = timedelta(seconds=1)
+
+
+class Emission(NamedTuple):
+    """What leaves the keyed step at once."""
+
+    totals: list[Total]
+    counters: list[Counter]
+    alerts: list[Alert]
+    dead: list[DeadLetter]
+    accepted: list[Accepted]
+    notes: list[Note]
+    settled: list[Settled]
+
+
+class ShardLogic(StatefulBatchLogic[tuple[int, Chunk | ControlItem], Emission, Position | None]):
+    """One shard.
+
+    Alerts and dead letters leave at once. Totals leave at once too, then pause for `coalesce` or for a pace per total
+    and shard, whichever is longer; in a backlog writing then takes about a twentieth of the time. What they settle
+    leaves with them.
+    """
+
+    def __init__(self, settings: Settings, catalogs: Catalogs, position: Position | None) -> None:
+        self._settings = settings
+        self._catalogs = catalogs
+        self._number = 0
+        self._shard: Shard | None = None
+        self._journal: Journal | None = None
+        self._pending = False
+        self._settled: list[Settled] = []
+        self._notes: list[Note] = []
+        self._events = 0
+        self._counters_due: datetime | None = None
+        self._next = datetime.now(UTC)
+        if position is not None:
+            self._settled += self._open(position.shard, position).remembered()
+            # What was changed but not yet written when the snapshot was taken is written now.
+            self._pending = True
+
+    def on_batch(self, values: list[tuple[int, Chunk | ControlItem]]) -> tuple[Iterable[Emission], bool]:
+        shard = self._shard or self._open(values[0][0], None)
+        self._events = 0
+        outcomes: list[Outcome] = []
+        alerts: list[Alert] = []
+        for _, item in values:
+            if isinstance(item, Chunk):
+                self._meet(shard, item.catalog)
+                outcomes.append(shard.apply(item))
+                self._events += len(item)
+            else:
+                alerts += self._obey(shard, item)
+        self._pending = True
+        self._settled += [outcome.settled for outcome in outcomes if outcome.settled is not None]
+        now = datetime.now(UTC)
+        return self._emit(shard, outcomes, alerts, now, now >= self._next), StatefulBatchLogic.RETAIN
+
+    def on_notify(self) -> tuple[Iterable[Emission], bool]:
+        assert self._shard is not None
+        return self._emit(self._shard, [], [], datetime.now(UTC), True), StatefulBatchLogic.RETAIN
+
+    def on_eof(self) -> tuple[Iterable[Emission], bool]:
+        if self._shard is None:
+            return (), StatefulBatchLogic.RETAIN
+        self._counters_due = datetime.now(UTC)
+        return self._emit(self._shard, [], [], datetime.now(UTC), True), StatefulBatchLogic.RETAIN
+
+    def notify_at(self) -> datetime | None:
+        due = [self._next] if self._pending else []
+        due += [self._counters_due] if self._counters_due else []
+        return min(due, default=None)
+
+    def snapshot(self) -> Position | None:
+        assert self._shard is not None
+        if self._journal is None:
+            self._shard.forget()
+            return None
+        frames = self._shard.delta()
+        return self._journal.append(frames, self._shard.streams)
+
+    def _open(self, number: int, position: Position | None) -> Shard:
+        settings = self._settings
+        self._number = self._catalogs.newest
+        build = (number, self._catalogs.current, settings.lateness, settings.now)
+        forward = "billing" in settings.branches
+        if not settings.recovery:
+            self._shard = Shard(*build, forward=forward, number=self._number)
+            return self._shard
+        self._journal = Journal(settings.data_dir / "journal", number, settings.sync)
+        frames = self._journal.resume(position)
+        self._shard = Shard.restore(*build, frames, forward=forward, number=self._number)
+        if position is not None and not self._journal.survived(position):
+            # A power cut may have cost the store its last commits, which nothing else would write again.
+            self._shard.resend()
+        return self._shard
+
+    def _meet(self, shard: Shard, number: int) -> None:
+        """Sees to it that chunks under this catalog can be read: they come before its news, or after the next one's."""
+        if number > self._number:
+            shard.adopt(number, self._catalogs.get(number))
+            self._number = number
+        elif number not in shard.roster.numbers:
+            shard.roster.know(number, self._catalogs.get(number))
+
+    def _obey(self, shard: Shard, item: ControlItem) -> list[Alert]:
+        """Does what a control record says, and notes that it was done."""
+        match item:
+            case Adjustment():
+                alerts, refused = shard.adjust(item, wall_clock())
+                fields = msgspec.structs.asdict(item) | {"refused": refused}
+                self._note("adjustment", item.id, item.customer, fields)
+                return alerts
+            case Resend():
+                shard.resend()
+                self._note("resend", f"{item.id}/{shard.index}", "", {"shard": shard.index})
+            case int():
+                self._meet(shard, item)
+        return []
+
+    def _note(self, kind: str, id: str, customer: str, fields: dict[str, object]) -> None:
+        self._notes.append(Note(kind, id, customer, wall_clock(), msgspec.json.encode(fields)))
+
+    def _emit(
+        self, shard: Shard, outcomes: list[Outcome], alerts: list[Alert], now: datetime, due: bool
+    ) -> list[Emission]:
+        totals: list[Total] = []
+        counters: list[Counter] = []
+        notes: list[Note] = []
+        settled: list[Settled] = []
+        if due:
+            totals = shard.totals()
+            notes, self._notes = self._notes, notes
+            settled, self._settled = self._settled, settled
+            self._pending = False
+            pace = BACKLOG_PACE if self._events >= BACKLOG_EVENTS else PACE
+            self._next = now + max(self._settings.coalesce, len(totals) * self._settings.shards * pace)
+        if self._counters_due is None:
+            self._counters_due = now + COUNTERS_EVERY
+        if now >= self._counters_due:
+            counters = shard.counters()
+            self._counters_due = None
+        alerts = [*shard.review(), *alerts, *chain.from_iterable(outcome.alerts for outcome in outcomes)]
+        notes += [Note("alert", alert.id, alert.customer, alert.at, encode_alert(alert)) for alert in alerts]
+        dead = list(chain.from_iterable(outcome.dead for outcome in outcomes))
+        accepted = list(chain.from_iterable(outcome.accepted for outcome in outcomes))
+        emission = Emission(totals, counters, alerts, dead, accepted, notes, settled)
+        return [emission] if any(emission) else []

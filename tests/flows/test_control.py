@@ -1,0 +1,175 @@
+"""The control input of a running flow: adjustments, requests to resend, and catalogs that change under way."""
+
+import json
+import shutil
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+
+from connectors.sqlite import SqliteReader
+from connectors.sqlite_control import SqliteControl
+from operators.ports import Adjustment, Note, Resend
+from settings.catalogs import apply_text
+from tests.flows.conftest import SCENARIOS, SECONDS, Place
+
+FOLLOWED = {"SOURCE": "file:in.ndjson?follow=true", "EPOCH": "1s"}
+JUNE_17 = 1_781_690_400_000_000
+"""2026-06-17T10:00Z"""
+TOKENS = ("acme", "tokens")
+
+
+def eventually(is_so: Callable[[], Any]) -> None:
+    """Waits until it is so; far longer than it ever takes."""
+    deadline = monotonic() + SECONDS
+    while not is_so():
+        assert monotonic() < deadline
+        sleep(0.03)
+
+
+def control(place: Place) -> closing[SqliteControl]:
+    return closing(SqliteControl(place.folder / "store.db"))
+
+
+def adjustment(id: str, quantity: str, **fields: Any) -> Adjustment:
+    given = {"customer": "acme", "meter": "tokens", "at": JUNE_17, "reason": "test", "by": "ops"} | fields
+    return Adjustment(id=id, quantity=quantity, **given)
+
+
+def notes(place: Place, kind: str) -> list[Note]:
+    with closing(SqliteReader(place.folder / "store.db")) as reader:
+        return reader.notes(kind)
+
+
+def has_totals(place: Place) -> bool:
+    return (place.folder / "store.db").exists() and TOKENS in place.periods()
+
+
+def test_an_adjustment_stands_beside_later_events_and_counts_once(place: Place) -> None:
+    """A repair must neither be lost in a crash nor be made a second time by the restart."""
+    place.append("first.jsonl")
+    with place.running(**FOLLOWED):
+        eventually(lambda: has_totals(place) and place.periods()[TOKENS] == "33.6")
+        with control(place) as log:
+            log.append(adjustment("1", "-3.5"))
+            eventually(lambda: place.periods()[TOKENS] == "30.1")
+            place.append("second.jsonl")
+            eventually(lambda: place.periods()[TOKENS] == "130.1")
+            log.append(adjustment("1", "-3.5"))
+            log.append(adjustment("2", "0.9"))
+            eventually(lambda: place.periods()[TOKENS] == "131")
+    with place.running(**FOLLOWED), control(place) as log:
+        log.append(adjustment("3", "1", customer="late", at=JUNE_17))
+        eventually(lambda: place.periods().get(("late", "tokens")) == "1")
+        assert place.periods()[TOKENS] == "131"
+    totals = [total for total in place.totals().values() if (total.customer, total.meter) == TOKENS]
+    assert {str(total.adjustment) for total in totals if total.window == "period"} == {"-2.6"}
+    assert {note.id: json.loads(note.body)["refused"] for note in notes(place, "adjustment")} == {
+        "1": None,
+        "2": None,
+        "3": None,
+    }
+
+
+def test_what_cannot_be_adjusted_is_said(place: Place) -> None:
+    place.append("first.jsonl")
+    with place.running(**FOLLOWED):
+        eventually(lambda: has_totals(place))
+        with control(place) as log:
+            log.append(adjustment("meter", "1", meter="nothing"))
+            log.append(adjustment("period", "1", at=JUNE_17 - 90 * 86_400_000_000))
+            log.append(adjustment("number", "a lot"))
+            eventually(lambda: len(notes(place, "adjustment")) == 3)
+        refused = {note.id: json.loads(note.body)["refused"] for note in notes(place, "adjustment")}
+        assert refused["meter"] == "no meter 'nothing'"
+        assert refused["period"] == "its period is no longer held"
+        assert refused["number"].startswith("quantity: needs a decimal")
+        assert place.periods()[TOKENS] == "33.6"
+
+
+def test_a_lowered_cap_is_told_of_customers_who_are_idle(place: Place) -> None:
+    """Through the file and through the store alike, and while nobody sends anything."""
+    catalog = place.folder / "catalog.yaml"
+    shutil.copy(SCENARIOS / "catalog.yaml", catalog)
+    place.append("first.jsonl")
+    with place.running(**FOLLOWED, CATALOG="catalog.yaml"):
+        eventually(lambda: has_totals(place))
+        assert ("globex", "cap_reached", "raised", "1") not in place.alerts()
+        lower = catalog.read_text().replace("cap: 5", "cap: 1")
+        catalog.write_text(lower)
+        eventually(lambda: ("globex", "cap_reached", "raised", "1") in place.alerts())
+        with control(place) as log:
+            apply_text(log, lower.replace("cap: 1", "cap: 2"), origin="api", by="ops", expected=2)
+        eventually(lambda: ("globex", "cap_reached", "raised", "2") in place.alerts())
+        told = {(json.loads(note.body)["kind"], note.customer) for note in notes(place, "alert")}
+        assert ("cap_reached", "globex") in told
+
+
+def test_a_new_meter_counts_from_then_on(place: Place) -> None:
+    catalog = place.folder / "catalog.yaml"
+    shutil.copy(SCENARIOS / "catalog.yaml", catalog)
+    place.append("first.jsonl")
+    with place.running(**FOLLOWED, CATALOG="catalog.yaml"):
+        eventually(lambda: has_totals(place))
+        shutil.copy(SCENARIOS / "raised.yaml", catalog)
+        with control(place) as log:
+            eventually(lambda: log.catalog_number() == 2)
+        sleep_until_followed(place)
+        place.append("second.jsonl")
+        eventually(lambda: place.periods().get(("acme", "longest")) == "100")
+        assert place.periods()[TOKENS] == "133.6"
+
+
+def sleep_until_followed(place: Place) -> None:
+    """The shards know the catalog once the raised cap has released what the old one had reached."""
+    eventually(lambda: ("acme", "cap_released", "resolved", "none") in place.alerts())
+
+
+def test_a_broken_catalog_file_changes_nothing(place: Place) -> None:
+    """Whoever saves half a file does not take the caps away."""
+    catalog = place.folder / "catalog.yaml"
+    shutil.copy(SCENARIOS / "catalog.yaml", catalog)
+    place.append("first.jsonl")
+    with place.running(**FOLLOWED, CATALOG="catalog.yaml") as process:
+        eventually(lambda: has_totals(place))
+        catalog.write_text("meters: [")
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        assert "catalog stays as it is" in line and "catalog.yaml" in line
+        place.append("second.jsonl")
+        eventually(lambda: place.periods()[TOKENS] == "133.6")
+        with control(place) as log:
+            assert log.catalog_number() == 1
+
+
+def test_a_change_made_elsewhere_outlives_a_restart_with_the_old_file(place: Place) -> None:
+    """The file counts when it is edited, not each time that the flow starts."""
+    place.append("first.jsonl")
+    place.run()
+    text = Path(place.settings["CATALOG"]).read_text()
+    with control(place) as log:
+        apply_text(log, text.replace("cap: 5", "cap: 4"), origin="api", by="ops")
+    place.run()
+    with control(place) as log:
+        newest = log.catalog()
+        assert newest is not None and (newest.number, newest.origin) == (2, "api")
+    assert ("acme", "cap_reached", "raised", "4") in place.alerts()
+
+
+def test_what_a_store_lost_is_written_again(place: Place) -> None:
+    """Also of customers who send nothing any more."""
+    place.append("first.jsonl")
+    with place.running(**FOLLOWED):
+        eventually(lambda: has_totals(place) and len(place.periods()) == 4)
+        expected = place.totals()
+        with closing(sqlite3.connect(place.folder / "store.db")) as db:
+            for number in range(16):
+                db.execute(f"DELETE FROM totals_{number:02}")
+            db.commit()
+        assert place.totals() == {}
+        with control(place) as log:
+            log.append(Resend(id="drill"))
+        eventually(lambda: len(notes(place, "resend")) == 4)
+        assert place.totals() == expected
