@@ -1,0 +1,296 @@
+"""The control plane under `/__sim`: what tests and the demo do to the platform. No key is asked for."""
+
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import Annotated, Any, Final, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from serving.simulator import periods, planting, reading, views
+from serving.simulator.calls import Call
+from serving.simulator.faults import Fault, Rule
+from serving.simulator.gateway import Gateway
+from serving.simulator.instants import SECOND, from_datetime, written
+from serving.simulator.limits import read_tier
+from serving.simulator.problems import Problem
+from serving.simulator.records import EventInput, KeyMode
+from serving.simulator.seeding import Instant, Seeds, sow
+from serving.simulator.ticks import tick
+
+T = TypeVar("T")
+
+PREFIX: Final = "/__sim"
+LISTED_MAX: Final = 10_000
+
+Act = Callable[[Gateway, Call], Any]
+
+
+class Reset(msgspec.Struct, forbid_unknown_fields=True):
+    seed: int = 1
+
+
+class SetClock(msgspec.Struct, forbid_unknown_fields=True):
+    now: Instant | None = None
+    advance_s: Annotated[float, Meta(ge=0)] = 0
+    rate: Annotated[float, Meta(ge=0, le=1e6)] | None = None
+
+
+class SetTier(msgspec.Struct, forbid_unknown_fields=True):
+    tier: str
+
+
+class SetKey(msgspec.Struct, forbid_unknown_fields=True):
+    key: Annotated[str, Meta(min_length=1)]
+    mode: KeyMode
+
+    def __repr__(self) -> str:
+        return f"SetKey(mode={self.mode!r})"
+
+
+class Script(msgspec.Struct, forbid_unknown_fields=True):
+    steps: list[Fault]
+    where: str = "ingest"
+
+
+class Insert(msgspec.Struct, forbid_unknown_fields=True):
+    events: list[EventInput]
+
+
+class Roll(msgspec.Struct, forbid_unknown_fields=True):
+    """`at` closes the current cycle early; `start` and `end` are the next one's, where they are not to follow."""
+
+    at: Instant | None = None
+    start: Instant | None = None
+    end: Instant | None = None
+
+
+class ChangeSubscription(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    status: str | None = None
+    product_id: str | None = None
+    end: Instant | None = None
+    expires_at: Instant | None = None
+    cancel_at_next_billing_date: bool | None = None
+
+
+def reset(gateway: Gateway, call: Call) -> Any:
+    gateway.platform.reset(call.read(Reset).seed)
+    gateway.restart()
+    return state(gateway, call)
+
+
+def get_clock(gateway: Gateway, call: Call) -> Any:
+    clock = gateway.platform.clock
+    return {"now": written(clock.now()), "rate": clock.hand.rate}
+
+
+def set_clock(gateway: Gateway, call: Call) -> Any:
+    order, platform = call.read(SetClock), gateway.platform
+    at = platform.now if order.now is None else from_datetime(order.now)
+    if at < platform.now:
+        # Totals remember how far they were looked at; what is to come may lie before that now.
+        platform.changed()
+    platform.clock.set(at + int(order.advance_s * SECOND), order.rate)
+    tick(platform)
+    return get_clock(gateway, call)
+
+
+def seed(gateway: Gateway, call: Call) -> Any:
+    return sow(gateway.platform, call.read(Seeds))
+
+
+def get_switches(gateway: Gateway, call: Call) -> Any:
+    return gateway.platform.switches
+
+
+def set_switches(gateway: Gateway, call: Call) -> Any:
+    memory = gateway.platform.memory
+    memory.switches = memory.switches.changed(call.read(dict[str, Any]))
+    gateway.platform.changed()
+    gateway.relimit()
+    return memory.switches
+
+
+def set_tier(gateway: Gateway, call: Call) -> Any:
+    tier = call.read(SetTier).tier
+    read_tier(tier)
+    gateway.platform.memory.tier = tier
+    gateway.relimit()
+    return {"tier": tier}
+
+
+def set_key(gateway: Gateway, call: Call) -> Any:
+    order = call.read(SetKey)
+    gateway.platform.memory.keys[order.key] = order.mode
+    return {"mode": order.mode}
+
+
+def get_faults(gateway: Gateway, call: Call) -> Any:
+    return gateway.plan.listed()
+
+
+def add_fault(gateway: Gateway, call: Call) -> Any:
+    return gateway.plan.add(call.read(Rule), gateway.platform.now)
+
+
+def clear_faults(gateway: Gateway, call: Call) -> Any:
+    gateway.plan.clear(call.text("id"))
+    return gateway.plan.listed()
+
+
+def add_script(gateway: Gateway, call: Call) -> Any:
+    script = call.read(Script)
+    gateway.plan.script(script.where, script.steps)
+    return gateway.plan.listed()
+
+
+def drop_events(gateway: Gateway, call: Call) -> Any:
+    return {"event_ids": planting.drop(gateway.platform, call.read(planting.Drop))}
+
+
+def double_events(gateway: Gateway, call: Call) -> Any:
+    return {"event_ids": planting.double(gateway.platform, call.read(planting.Double))}
+
+
+def insert_events(gateway: Gateway, call: Call) -> Any:
+    return {"stored": planting.insert(gateway.platform, call.read(Insert).events)}
+
+
+def skew(gateway: Gateway, call: Call) -> Any:
+    planting.skew(gateway.platform, call.read(planting.Skew))
+    return gateway.platform.memory.skews
+
+
+def roll(gateway: Gateway, call: Call) -> Any:
+    platform, order = gateway.platform, call.read(Roll)
+    subscription = platform.subscriptions.get(call.params["subscription_id"])
+    periods.roll(
+        platform, subscription, at=_micro(order.at), start=_micro(order.start), end=_micro(order.end)
+    )
+    return views.subscription(platform, subscription)
+
+
+def change_subscription(gateway: Gateway, call: Call) -> Any:
+    platform, order = gateway.platform, call.read(ChangeSubscription)
+    subscription = platform.subscriptions.get(call.params["subscription_id"])
+    changes = {
+        field: value for field in order.__struct_fields__ if (value := getattr(order, field)) is not None
+    }
+    for field in ("end", "expires_at"):
+        if field in changes:
+            changes[field] = from_datetime(changes[field])
+    periods.change(platform, subscription, changes)
+    return views.subscription(platform, subscription)
+
+
+def usage(gateway: Gateway, call: Call) -> Any:
+    """What each cycle's history comes to once everything stored is visible."""
+    platform, wanted = gateway.platform, call.text("subscription_id")
+    return [
+        {
+            "subscription_id": subscription.subscription_id,
+            "customer_id": subscription.customer_id,
+            "items": [
+                reading.cycle_usage(platform, subscription, cycle, None) for cycle in subscription.cycles
+            ],
+        }
+        for subscription in platform.subscriptions
+        if wanted in (None, subscription.subscription_id)
+    ]
+
+
+def events(gateway: Gateway, call: Call) -> Any:
+    """Everything stored, visible or not, in the order it was stored; doubles are there twice."""
+    platform, after, limit = gateway.platform, call.number("after") or 0, _limit(call)
+    found = [event for event in platform.events.all() if event.position > after][:limit]
+    return [
+        views.event(platform, event) | {"position": event.position, "stored_at": written(event.stored_at)}
+        for event in found
+    ]
+
+
+def requests(gateway: Gateway, call: Call) -> Any:
+    return gateway.log.after(call.number("after") or 0, _limit(call))
+
+
+def state(gateway: Gateway, call: Call) -> Any:
+    platform = gateway.platform
+    return {
+        "seed": platform.memory.seed,
+        "now": written(platform.now),
+        "rate": platform.clock.hand.rate,
+        "business_id": platform.memory.business_id,
+        "tier": platform.memory.tier,
+        "switches": platform.switches,
+        "events": sum(1 for _ in platform.events.all()),
+        "requests": gateway.log.total,
+        "meters": [
+            views.meter(platform, meter) | {"archived": meter.is_archived} for meter in platform.meters
+        ],
+        "customers": [views.customer(platform, customer) for customer in platform.customers],
+        "products": [views.product(platform, product) for product in platform.products],
+        "subscriptions": [views.subscription(platform, one) for one in platform.subscriptions],
+        "skews": platform.memory.skews,
+        "faults": gateway.plan.listed(),
+    }
+
+
+ACTS: dict[tuple[Literal["GET", "POST", "PATCH", "DELETE"], str], Act] = {
+    ("POST", "/reset"): reset,
+    ("GET", "/state"): state,
+    ("GET", "/clock"): get_clock,
+    ("POST", "/clock"): set_clock,
+    ("POST", "/seed"): seed,
+    ("GET", "/switches"): get_switches,
+    ("POST", "/switches"): set_switches,
+    ("POST", "/tier"): set_tier,
+    ("POST", "/keys"): set_key,
+    ("GET", "/faults"): get_faults,
+    ("POST", "/faults"): add_fault,
+    ("DELETE", "/faults"): clear_faults,
+    ("POST", "/script"): add_script,
+    ("GET", "/events"): events,
+    ("POST", "/events/drop"): drop_events,
+    ("POST", "/events/double"): double_events,
+    ("POST", "/events/insert"): insert_events,
+    ("POST", "/skew"): skew,
+    ("GET", "/usage"): usage,
+    ("GET", "/requests"): requests,
+    ("POST", "/subscriptions/{subscription_id}/roll"): roll,
+    ("PATCH", "/subscriptions/{subscription_id}"): change_subscription,
+}
+
+
+def routes(gateway: Gateway) -> list[Route]:
+    return [
+        Route(PREFIX + path, _endpoint(gateway, act), methods=[method])
+        for (method, path), act in ACTS.items()
+    ]
+
+
+def _endpoint(gateway: Gateway, act: Act) -> Callable[[Request], Awaitable[Response]]:
+    async def endpoint(request: Request) -> Response:
+        body = await request.body() or b"{}"
+        call = Call(request.method, request.scope["path"], request.path_params, request.query_params, body)
+        try:
+            with gateway.platform.transaction():
+                status, document = 200, act(gateway, call)
+        except Problem as problem:
+            status, document = problem.status, {"code": problem.code, "message": problem.message}
+        except ValueError as error:
+            status, document = 422, {"code": "WRONG_ORDER", "message": str(error)}
+        return Response(msgspec.json.encode(document), status, media_type="application/json")
+
+    return endpoint
+
+
+def _limit(call: Call) -> int:
+    limit = call.number("limit")
+    return LISTED_MAX if limit is None else min(limit, LISTED_MAX)
+
+
+def _micro(at: datetime | None) -> int | None:
+    return None if at is None else from_datetime(at)

@@ -1,0 +1,177 @@
+"""Subscriptions in time: made, renewed, closed early, cancelled; which tells the webhooks."""
+
+from itertools import pairwise
+from typing import Any, Final, get_args
+
+import msgspec
+
+from serving.simulator.instants import shifted
+from serving.simulator.platform import Platform
+from serving.simulator.records import Cycle, Metadata, PricedMeter, Product, Status, Subscription
+
+CYCLES_MAX: Final = 10_000
+
+_TOLD: Final[dict[str, str]] = {
+    "active": "subscription.active",
+    "on_hold": "subscription.on_hold",
+    "past_due": "subscription.past_due",
+    "paused": "subscription.paused",
+    "cancelled": "subscription.cancelled",
+    "expired": "subscription.expired",
+    "failed": "subscription.failed",
+    "pending": "subscription.updated",
+}
+
+
+class NewSubscription(msgspec.Struct, kw_only=True):
+    """`start` is where its current cycle begins, now by default, `end` where it ends, else as the price says.
+
+    `past` cycles, as pairs of µs, lie before it, the oldest first.
+    """
+
+    customer_id: str
+    product_id: str
+    start: int | None = None
+    end: int | None = None
+    past: list[tuple[int, int]] = []
+    status: Status = "active"
+    quantity: int = 1
+    cancel_at_next_billing_date: bool = False
+    expires_at: int | None = None
+    trial_period_days: int = 0
+    metadata: Metadata = {}
+
+
+def subscribe(platform: Platform, new: NewSubscription, id: str | None = None) -> Subscription:
+    """A subscription as seeded; ValueError where its cycles do not follow each other."""
+    platform.customers.get(new.customer_id)
+    product = platform.products.get(new.product_id)
+    start = platform.now if new.start is None else new.start
+    end = next_edge(product, start, start) if new.end is None else new.end
+    edges = [*new.past, (start, end)]
+    if any(begin >= finish for begin, finish in edges) or any(
+        before[1] > after[0] for before, after in pairwise(edges)
+    ):
+        raise ValueError(f"cycles: each needs to end after it starts and before the next, got {edges}")
+    cycles = [Cycle(start=begin, end=finish, meters=_meters(product)) for begin, finish in edges]
+    for cycle in cycles[:-1]:
+        cycle.closed_at = cycle.end
+    id = id or platform.new_id("sub")
+    subscription = Subscription(
+        subscription_id=id,
+        customer_id=new.customer_id,
+        product_id=new.product_id,
+        status=new.status,
+        created_at=edges[0][0],
+        anchor=start,
+        cycles=cycles,
+        quantity=new.quantity,
+        cancel_at_next_billing_date=new.cancel_at_next_billing_date,
+        expires_at=new.expires_at,
+        trial_period_days=new.trial_period_days,
+        metadata=new.metadata,
+    )
+    _keep(platform, subscription)
+    platform.emit(_TOLD[new.status], id)
+    return subscription
+
+
+def next_edge(product: Product, anchor: int, after: int) -> int:
+    """The first edge after `after`, counted from `anchor` so that a clamped month's end does not stick."""
+    price, count = product.price, 0
+    edge = anchor
+    while edge <= after:
+        count += 1
+        edge = shifted(anchor, count * price.payment_frequency_count, price.payment_frequency_interval)
+    return edge
+
+
+def roll(
+    platform: Platform,
+    subscription: Subscription,
+    *,
+    at: int | None = None,
+    start: int | None = None,
+    end: int | None = None,
+) -> Cycle:
+    """Closes the current cycle, at `at` if given, and opens the next; from `start` to `end` if given."""
+    product, current = platform.products.get(subscription.product_id), subscription.current
+    if at is not None:
+        if at <= current.start:
+            raise ValueError("at: needs to be after the cycle's start")
+        current.end = at
+    current.closed_at = platform.now
+    begin = current.end if start is None else start
+    finish = next_edge(product, subscription.anchor, begin) if end is None else end
+    if not current.end <= begin < finish:
+        raise ValueError("start, end: the next cycle needs to follow the current one")
+    cycle = Cycle(start=begin, end=finish, meters=_meters(product))
+    # The oldest cycles leave, so that a platform hurried through years stays of a size.
+    subscription.cycles = [*subscription.cycles, cycle][-CYCLES_MAX:]
+    _keep(platform, subscription)
+    platform.emit("subscription.renewed", subscription.subscription_id)
+    return cycle
+
+
+def renew_due(platform: Platform, now: int) -> None:
+    """Rolls, or ends, what has reached its next billing date."""
+    if now < platform.next_edge or not platform.switches.auto_renew:
+        return
+    for subscription in platform.subscriptions:
+        while subscription.status == "active" and subscription.current.end <= now:
+            _at_edge(platform, subscription)
+
+
+def change(platform: Platform, subscription: Subscription, changes: dict[str, Any]) -> None:
+    """Sets fields by hand: a status, a product (which is a change of plan), the end of the current cycle."""
+    before = subscription.status
+    unknown = set(changes) - {
+        "status",
+        "product_id",
+        "end",
+        "cancel_at_next_billing_date",
+        "expires_at",
+        "metadata",
+    }
+    if unknown:
+        raise ValueError(f"subscription: cannot set {', '.join(sorted(unknown))}")
+    if changes.get("status", before) not in get_args(Status):
+        raise ValueError(f"status: needs one of {', '.join(get_args(Status))}")
+    event = "subscription.updated"
+    for field in set(changes) - {"product_id", "end"}:
+        setattr(subscription, field, changes[field])
+    if "end" in changes:
+        subscription.current.end = changes["end"]
+    if "product_id" in changes:
+        subscription.current.meters = _meters(platform.products.get(changes["product_id"]))
+        subscription.product_id, event = changes["product_id"], "subscription.plan_changed"
+    if subscription.status != before:
+        _stamp(platform, subscription)
+        event = "subscription.unpaused" if before == "paused" else _TOLD[subscription.status]
+    _keep(platform, subscription)
+    platform.emit(event, subscription.subscription_id)
+
+
+def _at_edge(platform: Platform, subscription: Subscription) -> None:
+    expires = subscription.expires_at
+    if subscription.cancel_at_next_billing_date:
+        change(platform, subscription, {"status": "cancelled"})
+    elif expires is not None and expires <= subscription.current.end:
+        change(platform, subscription, {"status": "expired"})
+    else:
+        roll(platform, subscription)
+
+
+def _stamp(platform: Platform, subscription: Subscription) -> None:
+    subscription.paused_at = platform.now if subscription.status == "paused" else None
+    if subscription.status == "cancelled":
+        subscription.cancelled_at = platform.now
+
+
+def _meters(product: Product) -> list[PricedMeter]:
+    return list(product.price.meters or [])
+
+
+def _keep(platform: Platform, subscription: Subscription) -> None:
+    platform.subscriptions.put(subscription.subscription_id, subscription)
+    platform.changed()

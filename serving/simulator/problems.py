@@ -1,0 +1,28 @@
+"""What the platform answers when it refuses."""
+
+from typing import Final
+
+INVALID_BODY: Final = "INVALID_REQUEST_BODY"
+INVALID_PARAMETERS: Final = "INVALID_REQUEST_PARAMETERS"
+INVALID_QUERY: Final = "INVALID_QUERY_PARAMS"
+
+
+class Problem(Exception):
+    """A refusal with the platform's status, code and words."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        self.status, self.code, self.message = status, code, message
+        super().__init__(f"{status} {code}: {message}")
+
+
+def missing(what: str, id: str) -> Problem:
+    return Problem(404, "NOT_FOUND", f"{what} {id!r} does not exist")
+
+
+def malformed(message: str) -> Problem:
+    """The body is no JSON, or not of the declared shape."""
+    return Problem(422, INVALID_BODY, message)
+
+
+def wrong_query(message: str, status: int = 422) -> Problem:
+    return Problem(status, INVALID_QUERY, message)
