@@ -179,7 +179,14 @@ def _lines(key: str, records: list[Any], encode: Callable[[Any], bytes]) -> list
 
 
 def _source_limits(settings: Settings) -> dict[str, Any]:
-    return {"poll_bytes": settings.poll_bytes} if settings.source.scheme == "file" else {}
+    match settings.source.scheme:
+        case "file":
+            return {"poll_bytes": settings.poll_bytes}
+        case "kafka":
+            starts = settings.data_dir / "recovery" / "kafka-starts.json" if settings.recovery else None
+            return {"poll_bytes": settings.poll_bytes, "starts": starts}
+        case _:
+            return {}
 
 
 def _sink(address: Any, settings: Settings, **given: Any) -> Any:

@@ -1,10 +1,25 @@
 """Where events come from."""
 
+from contextlib import suppress
+from datetime import datetime, timedelta
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from settings.address import BY_SCHEME, Address
+from settings.durations import Duration, between
+from settings.kafka import KafkaAddress
+
+
+def _begun(value: object) -> object:
+    """`earliest`, `latest` or an aware time."""
+    if value in ("earliest", "latest") or isinstance(value, datetime):
+        return value
+    with suppress(ValueError):
+        at = datetime.fromisoformat(str(value))
+        if at.tzinfo:
+            return at
+    raise ValueError("needs earliest, latest or a time with its offset such as 2026-11-01T00:00:00Z")
 
 
 class SourceAddress(Address):
@@ -55,4 +70,28 @@ class Demo(SourceAddress):
         return self.count is None
 
 
-Source = Annotated[File | Demo, BY_SCHEME]
+class Kafka(KafkaAddress, SourceAddress):
+    """`kafka://broker:9092/usage-events`: the messages of a topic, as they come."""
+
+    connector: ClassVar[str] = "connectors.kafka:KafkaSource"
+    live: ClassVar[bool] = True
+    group: str = Field(
+        "tidegate", min_length=1, max_length=249, description="The consumer group that lag tools look at."
+    )
+    start: Annotated[Literal["earliest", "latest"] | datetime, BeforeValidator(_begun)] = Field(
+        "earliest", description="Where a first start reads from: `earliest`, `latest`, or a time in RFC 3339."
+    )
+    lost: Literal["raise", "skip"] = Field(
+        "raise", description="What to do where messages were deleted before they were read."
+    )
+    follow: bool = Field(True, description="Wait for more; else end where the topic ended at the start.")
+    outage: Annotated[Duration, between("1s", "1d")] = Field(
+        timedelta(minutes=5), description="How long to wait for brokers that are all away."
+    )
+
+    @property
+    def endless(self) -> bool:
+        return self.follow
+
+
+Source = Annotated[File | Demo | Kafka, BY_SCHEME]

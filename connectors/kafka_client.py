@@ -1,0 +1,117 @@
+"""What Kafka's source, sinks and ingest have in common: librdkafka's settings, and errors that say what to do.
+
+Source: https://github.com/confluentinc/librdkafka/blob/master/CONFIGURATION.md
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import confluent_kafka as rd
+
+MECHANISMS = {
+    "plain": "PLAIN",
+    "scram-sha-256": "SCRAM-SHA-256",
+    "scram-sha-512": "SCRAM-SHA-512",
+    "oauthbearer": "OAUTHBEARER",
+}
+_SECRETIVE = re.compile(r"password|secret|key|pem|token|oauthbearer\.config|jaas")
+# How long brokers may take to answer what is asked at the start.
+ANSWER_S = 30.0
+
+_ADVICE = {
+    rd.KafkaError._ALL_BROKERS_DOWN: "no broker can be reached; check the address, the network and the brokers",
+    rd.KafkaError._TRANSPORT: "no broker can be reached; check the address, the network and the brokers",
+    rd.KafkaError._TIMED_OUT: "no broker answers in time; check the address, the network and the brokers",
+    rd.KafkaError._RESOLVE: "the broker's name is not known; check the address",
+    rd.KafkaError._AUTHENTICATION: "the login is refused; check user, password and sasl",
+    rd.KafkaError.SASL_AUTHENTICATION_FAILED: "the login is refused; check user, password and sasl",
+    rd.KafkaError._SSL: "the TLS handshake fails; check tls, and config.ssl.ca.location for a CA of your own",
+    rd.KafkaError.TOPIC_AUTHORIZATION_FAILED: "this user may not use the topic; allow it Describe and Read to meter, "
+    "Describe and Write to deliver",
+    rd.KafkaError.GROUP_AUTHORIZATION_FAILED: "this user may not commit for the group; allow it Read on the group",
+    rd.KafkaError.CLUSTER_AUTHORIZATION_FAILED: "this user may not do that; allow it what the message names",
+    rd.KafkaError.UNKNOWN_TOPIC_OR_PART: "there is no such topic, or this user may not see it; create it, or allow "
+    "Describe",
+    rd.KafkaError._UNKNOWN_TOPIC: "there is no such topic, or this user may not see it; create it, or allow Describe",
+    rd.KafkaError._UNKNOWN_PARTITION: "there is no such partition any more; was the topic deleted or made anew?",
+    rd.KafkaError.UNKNOWN_MEMBER_ID: "another program consumes with this group; give this one a group of its own",
+    rd.KafkaError.MSG_SIZE_TOO_LARGE: "the topic takes no message as large as this; raise its max.message.bytes",
+}
+
+
+class KafkaError(Exception):
+    """Kafka can't be used as asked, or can't be for too long; says what to do."""
+
+
+class Cluster:
+    """Where a cluster is and how to log in; what a client's settings begin with. Secrets are in no message."""
+
+    def __init__(
+        self,
+        hosts: Sequence[object],
+        *,
+        user: str | None = None,
+        password: str | None = None,
+        sasl: str | None = None,
+        tls: bool = False,
+        config: Mapping[str, str] | None = None,
+    ) -> None:
+        self.name = f"kafka {','.join(map(str, hosts))!r}"
+        kept = [value for name, value in (config or {}).items() if _SECRETIVE.search(name)]
+        self._secrets = [text for text in (password, *kept) if text]
+        self._settings: dict[str, Any] = {
+            "bootstrap.servers": ",".join(str(host) if ":" in str(host) else f"{host}:9092" for host in hosts),
+            "client.id": "tidegate",
+            "security.protocol": ("sasl_" if sasl else "") + ("ssl" if tls else "plaintext"),
+            # Back at once after a broker was; it is asked ten times a second at most.
+            "reconnect.backoff.ms": 20,
+            "reconnect.backoff.max.ms": 1000,
+            # What is wrong arrives as errors, which say more than the log.
+            "log_level": 0,
+        }
+        if sasl:
+            self._settings |= _login(sasl, user, password)
+        self._config = dict(config or {})
+
+    def settings(self, ours: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+        """librdkafka's settings: `ours` may be changed by whoever runs it, `own` may not, for promises hang on them.
+
+        ValueError where one of `own` was to be changed.
+        """
+        for name in self._config:
+            if name in own or name in ("bootstrap.servers", "security.protocol"):
+                raise ValueError(f"config.{name}: can't be changed here; what the connector promises depends on it")
+        return {**self._settings, **ours, **self._config, **own}
+
+    def made(self, make: Callable[[dict[str, Any]], Any], settings: dict[str, Any]) -> Any:
+        """A client; ValueError where librdkafka does not take its settings."""
+        try:
+            return make(settings)
+        except rd.KafkaException as error:
+            reason = self.safe(error.args[0].str())
+        except (TypeError, ValueError) as error:
+            reason = self.safe(str(error))
+        raise ValueError(f"{reason}; see librdkafka's CONFIGURATION.md for what config.NAME may be")
+
+    def error(self, error: rd.KafkaError, what: str) -> KafkaError:
+        """In words: what was asked of which cluster, what it said, and what to do about it."""
+        advice = _ADVICE.get(error.code())
+        said = f"{error.name()}: {self.safe(error.str())}" + (f"; {advice}" if advice else "")
+        return KafkaError(f"{self.name}: {what}: {said}")
+
+    def safe(self, text: str) -> str:
+        """Without any secret that may be in it."""
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return text
+
+
+def _login(sasl: str, user: str | None, password: str | None) -> dict[str, Any]:
+    mechanism = {"sasl.mechanisms": MECHANISMS[sasl]}
+    if sasl != "oauthbearer":
+        return mechanism | {"sasl.username": user, "sasl.password": password}
+    if user is None:
+        return mechanism
+    named = {"sasl.oauthbearer.client.id": user, "sasl.oauthbearer.client.secret": password}
+    return mechanism | {"sasl.oauthbearer.method": "oidc"} | named

@@ -1,0 +1,111 @@
+"""What is asked about a topic when a flow starts: its id, its partitions, and where they begin and end."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import confluent_kafka as rd
+from confluent_kafka import Consumer, TopicCollection, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from connectors.kafka_client import ANSWER_S, Cluster, KafkaError
+from connectors.kafka_starts import Starts
+
+# What more waiting does not mend.
+FINAL = frozenset({rd.KafkaError._AUTHENTICATION, rd.KafkaError._RESOLVE})
+
+
+class Topic(NamedTuple):
+    """A topic as it stands: `id` is another one where it was deleted and made anew, "" where brokers give none."""
+
+    name: str
+    id: str
+    partitions: tuple[int, ...]
+
+
+class Asker:
+    """Asks a cluster, within `ANSWER_S` for each question; KafkaError where it does not answer."""
+
+    def __init__(self, cluster: Cluster, settings: dict[str, Any], topic: str) -> None:
+        self._cluster = cluster
+        self._settings = settings
+        self._topic = topic
+        self._failed: list[rd.KafkaError] = []
+        self._consumer: Consumer = cluster.made(Consumer, {**settings, "error_cb": self._failed.append})
+
+    def __enter__(self) -> "Asker":
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._consumer.close()
+
+    def topic(self) -> Topic:
+        """The topic as it stands; KafkaError where there is none, or it may not be seen."""
+        found = self._metadata().topics[self._topic]
+        if found.error:
+            raise self._cluster.error(found.error, f"topic {self._topic!r}")
+        return Topic(self._topic, self._id(), tuple(sorted(found.partitions)))
+
+    def edge(self, end: int) -> Callable[[Sequence[int]], Starts]:
+        """What says the first (0) or the next (1) offset of partitions."""
+        return lambda partitions: {partition: self.edges(partition)[end] for partition in partitions}
+
+    def edges(self, partition: int) -> tuple[int, int]:
+        """The first offset that there is, and the next one that there will be."""
+        with self._explained("its offsets"):
+            return self._consumer.get_watermark_offsets(TopicPartition(self._topic, partition), ANSWER_S)
+
+    def since(self, at: int, partitions: Sequence[int]) -> Starts:
+        """The offsets of the first messages at or after `at` (µs since the epoch), or the next ones."""
+        wanted = [TopicPartition(self._topic, partition, -(-at // 1000)) for partition in partitions]
+        with self._explained("offsets by time"):
+            found = {each.partition: each for each in self._consumer.offsets_for_times(wanted, ANSWER_S)}
+        for each in found.values():
+            if each.error:
+                raise self._cluster.error(each.error, f"topic {self._topic!r}, offsets by time")
+        return {p: each.offset if each.offset >= 0 else self.edges(p)[1] for p, each in found.items()}
+
+    def _metadata(self) -> Any:
+        deadline = time.monotonic() + ANSWER_S
+        while True:
+            try:
+                return self._consumer.list_topics(self._topic, timeout=1)
+            except rd.KafkaException as error:
+                last: rd.KafkaError = error.args[0]
+            # Only this hands over what went wrong with each connection.
+            self._consumer.poll(0)
+            final = [error for error in self._failed if error.code() in FINAL]
+            if final or time.monotonic() > deadline:
+                worst = (final or self._failed or [last])[-1]
+                raise self._cluster.error(worst, f"topic {self._topic!r}")
+
+    def _id(self) -> str:
+        made = {name: value for name, value in self._settings.items() if not name.startswith("group.")}
+        with AdminClient(made) as admin:
+            asked = admin.describe_topics(TopicCollection([self._topic]), request_timeout=ANSWER_S)
+            try:
+                return str(asked[self._topic].result(ANSWER_S).topic_id)
+            except rd.KafkaException as error:
+                if error.args[0].code() == rd.KafkaError._UNSUPPORTED_FEATURE:
+                    return ""
+                failed = error.args[0]
+        raise self._cluster.error(failed, f"topic {self._topic!r}")
+
+    @contextmanager
+    def _explained(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except rd.KafkaException as error:
+            failed = error.args[0]
+        else:
+            return
+        raise self._cluster.error(failed, f"topic {self._topic!r}, {what}")
+
+
+def made_anew(cluster: Cluster, topic: str) -> KafkaError:
+    """The error about a topic that is not the one that was read."""
+    return KafkaError(
+        f"{cluster.name}: topic {topic!r}: was deleted and made anew since it was last read, so positions in it mean"
+        " nothing; start with a new data directory to meter the new topic from its beginning"
+    )
