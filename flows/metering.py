@@ -23,6 +23,7 @@ from bytewax.outputs import DynamicSink, StatelessSinkPartition
 
 from connectors import recovery
 from connectors.control import ControlItem, ControlSource
+from connectors.drain import Drain, DrainedSource
 from flows.shards import Emission, ShardLogic
 from operators.chunk import Chunk, Customers
 from operators.decode import Decoder
@@ -78,7 +79,9 @@ def flow() -> Dataflow:
             recovery.hold(settings.data_dir)
             if not recovery.is_on():
                 recovery.start_over(folder, settings.epoch)
-        return build(settings, catalogs)
+        drain = Drain()
+        drain.install()
+        return build(settings, catalogs, drain)
     except (SettingsError, CatalogError, StoreError, recovery.RecoveryError) as error:
         sys.exit(str(error))
 
@@ -90,17 +93,18 @@ def open_catalogs(settings: Settings) -> Catalogs:
     return Catalogs(log)
 
 
-def build(settings: Settings, catalogs: Catalogs) -> Dataflow:
-    """The flow for these settings, ready to run."""
+def build(settings: Settings, catalogs: Catalogs, drain: Drain) -> Dataflow:
+    """The flow for these settings, ready to run until its sources end or `drain` is asked."""
     branches = settings.branches
     # Decoded events are thousands of short-lived dicts without cycles, which the collector would visit for nothing.
     gc.set_threshold(200_000, 50, 50)
 
     metering = Dataflow("metering")
-    polls = op.input("source", metering, settings.source.open(**_source_limits(settings)))
+    source = settings.source.open(**_source_limits(settings))
+    polls = op.input("source", metering, DrainedSource(source, drain))
     decoding = Decoding(settings, catalogs)
     chunks = op.flat_map_batch("decode", polls, decoding.chunks)
-    control = op.input("control", metering, _control(settings, catalogs))
+    control = op.input("control", metering, DrainedSource(_control(settings, catalogs), drain))
     inputs = op.merge("inputs", chunks, op.flat_map("direct", control, decoding.direct))
     emissions = op.stateful_batch("meter", inputs, lambda position: ShardLogic(settings, catalogs, position))
     if "store" in branches:

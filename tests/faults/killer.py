@@ -261,6 +261,7 @@ def main(orders: Orders) -> None:
     from bytewax.run import cli_main
 
     from connectors import recovery
+    from connectors.drain import Drain
     from flows import metering
     from settings.settings import load_settings
 
@@ -273,7 +274,7 @@ def main(orders: Orders) -> None:
     killer.start()
     folder = recovery.prepare(settings.data_dir, settings.recovery_parts, settings.shards)
     cli_main(
-        metering.build(settings, fixed(catalog)),
+        metering.build(settings, fixed(catalog), Drain()),
         workers_per_process=orders.workers,
         process_id=orders.process if orders.addresses else None,
         addresses=orders.addresses or None,

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from bytewax.testing import run_main
 
+from connectors.drain import Drain
 from flows import metering
 from flows.shards import Emission, ShardLogic
 from operators.decode import Decoder
@@ -49,7 +50,7 @@ def in_process(place: Place, monkeypatch: pytest.MonkeyPatch, **settings: str) -
             monkeypatch.setenv(name, value)
     monkeypatch.chdir(place.folder)
     loaded = load_settings()
-    run_main(metering.build(loaded, metering.open_catalogs(loaded)))
+    run_main(metering.build(loaded, metering.open_catalogs(loaded), Drain()))
 
 
 def eventually(is_so: Callable[[], Any]) -> None:
