@@ -2,13 +2,11 @@
 
 A session has one `Kafka`. `Brokers` runs Apache Kafka (KRaft) with the machine's Java, jars by tests/kafka/get.py;
 `TIDEGATE_TEST_KAFKA` names a cluster that runs already, which is neither stopped nor given users; where neither can
-be had, the mock inside confluent-kafka speaks the protocol and knows no administration. What a test needs of
-it asks for by marks: fixtures; it is skipped, with the reason, where that
-is not to be had.
+be had, the mock inside confluent-kafka speaks the protocol and knows no administration. Tests that need more than is to
+be had are skipped, with the reason.
 """
 
 import atexit
-import ctypes
 import os
 import shutil
 import signal
@@ -33,6 +31,7 @@ from confluent_kafka.admin import (
 
 from tests.faults.harness import free_addresses
 from tests.kafka.get import VERSION, NotToBeHad, jars
+from tests.servers import dies_with_us
 
 NAMED = "TIDEGATE_TEST_KAFKA"
 CLUSTER_ID = "dGlkZWdhdGUtdGVzdHMtMQ"
@@ -49,15 +48,6 @@ JAVA = (
 LISTENERS = {"plain": "PLAINTEXT", "sasl": "SASL_PLAINTEXT", "tls": "SSL", "sasl_tls": "SASL_SSL"}
 USERS = {"ada": "ada-secret", "eve": "eve-secret"}
 MECHANISMS = {"SCRAM-SHA-256": ScramMechanism.SCRAM_SHA_256, "SCRAM-SHA-512": ScramMechanism.SCRAM_SHA_512}
-
-_PR_SET_PDEATHSIG = 1
-_prctl = ctypes.CDLL(None).prctl
-
-
-def dies_with_us() -> None:
-    """To be run in a child: it is killed when the thread that made it ends, however that came."""
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
 
 class Kafka:
     """What a test has of a cluster, whichever it is: `bootstrap`, fresh topics and a producer."""

@@ -1,0 +1,39 @@
+"""Which real servers a session ran its tests against, in one line at its end, and what was left out for want of one.
+
+Whoever starts a server says so by `ran`; a test that has none to run against skips itself by `lacking`.
+"""
+
+import ctypes
+import signal
+from typing import NoReturn
+
+import pytest
+
+_PR_SET_PDEATHSIG = 1
+_prctl = ctypes.CDLL(None).prctl
+
+_RAN: list[str] = []
+_LACKING: dict[str, int] = {}
+
+
+def dies_with_us() -> None:
+    """For `preexec_fn`: the child is killed when the thread that made it ends, however that came."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def ran(server: str) -> None:
+    """Remembers a server by name and version."""
+    if server not in _RAN:
+        _RAN.append(server)
+
+
+def lacking(reason: str) -> NoReturn:
+    """Skips the test that runs."""
+    _LACKING[reason] = _LACKING.get(reason, 0) + 1
+    pytest.skip(reason)
+
+
+def summary() -> list[str]:
+    """What to say at the end."""
+    lines = [f"servers: {', '.join(_RAN)}"] if _RAN else []
+    return lines + [f"left out: {count} tests, {reason}" for reason, count in _LACKING.items()]
