@@ -3,9 +3,9 @@
 What lies where: a customer's totals in one of 16 tables, chosen by the hash that also routes it to a shard.
 So a shard writes into a small tree of its own, which on updates took a sixth off the time of one tree with
 the hash in front of the key, and a reader knows the table from the customer. Rows are clustered by
-(customer, window, meter, start). `feed` has a numbered row per write with the customers it touched,
-`counters` the counters, `notes` the newest NOTES_KEPT notes, `meta` the schema; connectors/sqlite_control.py
-says the rest. The view `usage` is for people with the `sqlite3` shell.
+(customer, window, meter, start). `feed` (connectors/sqlite_feed.py) has a numbered row per write with the customers
+it touched, `counters` the counters, `notes` the newest NOTES_KEPT notes, `meta` the schema; sqlite_control.py and
+sqlite_holds.py say the rest. The view `usage` is for people with the `sqlite3` shell.
 
 Guarantees: a `write` is one transaction, seen whole or not at all, by readers in any process. A total
 replaces a stored one only if its version is newer and it is not a steady total that would go back;
@@ -31,9 +31,8 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from connectors.clock import wall_clock
+from connectors.sqlite_feed import announce, changes_after
 from connectors.sqlite_file import (
     BUCKETS,
     KEY,
@@ -45,12 +44,11 @@ from connectors.sqlite_file import (
     make,
     transaction,
 )
+from connectors.sqlite_holds import Settling
 from operators.keys import shard_of
 from operators.ports import Changes, Note, Settled, StoredTotal
 from operators.records import Counter, Total
 
-FEED_WRITES = 10_000
-FEED_BYTES = 32 * 1024 * 1024
 CACHE_KIB = 64 * 1024
 NOTES_KEPT = 200_000
 CHECKPOINT_PAGES = 10_000
@@ -95,6 +93,7 @@ class SqliteWriter:
     ) -> None:
         self._path = Path(path).absolute()
         self._clock = clock
+        self._settling = Settling()
         with explained(self._path, "open"):
             make(self._path)
             self._db = connect(self._path, "rw", wait)
@@ -129,8 +128,10 @@ class SqliteWriter:
                 customers = sorted({*customers, *(note.customer for note in notes)})
                 self._db.executemany(_NOTE, notes)
                 self._db.execute(_TRIM_NOTES, (NOTES_KEPT,))
+            if settled:
+                customers = sorted({*customers, *self._settling.settle(self._db, settled)})
             if self._db.total_changes > before:
-                self._announce(customers)
+                announce(self._db, customers)
             self._db.executemany(_COUNT, counters)
 
     def close(self) -> None:
@@ -146,18 +147,6 @@ class SqliteWriter:
             for at in range(begin, len(rows) - size + 1, size):
                 self._db.execute(_upsert_sql(bucket, size), _parameters(now, rows[at : at + size]))
                 begin = at + size
-
-    def _announce(self, customers: list[str]) -> None:
-        """Appends to the feed, and cuts off its far end; one row at least remains, for its number."""
-        text = msgspec.json.encode(customers).decode()
-        last = self._db.execute("SELECT seq, bytes_so_far FROM feed ORDER BY seq DESC LIMIT 1").fetchone()
-        seq, so_far = (last[0] + 1, last[1] + len(text)) if last else (1, len(text))
-        self._db.execute("INSERT INTO feed VALUES (?, ?, ?)", (seq, so_far, text))
-        self._db.execute(
-            "DELETE FROM feed WHERE seq < "
-            "(SELECT seq FROM feed WHERE seq > ? AND bytes_so_far > ? ORDER BY seq LIMIT 1)",
-            (seq - FEED_WRITES, so_far - FEED_BYTES),
-        )
 
 
 class SqliteReader:
@@ -210,16 +199,7 @@ class SqliteReader:
         """
         with explained(self._path, "read"):
             check_same(self._path, self._opened)
-            last = self._db.execute("SELECT max(seq) FROM feed").fetchone()[0] or 0
-            if last == after:
-                return Changes(after, frozenset(), True)
-            query = "SELECT seq, customers FROM feed WHERE seq > ? ORDER BY seq"
-            rows = self._db.execute(query, (after,)).fetchall()
-        # A feed that ends before `after` is of another file, such as a backup put back.
-        if not rows or rows[0][0] != after + 1:
-            return Changes(last, frozenset(), False)
-        touched = (msgspec.json.decode(customers, type=list[str]) for _, customers in rows)
-        return Changes(rows[-1][0], frozenset().union(*touched), True)
+            return changes_after(self._db, after)
 
     def close(self) -> None:
         with explained(self._path, "close"):

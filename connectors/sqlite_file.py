@@ -62,6 +62,14 @@ CREATE TABLE control (seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE, bod
 CREATE TABLE catalogs (
     number INTEGER PRIMARY KEY AUTOINCREMENT, text TEXT, applied_at INTEGER, origin TEXT, author TEXT, note TEXT
 );
+CREATE TABLE holds (
+    n INTEGER PRIMARY KEY AUTOINCREMENT, identity BLOB UNIQUE, customer TEXT, state INTEGER, asked TEXT,
+    quantities TEXT, until INTEGER
+);
+CREATE INDEX holds_open ON holds (customer, until) WHERE state < 2;
+CREATE INDEX holds_waiting ON holds (state) WHERE state < 4;
+CREATE INDEX holds_until ON holds (until);
+CREATE TABLE held (customer TEXT, meter TEXT, quantity TEXT, PRIMARY KEY (customer, meter)) WITHOUT ROWID;
 CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
 INSERT INTO meta VALUES ('tidegate_schema', {SCHEMA});
 CREATE VIEW usage AS {" UNION ALL ".join(map(_usage, TABLES))};

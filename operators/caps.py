@@ -4,13 +4,14 @@ So raising a cap lets the very next request pass, and any two readers of the sam
 """
 
 from decimal import Decimal
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 from operators.catalog import Limit, OnCap
 from operators.quantity import SCALE, decimal, scaled
 
 Passing = Literal["within", "overage", "warn", "grace", "cap_reached"]
 Reason = Literal["no_cap", Passing]
+Amount = TypeVar("Amount", int, Decimal)
 
 
 class Decision(NamedTuple):
@@ -33,8 +34,8 @@ def edge_of(cap: int, grace_pct: Decimal) -> int:
     return cap * (100 * SCALE + scaled(grace_pct)) // (100 * SCALE)
 
 
-def reason_of(after: int, cap: int, edge: int, on_cap: OnCap) -> Passing:
-    """How a request stands that would bring the total to `after`; all times 10²⁴, or all in another unit.
+def reason_of(after: Amount, cap: Amount, edge: Amount, on_cap: OnCap) -> Passing:
+    """How a request stands that would bring the total to `after`; all three in one unit.
 
     Up to the cap all pass; past it `allow` and `warn` let pass, and `block` denies past `edge`.
     """

@@ -5,12 +5,12 @@ from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal, Inexact
 from operators.catalog import Limit
 
 # Money is exact or not at all: a product that would round raises.
-_EXACT = Context(prec=100, Emin=MIN_EMIN, Emax=MAX_EMAX, traps=[Inexact])
+EXACT = Context(prec=100, Emin=MIN_EMIN, Emax=MAX_EMAX, traps=[Inexact])
 
 
 def overage(limit: Limit, total: Decimal) -> Decimal:
     """The part of a total past the included quantity, 0 at least; without an included quantity, all of it."""
-    return max(_EXACT.subtract(total, limit.included or Decimal(0)), Decimal(0))
+    return max(EXACT.subtract(total, limit.included or Decimal(0)), Decimal(0))
 
 
 def live_bill(limit: Limit, total: Decimal) -> Decimal:
@@ -24,6 +24,6 @@ def live_bill(limit: Limit, total: Decimal) -> Decimal:
         is_last = tier is limit.tiers[-1]
         end = over if tier.up_to is None or is_last else min(over, tier.up_to)
         if end > begin:
-            cost = _EXACT.add(cost, _EXACT.multiply(_EXACT.subtract(end, begin), tier.price))
+            cost = EXACT.add(cost, EXACT.multiply(EXACT.subtract(end, begin), tier.price))
             begin = end
     return cost

@@ -8,10 +8,14 @@ from settings.address import BY_SCHEME, Address, load
 
 
 class StoreAddress(Address):
-    """A store has three ends: `open()` is the writer, `open_reader()` the reader, `open_control()` the control log."""
+    """A store has four ends.
+
+    `open()` is the writer, `open_reader()` the reader, `open_control()` the control log, `open_holds()` the gate's.
+    """
 
     reader: ClassVar[str]
     control: ClassVar[str]
+    holds: ClassVar[str]
 
     def open_reader(self, **given: Any) -> Any:
         """The reader of what the writer wrote; SettingsError where it cannot be imported."""
@@ -21,6 +25,10 @@ class StoreAddress(Address):
         """The control log and the catalog's versions; SettingsError where it cannot be imported."""
         return load(self.control)(**self.arguments(), **given)
 
+    def open_holds(self, **given: Any) -> Any:
+        """The accounts and holds that a gate works with; SettingsError where they cannot be imported."""
+        return load(self.holds)(**self.arguments(), **given)
+
 
 class Sqlite(StoreAddress):
     """`sqlite:data/tidegate.db`: a file on this machine, shared by the processes on it."""
@@ -28,6 +36,7 @@ class Sqlite(StoreAddress):
     connector: ClassVar[str] = "connectors.sqlite:SqliteWriter"
     reader: ClassVar[str] = "connectors.sqlite:SqliteReader"
     control: ClassVar[str] = "connectors.sqlite_control:SqliteControl"
+    holds: ClassVar[str] = "connectors.sqlite_holds:SqliteHolds"
     scheme: Literal["sqlite"] = "sqlite"
     path: str = Field(min_length=1, description="The database file; its folder is made if need be.")
 

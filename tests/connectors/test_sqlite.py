@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from connectors import sqlite, sqlite_file
+from connectors import sqlite, sqlite_feed, sqlite_file
 from connectors.sqlite import SqliteReader, SqliteWriter
 from operators.keys import shard_of
 from operators.ports import Changes, StoreError
@@ -120,7 +120,7 @@ def test_two_processes_number_the_feed_without_gaps(path: Path) -> None:
 
 
 def test_the_feed_is_bounded_by_writes(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite, "FEED_WRITES", 3)
+    monkeypatch.setattr(sqlite_feed, "FEED_WRITES", 3)
     with closing(SqliteWriter(path)) as writer, closing(SqliteReader(path)) as reader:
         for n in range(1, 11):
             writer.write([total_of(f"cus_{n}")], [])
@@ -131,7 +131,7 @@ def test_the_feed_is_bounded_by_writes(path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_the_feed_is_bounded_by_bytes(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One write may be larger than the bound: it is still told, as the last."""
-    monkeypatch.setattr(sqlite, "FEED_BYTES", 100)
+    monkeypatch.setattr(sqlite_feed, "FEED_BYTES", 100)
     with closing(SqliteWriter(path)) as writer, closing(SqliteReader(path)) as reader:
         for n in range(9):
             writer.write([total_of(f"{n}" * 26)], [])

@@ -1,0 +1,365 @@
+"""Accounts and holds in the embedded store's file, as the gate reads and writes them.
+
+`holds` has a row per hold, by the identity of the event that it waits for; `held` is, per customer and meter, the
+sum of those that are held or committed, so that an account is read in one statement however many there are.
+Whoever changes a customer's holds first takes the expired ones out of the sum; who only reads leaves them out.
+The flow's writer ends holds in the transaction of the totals that count their events (`Settling`).
+
+Guarantees: as connectors/sqlite.py. What a killed process held ends when it expires. Ended holds are remembered
+for an hour past their expiry, so that late retries change nothing, then pruned a few at a time.
+
+Limits: as connectors/sqlite.py; after a power cut the last holds may be missing.
+"""
+
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from decimal import Decimal, InvalidOperation
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from xxhash import xxh3_64_intdigest
+
+from connectors.sqlite_feed import SqliteFeed, announce
+from connectors.sqlite_file import BUCKETS, TABLES, check_same, connect, explained, transaction
+from operators.holds import REMEMBERED, final_quantities, is_room
+from operators.keys import identity, shard_of
+from operators.ports import (
+    Account,
+    CatalogVersion,
+    Closing,
+    Hold,
+    Reserved,
+    Scope,
+    Settled,
+    StoreError,
+    Used,
+)
+from operators.quantity import scaled, text
+
+WAIT = timedelta(seconds=1)
+# Those below EXPIRED are in the sum.
+HELD, COMMITTED, EXPIRED, RELEASED, SETTLED = range(5)
+PRUNED_AT_ONCE = 16
+# Below this many a list of identities is not worth being read anew.
+FEW: Final = 1024
+
+_HOLD = "SELECT customer, state, asked, quantities, until FROM holds WHERE identity = ?"
+_PUT = "INSERT OR REPLACE INTO holds (identity, customer, state, asked, quantities, until) VALUES (?, ?, ?, ?, ?, ?)"
+_QUANTITIES = msgspec.json.Decoder(dict[str, str])
+_VERSION = "SELECT number, text, applied_at, origin, author, note FROM catalogs ORDER BY number DESC LIMIT 1"
+
+
+class SqliteHolds:
+    """Accounts and holds in the file at `path`, from any thread. Connects at the first call, and again when it must.
+
+    `wait` bounds how long another writer is waited for. A file that was replaced is taken up as it is now. Raises
+    StoreError; a file that is not there is one, as an empty one in its place would forget all usage.
+    """
+
+    self_timed = False
+
+    def __init__(self, path: str | Path, *, wait: timedelta = WAIT) -> None:
+        self._path, self._wait = Path(path).absolute(), wait
+        # Lists take and give at the end, and atomically so.
+        self._idle: list[tuple[sqlite3.Connection, os.stat_result]] = []
+
+    def account(self, customer: str, scope: Scope, now: int) -> Account:
+        """One statement, so all of one moment."""
+        with self._connection("read") as db:
+            return _account(db, customer, scope, now)
+
+    def reserve(
+        self, hold: Hold, ceilings: Mapping[str, int], scope: Scope, now: int, seen: int | None = None
+    ) -> Reserved:
+        """As in `operators.ports.Holds`. Who gets nothing takes no lock, and so never holds up the flow."""
+        key = identity(hold.customer, hold.source, hold.id)
+        with self._connection("reserve in") as db:
+            with _snapshot(db):
+                reserved = _judged(db, key, hold, ceilings, scope, now, seen)
+            if reserved.outcome != "held":
+                return reserved
+            with transaction(db):
+                reserved = _judged(db, key, hold, ceilings, scope, now, seen)
+                if reserved.outcome == "held":
+                    _sweep(db, hold.customer, now)
+                    amounts = _written(hold.quantities)
+                    db.execute(_PUT, (key, hold.customer, HELD, amounts, amounts, hold.until))
+                    _add(db, hold.customer, hold.quantities)
+                    reserved = Reserved("held", _account(db, hold.customer, scope, now))
+                    announce(db, [hold.customer])
+                    _prune(db, now)
+        return reserved
+
+    def commit(
+        self, customer: str, source: str, id: str, quantities: Mapping[str, int] | None, until: int, now: int
+    ) -> Closing:
+        """As in `operators.ports.Holds`."""
+        key = identity(customer, source, id)
+        with self._connection("commit in") as db, transaction(db):
+            row = db.execute(_HOLD, (key,)).fetchone()
+            if row is None:
+                return Closing("unknown", {})
+            _, state, asked_text, old_text, old_until = row
+            asked, old = _read(asked_text), _read(old_text)
+            if state in (RELEASED, SETTLED):
+                return Closing("settled" if state == SETTLED else "released", asked)
+            final = final_quantities(asked, quantities)
+            if final is None or (state == COMMITTED and final != old):
+                return Closing("conflict", asked)
+            if state == COMMITTED:
+                return Closing("committed", asked)
+            expired = state == EXPIRED or old_until <= now
+            _sweep(db, customer, now)
+            if not expired:
+                _add(db, customer, {meter: -quantity for meter, quantity in old.items()})
+            _add(db, customer, final)
+            db.execute(
+                "UPDATE holds SET state = ?, quantities = ?, until = ? WHERE identity = ?",
+                (COMMITTED, _written(final), max(until, old_until), key),
+            )
+            announce(db, [customer])
+        return Closing("committed", asked, expired)
+
+    def release(self, customer: str, source: str, id: str, now: int) -> Closing:
+        """As in `operators.ports.Holds`."""
+        key = identity(customer, source, id)
+        with self._connection("release in") as db, transaction(db):
+            row = db.execute(_HOLD, (key,)).fetchone()
+            if row is None:
+                return Closing("unknown", {})
+            _, state, asked, quantities, _ = row
+            if state in (COMMITTED, SETTLED):
+                return Closing("committed" if state == COMMITTED else "settled", _read(asked))
+            if state == HELD:
+                _add(db, customer, {meter: -quantity for meter, quantity in _read(quantities).items()})
+                announce(db, [customer])
+            db.execute("UPDATE holds SET state = ? WHERE identity = ?", (RELEASED, key))
+        return Closing("released", _read(asked))
+
+    def catalog(self) -> CatalogVersion | None:
+        """The newest catalog version, None where there is none."""
+        with self._connection("read") as db:
+            row = db.execute(_VERSION).fetchone()
+        names = ("number", "text", "applied_at", "origin", "by", "note")
+        return msgspec.convert(dict(zip(names, row, strict=True)), CatalogVersion) if row else None
+
+    def feed(self) -> SqliteFeed:
+        return SqliteFeed(self._path, wait=self._wait)
+
+    def close(self) -> None:
+        """Closes what is idle; calls under way close what they have."""
+        while self._idle:
+            self._idle.pop()[0].close()
+
+    @contextmanager
+    def _connection(self, act: str) -> Iterator[sqlite3.Connection]:
+        """A connection to the file that the path names now. One on which anything failed is not used again."""
+        with explained(self._path, act):
+            db, opened = self._take()
+            try:
+                yield db
+            except BaseException:
+                db.close()
+                raise
+            self._idle.append((db, opened))
+
+    def _take(self) -> tuple[sqlite3.Connection, os.stat_result]:
+        with suppress(IndexError):
+            while True:
+                db, opened = self._idle.pop()
+                try:
+                    check_same(self._path, opened)
+                except StoreError:
+                    db.close()
+                else:
+                    return db, opened
+        db = connect(self._path, "rw", self._wait)
+        try:
+            db.execute("PRAGMA synchronous = NORMAL")
+            return db, os.stat(self._path)
+        except BaseException:
+            db.close()
+            raise
+
+
+class Settling:
+    """Ends holds whose events have come, for the flow's writer, inside its transactions.
+
+    It knows the holds that wait, by what was added to the table since it last looked: so a write costs next to
+    nothing while there are none, and a set look-up per event while there are. One that has ended meanwhile is told
+    by its row, so forgetting those can wait until they are many.
+    """
+
+    def __init__(self) -> None:
+        self._last = 0
+        self._waiting: dict[int, set[bytes]] = {}
+        self._size, self._enough = 0, FEW
+
+    def settle(self, db: sqlite3.Connection, settled: Sequence[Settled]) -> list[str]:
+        """Ends the holds of these events; the customers whose accounts that changes."""
+        self._look(db)
+        if not self._waiting:
+            return []
+        return [customer for events in settled for key in self._found(events) for customer in _settle(db, key)]
+
+    def _look(self, db: sqlite3.Connection) -> None:
+        if self._size > self._enough:
+            last = int(db.execute("SELECT max(n) FROM holds").fetchone()[0] or 0)
+            rows = db.execute("SELECT n, identity FROM holds INDEXED BY holds_waiting WHERE state < 4")
+            self._waiting, self._size = {}, 0
+            self._learn(rows)
+            self._last, self._enough = max(last, self._last), max(FEW, 2 * self._size)
+        else:
+            self._learn(db.execute("SELECT n, identity FROM holds WHERE n > ?", (self._last,)))
+
+    def _learn(self, rows: Iterable[tuple[int, bytes]]) -> None:
+        for n, key in rows:
+            self._last = max(self._last, n)
+            self._waiting.setdefault(int.from_bytes(key[:8], "little"), set()).add(key)
+            self._size += 1
+
+    def _found(self, events: Settled) -> list[bytes]:
+        words = events.lo.tolist()
+        hits = self._waiting.keys() & set(words)
+        if not hits:
+            return []
+        keys = (
+            lo.to_bytes(8, "little") + int(events.hi[place]).to_bytes(8, "little")
+            for place, lo in enumerate(words)
+            if lo in hits
+        )
+        return [key for key in keys if key in self._waiting[int.from_bytes(key[:8], "little")]]
+
+
+def _settle(db: sqlite3.Connection, key: bytes) -> list[str]:
+    row = db.execute(_HOLD, (key,)).fetchone()
+    if row is None or row[1] == SETTLED:
+        return []
+    customer, state, _, quantities, _ = row
+    db.execute("UPDATE holds SET state = ? WHERE identity = ?", (SETTLED, key))
+    if state > COMMITTED:
+        return []
+    _add(db, customer, {meter: -quantity for meter, quantity in _read(quantities).items()})
+    return [customer]
+
+
+def _judged(
+    db: sqlite3.Connection,
+    key: bytes,
+    hold: Hold,
+    ceilings: Mapping[str, int],
+    scope: Scope,
+    now: int,
+    seen: int | None,
+) -> Reserved:
+    """How the reserve ends as things are: `held` says that it may be."""
+    row = db.execute(_HOLD, (key,)).fetchone()
+    account = _account(db, hold.customer, scope, now)
+    if row is not None and row[1] == SETTLED:
+        return Reserved("settled", account)
+    if row is not None and row[1] <= COMMITTED and row[4] > now:
+        same = _read(row[2]) == hold.quantities
+        return Reserved("repeated" if same else "conflict", account)
+    if not is_room(account, hold.quantities, ceilings):
+        return Reserved("full", account)
+    return Reserved("held" if seen is None or account.revision == seen else "moved", account)
+
+
+def _account(db: sqlite3.Connection, customer: str, scope: Scope, now: int) -> Account:
+    query = _account_sql(shard_of(customer, BUCKETS), len(scope.meters))
+    used: dict[str, Used] = {}
+    held: dict[str, int] = {}
+    expired: list[dict[str, int]] = []
+    next_expiry, catalog = None, 0
+    for kind, what, value, as_of, written_at in db.execute(query, (customer, scope.start, now, *scope.meters)):
+        if kind == 0:
+            used[what] = Used(_whole(value), as_of, written_at)
+        elif kind == 1:
+            held[what] = _whole(value)
+        elif kind == 2:
+            expired.append(_read(what))
+        elif kind == 3:
+            next_expiry = value
+        else:
+            catalog = value or 0
+    for quantities in expired:
+        for meter, quantity in quantities.items():
+            held[meter] = held.get(meter, 0) - quantity
+    held = {meter: quantity for meter, quantity in held.items() if quantity}
+    revision = xxh3_64_intdigest(repr((used, sorted(held.items()))).encode())
+    return Account(used, held, next_expiry, catalog, revision)
+
+
+@cache
+def _account_sql(bucket: int, meters: int) -> str:
+    return f"""SELECT 0, meter, total, as_of, written_at FROM {TABLES[bucket]} WHERE customer = ?1
+            AND window = 'period' AND meter IN ({", ".join(f"?{4 + n}" for n in range(meters))}) AND start = ?2
+        UNION ALL SELECT 1, meter, quantity, 0, 0 FROM held WHERE customer = ?1
+        UNION ALL SELECT 2, quantities, 0, 0, 0 FROM holds WHERE state < 2 AND customer = ?1 AND until <= ?3
+        UNION ALL SELECT 3, '', min(until), 0, 0 FROM holds WHERE state < 2 AND customer = ?1 AND until > ?3
+        UNION ALL SELECT 4, '', max(number), 0, 0 FROM catalogs"""
+
+
+def _sweep(db: sqlite3.Connection, customer: str, now: int) -> None:
+    """Takes the customer's expired holds out of the sum."""
+    query = "SELECT identity, quantities FROM holds WHERE state < 2 AND customer = ? AND until <= ?"
+    for key, quantities in db.execute(query, (customer, now)).fetchall():
+        _add(db, customer, {meter: -quantity for meter, quantity in _read(quantities).items()})
+        db.execute("UPDATE holds SET state = ? WHERE identity = ?", (EXPIRED, key))
+
+
+def _prune(db: sqlite3.Connection, now: int) -> None:
+    """Forgets some of the holds that expired long ago."""
+    query = "SELECT n, customer, state, quantities FROM holds WHERE until < ? ORDER BY until LIMIT ?"
+    for n, customer, state, quantities in db.execute(query, (now - REMEMBERED, PRUNED_AT_ONCE)).fetchall():
+        if state <= COMMITTED:
+            _add(db, customer, {meter: -quantity for meter, quantity in _read(quantities).items()})
+        db.execute("DELETE FROM holds WHERE n = ?", (n,))
+
+
+def _add(db: sqlite3.Connection, customer: str, quantities: Mapping[str, int]) -> None:
+    """Adds to the customer's sums; what comes to nothing goes."""
+    for meter, quantity in quantities.items():
+        row = db.execute("SELECT quantity FROM held WHERE customer = ? AND meter = ?", (customer, meter)).fetchone()
+        after = (_whole(row[0]) if row else 0) + quantity
+        if after:
+            db.execute("INSERT OR REPLACE INTO held VALUES (?, ?, ?)", (customer, meter, text(after)))
+        elif row:
+            db.execute("DELETE FROM held WHERE customer = ? AND meter = ?", (customer, meter))
+
+
+@contextmanager
+def _snapshot(db: sqlite3.Connection) -> Iterator[None]:
+    """What is read inside is of one moment."""
+    db.execute("BEGIN")
+    try:
+        yield
+    finally:
+        db.execute("COMMIT")
+
+
+def _written(quantities: Mapping[str, int]) -> str:
+    return msgspec.json.encode({meter: text(quantity) for meter, quantity in quantities.items()}).decode()
+
+
+def _read(quantities: Any) -> dict[str, int]:
+    try:
+        return {meter: _whole(quantity) for meter, quantity in _QUANTITIES.decode(quantities).items()}
+    except (msgspec.DecodeError, TypeError) as error:
+        raise StoreError(f"holds: need quantities by meter, got {str(quantities)[:60]!r} ({error})") from None
+
+
+def _whole(value: Any) -> int:
+    """A stored quantity times 10²⁴."""
+    try:
+        if isinstance(value, int | str):
+            return scaled(value if isinstance(value, int) else Decimal(value))
+    except (InvalidOperation, ValueError):
+        # Told below, like what is neither.
+        pass
+    raise StoreError(f"store: needs decimal quantities, got {str(value)[:60]!r}; restore it, or replay")

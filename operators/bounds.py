@@ -1,0 +1,116 @@
+"""What a catalog says of one customer, made ready for decisions.
+
+Quantities are whole numbers times 10²⁴ (operators/quantity.py).
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from operators.caps import edge_of
+from operators.catalog import Catalog, Fail, Kind, Limit, SpendCap
+from operators.periods import Policy, period_of
+from operators.ports import Scope
+from operators.quantity import scaled
+
+Asked = Mapping[str, int]
+
+LEVELS: Final[tuple[Kind, ...]] = ("max", "last")
+"""Kinds of meters that are not used up: a request asks for a level, and one below the cap takes nobody past it."""
+
+
+class Bound(NamedTuple):
+    """A meter's cap: the limit's own, and with its grace."""
+
+    limit: Limit
+    cap: int
+    edge: int
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """What holds for one customer under catalog `number`: `bounds` of the meters with a cap, `limits` of all."""
+
+    customer: str
+    number: int
+    meters: tuple[str, ...]
+    kinds: Mapping[str, Kind]
+    bounds: Mapping[str, Bound]
+    limits: Mapping[str, Limit]
+    spend: SpendCap | None
+    policy: Policy
+    zone: str
+
+    def period(self, now: int) -> tuple[int, int]:
+        """The period that holds `now` (µs)."""
+        return period_of(self.policy, self.zone, now)
+
+    def scope(self, start: int) -> Scope:
+        """What has to be read for a decision in the period that begins at `start`."""
+        return Scope(self.meters, start)
+
+    def ceilings(self, asked: Asked) -> dict[str, int]:
+        """Per meter the most that used, held and asked for may come to; -1 where no room would be enough."""
+        found = {}
+        for meter, quantity in asked.items():
+            bound = self.bounds.get(meter)
+            if bound is None or not denies(bound.limit):
+                continue
+            if self.kinds[meter] not in LEVELS:
+                found[meter] = bound.edge
+            elif quantity > bound.edge:
+                found[meter] = -1
+        return found
+
+    def spend_denies(self) -> bool:
+        """Whether room on the meters asked for is not all that counts, as the spend cap may deny."""
+        return self.spend is not None and denies(self.spend)
+
+    def fails(self, asked: Iterable[str]) -> list[tuple[str, Fail]]:
+        """What each cap that may deny does while the store is away, by meter; "" is the spend cap."""
+        found = [(meter, self.bounds[meter].limit) for meter in asked if meter in self.bounds]
+        fails: list[tuple[str, Fail]] = [(meter, limit.fail) for meter, limit in found if denies(limit)]
+        if self.spend is not None and denies(self.spend):
+            fails.append(("", self.spend.fail))
+        return fails
+
+
+class Bounds:
+    """A catalog's caps; `number` is that of its version, 0 for a catalog that is not the store's."""
+
+    def __init__(self, catalog: Catalog, number: int) -> None:
+        self.number = number
+        self._catalog = catalog
+        self._meters = tuple(meter.name for meter in catalog.meters)
+        self._kinds = {meter.name: meter.kind for meter in catalog.meters}
+        # By identity: a plan's limit is one object for all its customers, and the catalog keeps it alive.
+        self._bounds: dict[int, Bound] = {}
+
+    def of(self, customer: str) -> Own:
+        """What holds for this customer."""
+        catalog = self._catalog
+        limits = {meter: catalog.limit_of(customer, meter) for meter in self._meters}
+        return Own(
+            customer,
+            self.number,
+            self._meters,
+            self._kinds,
+            {meter: self._bound(limit) for meter, limit in limits.items() if limit.cap is not None},
+            limits,
+            catalog.spend_cap_of(customer),
+            catalog.period_of(customer),
+            catalog.zone_of(customer),
+        )
+
+    def _bound(self, limit: Limit) -> Bound:
+        bound = self._bounds.get(id(limit))
+        if bound is None:
+            assert limit.cap is not None
+            cap = scaled(limit.cap)
+            bound = self._bounds[id(limit)] = Bound(limit, cap, edge_of(cap, limit.grace_pct))
+        return bound
+
+
+def denies(cap: Limit | SpendCap) -> bool:
+    """Whether this cap may deny anybody anything."""
+    return cap.cap is not None and cap.on_cap == "block" and not cap.shadow
