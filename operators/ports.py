@@ -14,6 +14,10 @@ class StoreError(Exception):
     """A store cannot be opened, written or read; says what to do."""
 
 
+class StoreIncomplete(StoreError):
+    """The store lost totals, and does not have all of them back yet: what it holds is not all there is."""
+
+
 class Payloads(msgspec.Struct, frozen=True):
     """A source's poll: payloads one per line (`\\n`), and when they reached us (µs since the epoch).
 
