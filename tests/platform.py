@@ -78,7 +78,7 @@ class PlatformProcess:
 @contextmanager
 def in_process(seed: int = 1, key: str = KEY) -> Iterator[Simulator]:
     """A simulator without a socket; its `api` and `transport` speak to it from this thread."""
-    transport = AppTransport(build(Platform(seed, key=key)))
+    transport = AppTransport(build(Platform(seed, key=key))[0])
     simulator = Simulator("http://simulator", key, transport)
     try:
         yield simulator

@@ -40,7 +40,8 @@ def main(
         _die_with(parent)
     platform = Platform(seed, key=key, storage=SqliteFile(database) if database else None)
     try:
-        serve(build(platform), host, port, lambda bound: print(f"http://{host}:{bound}", flush=True))
+        served, sender = build(platform)
+        serve(served, sender.run, host, port, lambda bound: print(f"http://{host}:{bound}", flush=True))
     finally:
         platform.close()
 

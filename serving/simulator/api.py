@@ -2,11 +2,13 @@
 
 from starlette.routing import BaseRoute, Route
 
-from serving.simulator import catalog, ingest, reading
+from serving.simulator import catalog, credits, ingest, reading, webhooks
 from serving.simulator.calls import Answer, Call, Handler
 from serving.simulator.gateway import Gateway
 from serving.simulator.platform import Platform
 from serving.simulator.problems import Problem
+
+BALANCE = "/credit-entitlements/{entitlement_id}/balances/{customer_id}"
 
 HANDLERS: dict[tuple[str, str], Handler] = {
     ("POST", "/events/ingest"): ingest.ingest,
@@ -26,6 +28,23 @@ HANDLERS: dict[tuple[str, str], Handler] = {
     ("GET", "/subscriptions"): catalog.list_subscriptions,
     ("GET", "/subscriptions/{subscription_id}"): catalog.get_subscription,
     ("GET", "/subscriptions/{subscription_id}/usage-history"): reading.usage_history,
+    ("GET", "/subscriptions/{subscription_id}/credit-usage"): credits.credit_usage,
+    ("GET", "/customers/{customer_id}/credit-entitlements"): credits.customer_credits,
+    ("POST", "/credit-entitlements"): credits.create,
+    ("GET", "/credit-entitlements"): credits.list_kinds,
+    ("GET", "/credit-entitlements/{id}"): credits.get,
+    ("DELETE", "/credit-entitlements/{id}"): credits.delete,
+    ("POST", "/credit-entitlements/{id}/undelete"): credits.undelete,
+    ("GET", "/credit-entitlements/{entitlement_id}/balances"): credits.list_balances,
+    ("GET", BALANCE): credits.get_balance,
+    ("GET", f"{BALANCE}/grants"): credits.list_grants,
+    ("GET", f"{BALANCE}/ledger"): credits.list_ledger,
+    ("POST", f"{BALANCE}/ledger-entries"): credits.create_entry,
+    ("POST", "/webhooks"): webhooks.create,
+    ("GET", "/webhooks"): webhooks.list_endpoints,
+    ("GET", "/webhooks/{webhook_id}"): webhooks.get,
+    ("DELETE", "/webhooks/{webhook_id}"): webhooks.delete,
+    ("GET", "/webhooks/{webhook_id}/secret"): webhooks.secret,
 }
 
 

@@ -172,7 +172,23 @@ class Simulator:
         order = {"subscription_id": subscription_id, "meter_id": meter_id, "units": str(units)}
         self.ask("POST", "/skew", order | _given(start=start))
 
+    def deliver(self) -> list[dict[str, Any]]:
+        """Tries all webhooks that are due; what their receivers answered."""
+        return list(self.ask("POST", "/webhooks/deliver"))
+
+    def emit(self, type: str, subscription_id: str) -> None:
+        """Sends a webhook about a subscription, for nothing."""
+        self.ask("POST", "/webhooks/emit", {"type": type, "subject": subscription_id})
+
+    def rotate(self, webhook_id: str) -> None:
+        """Changes a webhook's secret; the old one holds for a day."""
+        self.ask("POST", f"/webhooks/{webhook_id}/rotate")
+
     # What came of it
+
+    def webhooks(self) -> list[dict[str, Any]]:
+        """What is on its way or was sent of late, with attempts and state."""
+        return list(self.ask("GET", "/webhooks"))
 
     def state(self) -> dict[str, Any]:
         answer: dict[str, Any] = self.ask("GET", "/state")

@@ -10,8 +10,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from serving.simulator import periods, planting, reading, views
+from serving.simulator import periods, planting, reading, views, webhooks
 from serving.simulator.calls import Call
+from serving.simulator.deliveries import Sender
 from serving.simulator.faults import Fault, Rule
 from serving.simulator.gateway import Gateway
 from serving.simulator.instants import SECOND, from_datetime, written
@@ -58,6 +59,13 @@ class Script(msgspec.Struct, forbid_unknown_fields=True):
 
 class Insert(msgspec.Struct, forbid_unknown_fields=True):
     events: list[EventInput]
+
+
+class Emit(msgspec.Struct, forbid_unknown_fields=True):
+    """Sends a webhook about a subscription once more, or for nothing."""
+
+    type: Annotated[str, Meta(pattern=r"^subscription\.")]
+    subject: str
 
 
 class Roll(msgspec.Struct, forbid_unknown_fields=True):
@@ -238,6 +246,25 @@ def state(gateway: Gateway, call: Call) -> Any:
     }
 
 
+def get_webhooks(gateway: Gateway, call: Call) -> Any:
+    """What is on its way or was sent of late."""
+    return [
+        msgspec.to_builtins(one) | {"emitted_at": written(one.emitted_at), "due_at": written(one.due_at)}
+        for one in gateway.platform.deliveries
+    ]
+
+
+def emit_webhook(gateway: Gateway, call: Call) -> Any:
+    order = call.read(Emit)
+    gateway.platform.emit(order.type, gateway.platform.subscriptions.get(order.subject).subscription_id)
+    return {"type": order.type}
+
+
+def rotate_secret(gateway: Gateway, call: Call) -> Any:
+    webhooks.rotate(gateway.platform, call.params["webhook_id"])
+    return {"rotated": call.params["webhook_id"]}
+
+
 ACTS: dict[tuple[Literal["GET", "POST", "PATCH", "DELETE"], str], Act] = {
     ("POST", "/reset"): reset,
     ("GET", "/state"): state,
@@ -261,13 +288,22 @@ ACTS: dict[tuple[Literal["GET", "POST", "PATCH", "DELETE"], str], Act] = {
     ("GET", "/requests"): requests,
     ("POST", "/subscriptions/{subscription_id}/roll"): roll,
     ("PATCH", "/subscriptions/{subscription_id}"): change_subscription,
+    ("GET", "/webhooks"): get_webhooks,
+    ("POST", "/webhooks/emit"): emit_webhook,
+    ("POST", "/webhooks/{webhook_id}/rotate"): rotate_secret,
 }
 
 
-def routes(gateway: Gateway) -> list[Route]:
+def routes(gateway: Gateway, sender: Sender) -> list[Route]:
+    async def deliver(request: Request) -> Response:
+        return Response(msgspec.json.encode(await sender.deliver()), media_type="application/json")
+
     return [
-        Route(PREFIX + path, _endpoint(gateway, act), methods=[method])
-        for (method, path), act in ACTS.items()
+        Route(f"{PREFIX}/webhooks/deliver", deliver, methods=["POST"]),
+        *(
+            Route(PREFIX + path, _endpoint(gateway, act), methods=[method])
+            for (method, path), act in ACTS.items()
+        ),
     ]
 
 

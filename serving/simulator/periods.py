@@ -5,6 +5,7 @@ from typing import Any, Final, get_args
 
 import msgspec
 
+from serving.simulator.crediting import grant_cycle
 from serving.simulator.instants import shifted
 from serving.simulator.platform import Platform
 from serving.simulator.records import Cycle, Metadata, PricedMeter, Product, Status, Subscription
@@ -73,6 +74,8 @@ def subscribe(platform: Platform, new: NewSubscription, id: str | None = None) -
     )
     _keep(platform, subscription)
     platform.emit(_TOLD[new.status], id)
+    if subscription.status == "active":
+        grant_cycle(platform, subscription)
     return subscription
 
 
@@ -110,6 +113,7 @@ def roll(
     subscription.cycles = [*subscription.cycles, cycle][-CYCLES_MAX:]
     _keep(platform, subscription)
     platform.emit("subscription.renewed", subscription.subscription_id)
+    grant_cycle(platform, subscription)
     return cycle
 
 

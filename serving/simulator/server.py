@@ -1,9 +1,11 @@
 """uvicorn, with connections that can be cut."""
 
 import asyncio
+import os
 import socket
 import struct
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import uvicorn
@@ -31,8 +33,14 @@ class CuttableProtocol(HttpToolsProtocol):
         self.transport.abort()
 
 
-def serve(app: ASGIApp, host: str, port: int, ready: Callable[[int], None]) -> None:
-    """Serves until it is told to stop; `ready` is told the port once it is bound."""
+def serve(
+    app: ASGIApp,
+    beside: Callable[[], Coroutine[Any, Any, None]],
+    host: str,
+    port: int,
+    ready: Callable[[int], None],
+) -> None:
+    """Serves, with `beside` running until it is told to stop; `ready` is told the port once it is bound."""
     config = uvicorn.Config(
         app,
         http=CuttableProtocol,
@@ -48,4 +56,18 @@ def serve(app: ASGIApp, host: str, port: int, ready: Callable[[int], None]) -> N
         listening.bind((host, port))
         listening.listen(1024)
         ready(listening.getsockname()[1])
-        asyncio.run(uvicorn.Server(config).serve(sockets=[listening]))
+        asyncio.run(_both(uvicorn.Server(config).serve(sockets=[listening]), beside()))
+
+
+async def _both(serving: Coroutine[Any, Any, None], beside: Coroutine[Any, Any, None]) -> None:
+    running = asyncio.ensure_future(beside)
+    running.add_done_callback(_complain)
+    await serving
+    running.cancel()
+
+
+def _complain(done: asyncio.Future[None]) -> None:
+    """Ends the process where what runs beside has failed: half a platform would mislead."""
+    if not done.cancelled() and (error := done.exception()):
+        traceback.print_exception(error)
+        os._exit(1)

@@ -25,6 +25,10 @@ class Shelf(Generic[T]):
         self._storage.put(self._kind, id, record)
         return record
 
+    def remove(self, id: str) -> None:
+        del self._records[id]
+        self._storage.discard(self._kind, id)
+
     def get(self, id: str) -> T:
         """The record, else a Problem with status 404."""
         if (found := self._records.get(id)) is None:

@@ -20,6 +20,7 @@ class Storage(Protocol):
     """Keeps records by kind and id, and events by position; what was put is durable after `commit`."""
 
     def put(self, kind: str, id: str, record: msgspec.Struct) -> None: ...
+    def discard(self, kind: str, id: str) -> None: ...
     def records(self, kind: str) -> Iterable[tuple[str, bytes]]: ...
     def add(self, events: Sequence[StoredEvent]) -> None: ...
     def remove(self, events: Sequence[StoredEvent]) -> None: ...
@@ -33,6 +34,9 @@ class Nowhere:
     """Forgets everything; the platform's memory is all there is."""
 
     def put(self, kind: str, id: str, record: msgspec.Struct) -> None:
+        pass
+
+    def discard(self, kind: str, id: str) -> None:
         pass
 
     def records(self, kind: str) -> Iterable[tuple[str, bytes]]:
@@ -71,6 +75,10 @@ class SqliteFile:
     def put(self, kind: str, id: str, record: msgspec.Struct) -> None:
         self._begin()
         self._db.execute("REPLACE INTO records VALUES (?, ?, ?)", (kind, id, msgspec.json.encode(record)))
+
+    def discard(self, kind: str, id: str) -> None:
+        self._begin()
+        self._db.execute("DELETE FROM records WHERE kind = ? AND id = ?", (kind, id))
 
     def records(self, kind: str) -> Iterator[tuple[str, bytes]]:
         yield from self._db.execute("SELECT id, body FROM records WHERE kind = ? ORDER BY id", (kind,))

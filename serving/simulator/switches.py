@@ -35,6 +35,9 @@ class Switches(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     auto_renew: bool = True
     credit_worker_s: Annotated[float, Meta(gt=0)] = 60
     webhook_clock: Literal["wall", "platform"] = "wall"
+    webhook_order: Literal["fifo", "reversed", "shuffled"] = "shuffled"
+    webhook_duplicates: Annotated[float, Meta(ge=0, le=1)] = 0.1
+    webhook_auto: bool = True
 
     def changed(self, changes: dict[str, Any]) -> "Switches":
         """These with some of them set; ValueError names what does not fit."""
