@@ -6,12 +6,15 @@ waits for the others until its time is up.
 """
 
 import signal
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from threading import Event
 from typing import Any
 
 from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
+
+from connectors.telemetry import Telemetry
 
 LOOK_EVERY = timedelta(milliseconds=100)
 
@@ -35,23 +38,34 @@ class Drain:
 
 
 class DrainedSource(FixedPartitionedSource[Any, Any]):
-    """The partitions of `source`, which end when `drain` is asked."""
+    """The partitions of `source`, which end when `drain` is asked, and are seen by `telemetry`."""
 
-    def __init__(self, source: FixedPartitionedSource[Any, Any], drain: Drain) -> None:
+    def __init__(
+        self, source: FixedPartitionedSource[Any, Any], drain: Drain, telemetry: Telemetry | None = None
+    ) -> None:
         self._source = source
         self._drain = drain
+        self._telemetry = telemetry
 
     def list_parts(self) -> list[str]:
         return self._source.list_parts()
 
     def build_part(self, step_id: str, for_part: str, resume_state: Any) -> "_DrainedPartition":
-        return _DrainedPartition(self._source.build_part(step_id, for_part, resume_state), self._drain)
+        partition = self._source.build_part(step_id, for_part, resume_state)
+        drained = _DrainedPartition(for_part, partition, self._drain)
+        if self._telemetry is not None:
+            self._telemetry.partitions.add(drained)
+        return drained
 
 
 class _DrainedPartition(StatefulSourcePartition[Any, Any]):
-    def __init__(self, partition: StatefulSourcePartition[Any, Any], drain: Drain) -> None:
+    def __init__(self, name: str, partition: StatefulSourcePartition[Any, Any], drain: Drain) -> None:
+        self.name = name
+        self.handed_out = 0
+        self.caught_up_at = time.time()
         self._partition = partition
         self._drain = drain
+        self._behind: Callable[[], int | None] = getattr(partition, "behind", lambda: None)
 
     def next_batch(self) -> Iterable[Any]:
         if self._drain.asked:
@@ -59,7 +73,15 @@ class _DrainedPartition(StatefulSourcePartition[Any, Any]):
         awake = self._partition.next_awake()
         if awake is not None and awake > datetime.now(UTC):
             return ()
-        return self._partition.next_batch()
+        batch = list(self._partition.next_batch())
+        self.handed_out += len(batch)
+        if not batch:
+            self.caught_up_at = time.time()
+        return batch
+
+    def behind(self) -> int | None:
+        """What the partition has and has not handed out yet, where it can tell."""
+        return self._behind()
 
     def next_awake(self) -> datetime | None:
         awake = self._partition.next_awake()

@@ -221,6 +221,10 @@ class _FilePartition(_LinesRead):
             os.close(self._fd)
             self._fd = None
 
+    def behind(self) -> int:
+        """Bytes of the file that were not handed out yet."""
+        return 0 if self._fd is None else max(0, os.fstat(self._fd).st_size - self._offset)
+
     def _read(self, size: int) -> bytes | None:
         if self._fd is None:
             self._open()

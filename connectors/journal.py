@@ -62,6 +62,8 @@ class Journal:
         self._boot = boot_id()
         self._position = Position(shard, 0, {})
         self._sync = sync
+        self.appended = 0
+        """Bytes that the last `append` wrote."""
         self._retired: list[tuple[int, str]] = []
         self._snapshots = 0
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -111,6 +113,7 @@ class Journal:
             name = f"{_STATE}-{generation}.log" if frame.stream == _STATE else f"{frame.stream}.log"
             head = _HEAD.pack(len(frame.body), zlib.crc32(frame.body))
             blocks[name] = blocks.get(name, b"") + head + frame.body
+        self.appended = sum(map(len, blocks.values()))
         for name, block in blocks.items():
             self._write(name, block)
         if self._sync and blocks.keys() - lengths.keys():

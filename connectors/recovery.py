@@ -74,7 +74,7 @@ def hold(data_dir: Path) -> None:
     RecoveryError where another one has the same process id: Bytewax would take the later start for the one to go on
     from, and the earlier flow's snapshots would be lost.
     """
-    process = _process_id()
+    process = process_id()
     lock = (data_dir / f"process-{process}.lock").open("w")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -86,7 +86,7 @@ def hold(data_dir: Path) -> None:
     _HELD.append(lock)
 
 
-def _process_id() -> str:
+def process_id() -> str:
     """The id that `bytewax.run` was given, `0` for a flow of one process."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("-i", "--process-id", default=os.environ.get("BYTEWAX_PROCESS_ID"))

@@ -13,22 +13,30 @@ emission.
 import gc
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from itertools import chain
 from time import monotonic
 from typing import Any
 
 import bytewax.operators as op
+import msgspec
 from bytewax.dataflow import Dataflow
+from bytewax.operators import KeyedStream
 from bytewax.outputs import DynamicSink, StatelessSinkPartition
 
 from connectors import recovery
+from connectors.clock import wall_clock
 from connectors.control import ControlItem, ControlSource
 from connectors.drain import Drain, DrainedSource
+from connectors.health import HealthError, Watchdog, serve
+from connectors.telemetry import Telemetry
 from flows.shards import Emission, ShardLogic
+from operators.billing import pack
 from operators.chunk import Chunk, Customers
 from operators.decode import Decoder
 from operators.keys import shard_of
-from operators.ports import Adjustment, Payloads, StoreError, StoreWriter
+from operators.ports import Adjustment, Note, Payloads, StoreError, StoreWriter
+from operators.records import Accepted
 from operators.routing import shard_names, shard_of_name
 from operators.wire import encode_accepted, encode_alert, encode_dead_letter
 from settings.catalog import CatalogError
@@ -46,23 +54,36 @@ Directed = tuple[str, tuple[int, Chunk | ControlItem]]
 class StoreSink(DynamicSink[Emission]):
     """Writes totals and counters on the worker that made them, one transaction per batch of emissions."""
 
-    def __init__(self, open_writer: Callable[[], StoreWriter]) -> None:
+    def __init__(self, open_writer: Callable[[], StoreWriter], telemetry: Telemetry, *, live: bool) -> None:
         self._open_writer = open_writer
+        self._telemetry = telemetry
+        self._live = live
 
     def build(self, step_id: str, worker_index: int, worker_count: int) -> "_StorePartition":
-        return _StorePartition(self._open_writer())
+        return _StorePartition(self._open_writer(), self._telemetry, self._live)
 
 
 class _StorePartition(StatelessSinkPartition[Emission]):
-    def __init__(self, writer: StoreWriter) -> None:
+    def __init__(self, writer: StoreWriter, telemetry: Telemetry, live: bool) -> None:
         self._writer = writer
+        self._telemetry = telemetry
+        self._live = live
 
     def write_batch(self, items: list[Emission]) -> None:
         totals = list(chain.from_iterable(emission.totals for emission in items))
         counters = list(chain.from_iterable(emission.counters for emission in items))
         notes = list(chain.from_iterable(emission.notes for emission in items))
         settled = list(chain.from_iterable(emission.settled for emission in items))
+        began = monotonic()
         self._writer.write(totals, counters, notes, settled)
+        self._telemetry.write_seconds.observe(monotonic() - began)
+        self._telemetry.rows.inc(len(totals))
+        now = wall_clock()
+        for emission in items:
+            if emission.received_at:
+                self._telemetry.visible.observe((now - emission.received_at) / 1e6)
+            if self._live and emission.happened_at:
+                self._telemetry.age.observe((now - emission.happened_at) / 1e6)
 
     def close(self) -> None:
         self._writer.close()
@@ -81,8 +102,11 @@ def flow() -> Dataflow:
                 recovery.start_over(folder, settings.epoch)
         drain = Drain()
         drain.install()
-        return build(settings, catalogs, drain)
-    except (SettingsError, CatalogError, StoreError, recovery.RecoveryError) as error:
+        telemetry = Telemetry()
+        if settings.metrics is not None:
+            watch(settings, telemetry)
+        return build(settings, catalogs, drain, telemetry)
+    except (SettingsError, CatalogError, StoreError, HealthError, recovery.RecoveryError) as error:
         sys.exit(str(error))
 
 
@@ -93,7 +117,24 @@ def open_catalogs(settings: Settings) -> Catalogs:
     return Catalogs(log)
 
 
-def build(settings: Settings, catalogs: Catalogs, drain: Drain) -> Dataflow:
+def watch(settings: Settings, telemetry: Telemetry) -> int:
+    """Serves metrics and health, and tells of a stall as an alert in the store. The port, which grows by process."""
+    assert settings.metrics is not None
+    host, port = settings.metrics
+    process = recovery.process_id()
+
+    def tell(stalled: bool, behind: int) -> None:
+        state = "raised" if stalled else "resolved"
+        fields = {"kind": "stalled", "state": state, "process": process, "behind": behind}
+        now = wall_clock()
+        with closing(settings.store.open()) as store:
+            store.write([], [], [Note("alert", f"stalled/{process}", "", now, msgspec.json.encode(fields))])
+
+    watchdog = Watchdog(telemetry, settings.stall, tell)
+    return serve(telemetry, watchdog, host, port + int(process) if port and process.isdigit() else port)
+
+
+def build(settings: Settings, catalogs: Catalogs, drain: Drain, telemetry: Telemetry) -> Dataflow:
     """The flow for these settings, ready to run until its sources end or `drain` is asked."""
     branches = settings.branches
     # Decoded events are thousands of short-lived dicts without cycles, which the collector would visit for nothing.
@@ -101,24 +142,45 @@ def build(settings: Settings, catalogs: Catalogs, drain: Drain) -> Dataflow:
 
     metering = Dataflow("metering")
     source = settings.source.open(**_source_limits(settings))
-    polls = op.input("source", metering, DrainedSource(source, drain))
+    polls = op.input("source", metering, DrainedSource(source, drain, telemetry))
     decoding = Decoding(settings, catalogs)
     chunks = op.flat_map_batch("decode", polls, decoding.chunks)
     control = op.input("control", metering, DrainedSource(_control(settings, catalogs), drain))
     inputs = op.merge("inputs", chunks, op.flat_map("direct", control, decoding.direct))
-    emissions = op.stateful_batch("meter", inputs, lambda position: ShardLogic(settings, catalogs, position))
+    emissions = op.stateful_batch("meter", inputs, lambda position: ShardLogic(settings, catalogs, telemetry, position))
     if "store" in branches:
         written = op.map("totals", emissions, lambda keyed: keyed[1])
-        op.output("store", written, StoreSink(settings.store.open))
+        op.output("store", written, StoreSink(settings.store.open, telemetry, live=settings.now == "wall"))
     if "alerts" in branches:
         alerts = op.flat_map("alert", emissions, lambda keyed: _lines(keyed[0], keyed[1].alerts, encode_alert))
         op.output("alerts", alerts, _sink(settings.alerts, settings))
     dead = op.flat_map("dead", emissions, lambda keyed: _lines(keyed[0], keyed[1].dead, encode_dead_letter))
     op.output("dead_letters", dead, _sink(settings.dead_letters, settings))
     if "billing" in branches:
-        accepted = op.flat_map("bill", emissions, lambda keyed: _lines(keyed[0], keyed[1].accepted, encode_accepted))
-        op.output("billing", accepted, _sink(settings.billing, settings, parts=settings.shards))
+        _bill(emissions, settings, catalogs)
     return metering
+
+
+def _bill(emissions: KeyedStream[Emission], settings: Settings, catalogs: Catalogs) -> None:
+    """The branch of accepted events: line by line to files, packed to a biller, which maps customers by the catalog."""
+    if settings.billing.scheme == "file":
+        lines = op.flat_map("bill", emissions, lambda keyed: _lines(keyed[0], keyed[1].accepted, encode_accepted))
+        op.output("billing", lines, _sink(settings.billing, settings, parts=settings.shards))
+        return
+    packs = op.flat_map("bill", emissions, lambda keyed: _lines(keyed[0], _full(keyed[1].accepted), pack))
+    sink = settings.billing.open(
+        api_key=settings.dodo_api_key,
+        data_dir=settings.data_dir,
+        parts=settings.shards,
+        catalog=lambda: catalogs.current,
+        sync=settings.sync,
+        open_store=settings.store.open,
+    )
+    op.output("billing", packs, sink)
+
+
+def _full(accepted: list[Accepted]) -> list[list[Accepted]]:
+    return [accepted] if accepted else []
 
 
 class Decoding:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from itertools import chain
+from time import monotonic
 from typing import NamedTuple
 
 import msgspec
@@ -11,6 +12,7 @@ from bytewax.operators import StatefulBatchLogic
 from connectors.clock import wall_clock
 from connectors.control import ControlItem
 from connectors.journal import Journal, Position
+from connectors.telemetry import ShardNumbers, Telemetry
 from operators.chunk import Chunk
 from operators.ports import Adjustment, Note, Resend, Settled
 from operators.records import Accepted, Alert, Counter, DeadLetter, Total
@@ -36,6 +38,10 @@ class Emission(NamedTuple):
     accepted: list[Accepted]
     notes: list[Note]
     settled: list[Settled]
+    received_at: int
+    """When the first of the events behind these totals was received, and when the last of them happened, in µs since
+    the epoch; 0 where there are none."""
+    happened_at: int
 
 
 class ShardLogic(StatefulBatchLogic[tuple[int, Chunk | ControlItem], Emission, Position | None]):
@@ -46,9 +52,14 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Chunk | ControlItem], Emission, P
     leaves with them.
     """
 
-    def __init__(self, settings: Settings, catalogs: Catalogs, position: Position | None) -> None:
+    def __init__(
+        self, settings: Settings, catalogs: Catalogs, telemetry: Telemetry, position: Position | None
+    ) -> None:
         self._settings = settings
         self._catalogs = catalogs
+        self._telemetry = telemetry
+        self._received_at = self._happened_at = 0
+        self._saved_at = monotonic()
         self._number = 0
         self._shard: Shard | None = None
         self._journal: Journal | None = None
@@ -58,6 +69,7 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Chunk | ControlItem], Emission, P
         self._events = 0
         self._counters_due: datetime | None = None
         self._next = datetime.now(UTC)
+        telemetry.shards.add(self)
         if position is not None:
             self._settled += self._open(position.shard, position).remembered()
             # What was changed but not yet written when the snapshot was taken is written now.
@@ -73,6 +85,9 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Chunk | ControlItem], Emission, P
                 self._meet(shard, item.catalog)
                 outcomes.append(shard.apply(item))
                 self._events += len(item)
+                self._received_at = self._received_at or item.received_at
+                if len(item):
+                    self._happened_at = max(self._happened_at, int(item.at[-1]))
             else:
                 alerts += self._obey(shard, item)
         self._pending = True
@@ -100,8 +115,32 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Chunk | ControlItem], Emission, P
         if self._journal is None:
             self._shard.forget()
             return None
-        frames = self._shard.delta()
-        return self._journal.append(frames, self._shard.streams)
+        began = monotonic()
+        position = self._journal.append(self._shard.delta(), self._shard.streams)
+        now = monotonic()
+        telemetry = self._telemetry
+        telemetry.snapshot_seconds.observe(now - began)
+        telemetry.epoch_seconds.observe(now - self._saved_at)
+        telemetry.snapshot_bytes.inc(self._journal.appended)
+        self._saved_at = now
+        return position
+
+    def numbers(self) -> ShardNumbers | None:
+        """The shard at a glance, for who looks in from another thread."""
+        shard = self._shard
+        if shard is None:
+            return None
+        state, identities = shard.nbytes
+        return ShardNumbers(
+            counts=dict(shard.counts),
+            customers=len(shard.roster.names),
+            keys=shard.roster.key_customer.size,
+            remembered=len(shard.memory),
+            state_bytes=state,
+            identity_bytes=identities,
+            watermark=shard.latest,
+            catalog=self._number,
+        )
 
     def _open(self, number: int, position: Position | None) -> Shard:
         settings = self._settings
@@ -166,7 +205,13 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Chunk | ControlItem], Emission, P
             self._counters_due = None
         alerts = [*shard.review(), *alerts, *chain.from_iterable(outcome.alerts for outcome in outcomes)]
         notes += [Note("alert", alert.id, alert.customer, alert.at, encode_alert(alert)) for alert in alerts]
+        for alert in alerts:
+            self._telemetry.alerts.labels(alert.kind, alert.state).inc()
         dead = list(chain.from_iterable(outcome.dead for outcome in outcomes))
         accepted = list(chain.from_iterable(outcome.accepted for outcome in outcomes))
-        emission = Emission(totals, counters, alerts, dead, accepted, notes, settled)
+        received_at = happened_at = 0
+        if totals:
+            received_at, self._received_at = self._received_at, 0
+            happened_at, self._happened_at = self._happened_at, 0
+        emission = Emission(totals, counters, alerts, dead, accepted, notes, settled, received_at, happened_at)
         return [emission] if any(emission) else []

@@ -48,12 +48,12 @@ class Memory:
         self.hours: dict[int, Table] = {}
 
     def __len__(self) -> int:
-        return sum(map(len, self.hours.values()))
+        return sum(map(len, list(self.hours.values())))
 
     @property
     def nbytes(self) -> int:
         """Memory held."""
-        return sum(table.nbytes for table in self.hours.values())
+        return sum(table.nbytes for table in list(self.hours.values()))
 
     def settle(self, events: Identities) -> Verdicts:
         """NEW, DUPLICATE or CONFLICT for each event; the new ones are remembered."""

@@ -8,7 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args
 
-from pydantic import BeforeValidator, ByteSize, Field, ValidationError, field_validator
+from pydantic import BeforeValidator, ByteSize, Field, SecretStr, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
@@ -38,6 +38,16 @@ def _parted(value: Any) -> Any:
 Branches = Annotated[tuple[Branch, ...], BeforeValidator(_parted), Field(min_length=1)]
 
 
+def _listened(value: Any) -> Any:
+    """`HOST:PORT` as its two parts."""
+    if not isinstance(value, str):
+        return value
+    host, colon, port = value.rpartition(":")
+    if not (host and colon and port.isdigit() and int(port) < 65536):
+        raise ValueError("needs HOST:PORT, such as 127.0.0.1:9464")
+    return host.strip("[]"), int(port)
+
+
 class Settings(BaseSettings):
     """Everything that may be chosen about a flow. Addresses are text: `scheme:path?option=value`."""
 
@@ -63,6 +73,7 @@ class Settings(BaseSettings):
         DeadLetterFile(path="data/dead-letters.ndjson"), description="Where refused events go."
     )
     billing: Billing = Field(BillingFile(path="data/billing/"), description="Where usage is billed.")
+    dodo_api_key: SecretStr | None = Field(None, description="The API key of Dodo Payments, for dodo: billing.")
     branches: Branches = Field(
         ("store", "alerts"), description="What runs here: store, alerts, billing. Dead letters always do."
     )
@@ -100,6 +111,14 @@ class Settings(BaseSettings):
     coalesce: Annotated[Duration, between("0", "10s")] = Field(
         timedelta(milliseconds=10),
         description="The least time between two writes of one shard to the store.",
+    )
+    metrics: Annotated[tuple[str, int] | None, BeforeValidator(_listened)] = Field(
+        None,
+        description="Where /metrics, /healthz and /readyz are served, as HOST:PORT; process 1 has the next port.",
+    )
+    stall: Annotated[Duration, between("1s", "1h")] = Field(
+        timedelta(seconds=30),
+        description="With no progress for so long though there is input, the process is not ready.",
     )
     sync: bool = Field(True, description="Force the journal to disk at snapshots (fsync).")
 

@@ -262,6 +262,7 @@ def main(orders: Orders) -> None:
 
     from connectors import recovery
     from connectors.drain import Drain
+    from connectors.telemetry import Telemetry
     from flows import metering
     from settings.settings import load_settings
 
@@ -274,7 +275,7 @@ def main(orders: Orders) -> None:
     killer.start()
     folder = recovery.prepare(settings.data_dir, settings.recovery_parts, settings.shards)
     cli_main(
-        metering.build(settings, fixed(catalog), Drain()),
+        metering.build(settings, fixed(catalog), Drain(), Telemetry()),
         workers_per_process=orders.workers,
         process_id=orders.process if orders.addresses else None,
         addresses=orders.addresses or None,

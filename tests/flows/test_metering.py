@@ -12,6 +12,7 @@ import pytest
 from bytewax.testing import run_main
 
 from connectors.drain import Drain
+from connectors.telemetry import Telemetry
 from flows import metering
 from flows.shards import Emission, ShardLogic
 from operators.decode import Decoder
@@ -50,7 +51,7 @@ def in_process(place: Place, monkeypatch: pytest.MonkeyPatch, **settings: str) -
             monkeypatch.setenv(name, value)
     monkeypatch.chdir(place.folder)
     loaded = load_settings()
-    run_main(metering.build(loaded, metering.open_catalogs(loaded), Drain()))
+    run_main(metering.build(loaded, metering.open_catalogs(loaded), Drain(), Telemetry()))
 
 
 def eventually(is_so: Callable[[], Any]) -> None:
@@ -107,14 +108,14 @@ def test_what_waited_to_be_written_is_written_after_a_crash(
             if total.window == "period"
         }
 
-    first = ShardLogic(settings, catalogs, None)
+    first = ShardLogic(settings, catalogs, Telemetry(), None)
     assert written(given(first, "first.jsonl")) == FIRST
     assert written(given(first, "second.jsonl")) == {}
     position = first.snapshot()
     assert first._journal
     first._journal._lock.close()
 
-    second = ShardLogic(settings, catalogs, position)
+    second = ShardLogic(settings, catalogs, Telemetry(), position)
     due = second.notify_at()
     assert due is not None and due <= datetime.now(UTC)
     assert FIRST | written(second.on_notify()[0]) == SECOND

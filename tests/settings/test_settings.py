@@ -39,6 +39,8 @@ TABLE: list[tuple[str, Any, str, str, Any]] = [
     ("poll_bytes", 8 * MIB, "64KiB", "65536", 65536),
     ("payload_bytes_max", MIB, "2MiB", "2097152", 2 * MIB),
     ("coalesce", timedelta(milliseconds=10), "1s", '"1s"', timedelta(seconds=1)),
+    ("metrics", None, "0.0.0.0:9464", '"0.0.0.0:9464"', ("0.0.0.0", 9464)),
+    ("stall", timedelta(seconds=30), "2m", '"2m"', timedelta(minutes=2)),
     ("sync", True, "no", "false", False),
 ]
 NAMES = [row[0] for row in TABLE]

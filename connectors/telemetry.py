@@ -1,0 +1,179 @@
+"""What a flow process tells of itself: Prometheus metrics of every stage, by the standard client.
+
+The hot path keeps plain numbers; the collector reads them when it is asked. Only what needs a distribution is
+observed as it happens, once per batch. Names follow https://prometheus.io/docs/practices/naming/.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple, Protocol
+from weakref import WeakSet
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+US = 1_000_000
+_FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60, 600)
+_OUTCOMES = ("rejects", "too_late", "duplicates", "conflicts", "accepted")
+
+
+class ShardNumbers(NamedTuple):
+    """A shard at a glance. `counts` are its counters since the first start, `watermark` is µs since the epoch."""
+
+    counts: dict[str, int]
+    customers: int
+    keys: int
+    remembered: int
+    state_bytes: int
+    identity_bytes: int
+    watermark: int
+    catalog: int
+
+
+class ShardView(Protocol):
+    def numbers(self) -> ShardNumbers | None: ...
+
+
+class PartitionView(Protocol):
+    """A source's partition: its name, what it has handed out, and what it has not yet, None where it can't tell."""
+
+    name: str
+    handed_out: int
+    caught_up_at: float
+
+    def behind(self) -> int | None: ...
+
+
+class Telemetry:
+    """The metrics of one process, in a registry of their own."""
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self.registry = CollectorRegistry()
+        self.shards: WeakSet[ShardView] = WeakSet()
+        self.partitions: WeakSet[PartitionView] = WeakSet()
+        self.stalled = False
+        self.clock = clock
+        self.visible = Histogram(
+            "tidegate_visible_seconds",
+            "From an event's receipt to its total in the store.",
+            buckets=_FAST,
+            registry=self.registry,
+        )
+        self.age = Histogram(
+            "tidegate_event_age_seconds",
+            "From an event's own time to its total in the store, of the latest event in a write.",
+            buckets=_FAST,
+            registry=self.registry,
+        )
+        self.write_seconds = Histogram(
+            "tidegate_store_write_seconds", "Round trips to the store.", buckets=_FAST, registry=self.registry
+        )
+        self.rows = Counter("tidegate_store_rows", "Totals handed to the store.", registry=self.registry)
+        self.snapshot_seconds = Histogram(
+            "tidegate_snapshot_seconds",
+            "Writing a shard's changes to its journal.",
+            buckets=_FAST,
+            registry=self.registry,
+        )
+        self.snapshot_bytes = Counter(
+            "tidegate_snapshot_bytes", "Bytes appended to journals.", registry=self.registry
+        )
+        self.epoch_seconds = Histogram(
+            "tidegate_epoch_seconds",
+            "From one snapshot of a shard to its next.",
+            buckets=_FAST,
+            registry=self.registry,
+        )
+        self.alerts = Counter(
+            "tidegate_alerts", "Alerts by kind and state.", ["kind", "state"], registry=self.registry
+        )
+        self.registry.register(_Collector(self))
+
+    def events(self) -> int:
+        """How many events this process's shards have counted, ever."""
+        return sum(found.counts.get("events", 0) for found in self._shards())
+
+    def behind(self) -> int:
+        """How much the sources have that was not handed out yet; messages or bytes."""
+        return sum(partition.behind() or 0 for partition in list(self.partitions))
+
+    def handed_out(self) -> int:
+        """How many polls the sources have handed out."""
+        return sum(partition.handed_out for partition in list(self.partitions))
+
+    def _shards(self) -> list[ShardNumbers]:
+        return [found for shard in list(self.shards) if (found := shard.numbers()) is not None]
+
+
+class _Collector(Collector):
+    def __init__(self, telemetry: Telemetry) -> None:
+        self._telemetry = telemetry
+
+    def collect(self) -> Iterable[Metric]:
+        yield from _of_shards(self._telemetry._shards())
+        yield from self._of_partitions()
+        yield GaugeMetricFamily(
+            "tidegate_stalled",
+            "1 while there is something to read and nothing is metered.",
+            value=float(self._telemetry.stalled),
+        )
+
+    def _of_partitions(self) -> Iterator[Metric]:
+        lag = GaugeMetricFamily(
+            "tidegate_lag",
+            "What a source has that was not read: messages, or bytes of a file.",
+            labels=["partition"],
+        )
+        seconds = GaugeMetricFamily(
+            "tidegate_lag_seconds", "Since a source was last read to its end.", labels=["partition"]
+        )
+        now = self._telemetry.clock()
+        for partition in list(self._telemetry.partitions):
+            behind = partition.behind()
+            if behind is not None:
+                lag.add_metric([partition.name], behind)
+                seconds.add_metric([partition.name], now - partition.caught_up_at if behind else 0)
+        yield lag
+        yield seconds
+
+
+def _of_shards(shards: list[ShardNumbers]) -> Iterator[Metric]:
+    """Sums over the shards of this process."""
+    events = CounterMetricFamily("tidegate_events", "Events by how they ended.", labels=["outcome"])
+    readings = CounterMetricFamily(
+        "tidegate_readings", "What meters made of events.", labels=["meter", "outcome"]
+    )
+    sums: dict[str, int] = dict.fromkeys(_OUTCOMES, 0)
+    for shard in shards:
+        for name, count in list(shard.counts.items()):
+            sums[name] = sums.get(name, 0) + count
+    for name, count in sums.items():
+        outcome, _, meter = name.partition(":")
+        if meter:
+            readings.add_metric([meter, outcome], count)
+        elif outcome in _OUTCOMES:
+            events.add_metric([outcome], count)
+    yield events
+    yield readings
+    yield CounterMetricFamily(
+        "tidegate_adjustments", "Adjustments applied.", value=sums.get("adjustments", 0)
+    )
+    for name, words, value in (
+        ("tidegate_customers", "Customers that were ever seen.", sum(shard.customers for shard in shards)),
+        ("tidegate_keys", "Pairs of customer and meter.", sum(shard.keys for shard in shards)),
+        (
+            "tidegate_remembered_ids",
+            "Identities held against repeats.",
+            sum(shard.remembered for shard in shards),
+        ),
+        ("tidegate_state_bytes", "Memory of totals.", sum(shard.state_bytes for shard in shards)),
+        ("tidegate_identity_bytes", "Memory of identities.", sum(shard.identity_bytes for shard in shards)),
+        (
+            "tidegate_catalog_version",
+            "The oldest catalog in use.",
+            min((s.catalog for s in shards), default=0),
+        ),
+        ("tidegate_watermark_seconds", "The latest now.", max((s.watermark for s in shards), default=0) / US),
+    ):
+        yield GaugeMetricFamily(name, words, value=value)
