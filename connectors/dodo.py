@@ -30,7 +30,9 @@ WORDS_MAX = 300
 WAIT_MAX = 300.0
 SECOND = 1_000_000
 
-Kind = Literal["ok", "refused", "too_large", "unauthorized", "limited", "unknown"]
+Kind = Literal["ok", "refused", "too_large", "unauthorized", "limited", "unreached", "unknown"]
+# Failures before anything was sent.
+_UNREACHED = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
 
 class DodoError(Exception):
@@ -41,7 +43,7 @@ class Answer(NamedTuple):
     """What came of a request. `status` is None where nothing came.
 
     `code` and `message` are the platform's own, or say what went wrong on the way; `retry_after` are the seconds that
-    it asks for. `content` is the decoded JSON of a good answer, else None.
+    it asks for. `content` is the decoded JSON of a good answer, else None. `sent` is False where nothing left here.
     """
 
     status: int | None
@@ -49,10 +51,13 @@ class Answer(NamedTuple):
     message: str = ""
     retry_after: float | None = None
     content: Any = None
+    sent: bool = True
 
     @property
     def kind(self) -> Kind:
         """What is known: `refused` was looked at and not taken, `unknown` may have been taken or not."""
+        if not self.sent:
+            return "unreached"
         match self.status:
             case 400 | 422:
                 return "refused"
@@ -147,7 +152,8 @@ class DodoClient:
                 return _answer(response, self._body(response, deadline))
         except (httpx.HTTPError, _Endless) as error:
             # The kind and the words of a transport's error; it knows address and method, not the headers.
-            return Answer(None, type(error).__name__, str(error)[:WORDS_MAX])
+            sent = not isinstance(error, _UNREACHED)
+            return Answer(None, type(error).__name__, str(error)[:WORDS_MAX], sent=sent)
 
     def _admit(self) -> None:
         while True:

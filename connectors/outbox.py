@@ -13,7 +13,6 @@ Limits: one machine and its own disk; `bytes_max`, beyond which `add` raises, as
 import os
 import secrets
 import sqlite3
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from datetime import timedelta
@@ -22,6 +21,7 @@ from pathlib import Path
 from threading import RLock
 from typing import NamedTuple
 
+from connectors.clock import wall_clock
 from operators.billing import AGE_MAX, AHEAD_MAX, SECOND
 from operators.records import Accepted
 
@@ -30,6 +30,8 @@ WAIT = timedelta(seconds=30)
 REMEMBERED = 2 * 3600 * SECOND
 BYTES_KEPT = 15 * 60 * SECOND
 # Restamped events stay on the books longer than any billing period.
+# As long as the latest event may come, and some.
+WINDOWS_KEPT = 36 * 24 * 3600 * SECOND
 BOOKS_KEPT = 400 * 24 * 3600 * SECOND
 # What is added to the running time at once: a machine that slept has not run.
 TICK_MAX = 30 * SECOND
@@ -83,7 +85,7 @@ CREATE TABLE acts (
     reason TEXT NOT NULL
 );
 CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
-INSERT INTO meta VALUES ('tidegate_outbox', {SCHEMA}), ('running', 0), ('snapshot', 0);
+INSERT INTO meta VALUES ('tidegate_outbox', {SCHEMA}), ('running', 0), ('snapshot', 0), ('noted', 0);
 """
 
 _COUNT = "INSERT INTO counts VALUES (?, ?) ON CONFLICT DO UPDATE SET value = value + excluded.value"
@@ -112,11 +114,6 @@ class Row(NamedTuple):
     sent_at: int | None
     unsure_at: int | None
     restamped_at: int | None
-
-
-def wall_clock() -> int:
-    """Microseconds since the epoch."""
-    return time.time_ns() // 1000
 
 
 class Outbox:
@@ -167,6 +164,15 @@ class Outbox:
             new = self._db.executemany(_ADD, rows).rowcount if rows else 0
             self.count(came=new, replayed=len(rows) - new, **{f"now_{self._added_as.name}": new})
         return new
+
+    def put(self, id: str, customer: str, at: int, body: bytes, state: State, reason: str = "") -> None:
+        """Adds an event that was made here."""
+        with self.transaction() as db:
+            now, running = self._clock(), self.meta("running")
+            db.execute(_ADD, (id, customer, at, int(state), body, now, running))
+            if reason:
+                db.execute("UPDATE events SET reason = ? WHERE id = ?", (reason, id))
+            self.count(made=1, **{f"now_{state.name}": 1})
 
     def oldest(self, limit: int) -> list[Row]:
         """Events that may go out with their own time, the oldest first."""
@@ -267,6 +273,17 @@ class Outbox:
             self._db.execute("INSERT INTO alerts (kind, state, at, text) VALUES (?, ?, ?, ?)", said)
         return True
 
+    def unnoted(self, limit: int = 100) -> list[tuple[int, str, str, int, str]]:
+        """Changes of alerts that were not yet passed on: number, kind, state, time and text."""
+        query = "SELECT seq, kind, state, at, text FROM alerts WHERE seq > ? ORDER BY seq LIMIT ?"
+        with self._reading():
+            return self._db.execute(query, (self.meta("noted"), limit)).fetchall()
+
+    def noted(self, seq: int) -> None:
+        """Alerts were passed on up to this number."""
+        with self.transaction() as db:
+            db.execute("UPDATE meta SET value = ? WHERE key = 'noted'", (seq,))
+
     def count(self, **counts: int) -> None:
         """Adds to the counters; inside of a transaction or as one."""
         changed = [(name, by) for name, by in counts.items() if by]
@@ -279,11 +296,17 @@ class Outbox:
             value: int = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()[0]
         return value
 
-    def oldest_at(self) -> int | None:
-        """The event time of the oldest event that waits."""
+    def waits_since_before(self, at: int, came_at: int) -> bool:
+        """Whether an event waits that is older than `at` and came before `came_at`."""
+        query = "SELECT 1 FROM events WHERE state = 0 AND at < ? AND came_at < ? ORDER BY at LIMIT 1"
         with self._reading():
-            found: int | None = self._db.execute("SELECT min(at) FROM events WHERE state = 0").fetchone()[0]
-        return found
+            return self._db.execute(query, (at, came_at)).fetchone() is not None
+
+    def kept_back(self) -> int:
+        """How many events are parked or refused."""
+        with self._reading():
+            query = "SELECT sum(value) FROM counts WHERE name IN ('now_parked', 'now_refused')"
+            return self._db.execute(query).fetchone()[0] or 0
 
     def used(self) -> float:
         """How full it is, of 1."""
@@ -302,6 +325,7 @@ class Outbox:
                 WHERE state = 1 AND body IS NOT NULL AND settled_at < ? ORDER BY settled_at LIMIT ?)""",
                 (now - BYTES_KEPT, SWEPT_AT_ONCE),
             )
+            self._db.execute("DELETE FROM rollups WHERE due_at IS NULL AND start < ?", (now - WINDOWS_KEPT,))
             return self._forget(now) or stripped.rowcount == SWEPT_AT_ONCE
 
     def close(self) -> None:

@@ -43,7 +43,7 @@ class Standing(NamedTuple):
     """How the outbox stands: what waits, since when (event time, µs), and what became of all the rest.
 
     `counts` grow for ever: `came`, `replayed`, `requests`, `sent`, `retried`, `acknowledged`, `restamped`, `parked`,
-    `refused`, `skipped`, `folded`, `trimmed`, `released`, and `answers_KIND` per kind of answer. `alerts` are raised now.
+    `refused`, `skipped`, `folded`, `trimmed`, `released`, `answers_KIND` per kind of answer. `alerts` are raised now.
     """
 
     waiting: int

@@ -17,6 +17,7 @@ from operators.catalog import Catalog
 from operators.matching import keys_of
 from operators.periods import period_of
 from operators.readings import value_of
+from operators.records import Accepted
 
 EVENTS_MAX = 1000
 BYTES_MAX = 1 << 20
@@ -36,6 +37,7 @@ PLATFORM_PREFIX = "cus_"
 Late = Literal["restamp", "park"]
 _EPOCH = datetime(1970, 1, 1)
 _MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_PACK, _UNPACK = msgspec.msgpack.Encoder(), msgspec.msgpack.Decoder(list[Accepted])
 _NO_DATA = msgspec.Raw(b"{}")
 
 
@@ -106,6 +108,16 @@ class Rules:
         return Outgoing(msgspec.json.encode(event), trimmed)
 
 
+def pack(events: Sequence[Accepted]) -> bytes:
+    """Accepted events as one byte string, as they cross between workers."""
+    return _PACK.encode(events)
+
+
+def unpack(packed: bytes) -> list[Accepted]:
+    """The inverse of `pack`."""
+    return _UNPACK.decode(packed)
+
+
 def fields_of(payload: bytes) -> Fields:
     """Name and properties of an event that was accepted, so is known to have them."""
     event = _MEMBERS.decode(payload)
@@ -163,7 +175,7 @@ def _metadata(properties: msgspec.Raw, needed: frozenset[str]) -> tuple[dict[str
 
 def _sent(key: str, raw: msgspec.Raw) -> str | int | float | bool | Refusal:
     """A property as it is sent. Neither null nor a list nor an object is a value to any meter, here or there."""
-    if bytes(raw[:1]) in (b"{", b"[", b"n"):
+    if bytes(raw)[:1] in (b"{", b"[", b"n"):
         return Refusal("not_scalar", f"{key}: needs a text, a number or a boolean")
     if not 0 < len(key) <= KEY_MAX:
         return Refusal("key_too_long", f"{key[:40]}…: needs 1 to {KEY_MAX} characters, got {len(key)}")

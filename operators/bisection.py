@@ -47,19 +47,19 @@ class Bisection(Generic[T]):
         else:
             self.culprits += piece.items
             if len(self.culprits) <= MERGES_MAX:
-                self._merge()
+                self._merge(set())
 
     def without(self, gone: set[T]) -> None:
         """Leaves out events that are settled otherwise. Nothing is known any more of the rest."""
-        rest = [item for piece in self._pieces for item in piece.items if item not in gone]
-        self._pieces = [_Piece(rest)] if rest else []
+        if gone:
+            self._merge(gone)
 
     def _halve(self, piece: _Piece[T], tells: bool) -> None:
         middle = (len(piece.items) + 1) // 2
         self._pieces += [_Piece(piece.items[middle:]), _Piece(piece.items[:middle], tells)]
 
-    def _merge(self) -> None:
-        rest = [item for piece in self._pieces for item in piece.items]
+    def _merge(self, gone: set[T]) -> None:
+        rest = [item for piece in self._pieces for item in piece.items if item not in gone]
         self._pieces = [_Piece(rest)] if rest else []
 
 

@@ -1,10 +1,20 @@
 """Where alerts, dead letters and accepted events go."""
 
-from typing import Annotated, Any, ClassVar, Literal
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
-from pydantic import Field
+from pydantic import ByteSize, Field, SecretStr, model_validator
 
-from settings.address import BY_SCHEME, Address
+from operators.pace import TIERS, Rate
+from settings.address import BY_SCHEME, Address, Host, load
+from settings.durations import Duration, between, read_duration
+from settings.problems import SettingsError
+
+MIB: Final = 1 << 20
+GIB: Final = 1 << 30
+# What of an address goes to the sink by the same name.
+TERMS: Final = ("late", "unmapped", "linger", "concurrency", "alert_age", "bytes_max", "drain")
 
 
 class AlertFile(Address):
@@ -48,6 +58,92 @@ class BillingFile(Address):
         return {"directory": self.path}
 
 
+class Dodo(Address):
+    """`dodo:test`, `dodo:live`, or `dodo://127.0.0.1:8080?tls=false` for a simulator; the key is a setting."""
+
+    connector: ClassVar[str] = "connectors.dodo_sink:DodoSink"
+    scheme: Literal["dodo"] = "dodo"
+    path: Literal["test", "live"] | None = Field(None, description="The environment: test or live.")
+    hosts: tuple[Host, ...] = Field((), max_length=1)
+    tls: bool = Field(True, description="Speak HTTPS; without it only to a simulator.")
+    tier: int = Field(0, ge=0, le=2, description="The account's rate tier: 240, 1000 or 5000 requests a minute.")
+    share: float = Field(1, gt=0, le=1, description="The part of the tier's limit that this machine may use.")
+    reads: int = Field(60, ge=0, le=3000, description="Requests a minute of that share left to reconciliation.")
+    late: Literal["restamp", "park"] = Field(
+        "restamp", description="Usage over 55 minutes old: billed at the time it arrives, or kept back."
+    )
+    unmapped: Literal["park", "skip"] = Field(
+        "park", description="Usage of customers without a billing_id: kept until they have one, or not billed."
+    )
+    rollup: Literal["none", "1m", "5m"] = Field(
+        "none", description="One event per customer, meter and window of this length instead of each event."
+    )
+    linger: Annotated[Duration, between("0", "1m")] = Field(
+        timedelta(seconds=1), description="How long a batch may wait to fill up."
+    )
+    concurrency: int = Field(4, ge=1, le=32, description="Requests under way at once.")
+    alert_age: Annotated[Duration, between("1m", "50m")] = Field(
+        timedelta(minutes=20), description="Age of waiting usage from which an alert is raised."
+    )
+    outbox: str | None = Field(None, description="The outbox's file; `outbox.db` in the data directory if not given.")
+    bytes_max: ByteSize = Field(
+        ByteSize(16 * GIB), ge=MIB, description="How large the outbox may grow before the flow stops."
+    )
+    drain: Annotated[Duration, between("0", "1h")] = Field(
+        timedelta(seconds=5), description="How long the end of the input waits for usage to be sent."
+    )
+
+    @model_validator(mode="after")
+    def _says_where(self) -> Self:
+        if bool(self.path) == bool(self.hosts):
+            raise ValueError("needs dodo:test, dodo:live or dodo://HOST:PORT, as live must never be a default")
+        if self.path and not self.tls:
+            raise ValueError("needs tls, which only dodo://HOST:PORT may go without")
+        return self
+
+    @property
+    def base_url(self) -> str:
+        """Where the API answers."""
+        if self.path:
+            return f"https://{self.path}.dodopayments.com"
+        return f"{'https' if self.tls else 'http'}://{self.hosts[0]}"
+
+    def outbox_path(self, data_dir: Path) -> Path:
+        """The outbox's file."""
+        return Path(self.outbox) if self.outbox else data_dir / "outbox.db"
+
+    def rates(self) -> tuple[Rate, Rate]:
+        """What sending may use of the account's limit, and what is left to reading."""
+        whole = TIERS[self.tier].share(self.share)
+        part = min(self.reads / whole.sustained, 0.9)
+        return whole.share(1 - part), whole.share(part)
+
+    def open(
+        self, *, api_key: SecretStr | None = None, data_dir: Path = Path("data"), **given: Any
+    ) -> Any:
+        """The sink; `given` are the number of parts, where the catalog is from, and the flow's own choices."""
+        terms = {name: getattr(self, name) for name in TERMS}
+        return load(self.connector)(
+            self.base_url,
+            _plain(api_key),
+            self.rates()[0],
+            self.outbox_path(data_dir),
+            rollup=None if self.rollup == "none" else read_duration(self.rollup),
+            **terms,
+            **given,
+        )
+
+    def open_client(self, api_key: SecretStr | None, **given: Any) -> Any:
+        """A client of the API for reading, at the rate that is left to it."""
+        return load("connectors.dodo:DodoClient")(self.base_url, _plain(api_key), self.rates()[1], **given)
+
+
+def _plain(api_key: SecretStr | None) -> str:
+    if api_key is None:
+        raise SettingsError(["TIDEGATE_DODO_API_KEY: is missing: dodo: needs the API key of the account"])
+    return api_key.get_secret_value()
+
+
 Alerts = Annotated[AlertFile | AlertStdout, BY_SCHEME]
 DeadLetters = Annotated[DeadLetterFile | DeadLetterStdout, BY_SCHEME]
-Billing = Annotated[BillingFile, BY_SCHEME]
+Billing = Annotated[BillingFile | Dodo, BY_SCHEME]

@@ -1,0 +1,405 @@
+"""Sends what waits in the outbox, at least once, and settles each event by what the platform says.
+
+A `turn` picks the oldest events, makes batches, sends them and writes down what came of it. What has no clear answer
+(429, 5xx, time-out, reset, an odd 200) waits on and is sent again under the same ids, after a pause that doubles, with
+jitter. A refused batch is bisected. A refusal is believed only of a single event that the platform, asked, does not
+have. Nothing is decided in memory: kill it anywhere, and the next one goes on from the outbox.
+
+Events that can still go out with their own time come first, the oldest before all; every fourth turn begins with those
+too old for that, so that neither starves. Ages are looked at again before each attempt.
+Source: Dodo Payments, events and error handling.
+"""
+
+import random
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor
+from datetime import timedelta
+from typing import Literal, NamedTuple, Protocol
+
+from connectors.clock import wall_clock
+from connectors.dodo import Answer
+from connectors.outbox import Outbox, Row, State
+from connectors.rollup import Rollup
+from operators.billing import (
+    AGE_MAX,
+    AHEAD_MAX,
+    BYTES_MAX,
+    EVENTS_MAX,
+    MINUTE,
+    SECOND,
+    Late,
+    Refusal,
+    Rules,
+    batches,
+)
+from operators.bisection import Bisection
+from operators.catalog import Catalog
+from operators.rollup import unfit
+
+PAUSE_FIRST, PAUSE_MAX = 0.5, 30.0
+PAUSE_REFUSING = 60.0
+# What was just taken need not show at once.
+SHOWS_AFTER = MINUTE
+LOOKED_UP_AT_ONCE = 20
+TRIED_WITH = 20
+REQUESTS_PER_BATCH_MAX = 120
+ATTEMPTS_MAX = 6
+# So many in a row, with nothing taken between them, are no matter of single events.
+REFUSALS_IN_A_ROW_MAX = 20
+STRANGER_FOR = 10 * MINUTE
+REMEMBERED_CUSTOMERS = 100_000
+WATCHED_EVERY = 5 * SECOND
+TIDIED_EVERY = SECOND
+IDLE = 1.0
+
+UNMAPPED, STRANGER = "no_billing_id", "unknown_customer"
+TOO_OLD, PERIOD_CLOSED = TIME_IS_UP = ("too_old", "period_closed")
+
+
+class Platform(Protocol):
+    """What the sender asks of `connectors.dodo.DodoClient`."""
+
+    def ingest(self, events: Sequence[bytes]) -> Answer: ...
+    def event(self, event_id: str) -> Answer: ...
+    def customer(self, customer_id: str) -> Answer: ...
+
+
+class Terms(NamedTuple):
+    """How to send: how long a batch may wait to fill, what becomes of what is too old or whose customer is unknown."""
+
+    linger: timedelta = timedelta(seconds=1)
+    late: Late = "restamp"
+    unmapped: Literal["park", "skip"] = "park"
+    alert_age: timedelta = timedelta(minutes=20)
+    events_max: int = EVENTS_MAX
+    bytes_max: int = BYTES_MAX
+    concurrency: int = 4
+    rollup: timedelta | None = None
+
+
+class Item(NamedTuple):
+    """An event ready to go: its row, its bytes, the biller's customer, whether its time is left out."""
+
+    row: Row
+    body: bytes
+    billing_id: str
+    restamp: bool
+
+
+class Stopped(Exception):
+    """The sender is to end; raised out of a wait."""
+
+
+class Sender:
+    """Sends for one outbox. `turn` is to be called again after the seconds that it returns.
+
+    `catalog` gives the catalog in force; `sleep` is given seconds and may raise to end a turn; `pool` runs the
+    requests of a turn side by side.
+    """
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        platform: Platform,
+        catalog: Callable[[], Catalog],
+        terms: Terms,
+        *,
+        clock: Callable[[], int] = wall_clock,
+        sleep: Callable[[float], object] = time.sleep,
+        uniform: Callable[[], float] = random.random,
+        pool: Executor | None = None,
+    ) -> None:
+        self._outbox, self._platform, self._catalog, self._terms = outbox, platform, catalog, terms
+        self._clock, self._sleep, self._uniform, self._pool = clock, sleep, uniform, pool
+        self._known_catalog: Catalog | None = None
+        self._rules = Rules(Catalog())
+        self._rollup: Rollup | None = None
+        self._turns = 0
+        self._failures = 0
+        self._unauthorized = False
+        self._refusals = 0
+        self._pause_until = 0
+        self._bytes_max = terms.bytes_max
+        self._customers: set[str] = set()
+        self._strangers: dict[str, int] = {}
+        self._watched_at = self._tidied_at = 0
+
+    def turn(self, *, linger: bool = True) -> float | None:
+        """Does what can be done now. The seconds until more can be, None where nothing waits to be sent."""
+        now = self._clock()
+        self._follow_catalog()
+        self._keep_house(now)
+        self._roll_up(now)
+        if now < self._pause_until:
+            return (self._pause_until - now) / SECOND
+        rows = self._chosen()
+        if not rows:
+            return None
+        due = min(row.came_at for row in rows) + self._terms.linger // timedelta(microseconds=1)
+        if linger and len(rows) < self._terms.events_max and now < due:
+            return (due - now) / SECOND
+        self._turns += 1
+        self._send_all(self._ready(rows))
+        return 0.0
+
+    def _chosen(self) -> list[Row]:
+        """The rows for this turn. While answers are missing they are few, as what was sent may have to be looked up."""
+        limit = self._terms.events_max * (1 if self._failures else self._terms.concurrency)
+        if self._failures > 1:
+            limit = TRIED_WITH
+        if self._unauthorized:
+            limit = 1
+        first, second = self._outbox.oldest, self._outbox.too_old
+        if self._turns % 4 == 3:
+            first, second = second, first
+        rows = first(limit)
+        return rows if len(rows) == limit else rows + second(limit - len(rows))
+
+    def _ready(self, rows: Sequence[Row]) -> list[Item]:
+        """What can be sent of these; the rest is kept back with its reason, or looked up first."""
+        now = self._clock()
+        items: list[Item] = []
+        kept: dict[tuple[State, str, str], list[Row]] = {}
+        doubtful: list[tuple[Row, Refusal]] = []
+        trimmed = 0
+        for row in rows:
+            found, left_out = self._judge(row, now)
+            trimmed += left_out
+            if isinstance(found, Item):
+                items.append(found)
+            elif found[1] in TIME_IS_UP and row.unsure_at is not None:
+                doubtful.append((row, Refusal(*found[1:])))
+            else:
+                kept.setdefault(found, []).append(row)
+        with self._outbox.transaction():
+            for (state, reason, detail), those in kept.items():
+                self._outbox.keep_back(those, state, reason, detail)
+            self._outbox.count(trimmed=trimmed)
+        for row, refusal in doubtful[:LOOKED_UP_AT_ONCE]:
+            self._settle_doubtful(row, refusal)
+        return items
+
+    def _judge(self, row: Row, now: int) -> tuple[Item | tuple[State, str, str], int]:
+        """The event as it can be sent now, or what becomes of it and why; and how many properties are left out."""
+        billing_id = self._rules.billing_id(row.customer)
+        if billing_id is None:
+            state = State.parked if self._terms.unmapped == "park" else State.skipped
+            return (state, UNMAPPED, "its customer has no billing_id in the catalog"), 0
+        if self._strangers.get(billing_id, 0) > now:
+            return (State.parked, STRANGER, f"the platform has no customer {billing_id}"), 0
+        restamp = now - row.at > AGE_MAX
+        if restamp and self._terms.late == "park":
+            return (State.parked, TOO_OLD, "older than 55 minutes, and late=park"), 0
+        if restamp and not self._rules.may_restamp(row.customer, row.at, now):
+            return (State.parked, PERIOD_CLOSED, "older than 55 minutes, and its billing period has closed"), 0
+        made = self._rules.outgoing(row.id, billing_id, row.at, row.body, restamp=restamp)
+        if isinstance(made, Refusal):
+            # It may go once the catalog reads less of it, unlike what the platform itself turns down.
+            return (State.refused, made.reason, made.detail), 0
+        return Item(row, made.body, billing_id, restamp), made.trimmed
+
+    def _send_all(self, items: Sequence[Item]) -> None:
+        sizes = [len(item.body) for item in items]
+        parts = [items[part] for part in batches(sizes, self._terms.events_max, self._bytes_max)]
+        if self._pool and len(parts) > 1:
+            list(self._pool.map(self._deliver, parts))
+        else:
+            for part in parts:
+                self._deliver(part)
+
+    def _deliver(self, items: Sequence[Item]) -> None:
+        if self._clock() < self._pause_until:
+            # Another batch of this turn has found out that it is better to wait.
+            return
+        answer, sent = self._send(items)
+        if answer.kind == "refused" or answer.kind == "too_large":
+            self._bisect(sent, answer)
+
+    def _send(self, items: Sequence[Item]) -> tuple[Answer, list[Item]]:
+        """One request with those that are still fit for it. What is certain is settled; pauses are set."""
+        now = self._clock()
+        fit = [item for item in items if self._fits(item, now)]
+        if not fit:
+            return Answer(None), fit
+        rows = [item.row for item in fit]
+        with self._outbox.transaction(durable=True):
+            self._outbox.sending(rows, [item.row for item in fit if item.restamp])
+            again = sum(row.sent_at is not None for row in rows)
+            self._outbox.count(requests=1, sent=len(rows), retried=again)
+        answer = self._platform.ingest([item.body for item in fit])
+        self._note(answer)
+        if answer.kind == "ok":
+            with self._outbox.transaction():
+                self._outbox.acknowledge(rows)
+                self._outbox.count(restamped=sum(item.restamp for item in fit))
+        elif answer.kind in ("limited", "unauthorized", "unreached") or (answer.kind == "refused" and len(fit) == 1):
+            # Of a refused batch some may have been taken all the same.
+            self._outbox.not_taken(rows)
+        return answer, fit
+
+    def _fits(self, item: Item, now: int) -> bool:
+        row = item.row
+        if item.restamp:
+            return self._rules.may_restamp(row.customer, row.at, now)
+        return now - AGE_MAX <= row.at <= now + AHEAD_MAX
+
+    def _note(self, answer: Answer) -> None:
+        """Counts an answer, and sets when to go on after it."""
+        kind = answer.kind
+        self._outbox.count(**{f"answers_{kind}": 1})
+        if kind == "ok":
+            self._failures = self._refusals = 0
+            self._unauthorized = False
+            self._outbox.alert("unauthorized", None)
+            self._outbox.alert("refusing", None)
+        elif kind == "unauthorized":
+            self._unauthorized = True
+            text = f"the platform refuses the API key ({answer}); nothing is sent until it works, all of it is kept"
+            self._outbox.alert("unauthorized", text)
+        if kind not in ("ok", "refused", "too_large"):
+            self._pause(answer)
+
+    def _pause(self, answer: Answer) -> None:
+        self._failures += 1
+        pause = min(PAUSE_MAX, PAUSE_FIRST * 2.0 ** min(self._failures, 10)) * self._uniform()
+        pause = max(pause, answer.retry_after or 0.0)
+        self._pause_until = self._clock() + int(pause * SECOND)
+
+    def _bisect(self, items: Sequence[Item], answer: Answer) -> None:
+        """Sends on the good ones of a refused batch and settles the others, within bounds of requests and patience."""
+        if answer.kind == "too_large" and len(items) > 1:
+            self._bytes_max = max(self._bytes_max // 2, BYTES_MAX // 64)
+        bisection = Bisection(items)
+        requests = failed = 0
+        while piece := bisection.piece():
+            if requests:
+                if not all(self._fits(item, self._clock()) for item in piece):
+                    bisection.without({i for i in items if not self._fits(i, self._clock())})
+                    continue
+                answer, _ = self._send(piece)
+            requests += 1
+            match answer.kind:
+                case "ok":
+                    bisection.tell("good")
+                case "refused" | "too_large":
+                    bisection.tell("bad" if answer.kind == "refused" else "too_large")
+                    if len(piece) == 1:
+                        gone = self._settle_refused(piece[0], answer, items)
+                        bisection.without(gone)
+                case _:
+                    failed += 1
+                    if failed == ATTEMPTS_MAX or self._unauthorized:
+                        return
+                    self._sleep(max(self._pause_until - self._clock(), 0) / SECOND)
+            if requests == REQUESTS_PER_BATCH_MAX or self._clock() < self._pause_until:
+                # What is left waits as before, without those that were found.
+                return
+
+    def _settle_refused(self, item: Item, answer: Answer, others: Iterable[Item]) -> set[Item]:
+        """Decides on an event that was refused alone; which of the others need not be sent any more."""
+        self._refusals += 1
+        if self._refusals >= REFUSALS_IN_A_ROW_MAX:
+            text = f"the platform refuses one event after the other, the last with {answer}; they are dead letters"
+            self._outbox.alert("refusing", text)
+            self._pause_until = self._clock() + int(PAUSE_REFUSING * SECOND)
+        if not self._is_missing(item.row):
+            return set()
+        if self._is_stranger(item.billing_id):
+            gone = {other for other in others if other.billing_id == item.billing_id}
+            self._outbox.keep_back(
+                [other.row for other in gone], State.parked, STRANGER, f"the platform has no customer {item.billing_id}"
+            )
+            return gone
+        reason = "too_large" if answer.kind == "too_large" else "refused_by_platform"
+        self._outbox.keep_back([item.row], State.refused, reason, str(answer))
+        return set()
+
+    def _settle_doubtful(self, row: Row, refusal: Refusal) -> None:
+        """Parks an event that was sent without an answer, unless the platform turns out to have it."""
+        if self._is_missing(row):
+            self._outbox.keep_back([row], State.parked, *refusal)
+
+    def _is_missing(self, row: Row) -> bool:
+        """Whether the platform does not have the event for sure. If it has it is acknowledged, else asked later."""
+        answer = self._platform.event(row.id)
+        self._outbox.count(lookups=1)
+        now = self._clock()
+        if answer.kind == "ok":
+            self._outbox.acknowledge([row])
+        elif answer.status != 404:
+            self._outbox.hold([row], now + SHOWS_AFTER)
+        elif row.unsure_at is not None and now - row.unsure_at < SHOWS_AFTER:
+            self._outbox.hold([row], row.unsure_at + SHOWS_AFTER)
+        else:
+            return True
+        return False
+
+    def _is_stranger(self, billing_id: str) -> bool:
+        if billing_id in self._customers:
+            return False
+        answer = self._platform.customer(billing_id)
+        self._outbox.count(lookups=1)
+        if answer.status == 404:
+            self._strangers[billing_id] = self._clock() + STRANGER_FOR
+            return True
+        if answer.kind == "ok":
+            if len(self._customers) >= REMEMBERED_CUSTOMERS:
+                self._customers.clear()
+            self._customers.add(billing_id)
+        return False
+
+    def _ask_again(self, now: int) -> None:
+        """Asks for one customer whom the platform did not have, and lets the events wait again if now it has."""
+        due = next((who for who, until in self._strangers.items() if until <= now), None)
+        if due is not None and not self._is_stranger(due):
+            self._strangers[due] = now + STRANGER_FOR
+            if due in self._customers:
+                del self._strangers[due]
+                parked = self._outbox.parked_for(STRANGER)
+                self._outbox.release(STRANGER, [who for who in parked if self._rules.billing_id(who) == due])
+
+    def _follow_catalog(self) -> None:
+        """Takes a new catalog over, and lets events wait again whose customer it maps."""
+        catalog = self._catalog()
+        if catalog is self._known_catalog:
+            return
+        self._known_catalog, self._rules = catalog, Rules(catalog)
+        if self._terms.rollup is not None:
+            self._rollup = Rollup(self._outbox, catalog, self._terms.rollup, self._terms.linger)
+            names = unfit(catalog)
+            text = f"max and last do not add up, so these meters are not billed: {', '.join(names)}"
+            self._outbox.alert("not_rolled_up", text if names else None)
+        mapped = [who for who in self._outbox.parked_for(UNMAPPED) if self._rules.billing_id(who)]
+        self._outbox.release(UNMAPPED, mapped)
+        self._strangers.clear()
+        self._outbox.release(STRANGER, self._outbox.parked_for(STRANGER))
+
+    def _roll_up(self, now: int) -> None:
+        if self._rollup is not None:
+            while self._rollup.fold(now):
+                pass
+            while self._rollup.emit(now):
+                pass
+
+    def _keep_house(self, now: int) -> None:
+        if now - self._tidied_at >= TIDIED_EVERY and not self._outbox.tidy():
+            self._tidied_at = now
+        if now - self._watched_at >= WATCHED_EVERY:
+            self._watched_at = now
+            self._watch(now)
+
+    def _watch(self, now: int) -> None:
+        """Raises and resolves the alerts that come with time."""
+        self._ask_again(now)
+        age = self._terms.alert_age
+        text = f"events wait that are older than {age}; after 55 minutes they cannot be billed at their own time"
+        limit = now - age // timedelta(microseconds=1)
+        self._outbox.alert("old", text if self._outbox.waits_since_before(limit, now - MINUTE) else None)
+        used = self._outbox.used()
+        for kind, most in (("half_full", 0.5), ("nearly_full", 0.8)):
+            text = f"the outbox holds more than {most:.0%} of the bytes that it may; at 100% the flow stops"
+            self._outbox.alert(kind, text if used >= most else None)
+        kept = self._outbox.kept_back()
+        text = "events are kept back that need somebody to look at them: tidegate outbox --kept-back"
+        self._outbox.alert("kept_back", text if kept else None)
