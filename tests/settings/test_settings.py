@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from settings.problems import SettingsError
 from settings.settings import Settings, load_settings
@@ -26,6 +27,7 @@ TABLE: list[tuple[str, Any, str, str, Any]] = [
         DeadLetterStdout(),
     ),
     ("billing", BillingFile(path="data/billing/"), "file:b/", '"file:b/"', BillingFile(path="b/")),
+    ("dodo_api_key", None, "hunter2", '"hunter2"', SecretStr("hunter2")),
     ("branches", ("store", "alerts"), "billing, store,billing", '["billing", "store"]', ("store", "billing")),
     ("catalog", Path("catalog.yaml"), "c.yaml", '"c.yaml"', Path("c.yaml")),
     ("data_dir", Path("data"), "/var/lib/tidegate", '"/var/lib/tidegate"', Path("/var/lib/tidegate")),
