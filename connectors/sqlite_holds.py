@@ -19,7 +19,7 @@ from datetime import timedelta
 from decimal import Decimal, InvalidOperation
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 from xxhash import xxh3_64_intdigest
@@ -41,6 +41,8 @@ from operators.ports import (
 )
 from operators.quantity import scaled, text
 
+Mode = Literal["ro", "rw"]
+
 WAIT = timedelta(seconds=1)
 # Those below EXPIRED are in the sum.
 HELD, COMMITTED, EXPIRED, RELEASED, SETTLED = range(5)
@@ -57,20 +59,23 @@ _VERSION = "SELECT number, text, applied_at, origin, author, note FROM catalogs 
 class SqliteHolds:
     """Accounts and holds in the file at `path`, from any thread. Connects at the first call, and again when it must.
 
-    `wait` bounds how long another writer is waited for. A file that was replaced is taken up as it is now. Raises
-    StoreError; a file that is not there is one, as an empty one in its place would forget all usage.
+    `read_wait` and `write_wait` bound how long a lock is waited for. A file that was replaced is taken up as it is
+    now. Raises StoreError; a file that is not there is one, as an empty one in its place would forget all usage.
     """
 
     self_timed = False
 
-    def __init__(self, path: str | Path, *, wait: timedelta = WAIT) -> None:
-        self._path, self._wait = Path(path).absolute(), wait
+    def __init__(
+        self, path: str | Path, *, read_wait: timedelta = WAIT, write_wait: timedelta = WAIT
+    ) -> None:
+        self._path = Path(path).absolute()
+        self._wait: dict[Mode, timedelta] = {"ro": read_wait, "rw": write_wait}
         # Lists take and give at the end, and atomically so.
-        self._idle: list[tuple[sqlite3.Connection, os.stat_result]] = []
+        self._idle: dict[Mode, list[tuple[sqlite3.Connection, os.stat_result]]] = {"ro": [], "rw": []}
 
     def account(self, customer: str, scope: Scope, now: int) -> Account:
         """One statement, so all of one moment."""
-        with self._connection("read") as db:
+        with self._connection("ro", "read") as db:
             return _account(db, customer, scope, now)
 
     def reserve(
@@ -78,7 +83,7 @@ class SqliteHolds:
     ) -> Reserved:
         """As in `operators.ports.Holds`. Who gets nothing takes no lock, and so never holds up the flow."""
         key = identity(hold.customer, hold.source, hold.id)
-        with self._connection("reserve in") as db:
+        with self._connection("rw", "reserve in") as db:
             with _snapshot(db):
                 reserved = _judged(db, key, hold, ceilings, scope, now, seen)
             if reserved.outcome != "held":
@@ -100,7 +105,7 @@ class SqliteHolds:
     ) -> Closing:
         """As in `operators.ports.Holds`."""
         key = identity(customer, source, id)
-        with self._connection("commit in") as db, transaction(db):
+        with self._connection("rw", "commit in") as db, transaction(db):
             row = db.execute(_HOLD, (key,)).fetchone()
             if row is None:
                 return Closing("unknown", {})
@@ -128,7 +133,7 @@ class SqliteHolds:
     def release(self, customer: str, source: str, id: str, now: int) -> Closing:
         """As in `operators.ports.Holds`."""
         key = identity(customer, source, id)
-        with self._connection("release in") as db, transaction(db):
+        with self._connection("rw", "release in") as db, transaction(db):
             row = db.execute(_HOLD, (key,)).fetchone()
             if row is None:
                 return Closing("unknown", {})
@@ -143,44 +148,49 @@ class SqliteHolds:
 
     def catalog(self) -> CatalogVersion | None:
         """The newest catalog version, None where there is none."""
-        with self._connection("read") as db:
+        with self._connection("ro", "read") as db:
             row = db.execute(_VERSION).fetchone()
         names = ("number", "text", "applied_at", "origin", "by", "note")
         return msgspec.convert(dict(zip(names, row, strict=True)), CatalogVersion) if row else None
 
     def feed(self) -> SqliteFeed:
-        return SqliteFeed(self._path, wait=self._wait)
+        return SqliteFeed(self._path, wait=self._wait["ro"])
 
     def close(self) -> None:
-        """Closes what is idle; calls under way close what they have."""
-        while self._idle:
-            self._idle.pop()[0].close()
+        """Closes what is idle; calls under way keep what they have."""
+        for idle in self._idle.values():
+            while idle:
+                idle.pop()[0].close()
 
     @contextmanager
-    def _connection(self, act: str) -> Iterator[sqlite3.Connection]:
+    def _connection(self, mode: Mode, act: str) -> Iterator[sqlite3.Connection]:
         """A connection to the file that the path names now. One on which anything failed is not used again."""
         with explained(self._path, act):
-            db, opened = self._take()
+            db, opened = self._taken(mode) or self._opened(mode)
             try:
                 yield db
             except BaseException:
                 db.close()
                 raise
-            self._idle.append((db, opened))
+            self._idle[mode].append((db, opened))
 
-    def _take(self) -> tuple[sqlite3.Connection, os.stat_result]:
+    def _taken(self, mode: Mode) -> tuple[sqlite3.Connection, os.stat_result] | None:
         with suppress(IndexError):
             while True:
-                db, opened = self._idle.pop()
+                db, opened = self._idle[mode].pop()
                 try:
                     check_same(self._path, opened)
                 except StoreError:
                     db.close()
                 else:
                     return db, opened
-        db = connect(self._path, "rw", self._wait)
+        return None
+
+    def _opened(self, mode: Mode) -> tuple[sqlite3.Connection, os.stat_result]:
+        db = connect(self._path, mode, self._wait[mode])
         try:
-            db.execute("PRAGMA synchronous = NORMAL")
+            if mode == "rw":
+                db.execute("PRAGMA synchronous = NORMAL")
             return db, os.stat(self._path)
         except BaseException:
             db.close()
@@ -205,7 +215,9 @@ class Settling:
         self._look(db)
         if not self._waiting:
             return []
-        return [customer for events in settled for key in self._found(events) for customer in _settle(db, key)]
+        return [
+            customer for events in settled for key in self._found(events) for customer in _settle(db, key)
+        ]
 
     def _look(self, db: sqlite3.Connection) -> None:
         if self._size > self._enough:
@@ -276,7 +288,9 @@ def _account(db: sqlite3.Connection, customer: str, scope: Scope, now: int) -> A
     held: dict[str, int] = {}
     expired: list[dict[str, int]] = []
     next_expiry, catalog = None, 0
-    for kind, what, value, as_of, written_at in db.execute(query, (customer, scope.start, now, *scope.meters)):
+    for kind, what, value, as_of, written_at in db.execute(
+        query, (customer, scope.start, now, *scope.meters)
+    ):
         if kind == 0:
             used[what] = Used(_whole(value), as_of, written_at)
         elif kind == 1:
@@ -325,7 +339,9 @@ def _prune(db: sqlite3.Connection, now: int) -> None:
 def _add(db: sqlite3.Connection, customer: str, quantities: Mapping[str, int]) -> None:
     """Adds to the customer's sums; what comes to nothing goes."""
     for meter, quantity in quantities.items():
-        row = db.execute("SELECT quantity FROM held WHERE customer = ? AND meter = ?", (customer, meter)).fetchone()
+        row = db.execute(
+            "SELECT quantity FROM held WHERE customer = ? AND meter = ?", (customer, meter)
+        ).fetchone()
         after = (_whole(row[0]) if row else 0) + quantity
         if after:
             db.execute("INSERT OR REPLACE INTO held VALUES (?, ?, ?)", (customer, meter, text(after)))

@@ -57,6 +57,4 @@ def decide(limit: Limit, total: Decimal, quantity: Decimal | int = 1) -> Decisio
     reason = reason_of(used + scaled(quantity), cap, edge_of(cap, limit.grace_pct), limit.on_cap)
     denied = reason == "cap_reached"
     remaining = decimal(max(cap - used, 0))
-    return Decision(
-        not denied or limit.shadow, reason, total, limit.cap, remaining, denied and limit.shadow
-    )
+    return Decision(not denied or limit.shadow, reason, total, limit.cap, remaining, denied and limit.shadow)

@@ -62,6 +62,25 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     detail: str = ""
 
 
+class Receipt(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What became of a hold that was committed or released.
+
+    - `committed`: it counts until its event comes; `settled`: its event has come; `released`: it no longer counts.
+    - `unknown`: no such hold is remembered. `conflict`: it was committed before with other quantities, which stand,
+      or the meters are not those that were reserved. `unavailable`: the store did not answer (`degraded`).
+    - `exceeded`: by how much more than reserved was committed, per meter; it counts all the same.
+    - `expired`: the commit came after the hold's time, so others may have taken its room; it counts again.
+    """
+
+    customer: str
+    id: str
+    state: Literal["committed", "settled", "released", "unknown", "conflict", "unavailable"]
+    exceeded: dict[str, Decimal] = {}
+    expired: bool = False
+    degraded: bool = False
+    detail: str = ""
+
+
 class _Line(NamedTuple):
     """One cap's side of an account, whatever is asked. `base` is what a request adds to, times 10²⁴."""
 
@@ -259,7 +278,9 @@ class View:
         )
 
 
-def decide_blind(own: Own | None, customer: str, asked: Iterable[str], otherwise: Fail, detail: str) -> Decision:
+def decide_blind(
+    own: Own | None, customer: str, asked: Iterable[str], otherwise: Fail, detail: str
+) -> Decision:
     """The decision where the account cannot be known: each cap that may deny does what its `fail` says.
 
     Where not even the catalog is known, `own` is None and `otherwise` decides.

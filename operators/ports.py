@@ -286,13 +286,14 @@ class Feed(Protocol):
 class Holds(Protocol):
     """The gate's end of a store: accounts and holds, from any thread and process. Making one does no I/O.
 
+    It is made with `read_wait` and `write_wait`, how long (timedelta) an account, or anything else, may take.
     Whatever fails raises StoreError, and the next call tries anew, connecting again if need be. What a hold counts
     in ends in the same transaction in which its event's totals are written (`Settled`). An ended hold is remembered
     for an hour past its expiry, so that late retries change nothing. `now` is in µs since the epoch.
     """
 
     self_timed: bool
-    """True where each call returns or raises within the time that the store was opened with, whatever happens."""
+    """True where each call returns or raises within its wait, whatever happens; else the gate sees to that."""
 
     def account(self, customer: str, scope: Scope, now: int) -> Account:
         """One round trip."""

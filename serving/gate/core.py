@@ -1,0 +1,320 @@
+"""The gate without its shells: what is asked of the store, and what is answered when it does not.
+
+Every operation is a `Call`: `run` does the work, blocking; `blind` is the answer without the store. How a call is
+run, directly, on a thread or awaited, is all that the sync and the async gate differ in.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from decimal import Decimal
+from threading import Lock
+from typing import Final, Generic, NamedTuple, TypeVar
+
+import msgspec
+
+from operators.bounds import Asked, Bounds
+from operators.catalog import Catalog, Fail
+from operators.gate import Decision, Receipt, View, decide_blind
+from operators.holds import final_quantities
+from operators.ports import Account, Closing, Hold, Holds, Reserved, StoreError
+from operators.quantity import decimal
+from serving.gate.asked import check_identity
+from serving.gate.breaker import Breaker
+from serving.gate.catalogs import Catalogs
+from serving.gate.lane import Lane
+from serving.gate.near import Near
+from serving.gate.tally import LOG, Tally
+from serving.gate.watch import Watch
+
+T = TypeVar("T")
+
+HOLD_MAX: Final = timedelta(days=7)
+THREADS: Final = 4
+# No account has this revision, and no catalog this number.
+UNSEEN: Final = -1
+ANY: Final = -2
+
+
+class Terms(NamedTuple):
+    """How a gate behaves; `Gate` says what each means."""
+
+    near: bool
+    timeout: timedelta
+    write_timeout: timedelta
+    staleness: timedelta
+    settle_within: timedelta
+    source: str
+    fail: Fail
+
+
+class Clocks(NamedTuple):
+    """The wall clock in µs since the epoch, a monotonic one in seconds, and chance from 0 to 1."""
+
+    wall: Callable[[], int]
+    monotonic: Callable[[], float]
+    chance: Callable[[], float]
+
+
+class Side(NamedTuple):
+    """Reading or writing: its time limit in seconds, its breaker and its threads."""
+
+    timeout: float
+    breaker: Breaker
+    lane: Lane
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """One operation on the store."""
+
+    run: Callable[[], T]
+    blind: Callable[[str], T]
+    side: Side
+
+
+class Core:
+    """A gate's state and logic. Nothing is connected and no thread runs until the first call."""
+
+    def __init__(self, store: Holds, catalog: Catalog | None, terms: Terms, clocks: Clocks) -> None:
+        self.store = store
+        self.terms = terms
+        self.tally = Tally(clocks.monotonic)
+        self._clocks = clocks
+        self._near = Near(terms.staleness.total_seconds())
+        self._catalogs = Catalogs(store, catalog, lambda: self._near.drop(None))
+        self._watch = Watch(store, self._near, self._catalogs, self.tally, clocks.monotonic)
+        self._reading = Side(
+            terms.timeout.total_seconds(), Breaker(clocks.chance), Lane("tidegate-read", THREADS)
+        )
+        self._writing = Side(
+            terms.write_timeout.total_seconds(), Breaker(clocks.chance), Lane("tidegate-write", THREADS)
+        )
+        self._lock = Lock()
+        self._process = 0
+        self._closed = False
+
+    # What the shells do with calls.
+
+    def refusal(self, call: Call[T]) -> T | None:
+        """The answer where the store is not to be asked."""
+        if self._process != os.getpid():
+            self._start()
+        if call.side.breaker.lets(self._clocks.monotonic()):
+            return None
+        return self._degraded(call, "the store failed several times in a row and is left alone for a moment")
+
+    def failed(self, call: Call[T], error: Exception) -> T:
+        """The answer where the store was asked, and this came of it."""
+        call.side.breaker.failed(self._clocks.monotonic())
+        if isinstance(error, TimeoutError):
+            return self._degraded(call, f"the store did not answer within {call.side.timeout:g} s")
+        if not isinstance(error, StoreError):
+            LOG.error("the store answered nonsense, or the gate has a fault", exc_info=error)
+        return self._degraded(call, str(error) or type(error).__name__)
+
+    def ended(self, call: Call[T], result: T) -> T:
+        """The answer where the store answered."""
+        call.side.breaker.succeeded()
+        self.tally.recovered()
+        return self._counted(result)
+
+    def close(self) -> None:
+        self._closed = True
+        self._watch.stop()
+        self._reading.lane.close()
+        self._writing.lane.close()
+        self.store.close()
+
+    # The operations.
+
+    def recall(self, customer: str, asked: Asked) -> Decision | None:
+        """The decision, if the near cache has all that it takes."""
+        view = self._near.get(customer, self._clocks.monotonic())
+        if view is None or not view.start <= self._clocks.wall() < view.until:
+            return None
+        return self._counted(self._flagged(view.decide(asked)), "near")
+
+    def look(self, customer: str, asked: Asked) -> Call[Decision]:
+        """The decision by what the store has now."""
+        customer.encode()
+        return Call(
+            lambda: self._flagged(self._view(customer).decide(asked)),
+            lambda detail: self._decide_blind(customer, asked, detail),
+            self._reading,
+        )
+
+    def reserve(
+        self, customer: str, asked: Asked, expires_in: timedelta, id: str, source: str | None
+    ) -> Call[Decision]:
+        """The decision, with the quantities held if it is to allow."""
+        source = self._source_of(customer, source, id)
+        if not timedelta(0) < expires_in <= HOLD_MAX:
+            raise ValueError(
+                f"expires_in: needs more than 0 and at most {HOLD_MAX.days} days, got {expires_in}"
+            )
+        until = self._clocks.wall() + _micros(expires_in)
+        hold = Hold(customer, source, id, asked, until)
+        deadline = self._clocks.monotonic() + self._writing.timeout
+        return Call(
+            lambda: self._flagged(self._reserved(hold, deadline)),
+            lambda detail: self._decide_blind(customer, asked, detail),
+            self._writing,
+        )
+
+    def commit(
+        self, customer: str, id: str, quantities: Mapping[str, int] | None, source: str | None
+    ) -> Call[Receipt]:
+        """Makes a hold's quantities final."""
+        source = self._source_of(customer, source, id)
+
+        def run() -> Receipt:
+            now = self._clocks.wall()
+            until = now + _micros(self.terms.settle_within)
+            closing = self.store.commit(customer, source, id, quantities, until, now)
+            return self._receipt(customer, id, closing, quantities)
+
+        return Call(run, lambda detail: _unavailable(customer, id, detail), self._writing)
+
+    def release(self, customer: str, id: str, source: str | None) -> Call[Receipt]:
+        """Ends a hold."""
+        source = self._source_of(customer, source, id)
+
+        def run() -> Receipt:
+            closing = self.store.release(customer, source, id, self._clocks.wall())
+            return self._receipt(customer, id, closing, None)
+
+        return Call(run, lambda detail: _unavailable(customer, id, detail), self._writing)
+
+    # How they are done.
+
+    def _source_of(self, customer: str, source: str | None, id: str) -> str:
+        source = self.terms.source if source is None else source
+        check_identity(customer, source, id)
+        return source
+
+    def _view(self, customer: str) -> View:
+        """The customer's view as of now, also in the near cache."""
+        while True:
+            ticket = self._near.ticket()
+            bounds = self._bounds()
+            own = bounds.of(customer)
+            now = self._clocks.wall()
+            start, end = own.period(now)
+            account = self.store.account(customer, own.scope(start), now)
+            if self._is_current(bounds, account):
+                view = View(own, account, start, end)
+                self._near.put(customer, view, ticket)
+                return view
+
+    def _reserved(self, hold: Hold, deadline: float) -> Decision:
+        seen: int | None = None
+        while True:
+            bounds = self._bounds()
+            own = bounds.of(hold.customer)
+            now = self._clocks.wall()
+            start, end = own.period(now)
+            if seen is None and own.spend_denies():
+                # Money depends on all meters, so first it has to be seen what they are at.
+                seen = UNSEEN
+            reserved = self.store.reserve(hold, own.ceilings(hold.quantities), own.scope(start), now, seen)
+            if reserved.outcome == "held":
+                self._near.drop((hold.customer,))
+            if not self._is_current(bounds, reserved.account):
+                if reserved.outcome == "held":
+                    # Under another catalog it might not have been.
+                    self.store.release(hold.customer, hold.source, hold.id, now)
+            elif reserved.outcome != "moved":
+                return _decided(View(own, reserved.account, start, end), reserved, hold.quantities)
+            else:
+                decision = View(own, reserved.account, start, end).decide(hold.quantities)
+                if not decision.allowed:
+                    return decision
+                seen = reserved.account.revision
+            if self._clocks.monotonic() > deadline:
+                raise StoreError("too many others reserve for this customer at the same time")
+
+    def _bounds(self) -> Bounds:
+        if self._catalogs.bounds is None:
+            self._catalogs.follow(ANY, self._reading.timeout / 2)
+        bounds = self._catalogs.bounds
+        if bounds is None:
+            raise StoreError(self._catalogs.problem or "the catalog is still being read")
+        return bounds
+
+    def _is_current(self, bounds: Bounds, account: Account) -> bool:
+        """Whether the account was read under the catalog that decisions go by; else that is another one now.
+
+        A version that cannot be read in time, or not at all, leaves the one before it in force.
+        """
+        if account.catalog != bounds.number:
+            self._catalogs.follow(account.catalog, self._reading.timeout / 2)
+        return self._catalogs.bounds is bounds
+
+    def _decide_blind(self, customer: str, asked: Asked, detail: str) -> Decision:
+        bounds = self._catalogs.bounds
+        own = bounds.of(customer) if bounds else None
+        return decide_blind(own, customer, asked, self.terms.fail, detail)
+
+    def _receipt(
+        self, customer: str, id: str, closing: Closing, quantities: Mapping[str, int] | None
+    ) -> Receipt:
+        self._near.drop((customer,))
+        exceeded: dict[str, Decimal] = {}
+        if closing.state == "committed" and quantities is not None:
+            final = final_quantities(closing.reserved, quantities) or {}
+            over = {meter: quantity - closing.reserved[meter] for meter, quantity in final.items()}
+            exceeded = {meter: decimal(quantity) for meter, quantity in over.items() if quantity > 0}
+        return Receipt(
+            customer=customer, id=id, state=closing.state, exceeded=exceeded, expired=closing.expired
+        )
+
+    def _flagged(self, decision: Decision) -> Decision:
+        problem = self._catalogs.problem
+        return msgspec.structs.replace(decision, degraded=True, detail=problem) if problem else decision
+
+    def _degraded(self, call: Call[T], detail: str) -> T:
+        self.tally.degraded(detail)
+        return self._counted(call.blind(detail))
+
+    def _counted(self, result: T, *also: str) -> T:
+        if isinstance(result, Decision):
+            shadow = ("denied_in_shadow",) if result.denied_in_shadow else ()
+            self.tally.add("allowed" if result.allowed else "denied", *shadow, *also)
+        return result
+
+    def _start(self) -> None:
+        """Starts to watch, at the first call; a gate that was used before a fork must not be used after it."""
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("gate: is closed; open another one")
+            if self._process == os.getpid():
+                return
+            if self._process:
+                raise RuntimeError("gate: was used before this process forked; open one in each process")
+            self._process = os.getpid()
+        if self.terms.near:
+            self._watch.start()
+
+
+def _decided(view: View, reserved: Reserved, asked: Asked) -> Decision:
+    match reserved.outcome:
+        case "held":
+            return view.decide_taken(asked)
+        case "repeated":
+            return view.decide_known(asked, "held")
+        case "settled" | "conflict" as why:
+            return view.decide_known(asked, why)
+    decision = view.decide(asked)
+    if decision.allowed:
+        raise StoreError("the store finds no room where there is some")
+    return decision
+
+
+def _unavailable(customer: str, id: str, detail: str) -> Receipt:
+    return Receipt(customer=customer, id=id, state="unavailable", degraded=True, detail=detail)
+
+
+def _micros(length: timedelta) -> int:
+    return length // timedelta(microseconds=1)

@@ -1,0 +1,255 @@
+"""`Gate` and `AsyncGate`: the same gate for threads and for event loops."""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from connectors.clock import wall_clock
+from operators.catalog import Catalog, Fail
+from operators.gate import Decision, Receipt
+from operators.holds import ONLY_METER
+from operators.ports import Holds
+from serving.gate.asked import Quantity, asked_of, final_of
+from serving.gate.core import HOLD_MAX, Call, Clocks, Core, Terms
+from settings.catalog import load_catalog
+from settings.settings import load_settings
+
+T = TypeVar("T")
+Final = Quantity | Mapping[str, Quantity] | None
+
+TIMEOUT = timedelta(milliseconds=50)
+WRITE_TIMEOUT = timedelta(seconds=1)
+STALENESS = timedelta(milliseconds=100)
+SETTLE_WITHIN = timedelta(hours=1)
+EXPIRES_IN = timedelta(minutes=5)
+
+
+class _Gate:
+    """What both gates share: how they are made, and what they tell of themselves."""
+
+    def __init__(
+        self,
+        store: Holds,
+        catalog: Catalog | None = None,
+        *,
+        near: bool = True,
+        timeout: timedelta = TIMEOUT,
+        write_timeout: timedelta = WRITE_TIMEOUT,
+        staleness: timedelta = STALENESS,
+        settle_within: timedelta = SETTLE_WITHIN,
+        source: str = "",
+        fail: Fail = "open",
+        clock: Callable[[], int] = wall_clock,
+        monotonic: Callable[[], float] = time.monotonic,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        """A gate on a store's holds; `catalog` is what it decides by while the store has no version.
+
+        `near` answers checks from memory while the store's feed proves that to be at most `staleness` old. A check
+        takes `timeout` at most, everything else `write_timeout`. A commit keeps its hold for `settle_within`, which
+        is how long the flow may be behind. `source` is what events carry where a call names none, and `fail` decides
+        while no catalog is known.
+        """
+        if not timedelta(0) < settle_within <= HOLD_MAX:
+            raise ValueError(
+                f"settle_within: needs more than 0, at most {HOLD_MAX.days} days, got {settle_within}"
+            )
+        for name, length in (
+            ("timeout", timeout),
+            ("write_timeout", write_timeout),
+            ("staleness", staleness),
+        ):
+            if length <= timedelta(0):
+                raise ValueError(f"{name}: needs more than 0, got {length}")
+        terms = Terms(near, timeout, write_timeout, staleness, settle_within, source, fail)
+        self._core = Core(store, catalog, terms, Clocks(clock, monotonic, chance))
+        self._direct = store.self_timed
+
+    @classmethod
+    def open(
+        cls,
+        store: str | None = None,
+        *,
+        timeout: timedelta = TIMEOUT,
+        write_timeout: timedelta = WRITE_TIMEOUT,
+        **choices: Any,
+    ) -> Self:
+        """A gate on the store of this address, else of TIDEGATE_STORE, with `choices` as of the class.
+
+        While the store has no catalog, the file of TIDEGATE_CATALOG counts, if it is there. Connects at the first
+        call. SettingsError or CatalogError where settings or that file are wrong.
+        """
+        given = {"source": "file:-"} | ({"store": store} if store is not None else {})
+        settings = load_settings(given)
+        catalog = load_catalog(settings.catalog) if Path(settings.catalog).exists() else None
+        holds = settings.store.open_holds(read_wait=timeout, write_wait=write_timeout)
+        choices = {"catalog": catalog} | choices
+        return cls(holds, timeout=timeout, write_timeout=write_timeout, **choices)
+
+    def counters(self) -> dict[str, int]:
+        """What was decided since the start, by name.
+
+        `allowed`, `denied`, `denied_in_shadow`; of these `near` from memory; `degraded`; `feed_lost`.
+        """
+        return self._core.tally.counts()
+
+
+class Gate(_Gate):
+    """Asks whether requests may pass. For threads; safe to share between them, not across a fork.
+
+        with Gate.open("sqlite:data/tidegate.db") as gate:
+            if gate.check("acme", "api_calls").allowed: ...
+
+    No method raises because of the store: decisions say that they are `degraded`. ValueError is for arguments that
+    cannot be.
+    """
+
+    def check(self, customer: str, meter: str, quantity: Quantity = 1) -> Decision:
+        """Whether so much more of the meter may be used now. Nothing is held: who is slow may be overtaken."""
+        return self.check_many(customer, {meter: quantity})
+
+    def check_many(self, customer: str, quantities: Mapping[str, Quantity]) -> Decision:
+        """The same for several meters at once: allowed if all are, told of the most restrictive cap."""
+        asked = asked_of(customer, quantities)
+        found = self._core.recall(customer, asked)
+        return found if found is not None else self._made(self._core.look(customer, asked))
+
+    def reserve(
+        self,
+        customer: str,
+        meter: str,
+        quantity: Quantity,
+        expires_in: timedelta = EXPIRES_IN,
+        *,
+        id: str,
+        source: str | None = None,
+    ) -> Decision:
+        """Holds the quantity, if it may be used: no other decision will grant it again.
+
+        It counts until the event of this customer, source and id arrives through the flow, until it is released, or
+        for `expires_in`. A retry with the same id and quantity gets the same answer and holds nothing more.
+        """
+        return self.reserve_many(customer, {meter: quantity}, expires_in, id=id, source=source)
+
+    def reserve_many(
+        self,
+        customer: str,
+        quantities: Mapping[str, Quantity],
+        expires_in: timedelta = EXPIRES_IN,
+        *,
+        id: str,
+        source: str | None = None,
+    ) -> Decision:
+        """The same for several meters that one event feeds: all are held, or none."""
+        asked = asked_of(customer, quantities)
+        return self._made(self._core.reserve(customer, asked, expires_in, id, source))
+
+    def commit(self, customer: str, id: str, quantity: Final = None, *, source: str | None = None) -> Receipt:
+        """Says what was used of a hold, before or after its event is sent; None is all of it.
+
+        The hold is changed to that and goes on counting until the event arrives. A mapping is by meter.
+        """
+        return self._made(self._core.commit(customer, id, final_of(quantity, ONLY_METER), source))
+
+    def release(self, customer: str, id: str, *, source: str | None = None) -> Receipt:
+        """Gives back what is held, as nothing was used. A hold that was committed stays."""
+        return self._made(self._core.release(customer, id, source))
+
+    def close(self) -> None:
+        """Ends its threads and closes its connections."""
+        self._core.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _made(self, call: Call[T]) -> T:
+        refusal = self._core.refusal(call)
+        if refusal is not None:
+            return refusal
+        try:
+            if self._direct:
+                return self._core.ended(call, call.run())
+            future = call.side.lane.submit(call.run)
+            try:
+                return self._core.ended(call, future.result(call.side.timeout))
+            finally:
+                future.cancel()
+        except Exception as error:
+            return self._core.failed(call, error)
+
+
+class AsyncGate(_Gate):
+    """The same for an event loop: what the near cache has is answered at once, the rest is awaited on threads."""
+
+    async def check(self, customer: str, meter: str, quantity: Quantity = 1) -> Decision:
+        """As `Gate.check`."""
+        return await self.check_many(customer, {meter: quantity})
+
+    async def check_many(self, customer: str, quantities: Mapping[str, Quantity]) -> Decision:
+        """As `Gate.check_many`."""
+        asked = asked_of(customer, quantities)
+        found = self._core.recall(customer, asked)
+        return found if found is not None else await self._made(self._core.look(customer, asked))
+
+    async def reserve(
+        self,
+        customer: str,
+        meter: str,
+        quantity: Quantity,
+        expires_in: timedelta = EXPIRES_IN,
+        *,
+        id: str,
+        source: str | None = None,
+    ) -> Decision:
+        """As `Gate.reserve`."""
+        return await self.reserve_many(customer, {meter: quantity}, expires_in, id=id, source=source)
+
+    async def reserve_many(
+        self,
+        customer: str,
+        quantities: Mapping[str, Quantity],
+        expires_in: timedelta = EXPIRES_IN,
+        *,
+        id: str,
+        source: str | None = None,
+    ) -> Decision:
+        """As `Gate.reserve_many`."""
+        asked = asked_of(customer, quantities)
+        return await self._made(self._core.reserve(customer, asked, expires_in, id, source))
+
+    async def commit(
+        self, customer: str, id: str, quantity: Final = None, *, source: str | None = None
+    ) -> Receipt:
+        """As `Gate.commit`."""
+        return await self._made(self._core.commit(customer, id, final_of(quantity, ONLY_METER), source))
+
+    async def release(self, customer: str, id: str, *, source: str | None = None) -> Receipt:
+        """As `Gate.release`."""
+        return await self._made(self._core.release(customer, id, source))
+
+    async def close(self) -> None:
+        """As `Gate.close`."""
+        await asyncio.to_thread(self._core.close)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.close()
+
+    async def _made(self, call: Call[T]) -> T:
+        refusal = self._core.refusal(call)
+        if refusal is not None:
+            return refusal
+        try:
+            future = asyncio.wrap_future(call.side.lane.submit(call.run))
+            return self._core.ended(call, await asyncio.wait_for(future, call.side.timeout))
+        except Exception as error:
+            return self._core.failed(call, error)
