@@ -1,10 +1,12 @@
 """Where totals are kept and read."""
 
-from typing import Annotated, Any, ClassVar, Literal
+from datetime import timedelta
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
-from settings.address import BY_SCHEME, Address, load
+from settings.address import BY_SCHEME, Address, Dsn, load
+from settings.durations import Duration, between
 
 
 class StoreAddress(Address):
@@ -48,5 +50,109 @@ class Sqlite(StoreAddress):
         return path
 
 
-# One member so far; the next makes it `Sqlite | Redis`.
-Store = Annotated[Sqlite, BY_SCHEME]
+class RedisStore(StoreAddress, Dsn):
+    """What all addresses of Redis have in common."""
+
+    connector: ClassVar[str] = "connectors.redis_store:RedisWriter"
+    reader: ClassVar[str] = "connectors.redis_reader:RedisReader"
+    control: ClassVar[str] = "connectors.redis_control:RedisControl"
+    form: ClassVar[str]
+    prefix: str = Field(
+        "tidegate", pattern=r"^[^{}\s]{1,64}$", description="What all keys begin with, before a colon."
+    )
+    hours: Annotated[Duration, between("1d", "3660d")] = Field(
+        timedelta(days=8), description="How long totals per hour are kept, at least."
+    )
+    days: Annotated[Duration, between("1d", "36600d")] = Field(
+        timedelta(days=92), description="How long totals per day are kept, at least."
+    )
+    periods: Annotated[Duration, between("35d", "36600d")] = Field(
+        timedelta(days=400), description="How long totals of billing periods are kept after their end, at least."
+    )
+    timeout: Annotated[Duration, between("50ms", "5m")] = Field(
+        timedelta(seconds=5), description="How long to wait for a connection, and for each answer."
+    )
+    wait: Annotated[Duration, between("0", "1h")] = Field(
+        timedelta(seconds=60), description="How long to try again while servers are away or fail over."
+    )
+
+    def arguments(self) -> dict[str, Any]:
+        """Of the writer."""
+        return self._servers() | {name: getattr(self, name) for name in ("hours", "days", "periods")}
+
+    def open_reader(self, **given: Any) -> Any:
+        return load(self.reader)(**self._servers(), **given)
+
+    def open_control(self, **given: Any) -> Any:
+        return load(self.control)(**self._servers(), **given)
+
+    def _servers(self) -> dict[str, Any]:
+        fields = super().arguments()
+        kept = {name: value for name, value in fields.items() if name not in ("hours", "days", "periods", "path")}
+        return kept | {"form": self.form}
+
+
+class OneRedis(RedisStore):
+    """One server, whose databases have numbers."""
+
+    form: ClassVar[str] = "single"
+    path: str = Field("", pattern="^[0-9]{0,4}$")
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        if len(self.hosts) > 1:
+            raise ValueError("needs one host; for more there are redis+cluster: and redis+sentinel:")
+        return self
+
+    def _servers(self) -> dict[str, Any]:
+        return super()._servers() | {"db": int(self.path or 0)}
+
+
+class Redis(OneRedis):
+    """`redis://host:6379`: one server; a path chooses a database of it by number, as in `redis://host/1`."""
+
+    scheme: Literal["redis"] = "redis"
+
+
+class RedisTls(OneRedis):
+    """`rediss://host:6379`: one server, over TLS."""
+
+    scheme: Literal["rediss"] = "rediss"
+    ca: str | None = Field(None, description="A file of certificates to trust, if not those of the system.")
+    cert: str | None = Field(None, description="A file with our own certificate, if the server asks for one.")
+    key: str | None = Field(None, description="The file with its key.")
+
+    def _servers(self) -> dict[str, Any]:
+        return super()._servers() | {"tls": True}
+
+
+class RedisSentinel(RedisStore):
+    """`redis+sentinel://host:26379,host/service`: the primary that Sentinel names, also after a failover."""
+
+    form: ClassVar[str] = "sentinel"
+    scheme: Literal["redis+sentinel"] = "redis+sentinel"
+    path: str = Field(min_length=1, description="The name that Sentinel knows the primary by.")
+    db: int = Field(0, ge=0, le=9999, description="The database, by number.")
+    sentinel_user: SecretStr | None = Field(None, description="The user at the Sentinels, if they want one.")
+    sentinel_password: SecretStr | None = Field(None, description="The password at the Sentinels.")
+    tls: bool = Field(False, description="Connect over TLS, also to the Sentinels.")
+    ca: str | None = Field(None, description="A file of certificates to trust, if not those of the system.")
+    cert: str | None = Field(None, description="A file with our own certificate, if the server asks for one.")
+    key: str | None = Field(None, description="The file with its key.")
+
+    def _servers(self) -> dict[str, Any]:
+        return super()._servers() | {"service": self.path}
+
+
+class RedisCluster(RedisStore):
+    """`redis+cluster://host:6379,host:6379`: a cluster, by some of its nodes."""
+
+    form: ClassVar[str] = "cluster"
+    scheme: Literal["redis+cluster"] = "redis+cluster"
+    tls: bool = Field(False, description="Connect over TLS.")
+    ca: str | None = Field(None, description="A file of certificates to trust, if not those of the system.")
+    cert: str | None = Field(None, description="A file with our own certificate, if the servers ask for one.")
+    key: str | None = Field(None, description="The file with its key.")
+
+
+Store = Annotated[Sqlite | Redis | RedisTls | RedisSentinel | RedisCluster, BY_SCHEME]

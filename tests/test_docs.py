@@ -62,9 +62,10 @@ def test_the_readme_names_no_setting_that_is_gone() -> None:
 def test_every_scheme_of_a_role_has_its_row_and_no_other(role: str) -> None:
     section = CONNECTORS.partition(f"`TIDEGATE_{role.upper()}`\n")[2].partition("\n## ")[0]
     rows = {
-        match[1] for match in re.finditer(r"^\| `([a-z]+):[^`]*`(?:, `[^`]*`)* \|", section, re.MULTILINE)
+        match[1] for match in re.finditer(r"^\| `([a-z+]+):[^`]*`(?:, `[^`]*`)* \|", section, re.MULTILINE)
     }
-    options = {match[1] for match in re.finditer(r"^\| `([a-z]+):` \| `", section, re.MULTILINE)}
+    cells = re.findall(r"^\| ((?:`[a-z+]+:`(?:, )?)+) \| `", section, re.MULTILINE)
+    options = {scheme for cell in cells for scheme in re.findall(r"`([a-z+]+):`", cell)}
     known = {address.model_fields["scheme"].default for address in schemes(role)}
     assert rows == known
     assert options <= known
@@ -76,7 +77,8 @@ def test_every_option_of_a_scheme_has_its_row(role: str) -> None:
         for name in address.choices():
             assert name not in PARTS
             default = written(address.model_fields[name].default)
-            assert f"| `{address.model_fields['scheme'].default}:` | `{name}` | {default} | " in CONNECTORS
+            cell = rf"^\| (?:`[a-z+]+:`, )*`{re.escape(address.model_fields['scheme'].default)}:`(?:, `[a-z+]+:`)*"
+            assert re.search(rf"{cell} \| `{name}` \| {re.escape(default)} \| ", CONNECTORS, re.MULTILINE), name
 
 
 def test_links_lead_somewhere() -> None:

@@ -1,8 +1,9 @@
 """What every store promises, as tests to inherit.
 
 A subclass says in `fresh` how an empty store comes to be, as a place that any process can open for writing
-and for reading. Only newer totals are written, exactly, and whole batches at once; who follows the changes
-misses none. Processes are real ones, and are killed. `test_store_contract_bites.py` shows that it bites.
+and for reading, and in `at_once` what of a write its readers see at once. Only newer totals are written, exactly; who
+follows the changes misses none. Processes are real ones, and are killed. `test_store_contract_bites.py` shows that it
+bites.
 """
 
 import multiprocessing
@@ -13,7 +14,7 @@ from decimal import Decimal
 from itertools import count, islice, product
 from multiprocessing.process import BaseProcess
 from random import Random
-from typing import Any, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -168,7 +169,13 @@ class Place(Protocol):
     def open_reader(self) -> StoreReader: ...
 
 
+AtOnce = Literal["all", "customer"]
+
+
 class StoreContract(ABC):
+    at_once: ClassVar[AtOnce] = "all"
+    """`customer` for a store on several servers: there all of one customer, and not all customers."""
+
     @abstractmethod
     def fresh(self) -> AbstractContextManager[Place]:
         """An empty store of its own."""
@@ -347,7 +354,8 @@ class StoreContract(ABC):
             first = next(under_way)
             writer.write([*batch_of(2), total_of("new")], [])
             same([s.total for s in reader.read("cus_7")], [t for t in sorted(batch_of(2)) if t[0] == "cus_7"])
-            assert {stored.total.version for stored in [first, *under_way]} == {1}
+            seen = versions_seen([first, *under_way], self.at_once)
+            assert all(len(of_one) == 1 for of_one in seen) and seen[0] == {1}
             holds(reader, written([[*batch_of(2), total_of("new")]]))
 
     def test_another_process_sees_whole_writes(self) -> None:
@@ -355,7 +363,7 @@ class StoreContract(ABC):
         with self.fresh() as place, closing(place.open_writer()) as writer:
             writer.write(batch_of(1), [])
             enough = processes.Event()
-            with child(_see_whole_writes, place, enough) as watching:
+            with child(_see_whole_writes, place, enough, self.at_once) as watching:
                 for version in islice(count(2), WRITES_MAX):
                     if enough.is_set() or not watching.is_alive():
                         break
@@ -369,19 +377,19 @@ class StoreContract(ABC):
             with closing(place.open_writer()) as writer:
                 writer.write(batch_of(1), [])
             for _ in range(KILLS):
-                begun = versions_in(place)
-                with child(_write_on, place, max(begun) + 1) as writing:
-                    while writing.is_alive() and versions_in(place) == begun:
+                begun = newest_in(place)
+                with child(_write_on, place, begun + 1) as writing:
+                    while writing.is_alive() and newest_in(place) == begun:
                         pass
                     assert writing.is_alive()
                     writing.kill()
                     writing.join()
-                left = versions_in(place)
-                assert len(left) == 1
+                with closing(place.open_reader()) as reader:
+                    assert all(len(of_one) == 1 for of_one in versions_seen(reader.totals(), self.at_once))
             with closing(place.open_writer()) as writer, closing(place.open_reader()) as reader:
-                seq = reader.changes(0).seq
-                writer.write(batch_of(max(left) + 1), [])
-                holds(reader, written([batch_of(max(left) + 1)]))
+                seq, left = reader.changes(0).seq, newest_in(place)
+                writer.write(batch_of(left + 1), [])
+                holds(reader, written([batch_of(left + 1)]))
                 changes = reader.changes(seq)
                 assert changes.complete and len(changes.customers) == 100
 
@@ -446,6 +454,18 @@ def versions_in(place: Place) -> set[int]:
         return {stored.total.version for stored in reader.totals()}
 
 
+def newest_in(place: Place) -> int:
+    return max(versions_in(place))
+
+
+def versions_seen(totals: Iterable[StoredTotal], at_once: AtOnce) -> list[set[int]]:
+    """The versions of all totals together, or of each customer's."""
+    seen: dict[str, set[int]] = {}
+    for total, _ in totals:
+        seen.setdefault("" if at_once == "all" else total.customer, set()).add(total.version)
+    return list(seen.values())
+
+
 def share_of(writer: int, n: int) -> list[Total]:
     """One of a writer's writes: some customers of its own, written once, and some that both write."""
     version = 2 * n + writer + 1
@@ -465,12 +485,14 @@ def child(target: Callable[..., None], *arguments: object) -> Iterator[BaseProce
         process.join()
 
 
-def _see_whole_writes(place: Place, enough: Any) -> None:
+def _see_whole_writes(place: Place, enough: Any, at_once: AtOnce) -> None:
     last, seen = 0, set[int]()
     with closing(place.open_reader()) as reader:
         while len(seen) < VERSIONS_SEEN:
-            (version,) = {stored.total.version for stored in reader.totals()}
-            (of_one,) = {stored.total.version for stored in reader.read("cus_42")}
+            stored = list(reader.totals())
+            assert all(len(versions) == 1 for versions in versions_seen(stored, at_once))
+            (version,) = {one.total.version for one in stored if one.total.customer == "cus_42"}
+            (of_one,) = {one.total.version for one in reader.read("cus_42")}
             assert last <= version <= of_one
             last = of_one
             seen.add(version)

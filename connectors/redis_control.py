@@ -1,0 +1,124 @@
+"""The flow's control log and the catalog's versions in Redis, in the slot of what belongs to no customer.
+
+The log is a stream, whose ids are the records' positions: times of the server's clock that only grow, so that they go
+on behind the old ones after the store was emptied. Catalogs are a hash by number. Nothing is ever deleted.
+
+What `append` and `apply` return is on the server; on its disk and its replicas it is as soon as they are set up to
+have it. A store that was emptied gets back the newest catalog that this process has seen, under its number, and is
+filled again; records that the flow had not yet read, and older catalogs, are gone. Used by one thread at a time.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+
+from connectors.clock import wall_clock
+from connectors.redis_client import Command, Redis
+from connectors.redis_rebuild import Rebuilds
+from connectors.redis_rows import Keys
+from connectors.redis_scripts import APPEND, APPLY, PUT_BACK
+from connectors.redis_servers import Servers
+from operators.ports import Adjustment, CatalogConflict, CatalogVersion, Control, Resend
+
+_RECORD: Final = msgspec.json.Decoder(Adjustment | Resend)
+_VERSION: Final = msgspec.json.Decoder(CatalogVersion)
+
+
+class RedisControl:
+    """The control log under `prefix`. `servers` are the fields of Servers. Raises StoreError."""
+
+    def __init__(
+        self,
+        *,
+        prefix: str = "tidegate",
+        clock: Callable[[], int] = wall_clock,
+        sleep: Callable[[float], None] = time.sleep,
+        **servers: Any,
+    ) -> None:
+        self._redis, self._keys = Redis(Servers(**servers), sleep=sleep), Keys(prefix)
+        self._rebuilds = Rebuilds(self._redis, self._keys)
+        self._clock = clock
+        self._slot = self._keys.control_slot
+        self._log = [self._keys.control(name) for name in ("log", "log-ids")]
+        self._catalogs = [self._keys.control(name) for name in ("catalogs", "catalog-number")]
+        self._seen: CatalogVersion | None = None
+
+    def append(self, record: Adjustment | Resend) -> str:
+        """Its position. A record whose id is there already is not added again."""
+        append = APPEND.call(self._slot, self._log, record.id, msgspec.json.encode(record))
+        return str(self._ask(append).decode())
+
+    def after(self, position: str, limit: int = 1000) -> list[Control]:
+        """The records past `position`, the oldest first."""
+        since = f"({position}" if position else "-"
+        found = self._ask(Command(self._slot, ("XRANGE", self._log[0], since, "+", "COUNT", limit)))
+        return [Control(at.decode(), _RECORD.decode(record)) for at, (_, record) in found]
+
+    def rebuild(self) -> str:
+        """Asks the flow to write every total again, or joins who has asked. The id of the Resend.
+
+        Readers are kept away from what was lost until it is back.
+        """
+        return self._rebuilds.fill(self._rebuilds.unmarked())
+
+    def catalog(self, number: int | None = None) -> CatalogVersion | None:
+        """The version of this number, or the newest; None where there is none."""
+        newest = self.catalog_number()
+        found = self._ask(Command(self._slot, ("HGET", self._catalogs[0], number or newest)))
+        version = _version(number or newest, found)
+        if version and version.number == newest:
+            self._seen = version
+        return version
+
+    def catalog_number(self) -> int:
+        """The newest version's number, 0 before the first. One round trip."""
+        number = int(self._ask(Command(self._slot, ("GET", self._catalogs[1]))) or 0)
+        if self._seen is None or number >= self._seen.number:
+            return number
+        given = self._seen.number, msgspec.json.encode(self._seen)
+        number = int(self._ask(PUT_BACK.call(self._slot, self._catalogs, *given)))
+        if unmarked := self._rebuilds.unmarked():
+            self._rebuilds.fill(unmarked)
+        return number
+
+    def catalogs(self, limit: int = 50) -> list[CatalogVersion]:
+        """The newest versions, the newest first."""
+        newest = self.catalog_number()
+        numbers = range(newest, max(newest - limit, 0), -1)
+        if not numbers:
+            return []
+        found = self._ask(Command(self._slot, ("HMGET", self._catalogs[0], *numbers)))
+        versions = map(_version, numbers, found)
+        return [version for version in versions if version]
+
+    def apply(
+        self, text: str, *, origin: str, by: str, note: str = "", expected: int | None = None
+    ) -> CatalogVersion:
+        """Makes `text`, a validated catalog, the next version; CatalogConflict where `expected` is not the newest."""
+        fields = {
+            "number": 0,
+            "text": text,
+            "applied_at": self._clock(),
+            "origin": origin,
+            "by": by,
+            "note": note,
+        }
+        version = msgspec.convert(fields, CatalogVersion)
+        given = -1 if expected is None else expected, msgspec.json.encode(version)
+        taken, number = self._ask(APPLY.call(self._slot, self._catalogs, *given))
+        if not taken:
+            raise CatalogConflict(number)
+        self._seen = msgspec.structs.replace(version, number=number)
+        return self._seen
+
+    def close(self) -> None:
+        self._redis.close()
+
+    def _ask(self, command: Command) -> Any:
+        return self._redis.run([command])[0]
+
+
+def _version(number: int, body: bytes | None) -> CatalogVersion | None:
+    return None if body is None else msgspec.structs.replace(_VERSION.decode(body), number=number)

@@ -1,0 +1,119 @@
+"""How totals lie in Redis: which keys a customer has, and what stands in them.
+
+Customers are spread over BUCKETS buckets, whose hash tags were chosen so that their slots lie evenly over the slots of
+a cluster. All keys of a bucket are in its one slot, so that a script may write many customers, the bucket's index and
+its feed at once:
+
+    PREFIX:{BUCKET}:state           hash: `schema`, `born` (µs), `rebuilding` while the bucket is filled again
+    PREFIX:{BUCKET}:index           sorted set: each customer, by the number of its last write (µs, ever growing)
+    PREFIX:{BUCKET}:p:CUSTOMER      hash: a field per meter and billing period
+    PREFIX:{BUCKET}:b:CUSTOMER      hash: a field per meter and hour or day, the buckets of charts
+
+A field is `WINDOW START METER`, the window by its first letter, the start in minutes since the epoch (with a `u`
+behind: microseconds). A row is `VERSION KIND TOTAL`, as text for the scripts, which compare it digit by digit, then a
+space and the rest in MessagePack. A customer may have any name: behind the tag, a key may hold any bytes.
+"""
+
+import re
+from decimal import Decimal
+from functools import cache
+from itertools import count
+from typing import Any, Final
+
+import msgspec
+from redis.crc import key_slot
+
+from operators.keys import shard_of
+from operators.ports import StoredTotal
+from operators.records import Total, Window
+
+SCHEMA: Final = 1
+BUCKETS: Final = 64
+SLOTS: Final = 16_384
+MINUTE: Final = 60_000_000
+WINDOWS: Final[dict[str, Window]] = {"p": "period", "d": "day", "h": "hour"}
+STEADY, FALLS = "s", "u"
+
+_HEAD = re.compile(rb"(\d+)([su])(\S+) ")
+_pack = msgspec.msgpack.Encoder().encode
+_unpack = msgspec.msgpack.Decoder(list[Any]).decode
+# What most rows have, and leave out: not late, not corrected, not adjusted, total as it stands in front.
+_USUAL = (0, 0, 0, None)
+
+
+def bucket_of(customer: str) -> int:
+    """The bucket, 0 ≤ bucket < BUCKETS, that keeps everything of this customer."""
+    return shard_of(customer, BUCKETS)
+
+
+@cache
+def tag_of(bucket: int) -> str:
+    """The hash tag of a bucket, whose slot is in the bucket's own range of SLOTS / BUCKETS."""
+    tags = (f"{bucket:02}.{suffix}" for suffix in count())
+    return next(tag for tag in tags if key_slot(tag.encode()) * BUCKETS // SLOTS == bucket)
+
+
+@cache
+def slot_of(bucket: int) -> int:
+    """The slot of all keys of a bucket."""
+    return int(key_slot(tag_of(bucket).encode()))
+
+
+class Keys:
+    """The names of the keys that begin with `prefix`."""
+
+    def __init__(self, prefix: str) -> None:
+        self._buckets = [f"{prefix}:{{{tag_of(bucket)}}}:" for bucket in range(BUCKETS)]
+        self.control_slot = int(key_slot(b"control"))
+        self._control = f"{prefix}:{{control}}:"
+
+    def state(self, bucket: int) -> str:
+        return f"{self._buckets[bucket]}state"
+
+    def index(self, bucket: int) -> str:
+        return f"{self._buckets[bucket]}index"
+
+    def periods(self, bucket: int, customer: str) -> str:
+        return f"{self._buckets[bucket]}p:{customer}"
+
+    def charts(self, bucket: int, customer: str) -> str:
+        return f"{self._buckets[bucket]}b:{customer}"
+
+    def control(self, name: str) -> str:
+        """A key of what belongs to no customer: counters, notes, control log, catalogs."""
+        return f"{self._control}{name}"
+
+
+def field_of(window: Window, start: int, meter: str) -> str:
+    """The name of a row within its customer's hash."""
+    minutes, rest = divmod(start, MINUTE)
+    return f"{window[0]}{start}u {meter}" if rest else f"{window[0]}{minutes} {meter}"
+
+
+def row_of(total: Total, written_at: int) -> bytes:
+    """A total without its name. An int stands as it is; decimal text in plain digits, and as it came if it differs."""
+    number, kept = total.total, None
+    if isinstance(number, str):
+        plain = f"{Decimal(number):f}"
+        number, kept = plain, True if plain == number else number
+    start = total.start
+    times = (total.end - start, total.events, total.as_of - start, written_at - start)
+    rare = (total.late, total.corrected, total.adjustment, kept)
+    kind = STEADY if total.steady else FALLS
+    return f"{total.version}{kind}{number} ".encode() + _pack(times if rare == _USUAL else times + rare)
+
+
+def stored_of(customer: str, field: bytes, row: bytes) -> StoredTotal:
+    """The total that stands in a field of a customer's hash."""
+    name, _, meter = field.decode().partition(" ")
+    start = int(name[1:-1]) if name[-1] == "u" else int(name[1:]) * MINUTE
+    head = _HEAD.match(row)
+    assert head, f"no row of ours: {row!r}"
+    length, events, as_of, written, *rare = _unpack(row[head.end() :])
+    late, corrected, adjustment, kept = rare or _USUAL
+    number: int | str = int(head[3]) if kept is None else head[3].decode() if kept is True else kept
+    total = Total(
+        customer, WINDOWS[name[0]], meter, start, start + length, number, int(head[1]), events,
+        start + as_of, late, corrected, adjustment, head[2] == b"s",
+    )  # fmt: skip
+    return StoredTotal(total, start + written)

@@ -1,0 +1,313 @@
+"""What runs inside Redis. Each script names all its keys, lies in one slot, and changes nothing when run again.
+
+Numbers in Lua are doubles: versions and totals are compared as digits, so that they are exact at any length, and
+times in microseconds are below 2^53. Written for Redis 7.0 and Valkey.
+"""
+
+from typing import Final
+
+from connectors.redis_client import Script
+
+# Rows between two looks for what is past its time; so many at most are kept longer.
+SWEEP: Final = 16
+
+_NUMBERS: Final = """
+-- How digits a stand to digits b, without needless zeros in front or of the same length: -1, 0 or 1.
+local function digits(a, b)
+  if #a ~= #b then return #a < #b and -1 or 1 end
+  for i = 1, #a, 15 do
+    local x, y = tonumber(string.sub(a, i, i + 14)), tonumber(string.sub(b, i, i + 14))
+    if x ~= y then return x < y and -1 or 1 end
+  end
+  return 0
+end
+
+local function later(a, b) return digits(a, b) > 0 end
+
+-- Whether decimal a is less than decimal b; both without exponent and without needless zeros in front.
+local function less(a, b)
+  if #a < 16 and #b < 16 then return tonumber(a) < tonumber(b) end
+  local minus_a, whole_a, part_a = string.match(a, '^(%-?)0*(%d*)%.?(%d*)$')
+  local minus_b, whole_b, part_b = string.match(b, '^(%-?)0*(%d*)%.?(%d*)$')
+  local places = math.max(#part_a, #part_b)
+  a = whole_a .. part_a .. string.rep('0', places - #part_a)
+  b = whole_b .. part_b .. string.rep('0', places - #part_b)
+  if minus_a ~= minus_b then
+    return minus_a == '-' and (string.find(a, '[1-9]') or string.find(b, '[1-9]')) ~= nil
+  end
+  if minus_a == '-' then return digits(a, b) > 0 end
+  return digits(a, b) < 0
+end
+"""
+
+_SWEEPS: Final = f"""
+local function start_of(field)
+  local start, unit = string.match(field, '^%a(%-?%d+)(u?) ')
+  return tonumber(start) * (unit == 'u' and 1 or 60000000)
+end
+
+local function drop(key, gone)
+  for i = 1, #gone, 5000 do
+    redis.call('HDEL', key, unpack(gone, i, math.min(i + 4999, #gone)))
+  end
+end
+
+-- Drops hours and days that began too long before the newest of their kind.
+local function sweep_charts(key, keep)
+  local newest, fields, gone = {{}}, redis.call('HKEYS', key), {{}}
+  for _, field in ipairs(fields) do
+    local kind, start = string.sub(field, 1, 1), start_of(field)
+    newest[kind] = math.max(newest[kind] or start, start)
+  end
+  for _, field in ipairs(fields) do
+    local kind = string.sub(field, 1, 1)
+    if start_of(field) + keep[kind] < newest[kind] then gone[#gone + 1] = field end
+  end
+  drop(key, gone)
+end
+
+-- Drops periods that ended too long before the newest began.
+local function sweep_periods(key, keep)
+  local newest, rows, gone = nil, redis.call('HGETALL', key), {{}}
+  for i = 1, #rows, 2 do newest = math.max(newest or start_of(rows[i]), start_of(rows[i])) end
+  for i = 1, #rows, 2 do
+    local _, head = string.find(rows[i + 1], '^%d+%a%S+ ')
+    local length = cmsgpack.unpack(string.sub(rows[i + 1], head + 1))[1]
+    if start_of(rows[i]) + length + keep.p < newest then gone[#gone + 1] = rows[i] end
+  end
+  drop(key, gone)
+end
+
+local function grown_past_a_sweep(key, created)
+  local size = redis.call('HLEN', key)
+  return math.floor(size / {SWEEP}) > math.floor((size - created) / {SWEEP}), size == created
+end
+"""
+
+# KEYS: state and index of the bucket, then periods and charts of each customer.
+# ARGV: the number of the last write of this writer here, the highest it knows of anywhere, the times to keep rows of
+#   each kind (µs), when charts end (ms); then of each customer its name, when its periods end (ms), how many rows of
+#   periods and of charts; the fields of periods, their rows, the fields of charts, their rows.
+# Gives the number of the bucket's last write, or a word where the bucket has lost something.
+WRITE: Final = Script(f"""{_NUMBERS}{_SWEEPS}
+local born = redis.call('HGET', KEYS[1], 'born')
+if not born then return 'lost' end
+local top = redis.call('ZREVRANGE', KEYS[2], 0, 0, 'WITHSCORES')[2]
+top = math.max(tonumber(top or 0), tonumber(born))
+if top < tonumber(ARGV[1]) then return 'behind' end
+local keep = {{ h = tonumber(ARGV[3]), d = tonumber(ARGV[4]), p = tonumber(ARGV[5]) }}
+local charts_end = ARGV[6]
+
+-- Fields and rows are ARGV from `at` on, `count` of each.
+local function put(key, at, count)
+  local old, new = redis.call('HMGET', key, unpack(ARGV, at, at + count - 1)), {{}}
+  for i = 1, count do
+    local row, take = ARGV[at + count + i - 1], true
+    if old[i] then
+      local version, kind, total = string.match(row, '^(%d+)(%a)(%S+) ')
+      local old_version, _, old_total = string.match(old[i], '^(%d+)(%a)(%S+) ')
+      take = later(version, old_version) and (kind == 'u' or not less(total, old_total))
+    end
+    if take then
+      new[#new + 1] = ARGV[at + i - 1]
+      new[#new + 1] = row
+    end
+  end
+  if #new == 0 then return false, 0 end
+  return true, redis.call('HSET', key, unpack(new))
+end
+
+local function put_periods(key, at, count, ends)
+  local changed, created = put(key, at, count)
+  local first = false
+  if created > 0 then
+    local grown
+    grown, first = grown_past_a_sweep(key, created)
+    if grown then sweep_periods(key, keep) end
+  end
+  if first then
+    redis.call('PEXPIREAT', key, ends)
+  elseif changed then
+    redis.call('PEXPIREAT', key, ends, 'GT')
+  end
+  return changed
+end
+
+local function put_charts(key, at, count)
+  local changed, created = put(key, at, count)
+  if created > 0 then
+    if grown_past_a_sweep(key, created) then sweep_charts(key, keep) end
+    redis.call('PEXPIREAT', key, charts_end)
+  end
+  return changed
+end
+
+local time = redis.call('TIME')
+local now = math.max(time[1] * 1000000 + time[2], top + 1, tonumber(ARGV[2]) + 1)
+local number, told = string.format('%.0f', now), {{}}
+local at = 7
+for i = 3, #KEYS, 2 do
+  local name, ends, periods, charts = unpack(ARGV, at, at + 3)
+  at = at + 4
+  local changed = periods == '0' and charts == '0'
+  if periods ~= '0' then changed = put_periods(KEYS[i], at, periods, ends) end
+  at = at + 2 * periods
+  if charts ~= '0' then changed = put_charts(KEYS[i + 1], at, charts) or changed end
+  at = at + 2 * charts
+  if changed then
+    told[#told + 1] = number
+    told[#told + 1] = name
+    top = now
+  end
+end
+for i = 1, #told, 4000 do
+  redis.call('ZADD', KEYS[2], unpack(told, i, math.min(i + 3999, #told)))
+end
+return top
+""")
+
+_WHOLE: Final = """
+local state = redis.call('HMGET', KEYS[1], 'born', 'rebuilding')
+if not state[1] then return 'lost' end
+if state[2] then return 'rebuilding' end
+"""
+
+# KEYS: state of the bucket, periods and charts of a customer. Gives both hashes.
+READ: Final = Script(
+    f"{_WHOLE} return {{ redis.call('HGETALL', KEYS[2]), redis.call('HGETALL', KEYS[3]) }}", reads=True
+)
+
+# KEYS: state and index of the bucket. ARGV: a number, how many names at most.
+# Gives when the bucket was born, its last write, now, and who was written since (false: too many to name).
+CHANGES: Final = Script(
+    f"""{_WHOLE}
+local top = redis.call('ZREVRANGE', KEYS[2], 0, 0, 'WITHSCORES')[2]
+local born, names, time = tonumber(state[1]), {{}}, redis.call('TIME')
+top = math.max(tonumber(top or 0), born)
+if top > tonumber(ARGV[1]) then
+  local since = '(' .. ARGV[1]
+  if redis.call('ZCOUNT', KEYS[2], since, '+inf') > tonumber(ARGV[2]) then
+    names = false
+  else
+    names = redis.call('ZRANGEBYSCORE', KEYS[2], since, '+inf')
+  end
+end
+return {{ born, top, time[1] * 1000000 + time[2], names }}
+""",
+    reads=True,
+)
+
+# KEYS: counters. ARGV: names and values, by turns. None falls.
+COUNT: Final = Script(f"""{_NUMBERS}
+for i = 1, #ARGV, 2 do
+  local old = redis.call('HGET', KEYS[1], ARGV[i])
+  if not old or later(ARGV[i + 1], old) then redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
+end
+""")
+
+# KEYS: notes of a kind, their times, those of the customer. ARGV: id, time, body, the note in MessagePack (customer,
+#   time, body), how many to keep of the kind, and of the customer, when the customer's end (ms).
+# Gives whether it is news; it is so again when the same comes again, as the answer may have been lost.
+NOTE: Final = Script("""
+local old = redis.call('HGET', KEYS[1], ARGV[1])
+if old then
+  local _, at, body = unpack(cmsgpack.unpack(old))
+  if tonumber(ARGV[2]) == at and ARGV[3] == body then return 1 end
+  if tonumber(ARGV[2]) < at or ARGV[3] == body then return 0 end
+end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[4])
+redis.call('ZADD', KEYS[2], ARGV[2], ARGV[1])
+redis.call('ZADD', KEYS[3], ARGV[2], ARGV[1])
+redis.call('ZREMRANGEBYRANK', KEYS[3], 0, -1 - ARGV[6])
+redis.call('PEXPIREAT', KEYS[3], ARGV[7])
+for _, id in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1 - ARGV[5])) do
+  redis.call('HDEL', KEYS[1], id)
+  redis.call('ZREM', KEYS[2], id)
+end
+return 1
+""")
+
+# KEYS: notes of a kind, the times of all or of a customer's. ARGV: how many. Gives ids and notes, the newest first.
+NOTES: Final = Script(
+    """
+local ids = redis.call('ZREVRANGE', KEYS[2], 0, ARGV[1] - 1)
+local notes = {}
+for i, id in ipairs(ids) do notes[i] = redis.call('HGET', KEYS[1], id) end
+return { ids, notes }
+""",
+    reads=True,
+)
+
+# KEYS: state of a bucket. ARGV: schema, the rebuild that is to fill it, or nothing. Gives schema and rebuild.
+MARK: Final = Script("""
+local time = redis.call('TIME')
+redis.call('HSETNX', KEYS[1], 'schema', ARGV[1])
+redis.call('HSETNX', KEYS[1], 'born', string.format('%.0f', time[1] * 1000000 + time[2]))
+if ARGV[2] ~= '' then redis.call('HSET', KEYS[1], 'rebuilding', ARGV[2]) end
+return redis.call('HMGET', KEYS[1], 'schema', 'rebuilding')
+""")
+
+# KEYS: state of a bucket. ARGV: a rebuild that is done, and all before it.
+UNMARK: Final = Script("""
+local rebuilding = redis.call('HGET', KEYS[1], 'rebuilding')
+if rebuilding and tonumber(string.match(rebuilding, '^%d+')) <= tonumber(string.match(ARGV[1], '^%d+')) then
+  redis.call('HDEL', KEYS[1], 'rebuilding')
+end
+""")
+
+# KEYS: control stream and its ids. ARGV: id, record. Gives its position; a known id is not added again.
+APPEND: Final = Script("""
+local position = redis.call('HGET', KEYS[2], ARGV[1])
+if not position then
+  position = redis.call('XADD', KEYS[1], '*', 'record', ARGV[2])
+  redis.call('HSET', KEYS[2], ARGV[1], position)
+end
+return position
+""")
+
+# KEYS: the rebuild, the shards that are done with it, control stream and its ids. ARGV: a number (µs) before which
+#   nothing is known to be lost, what makes the id unlike any other, the record before and behind the id.
+# Gives the id of the rebuild: the one under way, if it was begun after that number, else a new one, asked for.
+BEGIN: Final = Script("""
+local under_way, began = unpack(redis.call('HMGET', KEYS[1], 'id', 'began'))
+if under_way and tonumber(ARGV[1]) < tonumber(began) then return under_way end
+local time = redis.call('TIME')
+began = string.format('%.0f', math.max(time[1] * 1000000 + time[2], ARGV[1] + 1))
+local id = began .. '-' .. ARGV[2]
+redis.call('HSET', KEYS[1], 'id', id, 'began', began)
+redis.call('DEL', KEYS[2])
+redis.call('HSET', KEYS[4], id, redis.call('XADD', KEYS[3], '*', 'record', ARGV[3] .. id .. ARGV[4]))
+return id
+""")
+
+# KEYS: the rebuild, the shards that are done with it. ARGV: id, shard, shards in all.
+# Gives whether it is over, also if it was over before.
+DONE: Final = Script("""
+local under_way, last = unpack(redis.call('HMGET', KEYS[1], 'id', 'last'))
+if under_way ~= ARGV[1] then return last == ARGV[1] and 1 or 0 end
+redis.call('SADD', KEYS[2], ARGV[2])
+if redis.call('SCARD', KEYS[2]) < tonumber(ARGV[3]) then return 0 end
+redis.call('DEL', KEYS[1], KEYS[2])
+redis.call('HSET', KEYS[1], 'last', ARGV[1])
+return 1
+""")
+
+# KEYS: catalogs, the newest one's number. ARGV: the number expected (-1: any), the version in JSON.
+# Gives whether it was taken, and the number that is the newest now. The newest, come again, is taken as it is.
+APPLY: Final = Script("""
+local newest = tonumber(redis.call('GET', KEYS[2]) or 0)
+if redis.call('HGET', KEYS[1], newest) == ARGV[2] then return { 1, newest } end
+if ARGV[1] ~= '-1' and tonumber(ARGV[1]) ~= newest then return { 0, newest } end
+redis.call('SET', KEYS[2], newest + 1)
+redis.call('HSET', KEYS[1], newest + 1, ARGV[2])
+return { 1, newest + 1 }
+""")
+
+# KEYS: catalogs, the newest one's number. ARGV: number and version in JSON of one that was there. Gives the newest.
+PUT_BACK: Final = Script("""
+local newest = tonumber(redis.call('GET', KEYS[2]) or 0)
+if newest >= tonumber(ARGV[1]) then return newest end
+redis.call('SET', KEYS[2], ARGV[1])
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+return tonumber(ARGV[1])
+""")
