@@ -233,6 +233,9 @@ class Sender:
             with self._outbox.transaction():
                 self._outbox.acknowledge(rows)
                 self._outbox.count(restamped=sum(item.restamp for item in fit))
+        elif answer.kind == "too_large" and len(fit) > 1:
+            # The platform's own limit is below ours, so later batches keep to half of what was too large.
+            self._bytes_max = min(self._bytes_max, sum(len(item.body) for item in fit) // 2)
         elif answer.kind in ("limited", "unauthorized", "unreached") or (answer.kind == "refused" and len(fit) == 1):
             # Of a refused batch some may have been taken all the same.
             self._outbox.not_taken(rows)
@@ -268,8 +271,6 @@ class Sender:
 
     def _bisect(self, items: Sequence[Item], answer: Answer) -> None:
         """Sends on the good ones of a refused batch and settles the others, within bounds of requests and patience."""
-        if answer.kind == "too_large" and len(items) > 1:
-            self._bytes_max = max(self._bytes_max // 2, BYTES_MAX // 64)
         bisection = Bisection(items)
         requests = failed = 0
         while piece := bisection.piece():
@@ -322,18 +323,17 @@ class Sender:
 
     def _is_missing(self, row: Row) -> bool:
         """Whether the platform does not have the event for sure. If it has it is acknowledged, else asked later."""
+        now = self._clock()
+        if row.unsure_at is not None and now - row.unsure_at < SHOWS_AFTER:
+            self._outbox.hold([row], row.unsure_at + SHOWS_AFTER)
+            return False
         answer = self._platform.event(row.id)
         self._outbox.count(lookups=1)
-        now = self._clock()
         if answer.kind == "ok":
             self._outbox.acknowledge([row])
         elif answer.status != 404:
             self._outbox.hold([row], now + SHOWS_AFTER)
-        elif row.unsure_at is not None and now - row.unsure_at < SHOWS_AFTER:
-            self._outbox.hold([row], row.unsure_at + SHOWS_AFTER)
-        else:
-            return True
-        return False
+        return answer.status == 404
 
     def _is_stranger(self, billing_id: str) -> bool:
         if billing_id in self._customers:
