@@ -31,7 +31,7 @@ from connectors.clock import wall_clock
 from connectors.kafka_client import Cluster, KafkaError
 from connectors.kafka_feed import STATISTICS_MS, Feed
 from connectors.kafka_starts import Starts, settled
-from connectors.kafka_topic import Asker, Topic, made_anew
+from connectors.kafka_topic import Asker, Topic, TopicWatch, made_anew
 from operators.framing import framed
 from operators.ports import Payloads
 
@@ -41,8 +41,8 @@ _OURS: Final = {
     "queued.max.messages.kbytes": 16_384,
     "fetch.error.backoff.ms": 100,
     "socket.nagle.disable": True,
-    # So soon is a partition that was added noticed.
-    "topic.metadata.refresh.interval.ms": 60_000,
+    # A commit waits so long for the group's coordinator; and so long the end of a flow waits for a commit.
+    "session.timeout.ms": 6_000,
 }
 _OWN: Final = {
     "enable.auto.commit": False,
@@ -106,6 +106,7 @@ class KafkaSource(FixedPartitionedSource[Payloads, KafkaPosition]):
         self._starts_path = starts
         self._starts: Starts = {}
         self._topic = Topic(path, "", ())
+        self._watch: TopicWatch | None = None
         self._reading = _Reading(self._cluster, lost, clock)
         self._poll_bytes = poll_bytes
         self._outage = outage // timedelta(microseconds=1)
@@ -124,6 +125,7 @@ class KafkaSource(FixedPartitionedSource[Payloads, KafkaPosition]):
                 lambda partitions: self._first(asker, partitions),
                 asker.edge(0),
             )
+        self._watch = self._watch or TopicWatch(self._cluster, self._settings, self._topic)
         if added:
             told = "%s: topic %r: partitions %s are new, and read from their beginning"
             _log.warning(told, self._cluster.name, self._name, ", ".join(map(str, added)))
@@ -147,8 +149,8 @@ class KafkaSource(FixedPartitionedSource[Payloads, KafkaPosition]):
         """The consumer of this worker, which is a thread."""
         feed: Feed | None = getattr(self._worker, "feed", None)
         if feed is None or feed.is_idle:
-            many = len(self._topic.partitions)
-            feed = Feed(self._cluster, self._settings, self._name, many, self._poll_bytes, self._outage)
+            assert self._watch, "list_parts comes first"
+            feed = Feed(self._cluster, self._settings, self._name, self._watch, self._poll_bytes, self._outage)
             self._worker.feed = feed
         return feed
 
@@ -211,6 +213,8 @@ class _Partition(StatefulSourcePartition[Payloads, KafkaPosition]):
         return self._position
 
     def close(self) -> None:
+        if self._taken is not None:
+            self._feed.commit(self._partition, self._taken, self._reading.clock())
         self._feed.release(self._partition)
         if self._feed.is_idle:
             self._feed.close()

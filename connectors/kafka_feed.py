@@ -14,6 +14,7 @@ import msgspec
 from confluent_kafka import Consumer, Message, TopicPartition
 
 from connectors.kafka_client import Cluster, KafkaError
+from connectors.kafka_topic import TopicWatch
 
 MESSAGES_MAX = 16_384
 MESSAGES_MIN = 16
@@ -46,16 +47,6 @@ class _Statistics(msgspec.Struct):
     """The part of librdkafka's STATISTICS.md that is looked at."""
 
     brokers: dict[str, _Broker]
-    topics: dict[str, "_TopicStatistics"]
-
-
-class _TopicStatistics(msgspec.Struct):
-    partitions: dict[str, "_PartitionStatistics"]
-
-
-class _PartitionStatistics(msgspec.Struct):
-    ls_offset: int = -1
-    hi_offset: int = -1
 
 
 _STATISTICS = msgspec.json.Decoder(_Statistics)
@@ -65,11 +56,11 @@ class Feed:
     """The messages of a topic by partition, for one worker. Nothing here waits but `edges` and `close`."""
 
     def __init__(
-        self, cluster: Cluster, settings: Mapping[str, Any], topic: str, partitions: int, poll_bytes: int, outage: int
+        self, cluster: Cluster, settings: Mapping[str, Any], topic: str, watch: TopicWatch, poll_bytes: int, outage: int
     ) -> None:
         self._cluster = cluster
         self._topic = topic
-        self._partitions = partitions
+        self._watch = watch
         self._poll_bytes = poll_bytes
         self._outage = outage
         self._count = 1024
@@ -106,7 +97,9 @@ class Feed:
         self._consumer.incremental_unassign([TopicPartition(self._topic, partition)])
 
     def close(self) -> None:
-        """Ends the consumer."""
+        """Ends the consumer; it waits for commits that are under way."""
+        if self._committing:
+            self._send_commits()
         self._consumer.close()
 
     def take(self, partition: int, now: int) -> list[Message]:
@@ -149,7 +142,7 @@ class Feed:
             messages = [message for message in messages if not self._is_event(message)]
         if not messages:
             return
-        self._down_since = None
+        self._is_up()
         self._waits += len(messages)
         if len(self._waiting) == 1:
             [waiting] = self._waiting.values()
@@ -176,6 +169,7 @@ class Feed:
         return True
 
     def _check(self) -> None:
+        self._watch.look(self._now)
         if self._fatal:
             raise self._fatal
         if self._down_since is not None and self._now - self._down_since > self._outage:
@@ -207,16 +201,11 @@ class Feed:
             self._down_since = self._now
             _log.warning("%s: no broker can be reached; waiting for one", self._cluster.name)
 
-    def _on_statistics(self, text: str) -> None:
-        statistics = _STATISTICS.decode(text)
-        if self._down_since is not None and any(broker.state == "UP" for broker in statistics.brokers.values()):
+    def _is_up(self) -> None:
+        if self._down_since is not None:
             self._down_since = None
             _log.warning("%s: brokers are back", self._cluster.name)
-        found = statistics.topics.get(self._topic)
-        count = sum(name != "-1" for name in found.partitions) if found else 0
-        if count > self._partitions:
-            _log.warning(
-                "%s: topic %r has %d partitions now, of which %d are read; restart the flow to read all",
-                self._cluster.name, self._topic, count, self._partitions,
-            )  # fmt: skip
-            self._partitions = count
+
+    def _on_statistics(self, text: str) -> None:
+        if any(broker.state == "UP" for broker in _STATISTICS.decode(text).brokers.values()):
+            self._is_up()

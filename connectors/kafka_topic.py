@@ -1,7 +1,10 @@
-"""What is asked about a topic when a flow starts: its id, its partitions, and where they begin and end."""
+"""What is asked about a topic: at the start its id, partitions and their edges, and later if it is still the same."""
 
+import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -14,6 +17,9 @@ from connectors.kafka_starts import Starts
 
 # What more waiting does not mend.
 FINAL = frozenset({rd.KafkaError._AUTHENTICATION, rd.KafkaError._RESOLVE})
+LOOK_EVERY_US = 10_000_000
+
+_log = logging.getLogger("tidegate.kafka")
 
 
 class Topic(NamedTuple):
@@ -77,12 +83,11 @@ class Asker:
             self._consumer.poll(0)
             final = [error for error in self._failed if error.code() in FINAL]
             if final or time.monotonic() > deadline:
-                worst = (final or self._failed or [last])[-1]
-                raise self._cluster.error(worst, f"topic {self._topic!r}")
+                telling = [error for error in self._failed if error.code() != rd.KafkaError._ALL_BROKERS_DOWN]
+                raise self._cluster.error((final or telling or [last])[-1], f"topic {self._topic!r}")
 
     def _id(self) -> str:
-        made = {name: value for name, value in self._settings.items() if not name.startswith("group.")}
-        with AdminClient(made) as admin:
+        with AdminClient(_without_group(self._settings)) as admin:
             asked = admin.describe_topics(TopicCollection([self._topic]), request_timeout=ANSWER_S)
             try:
                 return str(asked[self._topic].result(ANSWER_S).topic_id)
@@ -103,9 +108,69 @@ class Asker:
         raise self._cluster.error(failed, f"topic {self._topic!r}, {what}")
 
 
+class TopicWatch:
+    """Looks now and then whether a topic is still the one that is read, which consumers are not told.
+
+    librdkafka waits for a topic that was deleted, and reads on in one of the same name. Workers share a watch.
+    """
+
+    def __init__(self, cluster: Cluster, settings: dict[str, Any], topic: Topic) -> None:
+        self._cluster = cluster
+        self._topic = topic
+        self._admin = AdminClient(_without_group(settings))
+        self._asked: Future[Any] | None = None
+        self._look_at = 0
+        self._missed = 0
+        self._lock = threading.Lock()
+
+    def look(self, now: int) -> None:
+        """Never waits. KafkaError where the topic is gone or another one. `now` in µs since the epoch."""
+        if not self._topic.id or now < self._look_at or not self._lock.acquire(blocking=False):
+            return
+        try:
+            if self._asked is None:
+                wanted = TopicCollection([self._topic.name])
+                self._asked = self._admin.describe_topics(wanted, request_timeout=ANSWER_S)[self._topic.name]
+            elif self._asked.done():
+                answer, self._asked = self._asked, None
+                self._look_at = now + LOOK_EVERY_US
+                self._judge(answer)
+        finally:
+            self._lock.release()
+
+    def _judge(self, answer: "Future[Any]") -> None:
+        try:
+            found = answer.result()
+        except rd.KafkaException as error:
+            is_gone = error.args[0].code() == rd.KafkaError.UNKNOWN_TOPIC_OR_PART
+            self._missed = self._missed + 1 if is_gone else 0
+            # A broker that has just come up may not know of it yet.
+            if self._missed < 2:
+                return
+            failed = error.args[0]
+        else:
+            self._missed = 0
+            return self._compare(found)
+        raise self._cluster.error(failed, f"topic {self._topic.name!r}")
+
+    def _compare(self, found: Any) -> None:
+        if str(found.topic_id) != self._topic.id:
+            raise made_anew(self._cluster, self._topic.name)
+        count, read = len(found.partitions), len(self._topic.partitions)
+        if count > read:
+            told = "%s: topic %r has %d partitions now, of which %d are read; restart the flow to read all"
+            _log.warning(told, self._cluster.name, self._topic.name, count, read)
+            # Said once.
+            self._topic = self._topic._replace(partitions=tuple(range(count)))
+
+
 def made_anew(cluster: Cluster, topic: str) -> KafkaError:
     """The error about a topic that is not the one that was read."""
     return KafkaError(
         f"{cluster.name}: topic {topic!r}: was deleted and made anew since it was last read, so positions in it mean"
         " nothing; start with a new data directory to meter the new topic from its beginning"
     )
+
+
+def _without_group(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if not name.startswith("group.")}

@@ -7,6 +7,8 @@ import msgspec
 
 # Outside of texts, where JSON has neither, a line break is white space like any other.
 _NO_BREAKS = bytes.maketrans(b"\r\n", b"  ")
+# In a text neither may stand; a space would make one event of what is none.
+_STILL_WRONG = bytes.maketrans(b"\r\n", b"\v\v")
 _NULL = b"null"
 _ANY = msgspec.json.Decoder(msgspec.Raw)
 _RECORD = msgspec.json.Decoder(dict[str, msgspec.Raw] | list[msgspec.Raw])
@@ -28,7 +30,7 @@ def framed(values: Sequence[bytes | None]) -> tuple[bytes, list[int] | None]:
 
 
 def _lines(value: bytes) -> list[bytes]:
-    """The payloads of a message with line breaks, at least one; what can't be read stays whole.
+    """The payloads of a message with line breaks, at least one; what can't be read stays whole, and unreadable.
 
     Where the first line is JSON by itself, all of it can't be one value, so lines are payloads. Else it is one value
     over several lines, unless it is none, and some line alone can be read.
@@ -36,9 +38,11 @@ def _lines(value: bytes) -> list[bytes]:
     lines = [line for line in value.split(b"\n") if line.strip()]
     if len(lines) < 2:
         return lines or [b""]
-    if _is_json(lines[0]) or (not _is_json(value) and any(map(_is_record, lines))):
+    if _is_json(lines[0]):
         return lines
-    return [value.translate(_NO_BREAKS)]
+    if _is_json(value):
+        return [value.translate(_NO_BREAKS)]
+    return lines if any(map(_is_record, lines)) else [value.translate(_STILL_WRONG)]
 
 
 def _is_json(text: bytes) -> bool:
