@@ -59,14 +59,17 @@ class NewProduct(msgspec.Struct, kw_only=True):
 
 
 def create_meter(platform: Platform, call: Call) -> Answer:
-    return Answer(201, views.meter(platform, add_meter(platform, call.read(NewMeter))))
+    new = call.read(NewMeter)
+    if new.filter is not None:
+        check_filter(new.filter, may_mix=False)
+    return Answer(201, views.meter(platform, add_meter(platform, new)))
 
 
 def add_meter(platform: Platform, new: NewMeter, id: str | None = None) -> Meter:
     if new.aggregation.type != "count" and not new.aggregation.key:
         raise malformed(f"aggregation: {new.aggregation.type} needs a key")
     if new.filter is not None:
-        check_filter(new.filter)
+        check_filter(new.filter, may_mix=True)
     now, id = platform.now, id or platform.new_id("mtr")
     meter = Meter(
         id=id,

@@ -22,8 +22,11 @@ CLAUSES_MAX: Final = 10
 KEY_MAX: Final = 100
 
 
-def check_filter(filter: Any, level: int = 0) -> None:
-    """A Problem with status 422 where `filter` is none of the platform's."""
+def check_filter(filter: Any, *, may_mix: bool, level: int = 0) -> None:
+    """A Problem with status 422 where `filter` is none of the platform's.
+
+    A level holds conditions or filters; both only where it `may_mix`, as an example of the documentation does.
+    """
     if level > NESTED_MAX:
         raise malformed(f"filter: needs {NESTED_MAX} nested levels or less")
     if not isinstance(filter, dict) or filter.get("conjunction") not in ("and", "or"):
@@ -31,9 +34,12 @@ def check_filter(filter: Any, level: int = 0) -> None:
     clauses = filter.get("clauses")
     if not isinstance(clauses, list) or not 1 <= len(clauses) <= CLAUSES_MAX:
         raise malformed(f"filter: needs 1 to {CLAUSES_MAX} clauses at level {level}")
+    kinds = {isinstance(clause, dict) and "clauses" in clause for clause in clauses}
+    if len(kinds) == 2 and not may_mix:
+        raise malformed(f"filter: needs conditions or filters at level {level}, not both")
     for clause in clauses:
         if isinstance(clause, dict) and "clauses" in clause:
-            check_filter(clause, level + 1)
+            check_filter(clause, may_mix=may_mix, level=level + 1)
         else:
             _check_condition(clause)
 

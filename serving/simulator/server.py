@@ -48,7 +48,8 @@ def serve(
         lifespan="off",
         access_log=False,
         log_level="warning",
-        workers=1,
+        # What is held on purpose must not hold up the end.
+        timeout_graceful_shutdown=1,
     )
     # Named TCP, else asyncio leaves Nagle's algorithm on, which costs 40 ms a request.
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listening:

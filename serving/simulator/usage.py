@@ -29,20 +29,20 @@ class Tally:
 
     def _counts(self, event: StoredEvent) -> bool:
         cycle, meter = self._cycle, self._meter
-        if not cycle.start <= event.at < cycle.end:
-            return False
-        if self._switches.closed_cycles == "frozen" and event.stored_at >= (
-            cycle.closed_at or event.stored_at + 1
-        ):
-            return False
-        if not self._switches.retroactive_meters and event.stored_at < meter.created_at:
-            return False
-        if any(
-            start <= event.stored_at and (end is None or event.stored_at < end)
-            for start, end in meter.archived
-        ):
-            return False
-        return passes(meter.filter, event.metadata)
+        return (
+            cycle.start <= event.at < cycle.end
+            and not self._is_shut_out(event)
+            and (self._switches.retroactive_meters or event.stored_at >= meter.created_at)
+            and not any(_holds(span, event.stored_at) for span in meter.archived)
+            and passes(meter.filter, event.metadata)
+        )
+
+    def _is_shut_out(self, event: StoredEvent) -> bool:
+        """Whether the cycle had closed for good when the event came."""
+        closed_at = self._cycle.closed_at
+        return (
+            self._switches.closed_cycles == "frozen" and closed_at is not None and event.stored_at > closed_at
+        )
 
     def _add(self, event: StoredEvent) -> None:
         kind = self._meter.aggregation.type
@@ -88,6 +88,11 @@ class Usage:
 
     def forget(self) -> None:
         self._tallies.clear()
+
+
+def _holds(span: tuple[int, int | None], at: int) -> bool:
+    start, end = span
+    return start <= at and (end is None or at < end)
 
 
 def plain(value: Decimal) -> str:

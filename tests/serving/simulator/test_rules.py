@@ -82,7 +82,9 @@ def test_each_identifying_field_is_needed(sim: Simulator, missing: str) -> None:
     assert ingest(sim, wanting).status_code == 422
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b'{"events": null}', b'{"event": []}', b"\xff", b'{"events":[1]}'])
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b"null", b'{"events": null}', b'{"event": []}', b"\xff", b'{"events":[1]}']
+)
 def test_a_body_that_is_none(sim: Simulator, body: bytes) -> None:
     assert sim.api.post("/events/ingest", content=body).status_code == 422
 
@@ -114,7 +116,9 @@ def test_a_body_that_is_too_large_is_413_before_it_is_read(sim: Simulator) -> No
 def test_the_order_in_which_it_looks(sim: Simulator) -> None:
     """Key, then limit, then size, then schema, then rules: each wrong thing hides those after it."""
     sim.switch(max_body_bytes=1000)
-    schema = json.dumps({"events": [event("old", timestamp="2020-01-01T00:00:00Z"), {"event_id": 1}]}).encode()
+    schema = json.dumps(
+        {"events": [event("old", timestamp="2020-01-01T00:00:00Z"), {"event_id": 1}]}
+    ).encode()
     large = schema + b" " * 1000
     assert sim.api.post("/events/ingest", content=schema).status_code == 422
     assert sim.api.post("/events/ingest", content=large).status_code == 413
@@ -126,7 +130,8 @@ def test_the_order_in_which_it_looks(sim: Simulator) -> None:
 
 
 @pytest.mark.parametrize(
-    "header", [None, "", "Bearer", "Bearer wrong", "Basic sim_key", "sim_key", "Bearer sim_key x", "Bearer SIM_KEY"]
+    "header",
+    [None, "", "Bearer", "Bearer wrong", "Basic sim_key", "sim_key", "Bearer sim_key x", "Bearer SIM_KEY"],
 )
 def test_without_the_key_nothing_is_taken(sim: Simulator, header: str | None) -> None:
     headers = {} if header is None else {"Authorization": header}

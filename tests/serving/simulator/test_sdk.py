@@ -71,7 +71,9 @@ def test_from_a_meter_to_the_bill(sdk: DodoPayments, sim: Simulator) -> None:
     [cycle] = sdk.subscriptions.retrieve_usage_history(subscription_id).items
     # One of the two happened before the subscription began.
     assert (cycle.start_date, cycle.end_date) == (NOW, NOW + timedelta(days=3))
-    assert [(m.consumed_units, m.chargeable_units, m.total_price) for m in cycle.meters] == [("92110", "0", 0)]
+    assert [(m.consumed_units, m.chargeable_units, m.total_price) for m in cycle.meters] == [
+        ("92110", "0", 0)
+    ]
     sim.insert(event("e9", customer.customer_id, "llm.tokens", metadata={"tokens": 92_110, "cached": False}))
     sim.advance(60)
     [cycle] = sdk.subscriptions.retrieve_usage_history(subscription_id).items
@@ -80,7 +82,11 @@ def test_from_a_meter_to_the_bill(sdk: DodoPayments, sim: Simulator) -> None:
     assert (used.price_per_unit, used.total_price) == ("0.002", 168)
 
     read = sdk.subscriptions.retrieve(subscription_id)
-    assert (read.meters[0].meter_id, read.customer.email, read.status) == (meter.id, "ada@example.com", "active")
+    assert (read.meters[0].meter_id, read.customer.email, read.status) == (
+        meter.id,
+        "ada@example.com",
+        "active",
+    )
     [listed] = sdk.subscriptions.list(customer_id=customer.customer_id, status="active").items
     assert listed.next_billing_date == NOW + timedelta(days=3)
 
@@ -170,7 +176,11 @@ def test_it_tries_three_times(sdk: DodoPayments, sim: Simulator, slept: list[flo
     sim.customer("cus_a")
     sim.fault("error", status=status, times=2)
     assert sdk.usage_events.ingest(events=[event()]).ingested_count == 1  # type: ignore[list-item]
-    assert [(one["retry"], one["status"]) for one in sim.requests()] == [("0", status), ("1", status), ("2", 200)]
+    assert [(one["retry"], one["status"]) for one in sim.requests()] == [
+        ("0", status),
+        ("1", status),
+        ("2", 200),
+    ]
     assert 0.375 <= slept[0] <= 0.5 and 0.75 <= slept[1] <= 1.0
     sim.fault("error", status=status, times=3)
     with pytest.raises(dodopayments.APIStatusError):
@@ -187,7 +197,9 @@ def test_it_tries_no_second_time(sdk: DodoPayments, sim: Simulator, slept: list[
 
 
 @pytest.mark.parametrize("kind", ["reset_after_commit", "hang_after_commit", "error_after_commit"])
-def test_a_lost_answer_and_its_retry(sdk: DodoPayments, sim: Simulator, slept: list[float], kind: str) -> None:
+def test_a_lost_answer_and_its_retry(
+    sdk: DodoPayments, sim: Simulator, slept: list[float], kind: str
+) -> None:
     """The event is stored once, and the retry's count of 0 is no sign of failure."""
     sim.customer("cus_a")
     sim.fault(kind)
@@ -217,7 +229,7 @@ def test_it_neither_batches_nor_validates(sdk: DodoPayments, sim: Simulator) -> 
         [event(metadata={"k": None})],
         [event(metadata={"k": {"nested": 1}})],
         [event(metadata={"k": 10**20})],
-        [event(timestamp=datetime(2026, 11, 22, 12))],  # noqa: DTZ001
+        [event(timestamp=datetime(2026, 11, 22, 12))],
     ]
     for events in wrong:
         with pytest.raises(dodopayments.UnprocessableEntityError):
