@@ -26,6 +26,7 @@ import msgspec
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 
 from connectors.dodo import DodoClient
+from connectors.ledger import Ledger, ledger_path
 from connectors.outbox import Outbox
 from connectors.sender import IDLE, Sender, Stopped, Terms
 from operators.billing import instant, unpack
@@ -61,6 +62,8 @@ class DodoSink(FixedPartitionedSink[bytes, None]):
         parts: int,
         catalog: Callable[[], Catalog],
         bytes_max: int,
+        ledger: timedelta = timedelta(0),
+        ledger_bytes_max: int = 16 << 30,
         drain: timedelta = timedelta(0),
         sync: bool = True,
         open_store: Callable[[], StoreWriter] | None = None,
@@ -70,7 +73,8 @@ class DodoSink(FixedPartitionedSink[bytes, None]):
         self._parts = parts
 
         def open_works() -> _Works:
-            kept = Outbox(outbox, bytes_max=bytes_max, sync=sync, unfolded=terms.rollup is not None)
+            book = Ledger(ledger_path(outbox), keep=ledger, bytes_max=ledger_bytes_max) if ledger else None
+            kept = Outbox(outbox, bytes_max=bytes_max, sync=sync, unfolded=terms.rollup is not None, ledger=book)
 
             def client(sleep: Callable[[float], None]) -> DodoClient:
                 return DodoClient(base_url, api_key, rate, sleep=sleep)

@@ -6,7 +6,8 @@ until somebody retries or drops it. Every change is one transaction.
 
 The flow replays what came after its last snapshot, with the same ids, so a row is remembered after it is settled: for
 two hours of running time, of which the time while nothing runs is no part, and never past the last snapshot that the
-flow took. The bytes of what is acknowledged are kept for 15 minutes, for reconciliation to compare and resend.
+flow took. The bytes of what is acknowledged are kept for 15 to 25 minutes; then they go to the ledger
+(connectors/ledger.py), if there is one, for reconciliation to compare and resend.
 Limits: one machine and its own disk; `bytes_max`, beyond which `add` raises, as nothing else would lose nothing.
 """
 
@@ -22,6 +23,7 @@ from threading import RLock
 from typing import NamedTuple
 
 from connectors.clock import wall_clock
+from connectors.ledger import Kept, Ledger, LedgerError
 from operators.billing import AGE_MAX, AHEAD_MAX, SECOND
 from operators.records import Accepted
 
@@ -29,6 +31,8 @@ SCHEMA = 1
 WAIT = timedelta(seconds=30)
 REMEMBERED = 2 * 3600 * SECOND
 BYTES_KEPT = 15 * 60 * SECOND
+# Many at once, as the ledger compresses what comes together.
+STRIPPED_EVERY = 10 * 60 * SECOND
 # Restamped events stay on the books longer than any billing period.
 # As long as the latest event may come, and some.
 WINDOWS_KEPT = 36 * 24 * 3600 * SECOND
@@ -120,6 +124,7 @@ class Outbox:
     """The writing end, safe to share between the threads of a process. Others may write the file as well.
 
     `sync` has what must survive a power cut forced to disk. `unfolded` says that events added are to be rolled up.
+    The `ledger` takes the bytes that are let go of; it is closed with the outbox.
     """
 
     def __init__(
@@ -129,10 +134,12 @@ class Outbox:
         bytes_max: int = 16 << 30,
         sync: bool = True,
         unfolded: bool = False,
+        ledger: Ledger | None = None,
         clock: Callable[[], int] = wall_clock,
     ) -> None:
         self.path = Path(path).absolute()
         self._bytes_max, self._sync, self._clock = bytes_max, sync, clock
+        self._ledger, self._stripping = ledger, False
         self._added_as = State.unfolded if unfolded else State.waiting
         self._lock = RLock()
         self._ticked: int | None = None
@@ -180,6 +187,23 @@ class Outbox:
         return self._rows(
             "WHERE state = 0 AND at BETWEEN ? AND ? AND hold_until <= ? ORDER BY at LIMIT ?",
             now - AGE_MAX, now + AHEAD_MAX, now, limit,
+        )  # fmt: skip
+
+    def youngest(self, limit: int) -> list[Row]:
+        """As `oldest`, the youngest first."""
+        now = self._clock()
+        return self._rows(
+            "WHERE state = 0 AND at BETWEEN ? AND ? AND hold_until <= ? ORDER BY at DESC LIMIT ?",
+            now - AGE_MAX, now + AHEAD_MAX, now, limit,
+        )  # fmt: skip
+
+    def again(self, seqs: Sequence[int]) -> list[Row]:
+        """Those of these rows that still wait and may go out with their own time."""
+        now = self._clock()
+        marks = ", ".join("?" * len(seqs))
+        return self._rows(
+            f"WHERE seq IN ({marks}) AND state = 0 AND at BETWEEN ? AND ? AND hold_until <= ?",
+            *seqs, now - AGE_MAX, now + AHEAD_MAX, now,
         )  # fmt: skip
 
     def too_old(self, limit: int) -> list[Row]:
@@ -253,6 +277,31 @@ class Outbox:
             WHERE id = ? AND state = ? AND body IS NOT NULL"""
         return self._act("retry", query, (*KEPT_BACK, State.acknowledged), State.waiting, ids, by, why)
 
+    def restore(self, events: Sequence[Accepted], *, by: str, why: str) -> list[str]:
+        """Lets events wait again that were acknowledged, and maybe forgotten since; which of them do now.
+
+        Each once for one `why`, however often it is asked. What the platform has already it ignores.
+        """
+        restored = []
+        asked = "SELECT 1 FROM acts WHERE act = 'restore' AND id = ? AND reason = ?"
+        query = """UPDATE events SET state = 0, body = ?, settled_at = NULL, hold_until = 0, reason = '', detail = ''
+            WHERE id = ? AND state = 1"""
+        with self.transaction(durable=True):
+            now, running = self._clock(), self.meta("running")
+            for event in events:
+                if self._db.execute(asked, (event.id, why)).fetchone():
+                    continue
+                if not self._moved(self._db.execute(query, (event.payload, event.id)), State.acknowledged):
+                    row = (event.id, event.customer, event.at, int(State.waiting), event.payload, now, running)
+                    if not self._db.execute(_ADD, row).rowcount:
+                        continue
+                    self.count(now_waiting=1)
+                restored.append(event.id)
+                act = (now, by, "restore", event.id, why)
+                self._db.execute("INSERT INTO acts (at, by, act, id, reason) VALUES (?, ?, ?, ?, ?)", act)
+            self.count(restored=len(restored))
+        return restored
+
     def drop(self, ids: Iterable[str], *, by: str, why: str) -> list[str]:
         """Gives up events that are parked or refused, for good; which were found. The act is written down."""
         query = "UPDATE events SET state = 4, body = NULL WHERE id = ? AND state = ?"
@@ -320,17 +369,15 @@ class Outbox:
             past = 0 if self._ticked is None else min(max(now - self._ticked, 0), TICK_MAX)
             self._ticked = now
             self._db.execute("UPDATE meta SET value = value + ? WHERE key = 'running'", (past,))
-            stripped = self._db.execute(
-                """UPDATE events SET body = NULL WHERE seq IN (SELECT seq FROM events
-                WHERE state = 1 AND body IS NOT NULL AND settled_at < ? ORDER BY settled_at LIMIT ?)""",
-                (now - BYTES_KEPT, SWEPT_AT_ONCE),
-            )
+            more = self._strip(now)
             self._db.execute("DELETE FROM rollups WHERE due_at IS NULL AND start < ?", (now - WINDOWS_KEPT,))
-            return self._forget(now) or stripped.rowcount == SWEPT_AT_ONCE
+            return self._forget(now) or more
 
     def close(self) -> None:
         with self._lock, explained(self.path, "close"):
             self._db.close()
+            if self._ledger is not None:
+                self._ledger.close()
 
     @contextmanager
     def transaction(self, *, durable: bool = False) -> Iterator[sqlite3.Connection]:
@@ -386,20 +433,51 @@ class Outbox:
             self.count(**{f"{act}_by_hand": len(found)})
         return found
 
+    def _strip(self, now: int) -> bool:
+        """Lets go of bytes that are kept long enough, by way of the ledger; whether there may be more."""
+        if not self._stripping:
+            query = "SELECT 1 FROM events WHERE state = 1 AND body IS NOT NULL AND settled_at < ?"
+            self._stripping = bool(self._db.execute(query, (now - BYTES_KEPT - STRIPPED_EVERY,)).fetchone())
+        if not self._stripping:
+            return False
+        rows = self._db.execute(
+            """SELECT seq, id, customer, at, sent_at, restamped_at, settled_at, body FROM events
+            WHERE state = 1 AND body IS NOT NULL AND settled_at < ? ORDER BY settled_at LIMIT ?""",
+            (now - BYTES_KEPT, SWEPT_AT_ONCE),
+        ).fetchall()
+        if not self._hand_over([Kept(*row[1:]) for row in rows]):
+            return False
+        self._db.executemany("UPDATE events SET body = NULL WHERE seq = ?", [(row[0],) for row in rows])
+        self._stripping = len(rows) == SWEPT_AT_ONCE
+        return self._stripping
+
+    def _hand_over(self, events: list[Kept]) -> bool:
+        """Gives events to the ledger. Where that fails they stay here, and an alert says so: billing goes on."""
+        if self._ledger is None:
+            return True
+        try:
+            self._ledger.add(events)
+        except LedgerError as error:
+            self.alert("ledger", str(error))
+            return False
+        self.alert("ledger", None)
+        return True
+
     def _forget(self, now: int) -> bool:
         """Deletes settled rows that no replay can bring again. Rows come in the order of running time."""
         until = min(self.meta("running") - REMEMBERED, self.meta("snapshot"))
         if now - self._swept_from > SWEPT_ANEW:
             # For the sake of what was kept back when it was passed by, and has been settled since.
             self._swept, self._swept_from = 0, now
-        query = "SELECT seq, state, came_up, restamped_at FROM events WHERE seq > ? ORDER BY seq LIMIT ?"
+        query = """SELECT seq, state, came_up, restamped_at, state = 1 AND body IS NOT NULL FROM events
+            WHERE seq > ? ORDER BY seq LIMIT ?"""
         gone: dict[int, list[tuple[int]]] = {}
         looked_at = 0
-        for seq, state, came_up, restamped_at in self._db.execute(query, (self._swept, SWEPT_AT_ONCE)):
+        for seq, state, came_up, restamped_at, is_whole in self._db.execute(query, (self._swept, SWEPT_AT_ONCE)):
             if came_up >= until:
                 break
             self._swept, looked_at = seq, looked_at + 1
-            if state in SETTLED and (restamped_at is None or restamped_at < now - BOOKS_KEPT):
+            if state in SETTLED and not is_whole and (restamped_at is None or restamped_at < now - BOOKS_KEPT):
                 gone.setdefault(state, []).append((seq,))
         for state, seqs in gone.items():
             self._db.executemany("DELETE FROM events WHERE seq = ?", seqs)

@@ -14,7 +14,9 @@ from settings.problems import SettingsError
 MIB: Final = 1 << 20
 GIB: Final = 1 << 30
 # What of an address goes to the sink by the same name.
-TERMS: Final = ("late", "unmapped", "linger", "concurrency", "alert_age", "bytes_max", "drain")
+TERMS: Final = (
+    "late", "unmapped", "linger", "concurrency", "alert_age", "bytes_max", "drain", "ledger", "ledger_bytes_max"
+)  # fmt: skip
 
 
 class AlertFile(Address):
@@ -88,6 +90,12 @@ class Dodo(Address):
     outbox: str | None = Field(None, description="The outbox's file; `outbox.db` in the data directory if not given.")
     bytes_max: ByteSize = Field(
         ByteSize(16 * GIB), ge=MIB, description="How large the outbox may grow before the flow stops."
+    )
+    ledger: Annotated[Duration, between("0", "400d")] = Field(
+        timedelta(days=35), description="How long sent usage is remembered whole, to explain and mend drift."
+    )
+    ledger_bytes_max: ByteSize = Field(
+        ByteSize(16 * GIB), ge=MIB, description="How large that memory may grow; then the oldest goes first."
     )
     drain: Annotated[Duration, between("0", "1h")] = Field(
         timedelta(seconds=5), description="How long the end of the input waits for usage to be sent."
