@@ -116,6 +116,7 @@ class Sender:
         self._rules = Rules(Catalog())
         self._rollup: Rollup | None = None
         self._turns = 0
+        self._tried: list[int] = []
         self._failures = 0
         self._unauthorized = False
         self._refusals = 0
@@ -144,17 +145,25 @@ class Sender:
         return 0.0
 
     def _chosen(self) -> list[Row]:
-        """The rows for this turn. While answers are missing they are few, as what was sent may have to be looked up."""
+        """The rows for this turn, all of them waiting."""
+        if self._unauthorized or self._failures > 1:
+            return self._to_try_with()
         limit = self._terms.events_max * (1 if self._failures else self._terms.concurrency)
-        if self._failures > 1:
-            limit = TRIED_WITH
-        if self._unauthorized:
-            limit = 1
         first, second = self._outbox.oldest, self._outbox.too_old
         if self._turns % 4 == 3:
             first, second = second, first
         rows = first(limit)
         return rows if len(rows) == limit else rows + second(limit - len(rows))
+
+    def _to_try_with(self) -> list[Row]:
+        """A few rows while answers are missing, the same ones again and again, and young ones, which last.
+
+        What was sent without an answer may have to be looked up one by one, so these are to be few.
+        """
+        limit = 1 if self._unauthorized else TRIED_WITH
+        rows = self._outbox.again(self._tried)[:limit] or self._outbox.youngest(limit) or self._outbox.too_old(limit)
+        self._tried = [row.seq for row in rows]
+        return rows
 
     def _ready(self, rows: Sequence[Row]) -> list[Item]:
         """What can be sent of these; the rest is kept back with its reason, or looked up first."""
