@@ -65,18 +65,19 @@ class _DrainedPartition(StatefulSourcePartition[Any, Any]):
         self.caught_up_at = time.time()
         self._partition = partition
         self._drain = drain
+        self._awake = partition.next_awake()
         self._behind: Callable[[], int | None] = getattr(partition, "behind", lambda: None)
 
     def next_batch(self) -> Iterable[Any]:
         if self._drain.asked:
             raise StopIteration
-        awake = self._partition.next_awake()
-        if awake is not None and awake > datetime.now(UTC):
+        if self._awake is not None and self._awake > datetime.now(UTC):
             return ()
         batch = list(self._partition.next_batch())
         self.handed_out += len(batch)
         if not batch:
             self.caught_up_at = time.time()
+        self._awake = self._partition.next_awake()
         return batch
 
     def behind(self) -> int | None:
@@ -84,9 +85,8 @@ class _DrainedPartition(StatefulSourcePartition[Any, Any]):
         return self._behind()
 
     def next_awake(self) -> datetime | None:
-        awake = self._partition.next_awake()
         # A source may sleep longer than who stops it wants to wait.
-        return awake and min(awake, datetime.now(UTC) + LOOK_EVERY)
+        return self._awake and min(self._awake, datetime.now(UTC) + LOOK_EVERY)
 
     def snapshot(self) -> Any:
         return self._partition.snapshot()
