@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from itertools import chain
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -249,14 +250,20 @@ def _source_limits(settings: Settings) -> dict[str, Any]:
         case "file":
             return {"poll_bytes": settings.poll_bytes}
         case "kafka":
-            starts = settings.data_dir / "recovery" / "kafka-starts.json" if settings.recovery else None
-            return {"poll_bytes": settings.poll_bytes, "starts": starts}
+            return {"poll_bytes": settings.poll_bytes, "starts": _starts(settings)}
         case _:
             return {}
 
 
+def _starts(settings: Settings) -> Path | None:
+    """Where it is kept what Kafka's topics were like when the recovery store began, with which it lives and dies."""
+    return settings.data_dir / "recovery" / "kafka-starts.json" if settings.recovery else None
+
+
 def _sink(address: Any, settings: Settings, **given: Any) -> Any:
-    """A sink that takes back what a resume replays, where it can: files do."""
+    """A sink that does not repeat what a resume replays, where it can: files and Kafka do not."""
+    if address.scheme == "kafka":
+        return address.open(starts=_starts(settings), **given)
     if address.scheme != "file":
         return address.open(**given)
     lineage = recovery.lineage(settings.data_dir) if settings.recovery else ""

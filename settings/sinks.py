@@ -9,6 +9,7 @@ from pydantic import ByteSize, Field, SecretStr, model_validator
 from operators.pace import TIERS, Rate
 from settings.address import BY_SCHEME, Address, Host, load
 from settings.durations import Duration, between, read_duration
+from settings.kafka import KafkaAddress
 from settings.problems import SettingsError
 
 MIB: Final = 1 << 20
@@ -152,6 +153,26 @@ def _plain(api_key: SecretStr | None) -> str:
     return api_key.get_secret_value()
 
 
-Alerts = Annotated[AlertFile | AlertStdout, BY_SCHEME]
-DeadLetters = Annotated[DeadLetterFile | DeadLetterStdout, BY_SCHEME]
+class KafkaSinkAddress(KafkaAddress):
+    """`replays` says what becomes of records that a restart comes to again."""
+
+    replays: Literal["skip", "repeat"] = Field(
+        "skip", description="After a restart leave out what the topic has already; `repeat` needs no right to read it."
+    )
+
+
+class AlertKafka(KafkaSinkAddress):
+    """`kafka://broker:9092/alerts`: one alert a message, keyed by customer."""
+
+    connector: ClassVar[str] = "connectors.kafka_sinks:AlertSink"
+
+
+class DeadLetterKafka(KafkaSinkAddress):
+    """`kafka://broker:9092/dead-letters`: one dead letter a message, as it came, with its reason as headers."""
+
+    connector: ClassVar[str] = "connectors.kafka_sinks:DeadLetterSink"
+
+
+Alerts = Annotated[AlertFile | AlertStdout | AlertKafka, BY_SCHEME]
+DeadLetters = Annotated[DeadLetterFile | DeadLetterStdout | DeadLetterKafka, BY_SCHEME]
 Billing = Annotated[BillingFile | Dodo, BY_SCHEME]
