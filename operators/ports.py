@@ -18,6 +18,10 @@ class StoreIncomplete(StoreError):
     """The store lost totals, and does not have all of them back yet: what it holds is not all there is."""
 
 
+class IngestError(Exception):
+    """Events cannot be put where the flow reads them, as of now; says what to do. Whoever sent them may send again."""
+
+
 class Payloads(msgspec.Struct, frozen=True):
     """A source's poll: payloads one per line (`\\n`), and when they reached us (µs since the epoch).
 
@@ -183,6 +187,19 @@ class ControlLog(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+class Ingest(Protocol):
+    """Where the HTTP service puts payloads for the flow to read."""
+
+    async def put(self, payloads: Sequence[bytes], customers: Sequence[str]) -> None:
+        """Returns when all of them are durable, a payload per customer; IngestError where they may not be.
+
+        A payload is one line of JSON, an event. After an error some may be there all the same: sending again is harmless.
+        """
+        ...
+
+    async def close(self) -> None: ...
 
 
 class Used(NamedTuple):

@@ -6,14 +6,22 @@ A name that nobody knows is an error wherever it stands, as a misspelt setting i
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, get_args
+from typing import Annotated, Any, Final, Literal, TypeVar, get_args
 
-from pydantic import BeforeValidator, ByteSize, Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    BeforeValidator,
+    ByteSize,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from settings.durations import Duration, between
-from settings.layers import PREFIX, Environment, check_env_file, origin_of, toml_layer
+from settings.layers import ELSEWHERE, PREFIX, Environment, check_env_file, origin_of, toml_layer
 from settings.problems import SettingsError, did_you_mean, explain
 from settings.sinks import Alerts, AlertStdout, Billing, BillingFile, DeadLetterFile, DeadLetters
 from settings.sources import Source
@@ -47,6 +55,8 @@ def _listened(value: Any) -> Any:
         raise ValueError("needs HOST:PORT, such as 127.0.0.1:9464")
     return host.strip("[]"), int(port)
 
+
+HostPort = Annotated[tuple[str, int], BeforeValidator(_listened)]
 
 class Settings(BaseSettings):
     """Everything that may be chosen about a flow. Addresses are text: `scheme:path?option=value`."""
@@ -112,7 +122,7 @@ class Settings(BaseSettings):
         timedelta(milliseconds=10),
         description="The least time between two writes of one shard to the store.",
     )
-    metrics: Annotated[tuple[str, int] | None, BeforeValidator(_listened)] = Field(
+    metrics: HostPort | None = Field(
         None,
         description="Where /metrics, /healthz and /readyz are served, as HOST:PORT; process 1 has the next port.",
     )
@@ -121,6 +131,16 @@ class Settings(BaseSettings):
         description="With no progress for so long though there is input, the process is not ready.",
     )
     sync: bool = Field(True, description="Force the journal to disk at snapshots (fsync).")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _pass_over(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """The service's settings are none of the flow's, and stand in the same files."""
+        return {
+            name: value
+            for name, value in given.items()
+            if name in cls.model_fields or name.lower() not in ELSEWHERE
+        }
 
     @field_validator("shards")
     @classmethod
@@ -158,29 +178,37 @@ class Settings(BaseSettings):
         return init_settings, environment, dotenv_settings, toml_layer(settings_cls, named)
 
 
+S = TypeVar("S", bound=Settings)
+
+
 def load_settings(overrides: Mapping[str, object] | None = None) -> Settings:
-    """The settings, with `overrides` (names of fields, values as text or typed) before all else.
+    """The flow's settings, with `overrides` (names of fields, values as text or typed) before all else.
 
     SettingsError has one line per problem: the setting, what was expected, what came. No line shows an
     address, as there may be a password in it.
     """
+    return load_settings_of(Settings, overrides)
+
+
+def load_settings_of(model: type[S], overrides: Mapping[str, object] | None = None) -> S:
+    """As `load_settings`, of a program that has settings of its own beside the flow's."""
     arguments = dict(overrides or {})
     check_env_file()
     try:
-        return Settings(**arguments)  # type: ignore[arg-type]
+        return model(**arguments)  # type: ignore[arg-type]
     except ValidationError as error:
         found = error.errors(include_url=False)
     # Outside of the except block, so that no traceback drags the values along.
-    raise SettingsError([_problem(line, arguments) for line in found])
+    raise SettingsError([_problem(model, line, arguments) for line in found])
 
 
-def _problem(line: ErrorDetails, arguments: Mapping[str, object]) -> str:
+def _problem(model: type[Settings], line: ErrorDetails, arguments: Mapping[str, object]) -> str:
     field, *inside = (str(part) for part in line["loc"] if isinstance(part, str))
     name = ".".join(part.upper() for part in (PREFIX + field, *inside))
-    origin = origin_of(field, arguments, Settings.model_fields)
-    known = Settings.model_fields.get(field)
+    origin = origin_of(field, arguments, model.model_fields)
+    known = model.model_fields.get(field)
     if not known:
-        fields = [other.upper() for other in Settings.model_fields]
+        fields = [other.upper() for other in model.model_fields]
         hint = did_you_mean(field.upper(), fields, PREFIX)
         return f"{name}{origin}: is unknown{hint or '; choices: ' + PREFIX + f', {PREFIX}'.join(fields)}"
     if line["type"] == "missing":

@@ -51,6 +51,25 @@ class File(SourceAddress):
         return self.follow
 
 
+class Log(SourceAddress):
+    """`log:data/ingest/`: what the HTTP service has taken in, in the order in which it did.
+
+    This is no live source either: an event is as old as it is when a flow that was down for a day comes back to it.
+    That it lies in the future the service has looked at already, when it came.
+    """
+
+    connector: ClassVar[str] = "connectors.log:LogSource"
+    live: ClassVar[bool] = False
+    scheme: Literal["log"] = "log"
+    path: str = Field(min_length=1, description="The folder of the log.")
+    lanes: int = Field(1, ge=1, le=64, description="How many services write at a time, a lane each.")
+    follow: bool = Field(True, description="Wait for more; else end where the log ends.")
+
+    @property
+    def endless(self) -> bool:
+        return self.follow
+
+
 class Demo(SourceAddress):
     """`demo:?customers=40&rate=200`: usage of an AI product, made up, the same for the same seed."""
 
@@ -94,4 +113,4 @@ class Kafka(KafkaAddress, SourceAddress):
         return self.follow
 
 
-Source = Annotated[File | Demo | Kafka, BY_SCHEME]
+Source = Annotated[File | Demo | Log | Kafka, BY_SCHEME]

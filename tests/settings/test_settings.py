@@ -142,7 +142,7 @@ def test_the_source_is_the_one_setting_that_must_be_given(monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("source", "flie:x", ": needs an address that begins with file: or demo:; did you mean file?"),
+        ("source", "flie:x", ": needs an address that begins with file: or demo: or log: or kafka:; did you mean file?"),
         ("source", "file:x?folow=1", ".FILE.FOLOW: is unknown; did you mean follow?; choices: follow"),
         ("source", "demo:?seed=x", ".DEMO.SEED: needs a whole number"),
         ("store", "sqlite:", ".SQLITE.PATH: is missing: The database file; its folder is made if need be."),

@@ -1,0 +1,167 @@
+"""Where the HTTP service puts events: an append-only log of lines, durable before anybody is told so.
+
+What lies where: `FOLDER/LANE/NNNNNNNNNNNN.ndjson`, segments numbered without gaps, one payload a line. One service
+writes a lane, which it holds by a lock; each start, and each write that failed, begins the next segment, so whatever
+a death or a full disk left unfinished is the tail of a segment with a successor, and the reader (connectors/log.py)
+leaves it out: nobody was told that it was taken.
+
+Guarantee: when `put` returns, its lines are on disk, in one piece and in order, and the folder's entry for them too.
+Those who wait at the same time share a write and an fsync. Limits: `WAITING_MAX` bytes wait at most, then it refuses.
+"""
+
+import asyncio
+import errno
+import fcntl
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final
+
+from operators.ports import IngestError
+
+WAITING_MAX: Final = 32 << 20
+DIGITS: Final = 12
+
+
+class LogWriter:
+    """Writes one lane of the log in the folder `path`: the first of `lanes` that nobody else writes.
+
+    `put` is for one event loop. IngestError where it cannot be written; the next `put` tries anew.
+    """
+
+    def __init__(
+        self, path: str | Path, *, lanes: int = 1, segment_bytes: int = 64 << 20, sync: bool = True
+    ) -> None:
+        self._segment_bytes, self._sync = segment_bytes, sync
+        self._lane, self._lock = _held(Path(path), lanes)
+        self._number = max(map(number_of, segments(self._lane)), default=0)
+        self._fd: int | None = None
+        self._size = 0
+        self._waiting: list[tuple[bytes, asyncio.Future[None]]] = []
+        self._waiting_bytes = 0
+        self._thread = ThreadPoolExecutor(1, "tidegate-log")
+        self._writing: asyncio.Task[None] | None = None
+
+    async def put(self, payloads: Sequence[bytes], customers: Sequence[str]) -> None:
+        """Appends these payloads, none of which holds a line break."""
+        block = b"".join(payload + b"\n" for payload in payloads)
+        assert block.count(b"\n") == len(payloads), "a payload holds a line break"
+        if self._waiting_bytes + len(block) > WAITING_MAX:
+            raise IngestError(
+                f"log {str(self._lane)!r}: {WAITING_MAX >> 20} MiB wait to be written already; send later"
+            )
+        done = asyncio.get_running_loop().create_future()
+        self._waiting.append((block, done))
+        self._waiting_bytes += len(block)
+        if self._writing is None:
+            self._writing = asyncio.create_task(self._write_all())
+        # Who stops waiting does not take it back.
+        await asyncio.shield(done)
+
+    async def close(self) -> None:
+        """Writes what waits."""
+        if self._writing is not None:
+            await self._writing
+        self._thread.shutdown()
+        self._end()
+        os.close(self._lock)
+
+    async def _write_all(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._waiting:
+            taken, self._waiting = self._waiting, []
+            block = b"".join(piece for piece, _ in taken)
+            error: IngestError | None = None
+            try:
+                await loop.run_in_executor(self._thread, self._append, block)
+            except OSError as failed:
+                error = IngestError(
+                    f"log {str(self._lane)!r}: cannot be written ({failed}); {_advice(failed)}"
+                )
+            self._waiting_bytes -= len(block)
+            for _, done in taken:
+                if done.done():
+                    continue
+                if error is None:
+                    done.set_result(None)
+                else:
+                    done.set_exception(error)
+        self._writing = None
+
+    def _append(self, block: bytes) -> None:
+        try:
+            fd = self._segment()
+            view = memoryview(block)
+            while view:
+                view = view[os.write(fd, view) :]
+            if self._sync:
+                os.fdatasync(fd)
+            self._size += len(block)
+        except OSError:
+            # What of it is there nobody knows; and after a failed fsync no later one would tell.
+            self._end()
+            raise
+
+    def _segment(self) -> int:
+        if self._fd is not None and self._size < self._segment_bytes:
+            return self._fd
+        self._end()
+        self._lane.mkdir(parents=True, exist_ok=True)
+        path = self._lane / f"{self._number + 1:0{DIGITS}d}.ndjson"
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o640)
+        self._number += 1
+        if self._sync:
+            sync_folder(self._lane)
+        return self._fd
+
+    def _end(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd, self._size = None, 0
+
+
+def segments(lane: Path) -> list[Path]:
+    """The segments of a lane, the oldest first; none where there is no such folder."""
+    return sorted(path for path in lane.glob("*.ndjson") if len(path.stem) == DIGITS and path.stem.isdigit())
+
+
+def number_of(segment: Path) -> int:
+    return int(segment.stem)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the entries of a folder durable."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _held(folder: Path, lanes: int) -> tuple[Path, int]:
+    """The first lane that is free, and its lock."""
+    for lane in (folder / str(number) for number in range(lanes)):
+        try:
+            lane.mkdir(parents=True, exist_ok=True)
+            sync_folder(folder)
+            lock = os.open(lane / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        except OSError as error:
+            raise IngestError(
+                f"log {str(folder)!r}: cannot be opened ({error}); name another folder"
+            ) from None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(lock)
+            continue
+        return lane, lock
+    raise IngestError(
+        f"log {str(folder)!r}: each of its {lanes} lanes is being written by another process; stop one, or raise "
+        "lanes both here and in the flow's source"
+    )
+
+
+def _advice(error: OSError) -> str:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return "free space; senders may send again" if full else "see the system's log; senders may send again"

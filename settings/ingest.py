@@ -1,0 +1,25 @@
+"""Where the HTTP service puts the events that it takes in, for the flow to read."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import ByteSize, Field
+
+from settings.address import BY_SCHEME, Address
+
+
+class IngestLog(Address):
+    """`log:data/ingest/`: a folder of files that only grow, which the source of the same address follows."""
+
+    connector: ClassVar[str] = "connectors.log_writer:LogWriter"
+    scheme: Literal["log"] = "log"
+    path: str = Field(min_length=1, description="The folder; it is made if need be.")
+    lanes: int = Field(
+        1, ge=1, le=64, description="How many services may write at a time, as the source says."
+    )
+    segment_bytes: ByteSize = Field(
+        ByteSize(64 << 20), ge=4096, le=1 << 32, description="A file that is as large is followed by another."
+    )
+    sync: bool = Field(True, description="Force events to disk (fsync) before they are answered for.")
+
+
+Ingest = Annotated[IngestLog, BY_SCHEME]

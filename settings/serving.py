@@ -1,0 +1,66 @@
+"""What may be chosen about the HTTP service, beside what it shares with the flow: store, catalog, billing."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, ByteSize, Field, ValidationInfo, field_validator
+
+from settings.ingest import Ingest, IngestLog
+from settings.settings import MIB, HostPort, Settings, load_settings_of
+from settings.sources import File, Source
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def _listed(value: Any) -> Any:
+    """The origins in `https://a.example,https://b.example`."""
+    if not isinstance(value, str):
+        return value
+    return tuple(origin.strip().rstrip("/") for origin in value.split(",") if origin.strip())
+
+
+Origin = Annotated[str, Field(pattern=r"^https?://[a-zA-Z0-9.\[\]:-]{1,253}$")]
+Origins = Annotated[tuple[Origin, ...], BeforeValidator(_listed), Field(max_length=100)]
+
+
+class ServingSettings(Settings):
+    """Everything that may be chosen about the service. It reads no source, so none need be named."""
+
+    source: Source = Field(File(path="-"), description="Where the flow's events come from.")
+    listen: HostPort = Field(("127.0.0.1", 8080), description="Where the HTTP service listens, as HOST:PORT.")
+    auth: Literal["keys", "none"] = Field(
+        "keys", description="Who may call: who has an API key, or, on a loopback address only, anybody."
+    )
+    keys: Path = Field(Path("data/keys.db"), description="The file of API keys; `tidegate keys` writes it.")
+    ingest: Ingest = Field(
+        IngestLog(path="data/ingest/"), description="Where events go that the service takes in."
+    )
+    request_bytes_max: ByteSize = Field(
+        ByteSize(4 * MIB), ge=1024, le=64 * MIB, description="The longest body of a request."
+    )
+    batch_max: int = Field(1000, ge=1, le=10_000, description="The most events in a request.")
+    rate_per_key: int = Field(
+        10_000,
+        ge=1,
+        le=1_000_000,
+        description="Requests per second and API key; a second's worth may come at once.",
+    )
+    streams_max: int = Field(
+        1000, ge=1, le=100_000, description="The most streams (SSE) that are open at a time."
+    )
+    cors: Origins = Field((), description="Origins whose pages may call the API from a browser.")
+    frames: Origins = Field((), description="Origins whose pages may embed the dashboard.")
+
+    @field_validator("auth")
+    @classmethod
+    def _is_guarded(cls, auth: str, info: ValidationInfo) -> str:
+        host = info.data.get("listen", LOOPBACK)[0]
+        if auth == "none" and host not in LOOPBACK:
+            raise ValueError(f"needs keys, as TIDEGATE_LISTEN is no loopback address but {host}")
+        return auth
+
+
+def load_serving_settings(overrides: Mapping[str, object] | None = None) -> ServingSettings:
+    """As `load_settings`, for the service."""
+    return load_settings_of(ServingSettings, overrides)
