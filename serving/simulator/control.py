@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from serving.simulator import periods, planting, reading, views, webhooks
+from serving.simulator import credits, periods, planting, reading, views, webhooks
 from serving.simulator.calls import Call
 from serving.simulator.deliveries import Sender
 from serving.simulator.faults import Fault, Rule
@@ -212,8 +212,8 @@ def usage(gateway: Gateway, call: Call) -> Any:
 
 def events(gateway: Gateway, call: Call) -> Any:
     """Everything stored, visible or not, in the order it was stored; doubles are there twice."""
-    platform, after, limit = gateway.platform, call.number("after") or 0, _limit(call)
-    found = [event for event in platform.events.all() if event.position > after][:limit]
+    platform = gateway.platform
+    found = platform.events.after(call.number("after") or 0, _limit(call))
     return [
         views.event(platform, event) | {"position": event.position, "stored_at": written(event.stored_at)}
         for event in found
@@ -233,7 +233,7 @@ def state(gateway: Gateway, call: Call) -> Any:
         "business_id": platform.memory.business_id,
         "tier": platform.memory.tier,
         "switches": platform.switches,
-        "events": sum(1 for _ in platform.events.all()),
+        "events": len(platform.events),
         "requests": gateway.log.total,
         "meters": [
             views.meter(platform, meter) | {"archived": meter.is_archived} for meter in platform.meters
@@ -241,6 +241,9 @@ def state(gateway: Gateway, call: Call) -> Any:
         "customers": [views.customer(platform, customer) for customer in platform.customers],
         "products": [views.product(platform, product) for product in platform.products],
         "subscriptions": [views.subscription(platform, one) for one in platform.subscriptions],
+        "credit_entitlements": [credits.kind_view(platform, kind) for kind in platform.entitlements],
+        "balances": [credits.balance_view(balance) for balance in platform.balances],
+        "webhooks": [webhooks.view(endpoint) for endpoint in platform.endpoints],
         "skews": platform.memory.skews,
         "faults": gateway.plan.listed(),
     }

@@ -54,17 +54,17 @@ def create(platform: Platform, call: Call) -> Answer:
     fields = {name: getattr(new, name) for name in new.__struct_fields__ if getattr(new, name) is not None}
     now, id = platform.now, platform.new_id("cde")
     kind = Entitlement(id=id, created_at=now, updated_at=now, **fields)
-    return Answer(201, _kind(platform, platform.entitlements.put(id, kind)))
+    return Answer(201, kind_view(platform, platform.entitlements.put(id, kind)))
 
 
 def list_kinds(platform: Platform, call: Call) -> Answer:
     deleted = call.flag("deleted") or False
     found = (kind for kind in platform.entitlements if kind.deleted == deleted)
-    return page(platform, call, found, lambda kind: _kind(platform, kind))
+    return page(platform, call, found, lambda kind: kind_view(platform, kind))
 
 
 def get(platform: Platform, call: Call) -> Answer:
-    return Answer(200, _kind(platform, platform.entitlements.get(call.params["id"])))
+    return Answer(200, kind_view(platform, platform.entitlements.get(call.params["id"])))
 
 
 def delete(platform: Platform, call: Call) -> Answer:
@@ -84,7 +84,7 @@ def undelete(platform: Platform, call: Call) -> Answer:
 
 
 def get_balance(platform: Platform, call: Call) -> Answer:
-    return Answer(200, _balance(_found(platform, call)))
+    return Answer(200, balance_view(_found(platform, call)))
 
 
 def list_balances(platform: Platform, call: Call) -> Answer:
@@ -95,7 +95,7 @@ def list_balances(platform: Platform, call: Call) -> Answer:
         for balance in platform.balances
         if balance.entitlement_id == kind.id and customer in (None, balance.customer_id)
     )
-    return page(platform, call, found, _balance)
+    return page(platform, call, found, balance_view)
 
 
 def list_grants(platform: Platform, call: Call) -> Answer:
@@ -224,7 +224,7 @@ def _found(platform: Platform, call: Call) -> Balance:
     return balance
 
 
-def _kind(platform: Platform, kind: Entitlement) -> dict[str, Any]:
+def kind_view(platform: Platform, kind: Entitlement) -> dict[str, Any]:
     fields: dict[str, Any] = msgspec.to_builtins(kind)
     del fields["deleted"]
     return fields | {
@@ -234,7 +234,7 @@ def _kind(platform: Platform, kind: Entitlement) -> dict[str, Any]:
     }
 
 
-def _balance(balance: Balance) -> dict[str, Any]:
+def balance_view(balance: Balance) -> dict[str, Any]:
     return {
         "id": balance.id,
         "balance": plain(left(balance)),

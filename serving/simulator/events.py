@@ -14,6 +14,7 @@ Edges = Literal["closed", "open", "half_open"]
 Order = Literal["newest_first", "oldest_first", "as_stored"]
 
 _AT = attrgetter("at")
+_POSITION = attrgetter("position")
 
 
 class Timeline:
@@ -52,6 +53,7 @@ class EventBook:
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
         self._by_id: dict[str, StoredEvent] = {}
+        self._stored: list[StoredEvent] = []
         self._all = Timeline()
         self._of_customer: defaultdict[str, Timeline] = defaultdict(Timeline)
         self.arrivals: defaultdict[tuple[str, str], list[StoredEvent]] = defaultdict(list)
@@ -63,9 +65,16 @@ class EventBook:
         """Whether an event of this id is ignored as known already."""
         return event_id in self._by_id or event_id in self.tombstones
 
-    def all(self) -> Iterator[StoredEvent]:
-        """Everything that is held, in the order it was stored."""
-        return iter(sorted(self._all.between(None, None, "closed"), key=attrgetter("position")))
+    def __len__(self) -> int:
+        return len(self._stored)
+
+    def after(self, position: int, limit: int) -> list[StoredEvent]:
+        """The first of those stored after this position, in that order."""
+        begin = bisect_right(self._stored, position, key=_POSITION)
+        return self._stored[begin : begin + limit]
+
+    def ids(self) -> list[str]:
+        return list(self._by_id)
 
     def store(self, events: Sequence[StoredEvent]) -> None:
         """Keeps new events; their positions are given here."""
@@ -89,6 +98,7 @@ class EventBook:
             if event.event_id == event_id
         ]
         for event in lost:
+            del self._stored[bisect_left(self._stored, event.position, key=_POSITION)]
             self._all.remove(event)
             self._of_customer[event.customer_id].remove(event)
             self.arrivals[event.customer_id, event.event_name].remove(event)
@@ -109,7 +119,7 @@ class EventBook:
         timeline = self._all if customer_id is None else self._of_customer.get(customer_id, Timeline())
         found = timeline.between(start, end, edges)
         if order == "as_stored":
-            found.sort(key=attrgetter("position"))
+            found.sort(key=_POSITION)
         return filter(keep, reversed(found) if order == "newest_first" else found)
 
     def _take(self, events: Sequence[StoredEvent]) -> None:
@@ -121,6 +131,7 @@ class EventBook:
         for customer_id, theirs in by_customer.items():
             self._of_customer[customer_id].extend(theirs)
         self._all.extend(events)
+        self._stored += events
         if events:
             self._next = max(self._next, events[-1].position + 1)
 

@@ -34,13 +34,14 @@ WRONG_BODIES: Final = frozenset({"html", "truncated", "no_count"})
 class Fault(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen=True):
     """One thing that goes wrong with one request.
 
-    `status` is of `error`, `error_after_commit` and `refuse`; `delay_s` of `slow`, and how long `hang` holds the
-    connection; `events` how many of a batch `drop` and `double` hit; `match` which ids `refuse` turns down, by a
-    part of them; `commit` whether the wrong bodies come after the work was done; `body` what `no_count` answers.
+    `status` is of `error`, `error_after_commit`, `refuse` and, as a 2xx, of `no_count`, whose body is `body`.
+    `delay_s` is of `slow`, and how long `hang` holds the connection. `events` of a batch are hit by `drop` and
+    `double`. `match` is the part of an id that `refuse` turns down. `commit` says whether wrong bodies come after
+    the work was done.
     """
 
     kind: Kind
-    status: Annotated[int, Meta(ge=400, le=599)] | None = None
+    status: Annotated[int, Meta(ge=200, le=599)] | None = None
     delay_s: Annotated[float, Meta(ge=0, le=3600)] | None = None
     events: Annotated[int, Meta(ge=1, le=1000)] = 1
     match: str = ""
@@ -48,6 +49,10 @@ class Fault(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen=Tru
     body: str | None = None
     retry_after: str | None = None
     draw: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.status is not None and (self.status < 300) != (self.kind == "no_count"):
+            raise ValueError(f"status: {self.status} does not go with {self.kind}")
 
 
 class Rule(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

@@ -74,6 +74,9 @@ class Gateway:
 
     async def _serve(self, request: Request, handler: Handler) -> Response:
         body = await _body(request)
+        if body is None:
+            # Nobody is there to answer, and what came is no request.
+            return Response(status_code=400)
         with self.platform.transaction():
             tick(self.platform)
             call = Call(
@@ -176,7 +179,8 @@ async def _until_gone(receive: Receive, longest_s: float) -> None:
         return
 
 
-async def _body(request: Request) -> bytes:
+async def _body(request: Request) -> bytes | None:
+    """The body, cut off where it is absurdly long; None where the client went before it had sent it."""
     parts, size = [], 0
     try:
         async for part in request.stream():
@@ -184,8 +188,7 @@ async def _body(request: Request) -> bytes:
             if size <= BODY_MAX:
                 parts.append(part)
     except ClientDisconnect:
-        # What came is no whole request, and fails as such.
-        parts.append(b"\0")
+        return None
     return b"".join(parts)
 
 
@@ -193,6 +196,8 @@ async def _sent(answer: Answer, fault: Fault | None, headers: dict[str, str]) ->
     content = b"" if answer.document is None else msgspec.json.encode(answer.document)
     headers = dict(headers)
     kind = fault.kind if fault else "ok"
+    if kind == "rate_limited" and headers:
+        headers["X-RateLimit-Remaining"] = "0"
     if fault and fault.retry_after is not None:
         headers["Retry-After"] = fault.retry_after
     if kind.startswith("reset"):
@@ -207,7 +212,7 @@ async def _sent(answer: Answer, fault: Fault | None, headers: dict[str, str]) ->
         content = content[: max(1, len(content) // 2)]
     if fault and kind == "no_count":
         body = fault.body if fault.body is not None else NO_COUNTS[int(fault.draw * len(NO_COUNTS))]
-        return Response(body, 200, headers, media_type="application/json")
+        return Response(body, fault.status or 200, headers, media_type="application/json")
     if answer.status == 204:
         return Response(None, 204, headers)
     return Response(content, answer.status, headers, media_type="application/json")

@@ -30,6 +30,10 @@ def ingest(platform: Platform, call: Call) -> Answer:
     good, problem = rules.judge(events)
     if problem and switches.atomic_batches:
         return _refused(platform, problem)._replace(events=len(events))
+    if len(platform.events) + len(good) > switches.max_events:
+        return refusal(
+            Problem(503, "FULL", f"holds {switches.max_events} events; raise the switch max_events or reset")
+        )
     stored = _store(platform, good, call.fault)
     if problem:
         return _refused(platform, problem)._replace(events=len(events), stored=stored)

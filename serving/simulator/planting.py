@@ -88,7 +88,7 @@ def skew(platform: Platform, order: Skew) -> None:
 
 
 def _drawn(platform: Platform, count: int) -> list[str]:
-    ids = [event.event_id for event in platform.events.all()]
+    ids = platform.events.ids()
     draws = platform.memory.numbers.get("draws", 0) + 1
     platform.memory.numbers["draws"] = draws
     return random.Random(chance(platform.memory.seed, "draws", draws)).sample(ids, min(count, len(ids)))

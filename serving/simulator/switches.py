@@ -20,6 +20,7 @@ class Switches(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     swap_400_422: bool = False
     expired_dup: Literal["reject", "ignore"] = "reject"
     max_body_bytes: Annotated[int, Meta(ge=1, le=64 << 20)] = 2 << 20
+    max_events: Annotated[int, Meta(ge=1)] = 5_000_000
     order: Literal["newest_first", "oldest_first", "as_stored"] = "newest_first"
     page_cap: Literal["reject", "clamp"] = "reject"
     range_edges: Literal["closed", "open", "half_open"] = "closed"

@@ -31,7 +31,7 @@ def create(platform: Platform, call: Call) -> Answer:
     new = call.read(NewEndpoint)
     for endpoint in platform.endpoints:
         if new.idempotency_key is not None and endpoint.idempotency_key == new.idempotency_key:
-            return Answer(200, _view(endpoint))
+            return Answer(200, view(endpoint))
     now, id = platform.now, platform.new_id("whk")
     endpoint = Endpoint(
         id=id,
@@ -47,7 +47,7 @@ def create(platform: Platform, call: Call) -> Answer:
         rate_limit=new.rate_limit,
         idempotency_key=new.idempotency_key,
     )
-    return Answer(200, _view(platform.endpoints.put(id, endpoint)))
+    return Answer(200, view(platform.endpoints.put(id, endpoint)))
 
 
 def list_endpoints(platform: Platform, call: Call) -> Answer:
@@ -62,7 +62,7 @@ def list_endpoints(platform: Platform, call: Call) -> Answer:
     return Answer(
         200,
         {
-            "data": [_view(platform.endpoints.get(id)) for id in shown],
+            "data": [view(platform.endpoints.get(id)) for id in shown],
             "iterator": shown[-1] if shown else None,
             "done": begin + size >= len(ids),
         },
@@ -70,7 +70,7 @@ def list_endpoints(platform: Platform, call: Call) -> Answer:
 
 
 def get(platform: Platform, call: Call) -> Answer:
-    return Answer(200, _view(platform.endpoints.get(call.params["webhook_id"])))
+    return Answer(200, view(platform.endpoints.get(call.params["webhook_id"])))
 
 
 def delete(platform: Platform, call: Call) -> Answer:
@@ -95,7 +95,7 @@ def _new_secret(platform: Platform, name: str) -> str:
     return f"whsec_{base64.b64encode(digest).decode()}"
 
 
-def _view(endpoint: Endpoint) -> dict[str, Any]:
+def view(endpoint: Endpoint) -> dict[str, Any]:
     return {
         "id": endpoint.id,
         "url": endpoint.url,

@@ -93,6 +93,12 @@ def test_a_success_that_does_not_say_so(spoiled: Simulator, kind: str, commit: b
     assert len(stored(spoiled)) == (20 if commit else 0)
 
 
+def test_a_202_is_no_success_either(spoiled: Simulator) -> None:
+    spoiled.fault("no_count", status=202, body="")
+    answer = ingest(spoiled, event())
+    assert (answer.status_code, answer.content, stored(spoiled)) == (202, b"", ["e1"])
+
+
 def test_every_kind_of_missing_count_comes(spoiled: Simulator) -> None:
     spoiled.fault("no_count", times=None)
     bodies = {ingest(spoiled, event(f"e{number}")).text for number in range(60)}
@@ -210,6 +216,7 @@ def test_a_skew_is_in_the_history_and_not_in_the_events(sim: Simulator) -> None:
     [
         {"kind": "explode"},
         {"kind": "error", "status": 200},
+        {"kind": "no_count", "status": 500},
         {"kind": "ok", "probability": 2},
         {"kind": "ok", "times": 0},
     ],

@@ -113,6 +113,13 @@ def test_a_body_that_is_too_large_is_413_before_it_is_read(sim: Simulator) -> No
     assert sim.api.post("/events/ingest", content=b"{" * ((2 << 20) + 1)).status_code == 413
 
 
+def test_it_says_when_it_is_full(sim: Simulator) -> None:
+    sim.switch(max_events=2)
+    assert ingest(sim, event("a")).status_code == 200
+    assert ingest(sim, event("b"), event("c")).status_code == 503
+    assert ingest(sim, event("a"), event("b")).status_code == 200
+
+
 def test_the_order_in_which_it_looks(sim: Simulator) -> None:
     """Key, then limit, then size, then schema, then rules: each wrong thing hides those after it."""
     sim.switch(max_body_bytes=1000)
