@@ -1,0 +1,207 @@
+"""The biller's side as values: its meters, subscriptions and events, and which of its meters is which of ours.
+
+A meter is the same if it counts the same: event name, aggregation, key and filter. Names are for people, and differ.
+Where usage is rolled up (operators/rollup.py), the biller sums up what we counted: that is the same meter too.
+Source: Dodo Payments, meters and subscriptions; openapi 1.53.2.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+import msgspec
+from msgspec import UNSET
+
+from operators.catalog import Catalog, Condition, Filter, Kind, Meter
+from operators.matching import compile_filter, kind_of
+from operators.quantity import scaled
+from operators.rollup import SUFFIX
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+ROLLED_UP = "sum"
+"""The property that the biller sums of rolled up usage."""
+
+
+class Aggregation(msgspec.Struct, frozen=True):
+    type: str
+    key: str | None = None
+
+
+class BillerMeter(msgspec.Struct, frozen=True, kw_only=True):
+    """A meter as the API has it."""
+
+    id: str
+    name: str
+    event_name: str
+    aggregation: Aggregation
+    created_at: datetime
+    measurement_unit: str = ""
+    filter: dict[str, Any] | None = None
+
+
+class SubscribedMeter(msgspec.Struct, frozen=True, kw_only=True):
+    """What a subscription says of a meter; only the full form has it."""
+
+    meter_id: str
+    name: str = ""
+    free_threshold: int = 0
+
+
+class CreditMeter(msgspec.Struct, frozen=True, kw_only=True):
+    """A meter of a subscription that is paid in credits."""
+
+    meter_id: str
+    credit_entitlement_id: str
+    meter_units_per_credit: str
+
+
+class SubscribedCustomer(msgspec.Struct, frozen=True):
+    customer_id: str
+
+
+class Subscription(msgspec.Struct, frozen=True, kw_only=True):
+    """A subscription as the API has it. Its current period is [previous_billing_date, next_billing_date)."""
+
+    subscription_id: str
+    status: str
+    product_id: str
+    customer: SubscribedCustomer
+    previous_billing_date: datetime
+    next_billing_date: datetime
+    product_name: str | None = None
+    meters: tuple[SubscribedMeter, ...] = ()
+    meter_credit_entitlement_cart: tuple[CreditMeter, ...] = ()
+
+
+class Matched(NamedTuple):
+    """A meter of the biller and ours that counts the same; `reads` is how the biller reads an event."""
+
+    id: str
+    name: str
+    kind: Kind
+    reads: Meter
+    created_at: int
+
+
+class Unmatched(NamedTuple):
+    """A meter of the biller that none of ours counts like; `why` says what differs."""
+
+    id: str
+    name: str
+    why: str
+
+
+def matched(catalog: Catalog, meters: Iterable[BillerMeter]) -> tuple[dict[str, Matched], list[Unmatched]]:
+    """Which of the biller's meters are which of ours, by their ids; and those that are none."""
+    found: dict[str, Matched] = {}
+    others: list[Unmatched] = []
+    for meter in meters:
+        read = meter_of(meter)
+        if read is None:
+            others.append(Unmatched(meter.id, meter.name, f"its aggregation {meter.aggregation.type!r} is unknown"))
+            continue
+        ours = [own for own in catalog.meters if is_same(own, read)]
+        rolled = [own for own in catalog.meters if _is_rolled_up(own, read)]
+        if ours or rolled:
+            # Two of ours that count the same are equally right; the one of this name is what people expect.
+            own = next((own for own in ours if own.name == meter.name), (ours or rolled)[0])
+            kind: Kind = "sum" if rolled and not ours else own.kind
+            found[meter.id] = Matched(meter.id, own.name, kind, read, micros(meter.created_at))
+        else:
+            others.append(Unmatched(meter.id, meter.name, _difference(catalog, read)))
+    return found, others
+
+
+def meter_of(meter: BillerMeter) -> Meter | None:
+    """The meter in our words; None where its aggregation is none that we know."""
+    kind, key = meter.aggregation.type, meter.aggregation.key
+    if kind not in ("count", "sum", "max", "last") or (kind != "count" and not key):
+        return None
+    wanted = filter_of(meter.filter) if meter.filter else None
+    reads = None if kind == "count" else key
+    return Meter(meter.name, meter.event_name, kind, reads, wanted, meter.measurement_unit)  # type: ignore[arg-type]
+
+
+def filter_of(found: Mapping[str, Any]) -> Filter:
+    """A filter as the API has it; conditions and filters may be mixed."""
+    clauses = tuple(
+        filter_of(clause)
+        if "clauses" in clause
+        else Condition(clause["key"], clause["operator"], exact(clause["value"]))
+        for clause in found["clauses"]
+    )
+    return Filter(found["conjunction"], clauses)
+
+
+def exact(value: Any) -> Any:
+    """A JSON value with its floats as the decimals that were written."""
+    return Decimal(repr(value)) if isinstance(value, float) else value
+
+
+def is_same(ours: Meter, theirs: Meter) -> bool:
+    """Whether both count the same."""
+    return _definition(ours) == _definition(theirs)
+
+
+class Reading:
+    """What a meter reads of events, one by one."""
+
+    def __init__(self, meter: Meter) -> None:
+        self.event_name = meter.event_name
+        self._kind, self._key = meter.kind, meter.key or ""
+        self._passes = compile_filter(meter.filter) if meter.filter else None
+
+    def of(self, properties: Sequence[Mapping[str, Any]]) -> list[int | None]:
+        """The quantity of each event times 10²⁴, None where the meter reads none of it.
+
+        Properties are integers, decimals, texts and booleans; more than 24 places raise ValueError.
+        """
+        passed = (
+            self._passes(lambda key: [found.get(key, UNSET) for found in properties])
+            if self._passes
+            else [True] * len(properties)
+        )
+        return [self._one(found) if passes else None for found, passes in zip(properties, passed, strict=True)]
+
+    def _one(self, properties: Mapping[str, Any]) -> int | None:
+        if self._kind == "count":
+            return scaled(1)
+        value = properties.get(self._key)
+        return scaled(value) if kind_of(value) == "number" else None  # type: ignore[arg-type]
+
+
+def _is_rolled_up(ours: Meter, theirs: Meter) -> bool:
+    is_sum = (theirs.kind, theirs.key, theirs.filter) == ("sum", ROLLED_UP, None)
+    return is_sum and theirs.event_name == ours.name + SUFFIX and ours.kind in ("sum", "count")
+
+
+def _definition(meter: Meter) -> tuple[object, ...]:
+    return meter.event_name, meter.kind, meter.key, _clause(meter.filter) if meter.filter else None
+
+
+def _clause(clause: Condition | Filter) -> tuple[object, ...]:
+    if isinstance(clause, Filter):
+        return clause.conjunction, *map(_clause, clause.clauses)
+    # With the kind, as True equals 1.
+    return clause.key, clause.operator, kind_of(clause.value), clause.value
+
+
+def _difference(catalog: Catalog, theirs: Meter) -> str:
+    same_name = [own for own in catalog.meters if own.event_name == theirs.event_name]
+    if not same_name:
+        return f"no meter of the catalog reads {theirs.event_name!r}"
+    ours = next((own for own in same_name if own.name == theirs.name), same_name[0])
+    for what, a, b in (
+        ("aggregation", ours.kind, theirs.kind),
+        ("key", ours.key, theirs.key),
+        ("filter", ours.filter, theirs.filter),
+    ):
+        if a != b:
+            return f"its {what} differs from that of {ours.name!r} in the catalog"
+    return f"its filter differs from that of {ours.name!r} in the catalog"
+
+
+def micros(at: datetime) -> int:
+    """An aware time as microseconds since the epoch."""
+    return (at - _EPOCH) // timedelta(microseconds=1)

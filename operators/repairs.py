@@ -1,0 +1,116 @@
+"""What may be done about drift: for each finding the one act that is allowed, or none and what a person should do.
+
+Never is usage invented: what is sent again was accepted here and goes out under its own id; what is adopted is on the
+biller's books. An event at the biller cannot be changed or taken back, so what is too much there is settled in credits
+or by hand. Source: Dodo Payments, events (no update, no delete) and credit ledgers.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Literal, NamedTuple
+
+from operators.billing import AGE_MAX, PERIOD_MARGIN
+from operators.catalog import Kind
+from operators.drift import ADDITIVE, Cause, Finding, Own, Span
+
+Act = Literal["resend", "late", "rewrite", "adjust", "credit", "debit"]
+# Causes that our own total is to be set right for, as it differs from both sides' events.
+OURS: tuple[Cause, ...] = ("missing_here", "extra_there", "boundary")
+ADVICE: dict[Cause, str] = {
+    "in_flight": "wait; it is on its way",
+    "too_old": "kept back by late=park: tidegate dead-letters retry, or settle by hand",
+    "rejected": "look at the reason: tidegate dead-letters show; mend it and retry, or drop it",
+    "missing_there": "send it again under the same id; after the period by hand",
+    "missing_here": "have the flow write its totals again, then adjust ours",
+    "extra_there": "another producer, or books that were lost: adopt it into ours",
+    "doubled_there": "credit or refund it; the biller cannot take it back",
+    "differs_there": "another payload went out under the id first; settle by hand",
+    "skewed_there": "the biller's total is not what its events come to: ask the biller",
+    "boundary": "refresh the periods: tidegate catalog pull",
+    "late_after_close": "it came after the period was billed: bill it by hand, or not",
+    "adjusted_here": "an operator's adjustment, which the biller does not know of",
+    "unexplained": "look at both sides' events by hand",
+}
+
+
+class Circumstances(NamedTuple):
+    """What decides besides the findings. Times are µs since the epoch.
+
+    - `ours`, `theirs`: the period here and there; `own`: our events by id.
+    - `is_calm`: nothing came in the last seconds, so that our total and our events are of one moment.
+    - `rewritten`: the flow has written its totals again since the drift was first seen.
+    - `resent`: ids that were sent again before; `adopted`: what adjustments of reconciliation come to.
+    - `is_adjusting`: an adjustment is under way and not yet applied.
+    - `in_credits`: the meter is paid in credits, and entries in their ledger are allowed.
+    """
+
+    kind: Kind
+    now: int
+    ours: Span
+    theirs: Span
+    own: Mapping[str, Own]
+    is_calm: bool
+    rewritten: bool
+    resent: frozenset[str]
+    adopted: int
+    is_adjusting: bool
+    in_credits: bool
+
+
+class Repair(NamedTuple):
+    """One act: events to send, or a quantity (×10²⁴) to add here, or to credit or debit there."""
+
+    act: Act
+    why: str
+    quantity: int = 0
+    ids: tuple[str, ...] = ()
+
+
+def repairs(findings: Iterable[Finding], where: Circumstances) -> list[Repair]:
+    """The acts that are allowed for these findings of one total."""
+    findings = list(findings)
+    acts = [repair for finding in findings for repair in _there(finding, where)]
+    return acts + _here(findings, where)
+
+
+def _there(finding: Finding, where: Circumstances) -> list[Repair]:
+    """What sets the biller right."""
+    if finding.cause == "missing_there":
+        return _send_again(finding, where)
+    if finding.quantity and where.in_credits and where.kind in ADDITIVE:
+        if finding.cause == "doubled_there":
+            return [Repair("credit", "doubled there, and paid in credits", -finding.quantity, finding.ids)]
+        if finding.cause == "late_after_close":
+            return [Repair("debit", "came after the period closed, and paid in credits", finding.quantity, finding.ids)]
+    return []
+
+
+def _send_again(finding: Finding, where: Circumstances) -> list[Repair]:
+    ids = [id for id in finding.ids if id not in where.resent]
+    young = [id for id in ids if where.now - where.own[id].at <= AGE_MAX]
+    old = [id for id in ids if where.now - where.own[id].at > AGE_MAX]
+    acts = []
+    if young:
+        acts.append(Repair("resend", "missing there, and young enough to go at its own time", ids=tuple(young)))
+    if old and where.now < where.theirs.end - PERIOD_MARGIN:
+        acts.append(Repair("late", "missing there, too old for its own time, its period open", ids=tuple(old)))
+    elif old and where.in_credits and where.kind in ADDITIVE and not where.resent.intersection(finding.ids):
+        quantity = sum(where.own[id].quantity or 0 for id in old)
+        acts.append(Repair("debit", "missing there, its period closed, paid in credits", quantity, tuple(old)))
+    return acts
+
+
+def _here(findings: list[Finding], where: Circumstances) -> list[Repair]:
+    """What sets our total right: first have it written again, then an adjustment for what still differs."""
+    if where.kind not in ADDITIVE or where.ours != where.theirs or where.is_adjusting:
+        return []
+    wrong = [finding for finding in findings if finding.cause in OURS and finding.quantity]
+    amount = -sum(finding.quantity or 0 for finding in wrong) - where.adopted
+    if not wrong or not amount:
+        return []
+    if not where.rewritten and any(finding.cause != "extra_there" for finding in wrong):
+        return [Repair("rewrite", "our total differs from our events")]
+    if not where.is_calm:
+        return []
+    ids = tuple(id for finding in wrong for id in finding.ids)
+    causes = ", ".join(sorted({finding.cause for finding in wrong}))
+    return [Repair("adjust", f"our total is set to what both sides' events come to: {causes}", amount, ids)]
