@@ -36,6 +36,7 @@ _ADVICE = {
     rd.KafkaError._UNKNOWN_TOPIC: "there is no such topic, or this user may not see it; create it, or allow Describe",
     rd.KafkaError._UNKNOWN_PARTITION: "there is no such partition any more; was the topic deleted or made anew?",
     rd.KafkaError.UNKNOWN_MEMBER_ID: "another program consumes with this group; give this one a group of its own",
+    rd.KafkaError._MSG_TIMED_OUT: "brokers and replicas did not take it within config.delivery.timeout.ms; check them",
     rd.KafkaError.MSG_SIZE_TOO_LARGE: "the topic takes no message as large as this; raise its max.message.bytes",
 }
 

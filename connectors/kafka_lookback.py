@@ -16,6 +16,8 @@ _SETTINGS = {
     "enable.partition.eof": True,
     "auto.offset.reset": "earliest",
     "allow.auto.create.topics": False,
+    # The end is looked for, not what comes behind it.
+    "fetch.wait.max.ms": 10,
 }
 AT_ONCE = 10_000
 

@@ -60,29 +60,47 @@ class Delivery:
                 self.check()
 
     def check(self) -> None:
-        """Looks what became of records, without waiting; KafkaError where one was not delivered."""
+        """Looks what became of records, hardly ever waiting; KafkaError where one was not delivered."""
         self._producer.poll(0)
-        if self._failed:
-            raise self._cluster.error(self._failed, f"topic {self._topic!r}, a message is not delivered")
-        too_large, self._too_large = self._too_large, []
-        for record in too_large:
-            smaller = self._cut(record)
-            if smaller is None:
-                error = rd.KafkaError(rd.KafkaError.MSG_SIZE_TOO_LARGE)
-                raise self._cluster.error(error, f"topic {self._topic!r}, a message of {len(record.value)} bytes")
-            self.send(smaller)
+        self._raise()
+        while self._too_large:
+            self._flush()
+            too_large, self._too_large = self._too_large, []
+            for record in too_large:
+                self._send_alone(record)
 
     def settle(self) -> None:
         """Waits until all that was sent is delivered; KafkaError where something is not."""
-        while len(self._producer) or self._too_large:
-            self._producer.flush(_WAIT_S)
-            self.check()
+        self._flush()
         self.check()
 
     def drop(self) -> None:
         """Forgets what is not delivered, and ends."""
         self._producer.purge()
         self._producer.flush(_WAIT_S)
+
+    def _send_alone(self, record: Record) -> None:
+        """Cuts a record until it is taken. A batch is refused as a whole, so each is tried as it is first."""
+        self._produce(record)
+        self._flush()
+        while self._too_large:
+            [refused] = self._too_large
+            self._too_large.clear()
+            smaller = self._cut(refused)
+            if smaller is None:
+                error = rd.KafkaError(rd.KafkaError.MSG_SIZE_TOO_LARGE)
+                raise self._cluster.error(error, f"topic {self._topic!r}, a message of {len(refused.value)} bytes")
+            self._produce(smaller)
+            self._flush()
+
+    def _flush(self) -> None:
+        while len(self._producer):
+            self._producer.flush(_WAIT_S)
+            self._raise()
+
+    def _raise(self) -> None:
+        if self._failed:
+            raise self._cluster.error(self._failed, f"topic {self._topic!r}, a message is not delivered")
 
     def _produce(self, record: Record) -> None:
         self._producer.produce(
