@@ -120,13 +120,17 @@ class DodoClient:
         """One read. Parts of the path that are ids go through `part`."""
         return self._request("GET", path, params=dict(params or {}))
 
+    def post(self, path: str, body: Any) -> Answer:
+        """One write of a JSON object. Only for what carries an idempotency key, as an answer may be lost."""
+        return self._request("POST", path, content=msgspec.json.encode(body))
+
     def event(self, event_id: str) -> Answer:
         """`ok` if the platform has the event, status 404 if not, as far as it shows by now."""
-        return self.get(f"/events/{part(event_id)}")
+        return _named(self.get(f"/events/{part(event_id)}"), "event_id", event_id)
 
     def customer(self, customer_id: str) -> Answer:
         """`ok` if there is such a customer, status 404 if not."""
-        return self.get(f"/customers/{part(customer_id)}")
+        return _named(self.get(f"/customers/{part(customer_id)}"), "customer_id", customer_id)
 
     def pages(self, path: str, params: Mapping[str, str | int] | None = None, size: int = PAGE) -> Iterator[list[Any]]:
         """The items of each page, from page 0 to the first that is not full. DodoError where one cannot be read."""
@@ -207,6 +211,13 @@ def _answer(response: httpx.Response, body: bytes) -> Answer:
     if good is None and not code:
         message = message or _words(response.reason_phrase)
     return Answer(response.status_code, code, message, _retry_after(response.headers), good)
+
+
+def _named(answer: Answer, field: str, id: str) -> Answer:
+    """The answer, of which nothing is known where it is of something else: any JSON may come through a proxy."""
+    if answer.content is None or _member(answer.content, field) == id:
+        return answer
+    return answer._replace(content=None, message=f"the answer is not of {field} {id}")
 
 
 def _member(content: Any, name: str) -> Any:

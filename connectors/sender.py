@@ -37,7 +37,8 @@ from operators.bisection import Bisection
 from operators.catalog import Catalog
 from operators.rollup import unfit
 
-PAUSE_FIRST, PAUSE_MAX = 0.5, 30.0
+# The first retries come soon, as most faults are short; the rate limit holds for them too.
+PAUSE_FIRST, PAUSE_MAX = 0.1, 30.0
 PAUSE_REFUSING = 60.0
 # What was just taken need not show at once.
 SHOWS_AFTER = MINUTE
@@ -117,6 +118,7 @@ class Sender:
         self._rollup: Rollup | None = None
         self._turns = 0
         self._tried: list[int] = []
+        self._doubts: dict[int, int] = {}
         self._failures = 0
         self._unauthorized = False
         self._refusals = 0
@@ -141,6 +143,7 @@ class Sender:
         if linger and len(rows) < self._terms.events_max and now < due:
             return (due - now) / SECOND
         self._turns += 1
+        self._doubts.clear()
         self._send_all(self._ready(rows))
         return 0.0
 
@@ -247,8 +250,14 @@ class Sender:
             self._bytes_max = min(self._bytes_max, sum(len(item.body) for item in fit) // 2)
         elif answer.kind in ("limited", "unauthorized", "unreached") or (answer.kind == "refused" and len(fit) == 1):
             # Of a refused batch some may have been taken all the same.
-            self._outbox.not_taken(rows)
+            self._outbox.not_taken(map(self._as_known, rows))
+        elif answer.kind == "unknown":
+            self._doubts.update((row.seq, now) for row in rows)
         return answer, fit
+
+    def _as_known(self, row: Row) -> Row:
+        """The row with what this turn's earlier attempts add to it."""
+        return row._replace(unsure_at=self._doubts.get(row.seq, row.unsure_at))
 
     def _fits(self, item: Item, now: int) -> bool:
         row = item.row
@@ -313,7 +322,7 @@ class Sender:
             text = f"the platform refuses one event after the other, the last with {answer}; they are dead letters"
             self._outbox.alert("refusing", text)
             self._pause_until = self._clock() + int(PAUSE_REFUSING * SECOND)
-        if not self._is_missing(item.row):
+        if not self._is_missing(self._as_known(item.row)):
             return set()
         if self._is_stranger(item.billing_id):
             gone = {other for other in others if other.billing_id == item.billing_id}
