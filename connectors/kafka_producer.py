@@ -10,7 +10,7 @@ from confluent_kafka import Message, Producer
 from connectors.kafka_client import Cluster
 
 QUEUED_MAX = 100_000
-_OURS = {
+OURS = {
     "linger.ms": 1,
     "socket.nagle.disable": True,
     # It is for the topic to say what is too large.
@@ -19,7 +19,7 @@ _OURS = {
     # As Java's clients choose, so that all who write a customer's events agree on the partition.
     "partitioner": "murmur2_random",
 }
-_OWN = {"enable.idempotence": True, "acks": "all"}
+OWN = {"enable.idempotence": True, "acks": "all"}
 _WAIT_S = 0.5
 
 
@@ -47,7 +47,7 @@ class Delivery:
         self._failed: rd.KafkaError | None = None
         self._too_large: list[Record] = []
         self.ends: dict[int, int] = {}
-        settings = {**cluster.settings(_OURS, _OWN), "error_cb": self._on_error}
+        settings = {**cluster.settings(OURS, OWN), "error_cb": self._on_error}
         self._producer: Producer = cluster.made(Producer, settings)
 
     def send(self, record: Record) -> None:

@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import ByteSize, Field
 
 from settings.address import BY_SCHEME, Address
+from settings.kafka import KafkaAddress
 
 
 class IngestLog(Address):
@@ -22,4 +23,10 @@ class IngestLog(Address):
     sync: bool = Field(True, description="Force events to disk (fsync) before they are answered for.")
 
 
-Ingest = Annotated[IngestLog, BY_SCHEME]
+class IngestKafka(KafkaAddress):
+    """`kafka://broker:9092/usage-events`: a topic, a customer's events in one partition, which the source reads."""
+
+    connector: ClassVar[str] = "connectors.kafka_ingest:KafkaIngest"
+
+
+Ingest = Annotated[IngestLog | IngestKafka, BY_SCHEME]

@@ -3,9 +3,10 @@
 import time
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
+from confluent_kafka import Consumer, TopicPartition
 
 from connectors.kafka import KafkaSource
 from operators.ports import Payloads
@@ -104,3 +105,32 @@ class Reader:
     def close(self) -> None:
         while self.parts:
             self.parts.popitem()[1].close()
+
+
+class Found(NamedTuple):
+    """A message that a topic has."""
+
+    partition: int
+    key: bytes | None
+    value: bytes | None
+    headers: dict[str, bytes]
+
+
+def messages(kafka: Kafka, topic: str) -> list[Found]:
+    """All that a topic has, each partition in its order."""
+    looks = {"enable.partition.eof": True, "enable.auto.commit": False, "fetch.wait.max.ms": 10}
+    consumer = Consumer({**kafka.client(group__id="look"), **looks})
+    partitions = consumer.list_topics(topic, 10).topics[topic].partitions
+    consumer.assign([TopicPartition(topic, partition, 0) for partition in partitions])
+    found: list[Found] = []
+    left = len(partitions)
+    while left:
+        message = consumer.poll(10)
+        assert message is not None, "the end of the topic does not come"
+        if message.error():
+            left -= 1
+        else:
+            headers = dict(message.headers() or [])
+            found.append(Found(message.partition(), message.key(), message.value(), headers))  # type: ignore[arg-type]
+    consumer.close()
+    return found

@@ -9,33 +9,15 @@ from typing import Any
 
 import pytest
 from bytewax.outputs import StatefulSinkPartition
-from confluent_kafka import Consumer, TopicPartition
 
 from connectors.kafka_client import KafkaError
 from connectors.kafka_sinks import AlertSink, DeadLetterSink, Delivered, KafkaSink
 from operators.records import DeadLetter
 from operators.wire import encode_dead_letter
-from tests.connectors.kafka_help import until
+from tests.connectors.kafka_help import messages, until
 from tests.kafka_server import Brokers, Kafka
 
 Part = StatefulSinkPartition[bytes, Delivered]
-
-
-def messages(kafka: Kafka, topic: str) -> list[tuple[bytes | None, bytes | None, dict[str, bytes]]]:
-    """Key, value and headers of all that the topic has."""
-    consumer = Consumer(kafka.client(group__id="look", enable__partition__eof=True, enable__auto__commit=False))
-    consumer.assign([TopicPartition(topic, p, 0) for p in consumer.list_topics(topic, 10).topics[topic].partitions])
-    found: list[Any] = []
-    left = len(consumer.assignment())
-    while left:
-        message = consumer.poll(10)
-        assert message is not None
-        if message.error():
-            left -= 1
-        else:
-            found.append((message.key(), message.value(), dict(message.headers() or [])))
-    consumer.close()
-    return found
 
 
 def opened(kind: type[KafkaSink], kafka: Kafka, topic: str, state: Delivered | None = None, **options: Any) -> Part:
@@ -61,8 +43,8 @@ def test_an_alert_is_a_message_of_its_customer(kafka: Kafka) -> None:
     part.write_batch([alert(1), alert(2, "cus_2")])
     part.snapshot()
     assert messages(kafka, topic) == [
-        (b"cus_1", alert(1), {"id": b"a1", "kind": b"threshold"}),
-        (b"cus_2", alert(2, "cus_2"), {"id": b"a2", "kind": b"threshold"}),
+        (0, b"cus_1", alert(1), {"id": b"a1", "kind": b"threshold"}),
+        (0, b"cus_2", alert(2, "cus_2"), {"id": b"a2", "kind": b"threshold"}),
     ]
 
 
@@ -73,7 +55,7 @@ def test_a_dead_letter_is_its_payload_and_says_why(kafka: Kafka, payload: bytes)
     part = opened(DeadLetterSink, kafka, topic)
     part.write_batch([dead(payload)])
     part.snapshot()
-    [(_, value, headers)] = messages(kafka, topic)
+    [(_, _, value, headers)] = messages(kafka, topic)
     assert value == payload
     assert headers == {
         "id": b"d1",
@@ -90,7 +72,7 @@ def test_a_dead_letter_that_is_too_large_is_cut(brokers: Brokers) -> None:
     # In one batch, which the broker refuses as a whole.
     part.write_batch([dead(b"x" * 30_000, 1), dead(b"small", 2)])
     part.snapshot()
-    found = {headers["id"]: (value, headers) for _, value, headers in messages(brokers, topic)}
+    found = {headers["id"]: (value, headers) for _, _, value, headers in messages(brokers, topic)}
     value, headers = found[b"d1"]
     assert value == b"x" * 7_500
     assert headers["payload_bytes"] == b"30000"
@@ -116,7 +98,7 @@ def test_a_snapshot_waits_until_all_is_delivered(brokers: Brokers) -> None:
     with away(brokers):
         part.write_batch([alert(n) for n in range(2, 50)])
     part.snapshot()
-    assert [value for _, value, _ in messages(brokers, topic)] == [alert(n) for n in range(1, 50)]
+    assert [value for _, _, value, _ in messages(brokers, topic)] == [alert(n) for n in range(1, 50)]
 
 
 def test_what_is_not_delivered_in_time_ends_the_flow(brokers: Brokers) -> None:
@@ -183,7 +165,7 @@ class Crashing:
 
 
 def counts(kafka: Kafka, topic: str) -> Counter[int]:
-    return Counter(int(json.loads(value or b"")["id"][1:]) for _, value, _ in messages(kafka, topic))
+    return Counter(int(json.loads(value or b"")["id"][1:]) for _, _, value, _ in messages(kafka, topic))
 
 
 def test_each_record_is_there_once_whenever_it_dies(kafka: Kafka, tmp_path: Path) -> None:
