@@ -74,13 +74,38 @@ class Subscription(msgspec.Struct, frozen=True, kw_only=True):
     meter_credit_entitlement_cart: tuple[CreditMeter, ...] = ()
 
 
-class Matched(NamedTuple):
-    """A meter of the biller and ours that counts the same; `reads` is how the biller reads an event."""
+class MeterUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """A meter's total in one period. Prices are left out: they round, units do not."""
 
     id: str
-    name: str
+    consumed_units: str
+
+
+class Cycle(msgspec.Struct, frozen=True, kw_only=True):
+    """An item of the usage history: one period, [start_date, end_date)."""
+
+    start_date: datetime
+    end_date: datetime
+    meters: tuple[MeterUsage, ...]
+
+
+class ListedEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """An event as the API lists it."""
+
+    event_id: str
+    customer_id: str
+    event_name: str
+    timestamp: datetime
+    metadata: dict[str, Any] | None = None
+
+
+class Matched(NamedTuple):
+    """A meter of the biller, `theirs`, and ours that counts the same; `kind` is how its total adds up there."""
+
+    id: str
+    ours: Meter
+    theirs: Meter
     kind: Kind
-    reads: Meter
     created_at: int
 
 
@@ -107,7 +132,7 @@ def matched(catalog: Catalog, meters: Iterable[BillerMeter]) -> tuple[dict[str, 
             # Two of ours that count the same are equally right; the one of this name is what people expect.
             own = next((own for own in ours if own.name == meter.name), (ours or rolled)[0])
             kind: Kind = "sum" if rolled and not ours else own.kind
-            found[meter.id] = Matched(meter.id, own.name, kind, read, micros(meter.created_at))
+            found[meter.id] = Matched(meter.id, own, read, kind, micros(meter.created_at))
         else:
             others.append(Unmatched(meter.id, meter.name, _difference(catalog, read)))
     return found, others
