@@ -13,12 +13,17 @@ from pathlib import Path
 
 from operators.ports import StoreError
 
-SCHEMA = 2
+SCHEMA = 3
 BUCKETS = 16
 WAIT = timedelta(seconds=30)
 
+PACKED = [f"packed_{bucket:02}" for bucket in range(BUCKETS)]
+"""The tables of totals (connectors/sqlite_totals.py)."""
+
 TABLES = [f"totals_{bucket:02}" for bucket in range(BUCKETS)]
-KEY = "customer, window, meter, start"
+"""The same for readers, as views with a row for each total."""
+
+KEY = "customer, window, start"
 
 ADVICE = {
     sqlite3.SQLITE_BUSY: "another process kept the write lock; look for one that hangs, or a sqlite3 shell "
@@ -33,24 +38,33 @@ ADVICE = {
 }
 
 
-def _table(name: str) -> str:
-    # `total` and `adjustment` have no type, so that SQLite keeps the integer or the text that came.
+def _packed(name: str) -> str:
     return f"""CREATE TABLE {name} (
-        customer TEXT, window TEXT, meter TEXT, start INTEGER, "end" INTEGER, total, version INTEGER,
-        events INTEGER, as_of INTEGER, late INTEGER, corrected INTEGER, adjustment, steady INTEGER,
-        written_at INTEGER, PRIMARY KEY ({KEY})
+        customer TEXT, window TEXT, start INTEGER, body TEXT, written_at INTEGER, PRIMARY KEY ({KEY})
     ) WITHOUT ROWID;"""
 
 
-def _usage(table: str) -> str:
+def _view(name: str, packed: str) -> str:
+    def entry(place: int) -> str:
+        return f"json_extract(entry.value, '$[{place}]')"
+
+    return f"""CREATE VIEW {name} AS SELECT
+        customer, window, {entry(0)} AS meter, start, {entry(1)} AS "end", {entry(2)} AS total, {entry(3)} AS version,
+        coalesce({entry(5)}, {entry(3)}) AS events, {entry(4)} AS as_of, coalesce({entry(6)}, 0) AS late,
+        coalesce({entry(7)}, 0) AS corrected, coalesce({entry(8)}, 0) AS adjustment, coalesce({entry(9)}, 1) AS steady,
+        written_at FROM {packed}, json_each(body) AS entry;"""
+
+
+def _usage(view: str) -> str:
     return f"""SELECT customer, meter, window,
         strftime('%Y-%m-%dT%H:%M:%SZ', start / 1000000, 'unixepoch') AS starts,
         strftime('%Y-%m-%dT%H:%M:%SZ', "end" / 1000000, 'unixepoch') AS ends,
-        total, events, version FROM {table}"""
+        total, events, version FROM {view}"""
 
 
 _TABLES = f"""
-{"".join(map(_table, TABLES))}
+{"".join(map(_packed, PACKED))}
+{"".join(map(_view, TABLES, PACKED))}
 CREATE TABLE counters (shard INTEGER, name TEXT, value INTEGER, PRIMARY KEY (shard, name)) WITHOUT ROWID;
 CREATE TABLE feed (seq INTEGER PRIMARY KEY, bytes_so_far INTEGER, customers TEXT);
 CREATE TABLE notes (

@@ -39,6 +39,7 @@ from operators.keys import shard_of
 from operators.ports import Adjustment, Note, Payloads, StoreError, StoreWriter
 from operators.records import Accepted
 from operators.routing import shard_names, shard_of_name
+from operators.totals import Totals
 from operators.wire import encode_accepted, encode_alert, encode_dead_letter
 from settings.catalog import CatalogError
 from settings.catalogs import Catalogs, FileWatch, apply_file
@@ -71,7 +72,7 @@ class _StorePartition(StatelessSinkPartition[Emission]):
         self._live = live
 
     def write_batch(self, items: list[Emission]) -> None:
-        totals = list(chain.from_iterable(emission.totals for emission in items))
+        totals = Totals(chain.from_iterable(emission.totals.parts for emission in items))
         counters = list(chain.from_iterable(emission.counters for emission in items))
         notes = list(chain.from_iterable(emission.notes for emission in items))
         settled = list(chain.from_iterable(emission.settled for emission in items))

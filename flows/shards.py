@@ -15,8 +15,9 @@ from connectors.journal import Journal, Position
 from connectors.telemetry import ShardNumbers, Telemetry
 from operators.chunk import Chunk
 from operators.ports import Adjustment, Note, Resend, Settled
-from operators.records import Accepted, Alert, Counter, DeadLetter, Total
+from operators.records import Accepted, Alert, Counter, DeadLetter
 from operators.shard import Outcome, Shard
+from operators.totals import Totals
 from operators.wire import encode_alert
 from settings.catalogs import Catalogs
 from settings.settings import Settings
@@ -31,7 +32,7 @@ COUNTERS_EVERY = timedelta(seconds=1)
 class Emission(NamedTuple):
     """What leaves the keyed step at once."""
 
-    totals: list[Total]
+    totals: Totals
     counters: list[Counter]
     alerts: list[Alert]
     dead: list[DeadLetter]
@@ -187,7 +188,7 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Chunk | ControlItem], Emission, P
     def _emit(
         self, shard: Shard, outcomes: list[Outcome], alerts: list[Alert], now: datetime, due: bool
     ) -> list[Emission]:
-        totals: list[Total] = []
+        totals = Totals()
         counters: list[Counter] = []
         notes: list[Note] = []
         settled: list[Settled] = []

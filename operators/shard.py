@@ -7,7 +7,6 @@ columns; operators/snapshot.py writes what changed of it and builds it up again.
 from collections.abc import Iterable
 from datetime import timedelta
 from decimal import Decimal, InvalidOperation
-from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -22,18 +21,17 @@ from operators.dedup import CONFLICT, DUPLICATE, NEW, Identities, Memory
 from operators.groups import groups
 from operators.periods import HOUR
 from operators.ports import Adjustment, Settled
-from operators.quantity import SCALE, joined, scaled, text, text_of
-from operators.records import Accepted, Alert, Counter, DeadLetter, Total, Window
+from operators.quantity import scaled
+from operators.records import Accepted, Alert, Counter, DeadLetter
 from operators.roster import Edges, Roster
 from operators.table import Table
+from operators.totals import WINDOW_NAMES, Totals, taken
 from operators.watch import Watch
 from operators.windows import (
     ADD,
     COLUMNS,
     DAY_WINDOW,
-    FRACTIONS,
     HOUR_WINDOW,
-    LAST,
     PERIOD_COLUMNS,
     PERIOD_WINDOW,
     UNSAVED,
@@ -51,12 +49,8 @@ from operators.windows import (
 
 ON_TIME, LATE_OPEN, LATE_CLOSED = 0, 1, 2
 LATE_NAMES: tuple[Literal["on_time", "late_open", "late_closed"], ...] = ("on_time", "late_open", "late_closed")
-WINDOW_NAMES: tuple[Window, ...] = ("hour", "day", "period")
 
 TOO_LATE = 3
-
-# What `Total._make` does, without a Python call for each of some hundred thousand rows a second.
-_TOTAL = partial(tuple.__new__, Total)
 VERDICTS = (("accepted", NEW), ("duplicates", DUPLICATE), ("conflicts", CONFLICT), ("too_late", TOO_LATE))
 DETAILS = {
     TOO_LATE: ("too_late", "older than the lateness before the customer's now; an operator may adjust by hand"),
@@ -240,9 +234,9 @@ class Shard:
         tables = self.memory.hours.values()
         return [Settled(*(key[: len(table)] for key in table.keys)) for table in tables if len(table)]
 
-    def totals(self) -> list[Total]:
+    def totals(self) -> Totals:
         """The totals that changed since this was last asked, absolute."""
-        return [*self._drain(self.buckets), *self._drain(self.periods)]
+        return taken((self.buckets, self.periods), self.roster, self.adjusted)
 
     def resend(self) -> None:
         """Marks every total as changed, for a store that may have lost some."""
@@ -355,58 +349,6 @@ class Shard:
             for event, lateness in zip(accepted.tolist(), late.tolist(), strict=True)
         ]
 
-    def _drain(self, table: Table) -> Iterable[Total]:
-        dirty = table.columns["dirty"]
-        rows = np.flatnonzero(dirty[: len(table)] & UNSENT)
-        if not len(rows):
-            return ()
-        dirty[rows] &= ~UNSENT
-        roster, columns, words = self.roster, table.columns, table.keys[0][rows]
-        key, window, start = key_of(words), window_of(words), start_of(words)
-        customer, meter = roster.key_customer.values[key], roster.key_meter.values[key]
-        in_periods = "end" in columns
-        end = columns["end"][rows] if in_periods else roster.bucket_ends(customer, start, window == DAY_WINDOW)
-        totals: list[int | str] = columns["hi"][rows].tolist()
-        if "mid" in columns:
-            mid = columns["mid"][rows]
-            lo = columns["lo"][rows] if "lo" in columns else np.zeros_like(mid)
-            for i in np.flatnonzero(mid | lo).tolist():
-                totals[i] = text_of(int(totals[i]), int(mid[i]), int(lo[i]))
-        events = columns["events"][rows].tolist()
-        steady = (roster.fold_of[meter] != LAST).tolist()
-        versions: list[int] = events
-        adjustments: list[int | str] = [0] * len(rows)
-        if self.adjusted:
-            versions = list(events)
-            for i, word in enumerate(words.tolist()):
-                if word in self.adjusted:
-                    found = self.adjusted[word]
-                    limbs = [int(columns[name][rows[i]]) if name in columns else 0 for name in ("hi", *FRACTIONS)]
-                    # It may go down, so only its version tells whether it is newer.
-                    steady[i] = False
-                    versions[i] += found.times
-                    totals[i], adjustments[i] = _plain(joined(*limbs)), _plain(found.amount)
-        names, meters = roster.names, [m.name for m in roster.meters]
-        return map(
-            _TOTAL,
-            zip(
-            [names[row] for row in customer.tolist()],
-            [WINDOW_NAMES[kind] for kind in window.tolist()],
-            [meters[number] for number in meter.tolist()],
-            start.tolist(),
-            end.tolist(),
-            totals,
-            versions,
-            events,
-            columns["as_of"][rows].tolist(),
-            columns["late"][rows].tolist(),
-            columns["corrected"][rows].tolist(),
-            adjustments,
-            steady,
-            strict=True,
-            ),
-        )
-
     def _count(self, name: str, by: int) -> None:
         if by:
             self.counts[name] = self.counts.get(name, 0) + by
@@ -471,12 +413,6 @@ class Shard:
             for values in self.values.values():
                 values.keep(~np.isin(values.columns["word"][: len(values)], dropped))
             table.keep(~gone)
-
-
-def _plain(whole: int) -> int | str:
-    """A quantity given times 10²⁴ as a total is written: an int where it is whole and fits 64 bits, else text."""
-    hi, rest = divmod(whole, SCALE)
-    return hi if not rest and -(2**63) <= hi < 2**63 else text(whole)
 
 
 def _letter(reason: str, detail: str, payload: bytes, chunk: Chunk) -> DeadLetter:

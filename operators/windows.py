@@ -119,6 +119,11 @@ def unpacked(word: int) -> tuple[int, int]:
     return word >> _KEY, (word & _START) * SECOND
 
 
+def row_of(words: Words, customer: Ints) -> Words:
+    """The words with a number of the customer in place of the key: equal for all meters of one window."""
+    return (words & np.uint64((1 << _KEY) - 1)) | (customer.astype(np.uint64) << np.uint64(_KEY))
+
+
 def window_of(words: Words) -> Ints:
     """The kind of window of each word."""
     return ((words >> np.uint64(32)) & np.uint64(3)).astype(np.int64)

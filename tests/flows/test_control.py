@@ -166,7 +166,7 @@ def test_what_a_store_lost_is_written_again(place: Place) -> None:
         expected = place.totals()
         with closing(sqlite3.connect(place.folder / "store.db")) as db:
             for number in range(16):
-                db.execute(f"DELETE FROM totals_{number:02}")
+                db.execute(f"DELETE FROM packed_{number:02}")
             db.commit()
         assert place.totals() == {}
         with control(place) as log:
