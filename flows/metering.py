@@ -14,6 +14,7 @@ import gc
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import closing
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from time import monotonic
@@ -41,6 +42,7 @@ from operators.records import Accepted
 from operators.routing import shard_names, shard_of_name
 from operators.totals import Totals
 from operators.wire import encode_accepted, encode_alert, encode_dead_letter
+from settings.alerts import Delivered, Routed
 from settings.catalog import CatalogError
 from settings.catalogs import Catalogs, FileWatch, apply_file
 from settings.problems import SettingsError
@@ -154,8 +156,9 @@ def build(settings: Settings, catalogs: Catalogs, drain: Drain, telemetry: Telem
         written = op.map("totals", emissions, lambda keyed: keyed[1])
         op.output("store", written, StoreSink(settings.store.open, telemetry, live=settings.now == "wall"))
     if "alerts" in branches:
-        alerts = op.flat_map("alert", emissions, lambda keyed: _lines(keyed[0], keyed[1].alerts, encode_alert))
-        op.output("alerts", alerts, _sink(settings.alerts, settings))
+        for number, address in enumerate(settings.alerts, 1):
+            alerts = op.flat_map(f"alert_{number}", emissions, partial(_alerts, address))
+            op.output(f"alerts_{number}", alerts, _alert_sink(address, settings))
     dead = op.flat_map("dead", emissions, lambda keyed: _lines(keyed[0], keyed[1].dead, encode_dead_letter))
     op.output("dead_letters", dead, _sink(settings.dead_letters, settings))
     if "billing" in branches:
@@ -254,6 +257,22 @@ def _source_limits(settings: Settings) -> dict[str, Any]:
             return {"poll_bytes": settings.poll_bytes, "starts": _starts(settings)}
         case _:
             return {}
+
+
+def _alerts(address: Routed, keyed: tuple[str, Emission]) -> list[tuple[str, bytes]]:
+    """The alerts that an address wants, by shard, or by their ids where they are delivered one by one."""
+    key, emission = keyed
+    wanted = [alert for alert in emission.alerts if address.wants(alert.kind, alert.customer)]
+    if isinstance(address, Delivered):
+        return [(alert.id, encode_alert(alert)) for alert in wanted]
+    return _lines(key, wanted, encode_alert)
+
+
+def _alert_sink(address: Any, settings: Settings) -> Any:
+    if not isinstance(address, Delivered):
+        return _sink(address, settings)
+    queue = settings.data_dir / f"deliveries-{recovery.process_id()}.db"
+    return address.open(queue=queue, secrets=settings.delivery_secrets)
 
 
 def _starts(settings: Settings) -> Path | None:

@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from operators.ports import StoredTotal, StoreError, StoreReader
+from serving import deliveries
 from serving.books import law, summed, unbalanced
 from serving.wording import clipped, grouped, instant, moment
 from settings.catalog import CatalogError, load_catalog
@@ -43,6 +44,7 @@ catalog_app = typer.Typer(help="The catalog of meters, plans and customers.", no
 letters_app = typer.Typer(help="Events that were not metered.", no_args_is_help=True)
 app.add_typer(catalog_app, name="catalog")
 app.add_typer(letters_app, name="dead-letters")
+app.add_typer(deliveries.app, name="deliveries")
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line, for programs.")]
 StoreAddress = Annotated[

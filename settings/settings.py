@@ -20,10 +20,11 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from settings.alerts import Alerts, AlertStdout, Secrets
 from settings.durations import Duration, between
 from settings.layers import ELSEWHERE, PREFIX, Environment, check_env_file, origin_of, toml_layer
 from settings.problems import SettingsError, did_you_mean, explain
-from settings.sinks import Alerts, AlertStdout, Billing, BillingFile, DeadLetterFile, DeadLetters
+from settings.sinks import Billing, BillingFile, DeadLetterFile, DeadLetters
 from settings.sources import Source
 from settings.stores import Sqlite, Store
 
@@ -78,7 +79,13 @@ class Settings(BaseSettings):
     config: Path | None = Field(None, description="The TOML file, if it is not ./tidegate.toml.")
     source: Source = Field(description="Where events come from, such as file:events.ndjson or demo:.")
     store: Store = Field(Sqlite(path="data/tidegate.db"), description="Where totals are kept.")
-    alerts: Alerts = Field(AlertStdout(), description="Where alerts go.")
+    alerts: Alerts = Field(
+        (AlertStdout(),), description="Where alerts go: one address, or several with spaces between them."
+    )
+    webhook_secrets: SecretStr | None = Field(
+        None, description="What webhook: signs with: whsec_… secrets with spaces between them, the newest first."
+    )
+    slack_url: SecretStr | None = Field(None, description="The incoming webhook that slack: posts to.")
     dead_letters: DeadLetters = Field(
         DeadLetterFile(path="data/dead-letters.ndjson"), description="Where refused events go."
     )
@@ -156,6 +163,11 @@ class Settings(BaseSettings):
         if epoch % timedelta(seconds=1):
             raise ValueError("needs whole seconds")
         return epoch
+
+    @property
+    def delivery_secrets(self) -> Secrets:
+        """What alerts are signed and posted with."""
+        return Secrets(self.webhook_secrets, self.slack_url)
 
     @property
     def now(self) -> Literal["wall", "event"]:

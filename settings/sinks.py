@@ -1,4 +1,4 @@
-"""Where alerts, dead letters and accepted events go."""
+"""Where dead letters and accepted events go."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -18,21 +18,6 @@ GIB: Final = 1 << 30
 TERMS: Final = (
     "late", "unmapped", "linger", "concurrency", "alert_age", "bytes_max", "drain", "ledger", "ledger_bytes_max"
 )  # fmt: skip
-
-
-class AlertFile(Address):
-    """`file:data/alerts.ndjson`: one alert a line, appended."""
-
-    connector: ClassVar[str] = "connectors.file:FileSink"
-    scheme: Literal["file"] = "file"
-    path: str = Field(min_length=1, description="The file that alerts are appended to.")
-
-
-class AlertStdout(Address):
-    """`stdout:`: one alert a line on standard output."""
-
-    connector: ClassVar[str] = "connectors.stdout:StdoutSink"
-    scheme: Literal["stdout"] = "stdout"
 
 
 class DeadLetterFile(Address):
@@ -161,18 +146,11 @@ class KafkaSinkAddress(KafkaAddress):
     )
 
 
-class AlertKafka(KafkaSinkAddress):
-    """`kafka://broker:9092/alerts`: one alert a message, keyed by customer."""
-
-    connector: ClassVar[str] = "connectors.kafka_sinks:AlertSink"
-
-
 class DeadLetterKafka(KafkaSinkAddress):
     """`kafka://broker:9092/dead-letters`: one dead letter a message, as it came, with its reason as headers."""
 
     connector: ClassVar[str] = "connectors.kafka_sinks:DeadLetterSink"
 
 
-Alerts = Annotated[AlertFile | AlertStdout | AlertKafka, BY_SCHEME]
 DeadLetters = Annotated[DeadLetterFile | DeadLetterStdout | DeadLetterKafka, BY_SCHEME]
 Billing = Annotated[BillingFile | Dodo, BY_SCHEME]

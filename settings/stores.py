@@ -56,6 +56,7 @@ class RedisStore(StoreAddress, Dsn):
     connector: ClassVar[str] = "connectors.redis_store:RedisWriter"
     reader: ClassVar[str] = "connectors.redis_reader:RedisReader"
     control: ClassVar[str] = "connectors.redis_control:RedisControl"
+    holds: ClassVar[str] = "connectors.redis_holds:RedisHolds"
     form: ClassVar[str]
     prefix: str = Field(
         "tidegate", pattern=r"^[^{}\s]{1,64}$", description="What all keys begin with, before a colon."
@@ -85,6 +86,9 @@ class RedisStore(StoreAddress, Dsn):
 
     def open_control(self, **given: Any) -> Any:
         return load(self.control)(**self._servers(), **given)
+
+    def open_holds(self, **given: Any) -> Any:
+        return load(self.holds)(**self._servers(), **given)
 
     def _servers(self) -> dict[str, Any]:
         fields = super().arguments()

@@ -12,6 +12,7 @@ from pydantic import ByteSize
 
 from serving.cli import app
 from settings.address import PARTS, Address
+from settings.alerts import Alert
 from settings.durations import in_words
 from settings.settings import Settings
 
@@ -33,6 +34,10 @@ def written(value: Any) -> str:
             return f"`{in_words(value)}`"
         case ByteSize():
             return f"`{value >> 20}MiB`"
+        case ():
+            return "all"
+        case (Address(), *_):
+            return f"`{' '.join(map(str, value))}`"
         case tuple():
             return f"`{','.join(value)}`"
         case float():
@@ -42,7 +47,9 @@ def written(value: Any) -> str:
 
 
 def schemes(role: str) -> Iterator[type[Address]]:
-    annotation = Settings.model_fields[role].annotation
+    # There may be several places for alerts.
+    annotation = Alert if role == "alerts" else Settings.model_fields[role].annotation
+    annotation = get_args(annotation)[0] if role == "alerts" else annotation
     yield from (get_args(annotation) or (annotation,))  # type: ignore[misc]
 
 
@@ -76,7 +83,8 @@ def test_every_option_of_a_scheme_has_its_row(role: str) -> None:
     for address in schemes(role):
         for name in address.choices():
             assert name not in PARTS
-            default = written(address.model_fields[name].default)
+            field = address.model_fields[name]
+            default = "required" if field.is_required() else written(field.default)
             cell = rf"^\| (?:`[a-z+]+:`, )*`{re.escape(address.model_fields['scheme'].default)}:`(?:, `[a-z+]+:`)*"
             assert re.search(rf"{cell} \| `{name}` \| {re.escape(default)} \| ", CONNECTORS, re.MULTILINE), name
 

@@ -11,12 +11,10 @@ from hypothesis import strategies as st
 from pydantic import Field, SecretStr, TypeAdapter, ValidationError
 
 from settings.address import BY_SCHEME, Address, Dsn, Host, load
+from settings.alerts import Alert, AlertFile, AlertStdout
 from settings.durations import Duration
 from settings.problems import SettingsError
 from settings.sinks import (
-    AlertFile,
-    Alerts,
-    AlertStdout,
     Billing,
     BillingFile,
     DeadLetterFile,
@@ -82,8 +80,8 @@ def errors(role: Any, text: object) -> list[tuple[str, str]]:
             Demo(seed=7, customers=10_000, rate=0.5, speed=3600, count=9),
         ),
         (Store, "sqlite:data/t.db", Sqlite(path="data/t.db")),
-        (Alerts, "file:a.ndjson", AlertFile(path="a.ndjson")),
-        (Alerts, "stdout:", AlertStdout()),
+        (Alert, "file:a.ndjson", AlertFile(path="a.ndjson")),
+        (Alert, "stdout:", AlertStdout()),
         (DeadLetters, "file:d.ndjson", DeadLetterFile(path="d.ndjson")),
         (Billing, "file:data/billing/", BillingFile(path="data/billing/")),
     ],
@@ -99,7 +97,12 @@ def test_reads(role: Any, text: str, address: Address) -> None:
         (Source, "", "", "needs an address that begins with file: or demo:"),
         (Source, 7, "", "needs an address that begins with file: or demo:"),
         (Source, "events.ndjson", "", "needs an address that begins with file: or demo:"),
-        (Source, "flie:x", "", "needs an address that begins with file: or demo: or log: or kafka:; did you mean file?"),
+        (
+            Source,
+            "flie:x",
+            "",
+            "needs an address that begins with file: or demo: or log: or kafka:; did you mean file?",
+        ),
         (Source, "nats://h/t", "", "needs an address that begins with file: or demo:"),
         (Store, "file:x", "", "needs an address that begins with sqlite:"),
         (Source, "file:", "file.path", "is missing: A file, a glob of files, or - for standard input."),
@@ -122,7 +125,7 @@ def test_reads(role: Any, text: str, address: Address) -> None:
         (Source, "demo:?seed=1.5", "demo.seed", "needs a whole number"),
         (Source, "demo:?count=0", "demo.count", "needs 1 or more"),
         (Store, "sqlite::memory:", "sqlite.path", "needs a file, as what is in memory no other process"),
-        (Alerts, "stdout:x", "", "stdout: takes no path"),
+        (Alert, "stdout:x", "", "stdout: takes no path"),
         (Annotated[Queue, BY_SCHEME], "queue:x", "queue.hosts", "is missing"),
         (Annotated[Queue, BY_SCHEME], "queue:///x", "queue.hosts", "is missing"),
         (Annotated[Queue, BY_SCHEME], "queue://h:0/x", "", "needs HOST or HOST:PORT after the //"),

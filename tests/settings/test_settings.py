@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
+from settings.alerts import AlertFile, AlertStdout
 from settings.problems import SettingsError
 from settings.settings import Settings, load_settings
-from settings.sinks import AlertFile, AlertStdout, BillingFile, DeadLetterFile, DeadLetterStdout
+from settings.sinks import BillingFile, DeadLetterFile, DeadLetterStdout
 from settings.sources import Demo, File
 from settings.stores import Sqlite
 
@@ -18,7 +19,15 @@ MIB = 1 << 20
 TABLE: list[tuple[str, Any, str, str, Any]] = [
     ("source", Demo(), "file:x?follow=1", '"file:x?follow=1"', File(path="x", follow=True)),
     ("store", Sqlite(path="data/tidegate.db"), "sqlite:x.db", '"sqlite:x.db"', Sqlite(path="x.db")),
-    ("alerts", AlertStdout(), "file:a", '"file:a"', AlertFile(path="a")),
+    (
+        "alerts",
+        (AlertStdout(),),
+        "file:a?kinds=threshold stdout:",
+        '["file:a?kinds=threshold", "stdout:"]',
+        (AlertFile(path="a", kinds=("threshold",)), AlertStdout()),
+    ),
+    ("webhook_secrets", None, "whsec_aa whsec_bb", '"whsec_aa whsec_bb"', SecretStr("whsec_aa whsec_bb")),
+    ("slack_url", None, "https://example.com/x", '"https://example.com/x"', SecretStr("https://example.com/x")),
     (
         "dead_letters",
         DeadLetterFile(path="data/dead-letters.ndjson"),
@@ -142,7 +151,11 @@ def test_the_source_is_the_one_setting_that_must_be_given(monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("source", "flie:x", ": needs an address that begins with file: or demo: or log: or kafka:; did you mean file?"),
+        (
+            "source",
+            "flie:x",
+            ": needs an address that begins with file: or demo: or log: or kafka:; did you mean file?",
+        ),
         ("source", "file:x?folow=1", ".FILE.FOLOW: is unknown; did you mean follow?; choices: follow"),
         ("source", "demo:?seed=x", ".DEMO.SEED: needs a whole number"),
         ("store", "sqlite:", ".SQLITE.PATH: is missing: The database file; its folder is made if need be."),

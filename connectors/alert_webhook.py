@@ -1,0 +1,105 @@
+"""Alerts as Standard Webhooks: one signed POST each.
+
+Body: `{"type": "alert.KIND", "timestamp": …, "data": ALERT}`. Headers `webhook-id` (the alert's id, so that a receiver
+drops repeats), `webhook-timestamp` and `webhook-signature`, signed under every secret that is given, so that secrets
+can be rotated: put the new one first, and take the old one away when receivers have changed.
+
+Any 2xx is an arrival; 410 says that nothing is wanted any more; all else is tried again, no redirect is followed.
+Addresses that are not public are refused unless `private`, and the address that was looked at is the one that is
+connected to, whatever a name server says a moment later.
+
+Source: https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
+"""
+
+import ipaddress
+import socket
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
+import httpx
+import msgspec
+from standardwebhooks import Webhook
+
+from connectors.deliveries import Message, Refused
+
+TIMEOUT = httpx.Timeout(15.0, connect=5.0)
+AGAIN_MAX = 3600.0
+
+
+class WebhookDeliverer:
+    """Posts to `url`. `secrets` are `whsec_…`, the first one the newest."""
+
+    at_once = 1
+
+    def __init__(
+        self, url: str, secrets: Sequence[str], *, private: bool = False, transport: httpx.BaseTransport | None = None
+    ) -> None:
+        self._url = httpx.URL(url)
+        self._signers = [Webhook(secret) for secret in secrets]
+        self._private = private
+        self._client = httpx.Client(timeout=TIMEOUT, follow_redirects=False, transport=transport, trust_env=False)
+
+    def __repr__(self) -> str:
+        return f"WebhookDeliverer({self._url.host})"
+
+    def deliver(self, messages: Sequence[Message]) -> None:
+        """Raises Refused where one did not arrive."""
+        for message in messages:
+            self._post(message)
+
+    def _post(self, message: Message) -> None:
+        alert = msgspec.json.decode(message.body)
+        now = datetime.now(UTC)
+        payload = {"type": f"alert.{alert['kind']}", "timestamp": now.isoformat(), "data": alert}
+        body = msgspec.json.encode(payload)
+        signatures = " ".join(signer.sign(message.id, now, body.decode()) for signer in self._signers)
+        headers = {
+            "content-type": "application/json",
+            "user-agent": "Tidegate",
+            "host": self._url.netloc.decode(),
+            "webhook-id": message.id,
+            "webhook-timestamp": str(int(now.timestamp())),
+            "webhook-signature": signatures,
+        }
+        address = self._checked()
+        try:
+            answer = self._client.post(
+                self._url.copy_with(host=address),
+                content=body,
+                headers=headers,
+                extensions={"sni_hostname": self._url.host},
+            )
+        except httpx.HTTPError as error:
+            # Of the text only its kind: it may quote the URL, and a URL may hold a token.
+            raise Refused(f"{self._url.host}: {type(error).__name__}") from None
+        if not answer.is_success:
+            raise Refused(
+                f"{self._url.host} answered {answer.status_code}", _again(answer), answer.status_code == 410
+            )
+
+    def _checked(self) -> str:
+        """The address to connect to. Refused where it is not public and need be."""
+        try:
+            found = socket.getaddrinfo(self._url.host, self._url.port or 443, type=socket.SOCK_STREAM)
+        except OSError as error:
+            raise Refused(f"{self._url.host}: is not known ({error.strerror})") from None
+        addresses = [str(sockaddr[0]) for *_, sockaddr in found]
+        if not self._private and not all(ipaddress.ip_address(address).is_global for address in addresses):
+            raise Refused(f"{self._url.host}: is no public address; allow it with private=true if it is meant")
+        return addresses[0]
+
+
+def _again(answer: httpx.Response) -> float | None:
+    """What `Retry-After` asks for, within reason."""
+    text = answer.headers.get("retry-after", "")
+    if answer.status_code not in (429, 503) or not text:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        try:
+            seconds = (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds()
+        except (ValueError, TypeError):
+            return None
+    return min(max(seconds, 1.0), AGAIN_MAX)
