@@ -18,6 +18,7 @@ from connectors.kafka_topic import TopicWatch
 
 MESSAGES_MAX = 16_384
 MESSAGES_MIN = 16
+SIZE_AT_FIRST = 512
 STATISTICS_MS = 2_000
 # A group without members forgets its offsets some day, so they are repeated where nothing is new.
 REPEAT_US = 600_000_000
@@ -63,7 +64,7 @@ class Feed:
         self._watch = watch
         self._poll_bytes = poll_bytes
         self._outage = outage
-        self._count = 1024
+        self._count = _messages(poll_bytes, SIZE_AT_FIRST)
         self._waiting: dict[int, list[Message]] = {}
         self._waits = 0
         self._ends: dict[int, int] = {}
@@ -152,7 +153,7 @@ class Feed:
                 self._waiting[partition].extend(run)  # type: ignore[index]
         sample = messages[:: 1 + len(messages) // 64]
         size = 1 + sum(map(len, sample)) // len(sample)
-        self._count = max(MESSAGES_MIN, min(MESSAGES_MAX, self._poll_bytes // size))
+        self._count = _messages(self._poll_bytes, size)
 
     def _is_event(self, message: Message) -> bool:
         """Whether this is no message but something that has happened, which is noted or raised."""
@@ -209,3 +210,8 @@ class Feed:
     def _on_statistics(self, text: str) -> None:
         if any(broker.state == "UP" for broker in _STATISTICS.decode(text).brokers.values()):
             self._is_up()
+
+
+def _messages(poll_bytes: int, size: int) -> int:
+    """How many messages of a size make a poll."""
+    return max(MESSAGES_MIN, min(MESSAGES_MAX, poll_bytes // size))

@@ -23,6 +23,7 @@ from uuid import uuid4
 from confluent_kafka import Producer
 from confluent_kafka.admin import (
     AdminClient,
+    NewPartitions,
     NewTopic,
     ScramCredentialInfo,
     ScramMechanism,
@@ -82,6 +83,12 @@ class Kafka:
     def unused(self) -> str:
         """A name that no topic or group has."""
         return f"t{next(self._numbers)}-{self._run}"
+
+    def grow(self, topic: str, partitions: int) -> None:
+        """Adds partitions, up to so many."""
+        self.admin.create_partitions([NewPartitions(topic, partitions)])[topic].result(timeout=START_S)
+        while len(self.producer.list_topics(topic, timeout=START_S).topics[topic].partitions) < partitions:
+            time.sleep(0.01)
 
     def put(self, topic: str, values: list[bytes | None], partition: int = 0, **message: Any) -> None:
         """Appends messages, and waits until they are there."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from confluent_kafka import ConsumerGroupTopicPartitions, Producer, TopicPartition
-from confluent_kafka.admin import NewPartitions, OffsetSpec
+from confluent_kafka.admin import OffsetSpec
 
 from connectors.kafka import KafkaPosition, KafkaSource
 from connectors.kafka_client import KafkaError
@@ -223,7 +223,7 @@ def test_partitions_added_while_running_are_said_and_read_from_their_beginning(
     topic, starts = brokers.topic(1), tmp_path / "starts.json"
     options: dict[str, Any] = {"start": "latest", "starts": starts}
     reader = Reader(source(brokers, topic, **options))
-    brokers.admin.create_partitions([NewPartitions(topic, 2)])[topic].result(10)
+    brokers.grow(topic, 2)
     brokers.put(topic, [b"new"], partition=1)
     told = "has 2 partitions now, of which 1 are read; restart"
     until(lambda: reader.poll() or told in caplog.text, "it is not said")
