@@ -2,24 +2,22 @@
 
 from collections.abc import Awaitable, Callable
 from datetime import datetime
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import msgspec
-from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from serving.simulator import credits, periods, planting, reading, views, webhooks
+from serving.simulator import credit_views, orders, periods, planting, reading, views, webhooks
 from serving.simulator.calls import Call
 from serving.simulator.deliveries import Sender
-from serving.simulator.faults import Fault, Rule
+from serving.simulator.faults import Rule
 from serving.simulator.gateway import Gateway
 from serving.simulator.instants import SECOND, from_datetime, written
 from serving.simulator.limits import read_tier
 from serving.simulator.problems import Problem
-from serving.simulator.records import EventInput, KeyMode
-from serving.simulator.seeding import Instant, Seeds, sow
+from serving.simulator.seeding import Seeds, sow
 from serving.simulator.ticks import tick
 
 T = TypeVar("T")
@@ -30,62 +28,8 @@ LISTED_MAX: Final = 10_000
 Act = Callable[[Gateway, Call], Any]
 
 
-class Reset(msgspec.Struct, forbid_unknown_fields=True):
-    seed: int = 1
-
-
-class SetClock(msgspec.Struct, forbid_unknown_fields=True):
-    now: Instant | None = None
-    advance_s: Annotated[float, Meta(ge=0)] = 0
-    rate: Annotated[float, Meta(ge=0, le=1e6)] | None = None
-
-
-class SetTier(msgspec.Struct, forbid_unknown_fields=True):
-    tier: str
-
-
-class SetKey(msgspec.Struct, forbid_unknown_fields=True):
-    key: Annotated[str, Meta(min_length=1)]
-    mode: KeyMode
-
-    def __repr__(self) -> str:
-        return f"SetKey(mode={self.mode!r})"
-
-
-class Script(msgspec.Struct, forbid_unknown_fields=True):
-    steps: list[Fault]
-    where: str = "ingest"
-
-
-class Insert(msgspec.Struct, forbid_unknown_fields=True):
-    events: list[EventInput]
-
-
-class Emit(msgspec.Struct, forbid_unknown_fields=True):
-    """Sends a webhook about a subscription once more, or for nothing."""
-
-    type: Annotated[str, Meta(pattern=r"^subscription\.")]
-    subject: str
-
-
-class Roll(msgspec.Struct, forbid_unknown_fields=True):
-    """`at` closes the current cycle early; `start` and `end` are the next one's, where they are not to follow."""
-
-    at: Instant | None = None
-    start: Instant | None = None
-    end: Instant | None = None
-
-
-class ChangeSubscription(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
-    status: str | None = None
-    product_id: str | None = None
-    end: Instant | None = None
-    expires_at: Instant | None = None
-    cancel_at_next_billing_date: bool | None = None
-
-
 def reset(gateway: Gateway, call: Call) -> Any:
-    gateway.platform.reset(call.read(Reset).seed)
+    gateway.platform.reset(call.read(orders.Reset).seed)
     gateway.restart()
     return state(gateway, call)
 
@@ -96,7 +40,7 @@ def get_clock(gateway: Gateway, call: Call) -> Any:
 
 
 def set_clock(gateway: Gateway, call: Call) -> Any:
-    order, platform = call.read(SetClock), gateway.platform
+    order, platform = call.read(orders.SetClock), gateway.platform
     at = platform.now if order.now is None else from_datetime(order.now)
     if at < platform.now:
         # Totals remember how far they were looked at; what is to come may lie before that now.
@@ -123,7 +67,7 @@ def set_switches(gateway: Gateway, call: Call) -> Any:
 
 
 def set_tier(gateway: Gateway, call: Call) -> Any:
-    tier = call.read(SetTier).tier
+    tier = call.read(orders.SetTier).tier
     read_tier(tier)
     gateway.platform.memory.tier = tier
     gateway.relimit()
@@ -131,7 +75,7 @@ def set_tier(gateway: Gateway, call: Call) -> Any:
 
 
 def set_key(gateway: Gateway, call: Call) -> Any:
-    order = call.read(SetKey)
+    order = call.read(orders.SetKey)
     gateway.platform.memory.keys[order.key] = order.mode
     return {"mode": order.mode}
 
@@ -150,7 +94,7 @@ def clear_faults(gateway: Gateway, call: Call) -> Any:
 
 
 def add_script(gateway: Gateway, call: Call) -> Any:
-    script = call.read(Script)
+    script = call.read(orders.Script)
     gateway.plan.script(script.where, script.steps)
     return gateway.plan.listed()
 
@@ -164,7 +108,7 @@ def double_events(gateway: Gateway, call: Call) -> Any:
 
 
 def insert_events(gateway: Gateway, call: Call) -> Any:
-    return {"stored": planting.insert(gateway.platform, call.read(Insert).events)}
+    return {"stored": planting.insert(gateway.platform, call.read(orders.Insert).events)}
 
 
 def skew(gateway: Gateway, call: Call) -> Any:
@@ -173,7 +117,7 @@ def skew(gateway: Gateway, call: Call) -> Any:
 
 
 def roll(gateway: Gateway, call: Call) -> Any:
-    platform, order = gateway.platform, call.read(Roll)
+    platform, order = gateway.platform, call.read(orders.Roll)
     subscription = platform.subscriptions.get(call.params["subscription_id"])
     periods.roll(
         platform, subscription, at=_micro(order.at), start=_micro(order.start), end=_micro(order.end)
@@ -182,7 +126,7 @@ def roll(gateway: Gateway, call: Call) -> Any:
 
 
 def change_subscription(gateway: Gateway, call: Call) -> Any:
-    platform, order = gateway.platform, call.read(ChangeSubscription)
+    platform, order = gateway.platform, call.read(orders.ChangeSubscription)
     subscription = platform.subscriptions.get(call.params["subscription_id"])
     changes = {
         field: value for field in order.__struct_fields__ if (value := getattr(order, field)) is not None
@@ -241,8 +185,8 @@ def state(gateway: Gateway, call: Call) -> Any:
         "customers": [views.customer(platform, customer) for customer in platform.customers],
         "products": [views.product(platform, product) for product in platform.products],
         "subscriptions": [views.subscription(platform, one) for one in platform.subscriptions],
-        "credit_entitlements": [credits.kind_view(platform, kind) for kind in platform.entitlements],
-        "balances": [credits.balance_view(balance) for balance in platform.balances],
+        "credit_entitlements": [credit_views.kind_view(platform, kind) for kind in platform.entitlements],
+        "balances": [credit_views.balance_view(balance) for balance in platform.balances],
         "webhooks": [webhooks.view(endpoint) for endpoint in platform.endpoints],
         "skews": platform.memory.skews,
         "faults": gateway.plan.listed(),
@@ -258,7 +202,7 @@ def get_webhooks(gateway: Gateway, call: Call) -> Any:
 
 
 def emit_webhook(gateway: Gateway, call: Call) -> Any:
-    order = call.read(Emit)
+    order = call.read(orders.Emit)
     gateway.platform.emit(order.type, gateway.platform.subscriptions.get(order.subject).subscription_id)
     return {"type": order.type}
 

@@ -1,18 +1,27 @@
 """Credits over the API: `/credit-entitlements`, balances, grants, ledgers, and who holds what."""
 
 from decimal import Decimal, InvalidOperation
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta
 
 from serving.simulator.balances import Book, left
 from serving.simulator.calls import Answer, Call, page
+from serving.simulator.credit_views import (
+    balance_view,
+    entry_fields,
+    entry_view,
+    grant_status,
+    grant_view,
+    holding_view,
+    kind_view,
+)
 from serving.simulator.crediting import balance_key, keep, open_balance, terms
-from serving.simulator.instants import Interval, from_datetime, maybe_written, written
+from serving.simulator.instants import Interval, from_datetime
 from serving.simulator.platform import Platform
 from serving.simulator.problems import INVALID_PARAMETERS, Problem, malformed, missing
-from serving.simulator.records import Balance, Entitlement, Entry, Grant, Metadata, Overage
+from serving.simulator.records import Balance, Entitlement, Metadata, Overage
 from serving.simulator.seeding import Instant
 from serving.simulator.usage import EXACT, ZERO, plain
 
@@ -100,8 +109,8 @@ def list_balances(platform: Platform, call: Call) -> Answer:
 
 def list_grants(platform: Platform, call: Call) -> Answer:
     balance, status = _found(platform, call), call.choice("status", ("active", "expired", "depleted"))
-    found = (grant for grant in balance.grants if status in (None, _status(grant)))
-    return page(platform, call, found, lambda grant: _grant(balance, grant))
+    found = (grant for grant in balance.grants if status in (None, grant_status(grant)))
+    return page(platform, call, found, lambda grant: grant_view(balance, grant))
 
 
 def list_ledger(platform: Platform, call: Call) -> Answer:
@@ -114,7 +123,7 @@ def list_ledger(platform: Platform, call: Call) -> Answer:
         and (start is None or entry.created_at >= start)
         and (end is None or entry.created_at <= end)
     )
-    return page(platform, call, found, lambda entry: ledger_entry(platform, balance, entry))
+    return page(platform, call, found, lambda entry: entry_view(platform, balance, entry))
 
 
 def create_entry(platform: Platform, call: Call) -> Answer:
@@ -136,7 +145,7 @@ def create_entry(platform: Platform, call: Call) -> Answer:
         balance.idempotency_keys = [*balance.idempotency_keys, new.idempotency_key]
     keep(platform, balance, already)
     entry = balance.entries[-1]
-    document = _common(balance, entry) | {"entry_type": new.entry_type, "reason": new.reason}
+    document = entry_fields(balance, entry) | {"entry_type": new.entry_type, "reason": new.reason}
     return Answer(201, document)
 
 
@@ -146,7 +155,7 @@ def credit_usage(platform: Platform, call: Call) -> Answer:
     for attached in platform.products.get(subscription.product_id).credit_entitlements:
         kind = platform.entitlements.get(attached.credit_entitlement_id)
         balance = platform.balances.find(balance_key(kind.id, subscription.customer_id))
-        items.append(_holding(kind, balance, terms(kind, attached).overage_max))
+        items.append(holding_view(kind, balance, terms(kind, attached).overage_max))
     return Answer(200, {"subscription_id": subscription.subscription_id, "items": items})
 
 
@@ -156,20 +165,9 @@ def customer_credits(platform: Platform, call: Call) -> Answer:
     for balance in platform.balances:
         if balance.customer_id == customer.customer_id:
             kind = platform.entitlements.get(balance.entitlement_id)
-            holding = _holding(kind, balance, terms(kind, None).overage_max)
-            items.append(holding | {"name": kind.name, "description": kind.description})
+            view = holding_view(kind, balance, terms(kind, None).overage_max)
+            items.append(view | {"name": kind.name, "description": kind.description})
     return Answer(200, {"items": items})
-
-
-def ledger_entry(platform: Platform, balance: Balance, entry: Entry) -> dict[str, Any]:
-    return _common(balance, entry) | {
-        "brand_id": platform.memory.business_id.replace("bus_", "brnd_"),
-        "business_id": platform.memory.business_id,
-        "transaction_type": entry.transaction_type,
-        "description": entry.reason,
-        "reference_id": None,
-        "reference_type": None,
-    }
 
 
 def _write(platform: Platform, kind: Entitlement, balance: Balance, new: NewEntry, amount: Decimal) -> None:
@@ -222,86 +220,3 @@ def _found(platform: Platform, call: Call) -> Balance:
     if (balance := platform.balances.find(balance_key(kind.id, customer_id))) is None:
         raise missing("balance of customer", customer_id)
     return balance
-
-
-def kind_view(platform: Platform, kind: Entitlement) -> dict[str, Any]:
-    fields: dict[str, Any] = msgspec.to_builtins(kind)
-    del fields["deleted"]
-    return fields | {
-        "business_id": platform.memory.business_id,
-        "created_at": written(kind.created_at),
-        "updated_at": written(kind.updated_at),
-    }
-
-
-def balance_view(balance: Balance) -> dict[str, Any]:
-    return {
-        "id": balance.id,
-        "balance": plain(left(balance)),
-        "overage": balance.overage,
-        "credit_entitlement_id": balance.entitlement_id,
-        "customer_id": balance.customer_id,
-        "created_at": written(balance.created_at),
-        "updated_at": written(balance.updated_at),
-        "last_transaction_at": written(balance.entries[-1].created_at) if balance.entries else None,
-    }
-
-
-def _holding(kind: Entitlement, balance: Balance | None, most: Decimal | None) -> dict[str, Any]:
-    """A customer's credits of one kind; `most` is how far they may be overdrawn, None for any."""
-    held, overage = (left(balance), Decimal(balance.overage)) if balance else (ZERO, ZERO)
-    room = None if most is None else max(ZERO, EXACT.subtract(most, overage))
-    return {
-        "credit_entitlement_id": kind.id,
-        "credit_entitlement_name": kind.name,
-        "unit": kind.unit,
-        "balance": plain(held),
-        "overage": plain(overage),
-        "overage_enabled": most != ZERO,
-        "overage_limit": plain(most) if most else None,
-        "remaining_headroom": plain(room) if most and room is not None else None,
-        "limit_reached": room == ZERO and held == ZERO,
-    }
-
-
-def _status(grant: Grant) -> str:
-    if grant.expired:
-        return "expired"
-    return "active" if Decimal(grant.remaining) > 0 else "depleted"
-
-
-def _grant(balance: Balance, grant: Grant) -> dict[str, Any]:
-    return {
-        "id": grant.id,
-        "credit_entitlement_id": balance.entitlement_id,
-        "customer_id": balance.customer_id,
-        "initial_amount": grant.initial,
-        "remaining_amount": grant.remaining,
-        "is_expired": grant.expired,
-        "is_rolled_over": False,
-        "rollover_count": 0,
-        "source_type": grant.source_type,
-        "source_id": grant.source_id,
-        "parent_grant_id": None,
-        "metadata": grant.metadata,
-        "created_at": written(grant.created_at),
-        "updated_at": written(grant.updated_at),
-        "expires_at": maybe_written(grant.expires_at),
-    }
-
-
-def _common(balance: Balance, entry: Entry) -> dict[str, Any]:
-    return {
-        "id": entry.id,
-        "amount": entry.amount,
-        "balance_before": entry.balance_before,
-        "balance_after": entry.balance_after,
-        "overage_before": entry.overage_before,
-        "overage_after": entry.overage_after,
-        "created_at": written(entry.created_at),
-        "credit_entitlement_id": balance.entitlement_id,
-        "customer_id": balance.customer_id,
-        "is_credit": entry.is_credit,
-        "metadata": entry.metadata,
-        "grant_id": entry.grant_id,
-    }

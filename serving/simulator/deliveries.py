@@ -13,8 +13,9 @@ from typing import Any, Final
 import httpx
 import msgspec
 
-from serving.simulator import credits, views
+from serving.simulator import views
 from serving.simulator.balances import left
+from serving.simulator.credit_views import entry_view
 from serving.simulator.crediting import entry_of, low_at
 from serving.simulator.identifiers import chance
 from serving.simulator.instants import SECOND, written
@@ -145,7 +146,7 @@ def _content(platform: Platform, delivery: Delivery) -> dict[str, Any]:
     if delivery.type == "credit.balance_low":
         return {"payload_type": "CreditBalanceLow"} | _low_balance(platform, delivery.subject)
     balance, entry = entry_of(platform, delivery.subject)
-    return {"payload_type": "CreditLedgerEntry"} | credits.ledger_entry(platform, balance, entry)
+    return {"payload_type": "CreditLedgerEntry"} | entry_view(platform, balance, entry)
 
 
 def _low_balance(platform: Platform, subject: str) -> dict[str, Any]:

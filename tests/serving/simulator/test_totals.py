@@ -4,6 +4,7 @@ from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -170,3 +171,27 @@ def test_the_bill_is_what_is_over_the_free_units(sim: Simulator) -> None:
         [used] = item["meters"]
         # Half a cent rounds up.
         assert (used["chargeable_units"], used["total_price"]) == (chargeable, price)
+
+
+@pytest.mark.parametrize(
+    ("kind", "numbers", "total"),
+    [
+        ("last", [5, 7], "7"),
+        ("last", [7, 5], "5"),
+        ("last", [5, "9"], "5"),
+        ("max", [-5, -7], "-5"),
+        ("max", [], "0"),
+        ("max", ["9", True], "0"),
+        ("sum", ["150", True, 2], "2"),
+        ("count", ["150", True, 2], "3"),
+    ],
+)
+def test_edges_of_aggregates(sim: Simulator, kind: str, numbers: list[Any], total: str) -> None:
+    """At one and the same time: what came later is `last`, and what is no number is none."""
+    sim.switch(usage_visibility_lag_s=0)
+    meter = sim.meter("use", kind, None if kind == "count" else "n")
+    subscription = sim.subscription(sim.customer("cus_a"), sim.product([meter]))
+    events = [event(f"e{n}", name="use", metadata={"n": number}) for n, number in enumerate(numbers)]
+    ingest(sim, event("other", name="unused"), *events)
+    [item] = history(sim, subscription)
+    assert item["meters"][0]["consumed_units"] == total
