@@ -1,5 +1,6 @@
 """Reads the outbox from any process: how it stands in plain numbers, what is kept back, what is on its way."""
 
+import json
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
@@ -29,6 +30,16 @@ class Entry(NamedTuple):
     settled_at: int | None
 
 
+class Rolling(NamedTuple):
+    """What a window holds that no event says yet: a quantity times 10²⁴, of so many events. `at` is µs."""
+
+    customer: str
+    meter: str
+    at: int
+    quantity: int
+    events: int
+
+
 class AlertRecord(NamedTuple):
     """A change of an alert of the outbox. `seq` orders them and is what to ask on from."""
 
@@ -44,6 +55,7 @@ class Standing(NamedTuple):
 
     `counts` grow for ever: `came`, `replayed`, `requests`, `sent`, `retried`, `acknowledged`, `restamped`, `parked`,
     `refused`, `skipped`, `folded`, `trimmed`, `released`, `answers_KIND` per kind of answer. `alerts` are raised now.
+    `open_windows` are those of a rollup with something in them that was not yet made an event.
     """
 
     waiting: int
@@ -53,6 +65,7 @@ class Standing(NamedTuple):
     bytes: int
     counts: dict[str, int]
     alerts: dict[str, str]
+    open_windows: int
 
 
 class OutboxReader:
@@ -74,6 +87,7 @@ class OutboxReader:
             ]
             alerts: dict[str, str] = dict(db.execute("SELECT kind, text FROM standing ORDER BY kind"))
             size = bytes_used(db)
+            (windows,) = db.execute("SELECT count(*) FROM rollups WHERE due_at IS NOT NULL").fetchone()
         now = {state: counts.pop(f"now_{state.name}", 0) for state in State}
         return Standing(
             waiting=now[State.waiting] + now[State.unfolded],
@@ -83,6 +97,7 @@ class OutboxReader:
             bytes=size,
             counts=dict(sorted(counts.items())),
             alerts=alerts,
+            open_windows=windows,
         )
 
     def kept_back(self, state: State, reason: str | None = None, limit: int = 1000) -> list[Entry]:
@@ -114,17 +129,35 @@ class OutboxReader:
                 found[entry.id] = entry
         return found
 
-    def on_its_way(self, acknowledged_after: int) -> Iterator[Entry]:
+    def on_its_way(self, acknowledged_after: int, customers: Iterable[str] | None = None) -> Iterator[Entry]:
         """What waits, and what was acknowledged after then (µs): what the platform need not show yet.
 
-        One cut in time, however long it takes to read.
+        Of these customers, or of all. One cut in time, however long it takes to read.
         """
+        whose = "" if customers is None else " AND customer IN (SELECT value FROM json_each(?))"
+        named = () if customers is None else (json.dumps(sorted(customers)),)
         with explained(self._path, "read"), closing(connect(self._path, "ro")) as db:
             db.execute("BEGIN")
             queries = ("state = 0", "state = 6", "state = 1 AND body IS NOT NULL AND settled_at > ?")
             for place, query in enumerate(queries):
                 given = (acknowledged_after,) if place == 2 else ()
-                yield from map(_entry, db.execute(f"{_ENTRY} WHERE {query}", given))
+                yield from map(_entry, db.execute(f"{_ENTRY} WHERE {query}{whose}", (*given, *named)))
+
+    def of(self, customer: str, start: int, end: int) -> list[Entry]:
+        """All that is known of a customer's events in [start, end) by their own time. Looks at every row there is."""
+        return self._entries("WHERE customer = ? AND at >= ? AND at < ?", customer, start, end)
+
+    def rolling_up(self, customers: Iterable[str]) -> list[Rolling]:
+        """What these customers used in windows that are not, or not wholly, made into events yet."""
+        query = """SELECT customer, meter, at, total, billed, events - billed_events FROM rollups
+            WHERE due_at IS NOT NULL AND customer IN (SELECT value FROM json_each(?))"""
+        with explained(self._path, "read"):
+            return [
+                Rolling(customer, meter, at, int(total) - int(billed), events)
+                for customer, meter, at, total, billed, events in self._db.execute(
+                    query, (json.dumps(sorted(customers)),)
+                )
+            ]
 
     def alerts(self, after: int = 0, limit: int = 1000) -> list[AlertRecord]:
         """Alerts as they were raised and resolved, from behind the one numbered `after`."""

@@ -109,14 +109,16 @@ class World:
         self.outbox.add(events)
         return events
 
-    def turns(self, seconds: float = 600, meanwhile: Callable[[], object] = lambda: None) -> None:
-        """Has the sender work until nothing is left, or for so long."""
+    def turns(
+        self, seconds: float = 600, meanwhile: Callable[[], object] = lambda: None, *, whole: bool = False
+    ) -> None:
+        """Has the sender work until nothing is left, or for so long, or for the `whole` of it."""
         until = self.now + int(seconds * SECOND)
         while self.now < until:
             meanwhile()
             pause = self.sender.turn()
             if pause is None:
-                if not self.waiting:
+                if not self.waiting and not whole:
                     return
                 pause = 1.0
             if pause:
