@@ -2,9 +2,10 @@
 
 import base64
 import hashlib
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
+from msgspec import Meta
 
 from serving.simulator.calls import Answer, Call
 from serving.simulator.instants import DAY, written
@@ -16,7 +17,7 @@ PAGE_MAX: Final = 250
 
 
 class NewEndpoint(msgspec.Struct, kw_only=True):
-    url: str
+    url: Annotated[str, Meta(pattern="^https?://")]
     description: str | None = None
     disabled: bool | None = None
     filter_types: list[str] | None = None

@@ -67,7 +67,8 @@ class Inside:
     """A platform inside the test, its clock at NOW and standing still, without limits; every answer is checked."""
 
     def __init__(self, seed: int = 1, receivers: httpx.AsyncBaseTransport | None = None) -> None:
-        self.app, self.sender = build(Platform(seed, key=KEY), receivers)
+        self.platform = Platform(seed, key=KEY)
+        self.app, self.sender = build(self.platform, receivers)
         self.transport = Checked(self.app)
         self.sim = Simulator("http://simulator", KEY, self.transport)
         self.sim.clock(NOW, rate=0)

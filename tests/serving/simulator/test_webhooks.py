@@ -20,10 +20,12 @@ class Receiver(httpx.AsyncBaseTransport):
     def __init__(self) -> None:
         self.answers: list[int | Exception] = []
         self.got: list[httpx.Request] = []
+        self.during: Callable[[], None] = lambda: None
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         await request.aread()
         self.got.append(request)
+        self.during()
         answer = self.answers.pop(0) if self.answers else 200
         if isinstance(answer, Exception):
             raise answer
@@ -219,6 +221,23 @@ def test_orders(sim: Simulator, receiver: Receiver, order: str) -> None:
     assert (stamps == sorted(stamps)) == (order == "fifo")
     assert (stamps == sorted(stamps, reverse=True)) == (order == "reversed")
     assert len(set(stamps)) == 12
+
+
+def test_a_reset_takes_back_what_is_on_its_way(inside: Inside, sim: Simulator, receiver: Receiver) -> None:
+    """Also where it comes while one is being delivered; the simulator goes on."""
+    subscription = subscribe(sim)
+    endpoint(sim)
+    for _ in range(3):
+        sim.emit("subscription.updated", subscription)
+    receiver.during = lambda: inside.platform.reset(2)
+    sim.deliver()
+    assert len(receiver.got) == 1
+    assert sim.webhooks() == []
+
+
+@pytest.mark.parametrize("url", ["nowhere", "ftp://receiver/", ""])
+def test_an_endpoint_needs_an_address(sim: Simulator, url: str) -> None:
+    assert sim.api.post("/webhooks", json={"url": url}).status_code == 422
 
 
 def test_some_come_twice(sim: Simulator, receiver: Receiver) -> None:
