@@ -32,6 +32,8 @@ T = TypeVar("T")
 
 HOLD_MAX: Final = timedelta(days=7)
 THREADS: Final = 4
+# How many in a row one check follows; more is no catalog, but a store that lies.
+CATALOGS_MAX: Final = 5
 # No account has this revision, and no catalog this number.
 UNSEEN: Final = -1
 ANY: Final = -2
@@ -196,7 +198,7 @@ class Core:
 
     def _view(self, customer: str) -> View:
         """The customer's view as of now, also in the near cache."""
-        while True:
+        for _ in range(CATALOGS_MAX):
             ticket = self._near.ticket()
             bounds = self._bounds()
             own = bounds.of(customer)
@@ -207,6 +209,7 @@ class Core:
                 view = View(own, account, start, end)
                 self._near.put(customer, view, ticket)
                 return view
+        raise StoreError("the catalog changes faster than it can be followed")
 
     def _reserved(self, hold: Hold, deadline: float) -> Decision:
         seen: int | None = None
