@@ -48,6 +48,8 @@ def serve(
         lifespan="off",
         access_log=False,
         log_level="warning",
+        # Longer than clients keep idle connections, so that only faults cut them.
+        timeout_keep_alive=120,
         # What is held on purpose must not hold up the end.
         timeout_graceful_shutdown=1,
     )
