@@ -13,6 +13,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from connectors.tracing import Span, no_span
+
 US = 1_000_000
 _FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60, 600)
 _OUTCOMES = ("rejects", "too_late", "duplicates", "conflicts", "accepted")
@@ -53,6 +55,7 @@ class Telemetry:
         self.shards: WeakSet[ShardView] = WeakSet()
         self.partitions: WeakSet[PartitionView] = WeakSet()
         self.stalled = False
+        self.span: Span = no_span
         self.clock = clock
         self.visible = Histogram(
             "tidegate_visible_seconds",

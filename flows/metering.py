@@ -32,6 +32,7 @@ from connectors.control import ControlItem, ControlSource
 from connectors.drain import Drain, DrainedSource
 from connectors.health import HealthError, Watchdog, serve
 from connectors.telemetry import Telemetry
+from connectors.tracing import open_spans
 from flows.shards import Emission, ShardLogic
 from operators.billing import pack
 from operators.chunk import Chunk, Customers
@@ -45,6 +46,7 @@ from operators.wire import encode_accepted, encode_alert, encode_dead_letter
 from settings.alerts import Delivered, Routed
 from settings.catalog import CatalogError
 from settings.catalogs import Catalogs, FileWatch, apply_file
+from settings.logs import configure
 from settings.problems import SettingsError
 from settings.settings import Settings, load_settings
 
@@ -79,7 +81,8 @@ class _StorePartition(StatelessSinkPartition[Emission]):
         notes = list(chain.from_iterable(emission.notes for emission in items))
         settled = list(chain.from_iterable(emission.settled for emission in items))
         began = monotonic()
-        self._writer.write(totals, counters, notes, settled)
+        with self._telemetry.span("store.write", totals=len(totals), notes=len(notes)):
+            self._writer.write(totals, counters, notes, settled)
         self._telemetry.write_seconds.observe(monotonic() - began)
         self._telemetry.rows.inc(len(totals))
         now = wall_clock()
@@ -106,7 +109,10 @@ def flow() -> Dataflow:
                 recovery.start_over(folder, settings.epoch)
         drain = Drain()
         drain.install()
+        configure(settings.log)
         telemetry = Telemetry()
+        if settings.traces is not None:
+            telemetry.span = open_spans(settings.traces, recovery.process_id())
         if settings.metrics is not None:
             watch(settings, telemetry)
         return build(settings, catalogs, drain, telemetry)
@@ -147,7 +153,7 @@ def build(settings: Settings, catalogs: Catalogs, drain: Drain, telemetry: Telem
     metering = Dataflow("metering")
     source = settings.source.open(**_source_limits(settings))
     polls = op.input("source", metering, DrainedSource(source, drain, telemetry))
-    decoding = Decoding(settings, catalogs)
+    decoding = Decoding(settings, catalogs, telemetry)
     chunks = op.flat_map_batch("decode", polls, decoding.chunks)
     control = op.input("control", metering, DrainedSource(_control(settings, catalogs), drain))
     inputs = op.merge("inputs", chunks, op.flat_map("direct", control, decoding.direct))
@@ -191,9 +197,10 @@ def _full(accepted: list[Accepted]) -> list[list[Accepted]]:
 class Decoding:
     """Polls to chunks under the newest catalog that this process was told of, and control records to their shards."""
 
-    def __init__(self, settings: Settings, catalogs: Catalogs) -> None:
+    def __init__(self, settings: Settings, catalogs: Catalogs, telemetry: Telemetry) -> None:
         self._settings = settings
         self._catalogs = catalogs
+        self._telemetry = telemetry
         self._names = shard_names(settings.shards)
         self._number = catalogs.newest
         self._decoder = self._decoder_of(self._number, None)
@@ -202,8 +209,11 @@ class Decoding:
     def chunks(self, polls: list[Payloads]) -> Iterable[Directed]:
         """Each poll's chunks, to their shards."""
         self._follow()
-        names, decode = self._names, self._decoder.decode
-        return ((names[shard], (shard, chunk)) for poll in polls for shard, chunk in decode(poll))
+        names = self._names
+        for poll in polls:
+            with self._telemetry.span("decode", bytes=len(poll.block)):
+                chunks = self._decoder.decode(poll)
+            yield from ((names[shard], (shard, chunk)) for shard, chunk in chunks)
 
     def direct(self, item: ControlItem) -> Iterable[Directed]:
         """A control record to the shard of its customer, or to all of them."""

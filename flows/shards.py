@@ -117,7 +117,8 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Chunk | ControlItem], Emission, P
             self._shard.forget()
             return None
         began = monotonic()
-        position = self._journal.append(self._shard.delta(), self._shard.streams)
+        with self._telemetry.span("snapshot", shard=self._shard.index):
+            position = self._journal.append(self._shard.delta(), self._shard.streams)
         now = monotonic()
         telemetry = self._telemetry
         telemetry.snapshot_seconds.observe(now - began)

@@ -137,6 +137,12 @@ class Settings(BaseSettings):
         timedelta(seconds=30),
         description="With no progress for so long though there is input, the process is not ready.",
     )
+    log: Literal["text", "json"] = Field("text", description="How log lines look: for people, or as JSON.")
+    traces: str | None = Field(
+        None,
+        pattern=r"^https?://[^\s/]+",
+        description="The OpenTelemetry collector that traces go to, such as http://127.0.0.1:4318.",
+    )
     sync: bool = Field(True, description="Force the journal to disk at snapshots (fsync).")
 
     @model_validator(mode="before")

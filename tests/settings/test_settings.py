@@ -52,6 +52,8 @@ TABLE: list[tuple[str, Any, str, str, Any]] = [
     ("coalesce", timedelta(milliseconds=10), "1s", '"1s"', timedelta(seconds=1)),
     ("metrics", None, "0.0.0.0:9464", '"0.0.0.0:9464"', ("0.0.0.0", 9464)),
     ("stall", timedelta(seconds=30), "2m", '"2m"', timedelta(minutes=2)),
+    ("log", "text", "json", '"json"', "json"),
+    ("traces", None, "http://c:4318", '"http://c:4318"', "http://c:4318"),
     ("sync", True, "no", "false", False),
 ]
 NAMES = [row[0] for row in TABLE]
