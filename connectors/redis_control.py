@@ -42,7 +42,7 @@ class RedisControl:
         self._clock = clock
         self._slot = self._keys.control_slot
         self._log = [self._keys.control(name) for name in ("log", "log-ids")]
-        self._catalogs = [self._keys.control(name) for name in ("catalogs", "catalog-number")]
+        self._catalogs = [self._keys.control("catalogs"), self._keys.catalog_number]
         self._seen: CatalogVersion | None = None
 
     def append(self, record: Adjustment | Resend) -> str:
@@ -67,7 +67,7 @@ class RedisControl:
         """The version of this number, or the newest; None where there is none."""
         newest = self.catalog_number()
         found = self._ask(Command(self._slot, ("HGET", self._catalogs[0], number or newest)))
-        version = _version(number or newest, found)
+        version = version_of(number or newest, found)
         if version and version.number == newest:
             self._seen = version
         return version
@@ -90,7 +90,7 @@ class RedisControl:
         if not numbers:
             return []
         found = self._ask(Command(self._slot, ("HMGET", self._catalogs[0], *numbers)))
-        versions = map(_version, numbers, found)
+        versions = map(version_of, numbers, found)
         return [version for version in versions if version]
 
     def apply(
@@ -120,5 +120,6 @@ class RedisControl:
         return self._redis.run([command])[0]
 
 
-def _version(number: int, body: bytes | None) -> CatalogVersion | None:
+def version_of(number: int, body: bytes | None) -> CatalogVersion | None:
+    """The version as it is kept, under the number that it got."""
     return None if body is None else msgspec.structs.replace(_VERSION.decode(body), number=number)

@@ -8,8 +8,8 @@ from connectors.redis_client import Command, Redis
 from connectors.redis_notes import Notes
 from connectors.redis_rows import BUCKETS, Keys, bucket_of, slot_of, stored_of
 from connectors.redis_scripts import CHANGES, READ
-from connectors.redis_servers import Servers
-from operators.ports import Changes, Note, StoredTotal, StoreIncomplete
+from connectors.redis_servers import Servers, complete
+from operators.ports import Changes, Note, StoredTotal
 from operators.records import Counter
 
 # Named at most per bucket in one answer of the feed; beyond, reading all anew is cheaper.
@@ -104,18 +104,7 @@ class RedisReader:
         return READ.call(slot_of(bucket), names)
 
     def _answers(self, commands: Iterable[Command]) -> list[Any]:
-        replies = self._redis.run(list(commands))
-        for reply in replies:
-            if reply == b"lost":
-                raise StoreIncomplete(
-                    f"store {self._redis.servers}: there is none with this prefix, or it was emptied; "
-                    "see that the flow runs, which fills it"
-                )
-            if reply == b"rebuilding":
-                raise StoreIncomplete(
-                    f"store {self._redis.servers}: is being filled again; `tidegate store rebuild` shows how far it is"
-                )
-        return replies
+        return [complete(reply, self._redis.servers) for reply in self._redis.run(list(commands))]
 
 
 def _sorted(customer: str, hashes: list[list[bytes]]) -> list[StoredTotal]:

@@ -4,10 +4,14 @@ Customers are spread over BUCKETS buckets, whose hash tags were chosen so that t
 a cluster. All keys of a bucket are in its one slot, so that a script may write many customers, the bucket's index and
 its feed at once:
 
-    PREFIX:{BUCKET}:state           hash: `schema`, `born` (µs), `rebuilding` while the bucket is filled again
-    PREFIX:{BUCKET}:index           sorted set: each customer, by the number of its last write (µs, ever growing)
-    PREFIX:{BUCKET}:p:CUSTOMER      hash: a field per meter and billing period
-    PREFIX:{BUCKET}:b:CUSTOMER      hash: a field per meter and hour or day, the buckets of charts
+    PREFIX:g:{BUCKET}:state         hash: `schema`, `born` (µs), `rebuilding` while the bucket is filled again
+    PREFIX:g:{BUCKET}:p:CUSTOMER    hash: a field per meter and billing period
+    PREFIX:g:{BUCKET}:m:CUSTOMER    hash: what open holds hold of each meter
+    PREFIX:c:{BUCKET}:index         sorted set: each customer, by the number of its last write (µs, ever growing)
+    PREFIX:c:{BUCKET}:b:CUSTOMER    hash: a field per meter and hour or day, the buckets of charts
+
+Keys of holds are told by connectors/redis_holds.py. Behind `g` stands what gates decide by, so that they may ask to be
+told when any key with that beginning changes, and of nothing else.
 
 A field is `WINDOW START METER`, the window by its first letter, the start in minutes since the epoch (with a `u`
 behind: microseconds). A row is `VERSION KIND TOTAL`, as text for the scripts, which compare it digit by digit, then a
@@ -63,21 +67,33 @@ class Keys:
     """The names of the keys that begin with `prefix`."""
 
     def __init__(self, prefix: str) -> None:
-        self._buckets = [f"{prefix}:{{{tag_of(bucket)}}}:" for bucket in range(BUCKETS)]
+        self.watched = f"{prefix}:g:"
+        self._near = [f"{prefix}:g:{{{tag_of(bucket)}}}:" for bucket in range(BUCKETS)]
+        self._far = [f"{prefix}:c:{{{tag_of(bucket)}}}:" for bucket in range(BUCKETS)]
         self.control_slot = int(key_slot(b"control"))
-        self._control = f"{prefix}:{{control}}:"
+        self._control = f"{prefix}:c:{{control}}:"
+        self.catalog_number = f"{prefix}:g:{{control}}:catalog-number"
 
     def state(self, bucket: int) -> str:
-        return f"{self._buckets[bucket]}state"
+        return f"{self._near[bucket]}state"
 
     def index(self, bucket: int) -> str:
-        return f"{self._buckets[bucket]}index"
+        return f"{self._far[bucket]}index"
+
+    def waiting(self, bucket: int) -> str:
+        """The holds of a bucket that wait for their events."""
+        return f"{self._far[bucket]}holds"
 
     def periods(self, bucket: int, customer: str) -> str:
-        return f"{self._buckets[bucket]}p:{customer}"
+        return f"{self._near[bucket]}p:{customer}"
 
     def charts(self, bucket: int, customer: str) -> str:
-        return f"{self._buckets[bucket]}b:{customer}"
+        return f"{self._far[bucket]}b:{customer}"
+
+    def holds(self, bucket: int, customer: str) -> list[str]:
+        """What is held per meter; the holds by identity; those that count by their end; all by their end."""
+        far = self._far[bucket]
+        return [f"{self._near[bucket]}m:{customer}", *(f"{far}{kind}:{customer}" for kind in "hue")]
 
     def control(self, name: str) -> str:
         """A key of what belongs to no customer: counters, notes, control log, catalogs."""

@@ -7,6 +7,7 @@ times in microseconds are below 2^53. Written for Redis 7.0 and Valkey.
 from typing import Final
 
 from connectors.redis_client import Script
+from connectors.redis_hold_scripts import HOLDS
 
 # Rows between two looks for what is past its time; so many at most are kept longer.
 SWEEP: Final = 16
@@ -84,18 +85,27 @@ local function grown_past_a_sweep(key, created)
 end
 """
 
-# KEYS: state and index of the bucket, then periods and charts of each customer.
+# KEYS: state, index and waiting holds of the bucket, then periods and charts of each customer, and where holds of it
+#   end, its four keys of holds.
 # ARGV: the number of the last write of this writer here, the highest it knows of anywhere, the times to keep rows of
-#   each kind (µs), when charts end (ms); then of each customer its name, when its periods end (ms), how many rows of
-#   periods and of charts; the fields of periods, their rows, the fields of charts, their rows.
-# Gives the number of the bucket's last write, or a word where the bucket has lost something.
-WRITE: Final = Script(f"""{_NUMBERS}{_SWEEPS}
+#   each kind (µs), when charts end (ms), the number of the last hold it knows of here (or nothing: no hold can end);
+#   then of each customer its name, when its periods end (ms), how many rows of periods, of charts, and holds that end;
+#   the fields of periods, their rows, the fields of charts, their rows, the identities of the holds.
+# Gives the number of the bucket's last write; or a word where the bucket has lost something; or, with nothing written,
+#   the holds that the writer does not know of yet, with their numbers.
+WRITE: Final = Script(f"""{_NUMBERS}{_SWEEPS}{HOLDS}
 local born = redis.call('HGET', KEYS[1], 'born')
 if not born then return 'lost' end
 local top = redis.call('ZREVRANGE', KEYS[2], 0, 0, 'WITHSCORES')[2]
 top = math.max(tonumber(top or 0), tonumber(born))
 if top < tonumber(ARGV[1]) then return 'behind' end
-local keep = {{ h = tonumber(ARGV[3]), d = tonumber(ARGV[4]), p = tonumber(ARGV[5]) }}
+if ARGV[7] ~= '' then
+  local last = redis.call('ZREVRANGE', KEYS[3], 0, 0, 'WITHSCORES')[2]
+  if last and tonumber(last) > tonumber(ARGV[7]) then
+    return redis.call('ZRANGEBYSCORE', KEYS[3], '(' .. ARGV[7], '+inf', 'WITHSCORES', 'LIMIT', 0, 10000)
+  end
+end
+local times = {{ h = tonumber(ARGV[3]), d = tonumber(ARGV[4]), p = tonumber(ARGV[5]) }}
 local charts_end = ARGV[6]
 
 -- Fields and rows are ARGV from `at` on, `count` of each.
@@ -123,7 +133,7 @@ local function put_periods(key, at, count, ends)
   if created > 0 then
     local grown
     grown, first = grown_past_a_sweep(key, created)
-    if grown then sweep_periods(key, keep) end
+    if grown then sweep_periods(key, times) end
   end
   if first then
     redis.call('PEXPIREAT', key, ends)
@@ -136,7 +146,7 @@ end
 local function put_charts(key, at, count)
   local changed, created = put(key, at, count)
   if created > 0 then
-    if grown_past_a_sweep(key, created) then sweep_charts(key, keep) end
+    if grown_past_a_sweep(key, created) then sweep_charts(key, times) end
     redis.call('PEXPIREAT', key, charts_end)
   end
   return changed
@@ -145,15 +155,21 @@ end
 local time = redis.call('TIME')
 local now = math.max(time[1] * 1000000 + time[2], top + 1, tonumber(ARGV[2]) + 1)
 local number, told = string.format('%.0f', now), {{}}
-local at = 7
-for i = 3, #KEYS, 2 do
-  local name, ends, periods, charts = unpack(ARGV, at, at + 3)
-  at = at + 4
-  local changed = periods == '0' and charts == '0'
-  if periods ~= '0' then changed = put_periods(KEYS[i], at, periods, ends) end
+local at, key = 8, 4
+while KEYS[key] do
+  local name, ends, periods, charts, ended = unpack(ARGV, at, at + 4)
+  at = at + 5
+  local changed = periods == '0' and charts == '0' and ended == '0'
+  if periods ~= '0' then changed = put_periods(KEYS[key], at, periods, ends) end
   at = at + 2 * periods
-  if charts ~= '0' then changed = put_charts(KEYS[i + 1], at, charts) or changed end
-  at = at + 2 * charts
+  if charts ~= '0' then changed = put_charts(KEYS[key + 1], at, charts) or changed end
+  at, key = at + 2 * charts, key + 2
+  for _ = 1, tonumber(ended) do
+    changed = settle(key, ARGV[at]) or changed
+    redis.call('ZREM', KEYS[3], ARGV[at] .. name)
+    at = at + 1
+  end
+  if ended ~= '0' then key = key + 4 end
   if changed then
     told[#told + 1] = number
     told[#told + 1] = name

@@ -18,7 +18,7 @@ from typing import Any, Final, Literal, Protocol
 from redis import Connection, SSLConnection
 from redis import exceptions as errors
 
-from operators.ports import StoreError
+from operators.ports import StoreError, StoreIncomplete
 
 PORT: Final = 6379
 SENTINEL_PORT: Final = 26379
@@ -70,7 +70,8 @@ class Wire(Protocol):
     def pack_commands(self, commands: Sequence[Sequence[Any]]) -> list[bytes]: ...
     def send_packed_command(self, command: list[bytes], check_health: bool) -> None: ...
     def send_command(self, *words: Any, check_health: bool) -> None: ...
-    def read_response(self, disable_decoding: bool) -> Any: ...
+    def read_response(self, *, disable_decoding: bool, push_request: bool = False) -> Any: ...
+    def can_read(self, timeout: float) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,8 @@ class Servers:
         names = ",".join(name if port is None else f"{name}:{port}" for name, port in self.hosts)
         return f"{names}/{self.service}" if self.service else names
 
-    def connection(self, host: str, port: int, *, sentinel: bool = False) -> Wire:
-        """A connection that is made when first used, and never tries again by itself."""
+    def connection(self, host: str, port: int, *, sentinel: bool = False, **more: Any) -> Wire:
+        """A connection that is made when first used, and never tries again by itself. `more` is as of redis-py."""
         seconds = self.timeout.total_seconds()
         given: dict[str, Any] = {
             "host": host,
@@ -113,15 +114,15 @@ class Servers:
             "socket_keepalive": True,
             "protocol": 2,
             "driver_info": None,
-        }
+        } | more
         if not self.tls:
             return Connection(**given)  # type: ignore[no-untyped-call]
         files: dict[str, Any] = {"ssl_ca_certs": self.ca, "ssl_certfile": self.cert, "ssl_keyfile": self.key}
         return SSLConnection(**files, **given)
 
-    def connected(self, place: Place) -> Wire:
+    def connected(self, place: Place, **more: Any) -> Wire:
         """A connection to a server that takes writes."""
-        connection = self.connection(*place)
+        connection = self.connection(*place, **more)
         _connect(connection)
         if self.form == "sentinel" and _asked(connection, "ROLE")[0] != b"master":
             connection.disconnect()
@@ -183,6 +184,20 @@ def refusal(error: Exception, servers: Servers) -> StoreError:
         waited = f"after {servers.wait.total_seconds():g} s of trying"
         advice = f"{waited}; see that the servers run and can be reached, then start again: nothing is lost"
     return StoreError(f"store {servers}: {text}; {advice or 'this is unexpected, please report it'}")
+
+
+def complete(reply: Any, servers: Servers) -> Any:
+    """The reply of a script that reads totals; StoreIncomplete where it says that they are not all there."""
+    if reply == b"lost":
+        raise StoreIncomplete(
+            f"store {servers}: there is none with this prefix, or it was emptied; "
+            "see that the flow runs, which fills it"
+        )
+    if reply == b"rebuilding":
+        raise StoreIncomplete(
+            f"store {servers}: is being filled again; `tidegate store rebuild` shows how far it is"
+        )
+    return reply
 
 
 @contextmanager

@@ -23,21 +23,21 @@ Source: https://redis.io/docs/latest/develop/programmability/eval-intro/
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from itertools import chain
 from typing import Any, Final
 
 from connectors.clock import wall_clock
+from connectors.redis_batches import Batch, Rows, Waiting, batches_of
 from connectors.redis_client import Command, Redis
 from connectors.redis_notes import Notes
 from connectors.redis_rebuild import Rebuilds
-from connectors.redis_rows import BUCKETS, Keys, bucket_of, field_of, row_of, slot_of
+from connectors.redis_rows import BUCKETS, Keys, bucket_of, slot_of
 from connectors.redis_scripts import COUNT, WRITE
 from connectors.redis_servers import Servers
 from operators.ports import Note, Settled, StoreError
 from operators.records import Counter, Total
 from operators.resends import RESEND
 
-# Rows a script writes: a server does nothing else meanwhile, for a few milliseconds.
-SCRIPT_ROWS: Final = 500
 FLIGHT_SCRIPTS: Final = 64
 LOSSES_MAX: Final = 5
 MICROSECOND: Final = timedelta(microseconds=1)
@@ -70,6 +70,7 @@ class RedisWriter:
         # The number of this writer's last write to each bucket, which the bucket can't fall behind; the highest of all.
         self._written = [0] * BUCKETS
         self._highest = 0
+        self._waiting = Waiting(BUCKETS)
         self._redis.check()
         self._take_over(resumed)
 
@@ -85,9 +86,12 @@ class RedisWriter:
         told = (
             [note.customer for note in self._notes.write(notes, now) if note.kind != RESEND] if notes else []
         )
-        batches = batches_of(totals, told, now, self._keep[2])
+        # Where there are no totals to tell whose events they are, all buckets are asked for holds.
+        everywhere = [Batch(bucket) for bucket in range(BUCKETS)] if settled and not totals else []
+        batches = batches_of(totals, told, now) + everywhere
+        self._place_ended(batches, settled)
         for at in range(0, len(batches), FLIGHT_SCRIPTS):
-            self._fly(batches[at : at + FLIGHT_SCRIPTS], now)
+            self._fly(batches[at : at + FLIGHT_SCRIPTS], settled, now)
         if counters:
             given = [word for shard, name, value in counters for word in (f"{shard} {name}", value)]
             self._redis.run([COUNT.call(self._keys.control_slot, [self._keys.control("counters")], *given)])
@@ -97,27 +101,45 @@ class RedisWriter:
     def close(self) -> None:
         self._redis.close()
 
-    def _fly(self, batches: "list[Batch]", now: int) -> None:
-        """Writes them, those to a bucket that turns out to have lost something once more."""
-        for _ in range(LOSSES_MAX):
-            replies = self._redis.run([self._command(batch, now) for batch in batches])
+    def _fly(self, batches: list[Batch], settled: Sequence[Settled], now: int) -> None:
+        """Writes them; once more what finds that its bucket has lost something, or has holds not yet known of."""
+        losses = 0
+        while batches:
+            replies = self._redis.run([self._command(batch, now, bool(settled)) for batch in batches])
             lost: dict[int, bytes] = {}
-            for (bucket, _), reply in zip(batches, replies, strict=True):
-                if isinstance(reply, bytes):
-                    lost[bucket] = reply
-                else:
-                    self._written[bucket] = reply
+            again: list[Batch] = []
+            for batch, reply in zip(batches, replies, strict=True):
+                if isinstance(reply, int):
+                    self._written[batch.bucket] = reply
                     self._highest = max(self._highest, reply)
-            if not lost:
-                return
-            self._recover(lost)
-            batches = [batch for batch in batches if batch[0] in lost]
-        raise StoreError(
-            f"store {self._redis.servers}: loses what is written, {LOSSES_MAX} times in one write; "
-            "see that nothing empties it, and that only one of its servers takes writes"
-        )
+                    self._waiting.forget(chain.from_iterable(batch.ended.values()))
+                    continue
+                again.append(batch)
+                if isinstance(reply, bytes):
+                    lost[batch.bucket] = reply
+                else:
+                    self._waiting.learn(batch.bucket, reply)
+            if lost:
+                losses += 1
+                self._recover(lost, losses)
+            batches = again
+            self._place_ended(batches, settled)
 
-    def _recover(self, lost: dict[int, bytes]) -> None:
+    def _place_ended(self, batches: list[Batch], settled: Sequence[Settled]) -> None:
+        """Puts the holds whose events these are to their customers; to one of the bucket, where there are no totals."""
+        for customer, identities in self._waiting.ended(settled).items():
+            own = [batch for batch in batches if customer in batch.customers]
+            of_bucket = [batch for batch in batches if batch.bucket == bucket_of(customer)]
+            for batch in own[-1:] or of_bucket[-1:]:
+                batch.customers.setdefault(customer, Rows())
+                batch.ended[customer] = identities
+
+    def _recover(self, lost: dict[int, bytes], losses: int) -> None:
+        if losses > LOSSES_MAX:
+            raise StoreError(
+                f"store {self._redis.servers}: loses what is written, {LOSSES_MAX} times in one write; "
+                "see that nothing empties it, and that only one of its servers takes writes"
+            )
         gone = [bucket for bucket, word in lost.items() if word == b"lost"]
         self._rebuilds.fill(gone, max(self._written[bucket] for bucket in lost))
         # All of them, as the others will have fallen back too, and are taken care of.
@@ -130,76 +152,9 @@ class RedisWriter:
             self._rebuilds.fill(unmarked)
         self._rebuilds.mark(range(BUCKETS))
 
-    def _command(self, batch: "Batch", now: int) -> Command:
-        bucket, customers = batch
-        keys = [self._keys.state(bucket), self._keys.index(bucket)]
-        given: list[Any] = [
-            self._written[bucket],
-            self._highest,
-            *self._keep,
-            (now + max(self._keep[:2])) // 1_000,
-        ]
-        for name, words in customers:
-            keys += self._keys.periods(bucket, name), self._keys.charts(bucket, name)
-            given.append(name)
-            given += words
-        return WRITE.call(slot_of(bucket), keys, *given)
-
-
-Batch = tuple[int, list[tuple[str, list[Any]]]]
-"""A bucket and some of its customers, with what the script is to write of each."""
-
-
-def batches_of(totals: Sequence[Total], told: Sequence[str], now: int, kept: int) -> list[Batch]:
-    """What one script each writes: of one bucket, with all that there is of a customer, if that is not too much.
-
-    `told` are customers to name in the feed. Periods are `kept` (µs) after their end, or after `now`.
-    """
-    customers: dict[str, _Rows] = {name: _Rows() for name in told}
-    overflow: list[Batch] = []
-    for total in totals:
-        rows = customers.get(total[0])
-        if rows is None:
-            rows = customers[total[0]] = _Rows()
-        field = field_of(total[1], total[3], total[2])
-        into = rows.periods if total[1] == "period" else rows.charts
-        if field in into or len(into) == SCRIPT_ROWS:
-            # A second reading of the same total is to be judged against the first.
-            overflow.append((bucket_of(total[0]), [(total[0], rows.words(kept))]))
-            rows = customers[total[0]] = _Rows()
-            into = rows.periods if total[1] == "period" else rows.charts
-        into[field] = row_of(total, now)
-        if into is rows.periods:
-            rows.ends = max(rows.ends, total[4], now)
-    return overflow + _grouped(customers, kept)
-
-
-class _Rows:
-    """A customer's rows by field, and when (µs) the last of the periods ends."""
-
-    __slots__ = ("charts", "ends", "periods")
-
-    def __init__(self) -> None:
-        self.periods: dict[str, bytes] = {}
-        self.charts: dict[str, bytes] = {}
-        self.ends = 0
-
-    def words(self, kept: int) -> list[Any]:
-        """As the script takes them, behind the customer's name."""
-        periods, charts = self.periods, self.charts
-        counts = (self.ends + kept) // 1_000, len(periods), len(charts)
-        return [*counts, *periods, *periods.values(), *charts, *charts.values()]
-
-
-def _grouped(customers: dict[str, _Rows], kept: int) -> list[Batch]:
-    batches: list[Batch] = []
-    latest: dict[int, tuple[list[tuple[str, list[Any]]], int]] = {}
-    for name, rows in customers.items():
-        bucket = bucket_of(name)
-        group, size = latest.get(bucket, ([], SCRIPT_ROWS))
-        if size >= SCRIPT_ROWS:
-            group, size = [], 0
-            batches.append((bucket, group))
-        group.append((name, rows.words(kept)))
-        latest[bucket] = group, size + len(rows.periods) + len(rows.charts) + 1
-    return batches
+    def _command(self, batch: Batch, now: int, settles: bool) -> Command:
+        bucket = batch.bucket
+        last = self._waiting.last(bucket, now) if settles else ""
+        charts_end = (now + max(self._keep[:2])) // 1_000
+        given = (self._written[bucket], self._highest, *self._keep, charts_end, last)
+        return WRITE.call(slot_of(bucket), batch.keys(self._keys), *given, *batch.words(self._keep[2]))

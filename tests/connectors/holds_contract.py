@@ -121,7 +121,7 @@ class Story(RuleBasedStateMachine):
         self.kept: dict[tuple[str, str], Kept] = {}
         self.counted: set[tuple[str, str]] = set()
         self.beyond: dict[tuple[str, str], int] = {}
-        self.writes: list[tuple[list[Total], Settled]] = []
+        self.writes: list[tuple[list[Total], Settled, list[tuple[str, str, str]]]] = []
         self.holds, self.writer = self.place.open_holds(), self.place.open_writer()
         self.writer.write([], [])
 
@@ -209,8 +209,12 @@ class Story(RuleBasedStateMachine):
 
     @rule(back=st.integers(0, 3))
     def the_flow_replays(self, back: int) -> None:
-        for totals, settled in self.writes[-1 - back :]:
+        """What was reserved only after its event had come ends now."""
+        for totals, settled, identities in self.writes[-1 - back :]:
             self.writer.write(totals, [], settled=[settled])
+            for customer, _, id in identities:
+                if (customer, id) in self.kept:
+                    self.kept[customer, id].state = "settled"
 
     @rule()
     def the_gate_restarts(self) -> None:
@@ -289,7 +293,7 @@ class Story(RuleBasedStateMachine):
 
     def write(self, totals: list[Total], identities: list[tuple[str, str, str]]) -> None:
         settled = settled_of(*identities) if identities else settled_of(("nobody", "", ""))
-        self.writes.append((totals, settled))
+        self.writes.append((totals, settled, identities))
         self.writer.write(totals, [], settled=[settled])
 
 

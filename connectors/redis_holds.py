@@ -1,0 +1,167 @@
+"""Accounts and holds in Redis, as the gate reads and writes them: each call is one script, where the customer is.
+
+What lies where is told by connectors/redis_hold_scripts.py. The number of the newest catalog, which an account has
+too, is asked for at the same time, from the server that has it: in a cluster perhaps another one.
+
+Guarantees: whether there is room is decided inside Redis, against totals and other holds of that very moment, exactly.
+The flow's writer ends a hold in the script that writes the totals of its event. A call that was sent twice, as its
+answer was lost, changes nothing the second time. Ended holds are remembered for an hour past their end.
+
+Limits: about 500 bytes a hold, until then. An emptied store has no holds: what was held is free again. Where a server
+hangs, calls take `read_wait` or `write_wait`, and up to twice that. From any thread; each has a connection of its own.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from decimal import Decimal
+from typing import Any, Final, Literal
+
+import msgspec
+
+from connectors.redis_client import Command, Redis
+from connectors.redis_control import version_of
+from connectors.redis_feed import RedisFeed
+from connectors.redis_hold_scripts import ACCOUNT, COMMIT, RELEASE, RESERVE
+from connectors.redis_rows import Keys, bucket_of, field_of, slot_of, stored_of
+from connectors.redis_servers import Servers, complete
+from operators.keys import identity
+from operators.ports import Account, CatalogVersion, Closing, Hold, Reserved, Scope, Used
+from operators.quantity import scaled
+
+WAIT: Final = timedelta(seconds=1)
+_pack = msgspec.msgpack.encode
+
+
+class RedisHolds:
+    """Accounts and holds under `prefix`. Connects at the first call, and again when it must. Raises StoreError."""
+
+    self_timed = False
+
+    def __init__(
+        self,
+        *,
+        prefix: str = "tidegate",
+        read_wait: timedelta = WAIT,
+        write_wait: timedelta = WAIT,
+        sleep: Callable[[float], None] = time.sleep,
+        **servers: Any,
+    ) -> None:
+        self._keys = Keys(prefix)
+        self._sleep = sleep
+        self._servers = {
+            "read": Servers(**servers | {"timeout": read_wait, "wait": read_wait}),
+            "write": Servers(**servers | {"timeout": write_wait, "wait": write_wait}),
+        }
+        # Lists take and give at the end, and atomically so.
+        self._idle: dict[str, list[Redis]] = {"read": [], "write": []}
+
+    def account(self, customer: str, scope: Scope, now: int) -> Account:
+        """One round trip to each of two servers at most."""
+        fields = _fields(scope)
+        bucket, keys = self._of(customer, commits=False)
+        found, number = self._ask("read", ACCOUNT.call(slot_of(bucket), keys, now, len(fields), *fields))
+        return _account(customer, scope, fields, found, number)
+
+    def reserve(
+        self, hold: Hold, ceilings: Mapping[str, int], scope: Scope, now: int, seen: int | None = None
+    ) -> Reserved:
+        """As in `operators.ports.Holds`."""
+        fields = _fields(scope)
+        bucket, keys = self._of(hold.customer)
+        places = {meter: place for place, meter in enumerate(scope.meters, 1)}
+        limits = [(meter, places.get(meter, 0), str(ceiling)) for meter, ceiling in ceilings.items()]
+        key = identity(hold.customer, hold.source, hold.id)
+        given = (
+            now, key, hold.customer, hold.until, "" if seen is None else f"{seen:015x}", _packed(hold.quantities),
+            _pack(limits), len(fields), *fields,
+        )  # fmt: skip
+        (outcome, found), number = self._ask("write", RESERVE.call(slot_of(bucket), keys, *given))
+        return Reserved(outcome.decode(), _account(hold.customer, scope, fields, found, number))
+
+    def commit(
+        self, customer: str, source: str, id: str, quantities: Mapping[str, int] | None, until: int, now: int
+    ) -> Closing:
+        """As in `operators.ports.Holds`."""
+        final = b"" if quantities is None else _packed(quantities)
+        bucket, keys = self._of(customer)
+        given = (now, identity(customer, source, id), customer, until, final)
+        (state, asked, expired), _ = self._ask("write", COMMIT.call(slot_of(bucket), keys, *given))
+        return Closing(state.decode(), _quantities(asked), bool(expired))
+
+    def release(self, customer: str, source: str, id: str, now: int) -> Closing:
+        """As in `operators.ports.Holds`."""
+        bucket, keys = self._of(customer)
+        given = (now, identity(customer, source, id), customer)
+        (state, asked), _ = self._ask("write", RELEASE.call(slot_of(bucket), keys, *given))
+        return Closing(state.decode(), _quantities(asked))
+
+    def catalog(self) -> CatalogVersion | None:
+        """The newest catalog version, None where there is none."""
+        slot, hashed = self._keys.control_slot, self._keys.control("catalogs")
+        with self._redis("read") as redis:
+            (number,) = redis.run([Command(slot, ("GET", self._keys.catalog_number))])
+            if number is None:
+                return None
+            (body,) = redis.run([Command(slot, ("HGET", hashed, number))])
+        return version_of(int(number), body)
+
+    def feed(self) -> RedisFeed:
+        return RedisFeed(self._servers["read"], self._keys)
+
+    def close(self) -> None:
+        """Closes what is idle; calls under way keep what they have."""
+        for idle in self._idle.values():
+            while idle:
+                idle.pop().close()
+
+    def _of(self, customer: str, *, commits: bool = True) -> tuple[int, list[str]]:
+        """The customer's bucket, and the keys that scripts of holds name."""
+        bucket, keys = bucket_of(customer), self._keys
+        names = [keys.state(bucket), keys.periods(bucket, customer), *keys.holds(bucket, customer)]
+        return bucket, names + ([keys.index(bucket), keys.waiting(bucket)] if commits else [])
+
+    def _ask(self, kind: Literal["read", "write"], command: Command) -> tuple[Any, int]:
+        """The script's answer, and the newest catalog's number."""
+        number = Command(self._keys.control_slot, ("GET", self._keys.catalog_number))
+        with self._redis(kind) as redis:
+            found, newest = redis.run([command, number])
+            return complete(found, redis.servers), int(newest or 0)
+
+    @contextmanager
+    def _redis(self, kind: Literal["read", "write"]) -> Iterator[Redis]:
+        redis = None
+        with suppress(IndexError):
+            redis = self._idle[kind].pop()
+        redis = redis or Redis(self._servers[kind], sleep=self._sleep)
+        try:
+            yield redis
+        except BaseException:
+            redis.close()
+            raise
+        self._idle[kind].append(redis)
+
+
+def _fields(scope: Scope) -> list[str]:
+    return [field_of("period", scope.start, meter) for meter in scope.meters]
+
+
+def _packed(quantities: Mapping[str, int]) -> bytes:
+    return _pack([word for meter in sorted(quantities) for word in (meter, str(quantities[meter]))])
+
+
+def _quantities(flat: list[bytes]) -> dict[str, int]:
+    return {meter.decode(): int(digits) for meter, digits in zip(flat[::2], flat[1::2], strict=True)}
+
+
+def _account(customer: str, scope: Scope, fields: list[str], found: list[Any], number: int) -> Account:
+    rows, held, following, revision = found
+    used: dict[str, Used] = {}
+    for meter, field, row in zip(scope.meters, fields, rows, strict=True):
+        if row is not None:
+            total, written_at = stored_of(customer, field.encode(), row)
+            number_used = total.total if isinstance(total.total, int) else Decimal(total.total)
+            used[meter] = Used(scaled(number_used), total.as_of, written_at)
+    held = {meter: quantity for meter, quantity in _quantities(held).items() if quantity}
+    return Account(used, held, None if following is None else int(following), number, int(revision, 16))

@@ -1,0 +1,58 @@
+"""Holds in Redis keep the contract; and what only a server can do wrong."""
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from itertools import count
+
+import pytest
+
+from connectors.redis_holds import RedisHolds
+from tests import redis_server
+from tests.connectors.holds_contract import HoldsContract, Place
+from tests.connectors.test_redis_store import RedisPlace
+
+_numbers = count()
+PATIENT = timedelta(seconds=30)
+
+
+@dataclass(frozen=True)
+class HoldsPlace(RedisPlace):
+    def open_holds(self) -> RedisHolds:
+        return RedisHolds(**self.given, read_wait=PATIENT, write_wait=PATIENT)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[redis_server.Server]:
+    with redis_server.single("appendonly no") as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[list[redis_server.Server]]:
+    with redis_server.cluster() as started:
+        yield started
+
+
+class _OnServers(HoldsContract):
+    place: HoldsPlace
+
+    @contextmanager
+    def fresh(self) -> Iterator[Place]:
+        place = replace(self.place, prefix=f"h{next(_numbers)}")
+        with closing(place.open_writer()):
+            pass
+        yield place
+
+
+class TestRedisHolds(_OnServers):
+    @pytest.fixture(autouse=True)
+    def _on(self, server: redis_server.Server) -> None:
+        type(self).place = HoldsPlace("", (server.port,))
+
+
+class TestRedisClusterHolds(_OnServers):
+    @pytest.fixture(autouse=True)
+    def _on(self, nodes: list[redis_server.Server]) -> None:
+        type(self).place = HoldsPlace("", tuple(node.port for node in nodes), "cluster")
