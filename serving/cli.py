@@ -3,24 +3,22 @@
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
 from contextlib import closing
 from enum import StrEnum
 from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from operators.ports import StoredTotal, StoreError, StoreReader
+from connectors.sqlite_keys import KeysError
+from operators.ports import IngestError, StoredTotal, StoreError, StoreReader
 from serving import deliveries
 from serving.books import law, summed, unbalanced
+from serving.commands import keys, serve
+from serving.commands.output import AsJson, console, print_lines, table
 from serving.wording import clipped, grouped, instant, moment
 from settings.catalog import CatalogError, load_catalog
 from settings.problems import SettingsError
@@ -29,8 +27,6 @@ from settings.sinks import DeadLetterFile
 
 PAYLOAD_SHOWN = 60
 DETAIL_SHOWN = 60
-# Wide enough for any number: what is cut off in a pipe is lost.
-PIPE_COLUMNS = 400
 
 app = typer.Typer(
     name="tidegate",
@@ -44,9 +40,10 @@ catalog_app = typer.Typer(help="The catalog of meters, plans and customers.", no
 letters_app = typer.Typer(help="Events that were not metered.", no_args_is_help=True)
 app.add_typer(catalog_app, name="catalog")
 app.add_typer(letters_app, name="dead-letters")
+app.add_typer(keys.app, name="keys")
+app.command()(serve.serve)
 app.add_typer(deliveries.app, name="deliveries")
 
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line, for programs.")]
 StoreAddress = Annotated[
     str | None,
     typer.Option("--store", metavar="ADDRESS", help="Such as sqlite:data/tidegate.db, else TIDEGATE_STORE."),
@@ -81,19 +78,19 @@ def totals(
     with closing(_reader(store)) as reader:
         found = (one for one in reader.totals(customer) if window is None or one.total.window == window)
         if as_json:
-            _print_lines(_total_line(one) for one in found)
+            print_lines(_total_line(one) for one in found)
             return
-        table = _table("customer", "meter", "window", "from (UTC)", "to (UTC)", "total>", "events>", "late>")
+        shown = table("customer", "meter", "window", "from (UTC)", "to (UTC)", "total>", "events>", "late>")
         for one in found:
             total = one.total
             times = moment(total.start), moment(total.end)
             # A correction is a late event too, to whoever looks at a table.
             counts = (grouped(total.total), f"{total.events:,}", f"{total.late + total.corrected:,}")
-            table.add_row(Text(total.customer), Text(total.meter), total.window, *times, *counts)
-    if not table.row_count:
+            shown.add_row(Text(total.customer), Text(total.meter), total.window, *times, *counts)
+    if not shown.row_count:
         whose = f" of customer {customer!r}" if customer is not None else ""
         raise NotFound(f"totals: there are none{whose}{f' per {window}' if window else ''}")
-    _console().print(table)
+    console().print(shown)
 
 
 @app.command()
@@ -103,14 +100,14 @@ def counters(as_json: AsJson = False, store: StoreAddress = None) -> None:
         sums = summed(reader.counters())
     wrong = unbalanced(sums)
     if as_json:
-        _print_lines([json.dumps({"counters": sums, "balanced": not wrong, "wrong": wrong}).encode()])
+        print_lines([json.dumps({"counters": sums, "balanced": not wrong, "wrong": wrong}).encode()])
     else:
-        table = _table("counter", "count>")
+        shown = table("counter", "count>")
         for name, value in sums.items():
-            table.add_row(Text(name), f"{value:,}")
-        console = _console()
-        console.print(table)
-        console.print("\n".join(wrong) or f"Every event is accounted for: {law(sums)}.", highlight=False)
+            shown.add_row(Text(name), f"{value:,}")
+        screen = console()
+        screen.print(shown)
+        screen.print("\n".join(wrong) or f"Every event is accounted for: {law(sums)}.", highlight=False)
     if wrong:
         raise typer.Exit(1)
 
@@ -137,13 +134,12 @@ def list_(as_json: AsJson = False) -> None:
         # A line without its end is still being written.
         lines = (line[:-1] for line in file if line.endswith(b"\n"))
         if as_json:
-            _print_lines(lines)
+            print_lines(lines)
             return
-        table = _table("received (UTC)", "reason", "detail", "payload")
+        shown = table("received (UTC)", "reason", "detail", "payload")
         for number, line in enumerate(lines, 1):
-            table.add_row(*map(Text, _letter_row(path, number, line)))
-    console = _console()
-    console.print(table if table.row_count else "No dead letters.")
+            shown.add_row(*map(Text, _letter_row(path, number, line)))
+    console().print(shown if shown.row_count else "No dead letters.")
 
 
 def main() -> None:
@@ -154,7 +150,7 @@ def main() -> None:
         # Whoever read has seen enough. Else Python tries to flush once more at its exit, and complains.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except (SettingsError, CatalogError, StoreError, NotFound, OSError) as error:
+    except (SettingsError, CatalogError, StoreError, IngestError, KeysError, NotFound, OSError) as error:
         sys.exit(str(error))
 
 
@@ -202,28 +198,6 @@ def _letter_row(path: Path, number: int, line: bytes) -> tuple[str, str, str, st
         raise NotFound(
             f"{path}:{number}: needs a dead letter, got {line[:40]!r}; name the right file"
         ) from None
-
-
-def _print_lines(lines: Iterable[bytes]) -> None:
-    rest: Iterator[bytes] = iter(lines)
-    while block := list(islice(rest, 1000)):
-        sys.stdout.buffer.write(b"\n".join(block) + b"\n")
-    sys.stdout.buffer.flush()
-
-
-def _console() -> Console:
-    return Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS, highlight=False)
-
-
-def _table(*columns: str) -> Table:
-    """Columns of text, and of numbers where the heading ends in `>`."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for column in columns:
-        right = column.endswith(">")
-        table.add_column(
-            column.rstrip(">"), justify="right" if right else "left", no_wrap=right, overflow="fold"
-        )
-    return table
 
 
 if __name__ == "__main__":

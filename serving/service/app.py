@@ -1,0 +1,163 @@
+"""The ASGI application: every request passes the same gates, in the same order, whatever it is for.
+
+    route ─ key ─ rate ─ scope ─ parameters ─ whose ─ body ─ handler ─ answer
+
+Each may end it with a problem; what nobody foresaw is a problem of status 500, whose cause is in the log alone.
+"""
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Any, Final
+
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from serving.service import requests
+from serving.service.access import own_customer
+from serving.service.openapi import document
+from serving.service.problems import MEDIA, Problem
+from serving.service.routes import ROUTES
+from serving.service.routing import Answer, Call, Found, Route, Router, Stream
+from serving.service.state import Service
+
+NONE: Final = "none"
+QUIET: Final = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"no-store"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+]
+"""Headers of every answer of the API: it is nothing to be shown, framed, guessed at or kept."""
+
+_log = logging.getLogger("tidegate.service")
+
+
+class App:
+    """The API of one service. Its lifespan is the service's."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self._router = Router(ROUTES)
+        self._openapi = json.dumps(document(ROUTES)).encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
+        elif scope["type"] == "http":
+            await self._serve(scope, receive, send)
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        await receive()
+        try:
+            await self.service.start()
+        except Exception as error:
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            return
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self.service.close()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        service, began, name = self.service, self.service.monotonic(), NONE
+        answer: Answer | Stream
+        try:
+            route, call = await self._read(scope, receive)
+            name = route.name
+            answer = await route.handler(service, call)
+        except Problem as problem:
+            answer = Answer(problem.status, problem.body(), MEDIA, list(problem.headers.items()))
+        except requests.Disconnected:
+            return
+        except Exception:
+            _log.exception("%s %s failed", scope["method"], name)
+            unforeseen = Problem(500, "internal", "something is wrong with the service; its log says what")
+            answer = Answer(500, unforeseen.body(), MEDIA)
+        if isinstance(answer, Stream):
+            service.metrics.request(name, 200, service.monotonic() - began)
+            await _stream(answer, receive, send)
+            return
+        await _answer(answer, scope["method"] == "HEAD", send)
+        service.metrics.request(name, answer.status, service.monotonic() - began)
+
+    async def _read(self, scope: Scope, receive: Receive) -> tuple[Route, Call[Any, Any, Any]]:
+        headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
+        found = self._find(scope)
+        route = found.route
+        key = self.service.access.admit(route, headers)
+        path = requests.path_parts(route, found.parts)
+        query = requests.parameters(route.query, scope["query_string"])
+        query = own_customer(route, key, path, query)
+        body = None
+        if route.takes:
+            sent = requests.sent_as(route, headers.get("content-type", ""))
+            raw = await requests.body(receive, headers, self.service.settings.request_bytes_max)
+            body = requests.content(sent, raw)
+        return route, Call(path, query, body, headers, key)
+
+    def _find(self, scope: Scope) -> Found:
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]
+        try:
+            found = self._router.find(method, scope["raw_path"].decode("latin-1"))
+        except ValueError:
+            raise Problem(400, "malformed", "path: needs percent-encoded UTF-8") from None
+        if found is None:
+            raise Problem(404, "not-found", "there is no such path; /openapi.json has those that there are")
+        if isinstance(found, frozenset):
+            allowed = ", ".join(sorted(found | ({"HEAD"} if "GET" in found else set())))
+            raise Problem(405, "method", f"needs one of {allowed}", headers={"allow": allowed})
+        return found
+
+
+def build(service: Service) -> ASGIApp:
+    """The application, with CORS if there are origins whose pages may call it."""
+    app: ASGIApp = App(service)
+    if service.settings.cors:
+        app = CORSMiddleware(
+            app,
+            allow_origins=service.settings.cors,
+            allow_methods=["GET", "PUT", "POST", "DELETE"],
+            allow_headers=["authorization", "content-type", "if-match", "last-event-id"],
+            expose_headers=["etag", "ratelimit", "ratelimit-policy", "retry-after"],
+            max_age=600,
+        )
+    return app
+
+
+async def _answer(answer: Answer, is_head: bool, send: Send) -> None:
+    headers = [
+        (b"content-type", answer.media.encode()),
+        (b"content-length", str(len(answer.body)).encode()),
+        *QUIET,
+        *((name.encode(), value.encode("latin-1", "replace")) for name, value in answer.headers),
+    ]
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": b"" if is_head else answer.body})
+
+
+async def _stream(stream: Stream, receive: Receive, send: Send) -> None:
+    """Sends pieces until there are no more, or nobody listens."""
+    headers = [(b"content-type", stream.media.encode()), *QUIET, (b"x-accel-buffering", b"no")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    sending = asyncio.create_task(_send_all(stream.pieces, send))
+    leaving = asyncio.create_task(_left(receive))
+    await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
+    for task in (sending, leaving):
+        task.cancel()
+        with suppress(asyncio.CancelledError, OSError):
+            await task
+
+
+async def _send_all(pieces: AsyncIterator[bytes], send: Send) -> None:
+    async for piece in pieces:
+        await send({"type": "http.response.body", "body": piece, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

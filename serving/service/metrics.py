@@ -1,0 +1,63 @@
+"""What the service counts of itself, for Prometheus. No label has a customer's name."""
+
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+MEDIA: Final = "text/plain; version=0.0.4; charset=utf-8"
+BOUNDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+
+
+class Metrics:
+    """One service's, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "tidegate_http_requests", "Requests.", ["route", "status"], registry=self._registry
+        )
+        self._seconds = Histogram(
+            "tidegate_http_seconds",
+            "Seconds to an answer.",
+            ["route"],
+            registry=self._registry,
+            buckets=BOUNDS,
+        )
+        self._events = Counter("tidegate_ingest_events", "Events sent.", ["result"], registry=self._registry)
+        self._gate = Gauge(
+            "tidegate_gate_decisions", "Decisions since the start, by how.", ["how"], registry=self._registry
+        )
+        self._gauges = {
+            name: Gauge(f"tidegate_{name}", what, registry=self._registry)
+            for name, what in (
+                ("streams", "Streams that are open."),
+                ("catalog_version", "The newest catalog that is known."),
+                ("store_reachable", "1 while the store can be followed."),
+            )
+        }
+        # Looked up once: labels() takes longer than counting.
+        self._known_requests: dict[tuple[str, int], Counter] = {}
+        self._known_seconds: dict[str, Histogram] = {}
+
+    def request(self, route: str, status: int, seconds: float) -> None:
+        """One request has ended."""
+        counter = self._known_requests.get((route, status))
+        if counter is None:
+            counter = self._known_requests[route, status] = self._requests.labels(route, str(status))
+        counter.inc()
+        histogram = self._known_seconds.get(route)
+        if histogram is None:
+            histogram = self._known_seconds[route] = self._seconds.labels(route)
+        histogram.observe(seconds)
+
+    def events(self, accepted: int, rejected: int) -> None:
+        self._events.labels("accepted").inc(accepted)
+        self._events.labels("rejected").inc(rejected)
+
+    def text(self, gate: dict[str, int], gauges: dict[str, float]) -> bytes:
+        """All of it in Prometheus' text format, with these values of now."""
+        for how, count in gate.items():
+            self._gate.labels(how).set(count)
+        for name, value in gauges.items():
+            self._gauges[name].set(value)
+        return generate_latest(self._registry)

@@ -1,0 +1,115 @@
+"""A request read: parameters and bodies as their types say, within their limits."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from functools import cache
+from typing import Any, Final
+from urllib.parse import parse_qsl
+
+import msgspec
+from starlette.types import Receive
+
+from serving.service.problems import Fault, Problem, unfit
+from serving.service.routing import Nothing, Route, Sent
+
+BODY_WITHIN: Final = timedelta(seconds=30)
+PARAMETERS_MAX: Final = 50
+NOTHING: Final = Nothing()
+
+
+def parameters(shape: type[Nothing], query: bytes) -> Nothing:
+    """The query's parameters; a Problem where one is unknown, there twice or wrong."""
+    if not query:
+        return _converted(shape, {}) if shape is not Nothing else NOTHING
+    try:
+        pairs = parse_qsl(
+            query.decode("ascii"),
+            keep_blank_values=True,
+            strict_parsing=True,
+            errors="strict",
+            max_num_fields=PARAMETERS_MAX,
+        )
+    except ValueError as error:
+        raise Problem(400, "malformed", f"query: needs name=value, percent-encoded UTF-8 ({error})") from None
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise unfit("query: needs each parameter once")
+    return _converted(shape, found)
+
+
+def path_parts(route: Route, parts: tuple[str, ...]) -> Nothing:
+    """The variable parts of a path."""
+    if not parts:
+        return NOTHING
+    return _converted(route.at, dict(zip(route.at.__struct_fields__, parts, strict=True)))
+
+
+def sent_as(route: Route, content_type: str) -> Sent:
+    """Which of the bodies that a route takes this one is, else a Problem of status 415."""
+    media = content_type.partition(";")[0].strip().lower()
+    for sent in route.takes:
+        if sent.media == media:
+            return sent
+    known = ", ".join(sent.media for sent in route.takes)
+    raise Problem(415, "media-type", f"content-type: needs {known}, got {content_type[:100] or 'none'}")
+
+
+def content(sent: Sent, raw: bytes) -> Any:
+    """The body as its type says."""
+    if sent.shape is None:
+        return raw
+    try:
+        return _decoder(sent.shape)(raw)
+    except msgspec.ValidationError as error:
+        raise unfit(str(error), [_fault(error)]) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Problem(400, "malformed", f"the body needs to be JSON: {error}") from None
+
+
+async def body(receive: Receive, headers: Mapping[str, str], limit: int) -> bytes:
+    """All of the body; a Problem where it is longer than the limit, or does not come."""
+    length = headers.get("content-length", "")
+    if length.isdigit() and int(length) > limit:
+        raise _too_large(limit)
+    pieces, size = [], 0
+    try:
+        async with asyncio.timeout(BODY_WITHIN.total_seconds()):
+            while True:
+                message = await receive()
+                if message["type"] != "http.request":
+                    raise Disconnected
+                pieces.append(message.get("body", b""))
+                size += len(pieces[-1])
+                if size > limit:
+                    raise _too_large(limit)
+                if not message.get("more_body"):
+                    return b"".join(pieces)
+    except TimeoutError:
+        raise Problem(408, "slow", f"the body did not come within {BODY_WITHIN.seconds} s") from None
+
+
+class Disconnected(Exception):
+    """Whoever asked has gone."""
+
+
+def _too_large(limit: int) -> Problem:
+    return Problem(413, "too-large", f"the body needs to have at most {limit} bytes; send less at a time")
+
+
+@cache
+def _decoder(shape: Any) -> Callable[[bytes], Any]:
+    return msgspec.json.Decoder(shape).decode
+
+
+def _converted(shape: type[Nothing], found: Mapping[str, str]) -> Nothing:
+    try:
+        return msgspec.convert(found, shape, strict=False)
+    except msgspec.ValidationError as error:
+        raise unfit(str(error), [_fault(error)]) from None
+
+
+def _fault(error: msgspec.ValidationError) -> Fault:
+    """msgspec's words, the place parted from them: `Expected … - at `$.quantity``."""
+    text, _, place = str(error).partition(" - at `$")
+    return Fault(text, place.rstrip("`").replace(".", "/").replace("[", "/").replace("]", ""))

@@ -1,0 +1,51 @@
+"""What a customer has used, once or as it happens."""
+
+from serving.service.problems import Problem
+from serving.service.routing import Answer, Call, Route, Success
+from serving.service.shapes import CustomerPath, UsageBody, UsageQuery
+from serving.service.state import Service
+from serving.service.usage import usage_body
+from serving.service.wording import at_of, bodies, json
+
+ALERTS_SHOWN = 20
+
+
+async def get_usage(service: Service, call: Call[CustomerPath, UsageQuery, None]) -> Answer:
+    return json(200, await usage_of(service, call.path.customer, call.query))
+
+
+async def usage_of(service: Service, customer: str, query: UsageQuery) -> UsageBody:
+    """Read at one moment; 503 as long as the store has not been seen."""
+    if service.live.problem:
+        raise Problem(503, "unavailable", service.live.problem, headers={"retry-after": "1"})
+    now = service.clock()
+    at = now if query.at is None else at_of(query.at, "at")
+    stored, notes = await service.reader.ask(
+        lambda reader: (reader.read(customer), reader.notes("alert", customer, ALERTS_SHOWN))
+    )
+    return usage_body(
+        service.live.catalog,
+        service.live.number,
+        customer,
+        stored,
+        bodies(notes),
+        now=now,
+        at=at,
+        hours=query.hours,
+        days=query.days,
+    )
+
+
+ROUTES = (
+    Route(
+        "GET",
+        "/v1/customers/{customer}/usage",
+        get_usage,
+        "A customer's usage, bill and limits",
+        [Success(200, "As of now.", UsageBody)],
+        customer="path",
+        at=CustomerPath,
+        query=UsageQuery,
+        about="A customer who sent nothing yet has totals of 0 under the default plan.",
+    ),
+)

@@ -1,0 +1,135 @@
+"""Events taken in: judged as the flow judges them, made durable, then answered for, one by one."""
+
+import asyncio
+from typing import Any, Final
+
+from operators.envelope import BATCH, EVENT, JSON, LINES, EnvelopeError, named, payloads
+from operators.ports import IngestError
+from serving.service.intake import PASSES, Verdict
+from serving.service.problems import Fault, Problem, unavailable
+from serving.service.routing import Answer, Call, Nothing, Route, Sent, Success
+from serving.service.shapes import EventResult, EventsBody
+from serving.service.state import Service
+from serving.service.wording import json
+
+# Below it judging takes less than handing it to a thread and back would delay others.
+INLINE_BYTES: Final = 32 * 1024
+ID_SHOWN: Final = 1024
+
+
+async def post_events(service: Service, call: Call[Nothing, Nothing, bytes]) -> Answer:
+    """202 where all were taken, 207 where some were, 422 where none was; what was taken is durable."""
+    media = call.headers.get("content-type", "").partition(";")[0].strip().lower()
+    try:
+        events = payloads(media, call.headers, call.body)
+    except EnvelopeError as error:
+        raise Problem(400, "malformed", str(error)) from None
+    most = service.settings.batch_max
+    if len(events) > most:
+        raise Problem(
+            413,
+            "too-many",
+            f"needs at most {most} events in a request, got {len(events)}; send fewer at a time",
+        )
+    verdicts = await _verdicts(service, events)
+    names = [named(event) for event in events]
+    taken = [i for i, verdict in enumerate(verdicts) if verdict is PASSES]
+    if taken:
+        try:
+            await service.ingest.put([events[i] for i in taken], [names[i].customer for i in taken])
+        except IngestError as error:
+            raise unavailable(str(error)) from None
+    rejected = len(events) - len(taken)
+    service.metrics.events(len(taken), rejected)
+    if rejected and not taken:
+        faults = [Fault(verdict.detail, f"/{i}", verdict.reason) for i, verdict in enumerate(verdicts)]
+        raise Problem(
+            422, "rejected", f"none of {rejected} events can be metered; `errors` says why", errors=faults
+        )
+    results = [_result(name.id, verdict) for name, verdict in zip(names, verdicts, strict=True)]
+    return json(207 if rejected else 202, EventsBody(len(taken), rejected, results))
+
+
+async def _verdicts(service: Service, events: list[bytes]) -> list[Verdict]:
+    number, catalog = service.live.number, service.live.catalog
+    if sum(map(len, events)) <= INLINE_BYTES:
+        return service.judge.verdicts(events, number, catalog)
+    return await asyncio.to_thread(service.judge_of_many.verdicts, events, number, catalog)
+
+
+def _result(id: str, verdict: Verdict) -> EventResult:
+    if verdict is PASSES:
+        return EventResult(id[:ID_SHOWN], "accepted")
+    return EventResult(id[:ID_SHOWN], "rejected", verdict.reason, verdict.detail)
+
+
+_TEXT: Final[dict[str, Any]] = {"type": "string", "minLength": 1, "maxLength": 1024}
+_NAME: Final[dict[str, Any]] = {"type": "string", "minLength": 1, "maxLength": 256}
+_TIME: Final[dict[str, Any]] = {"type": "string", "format": "date-time"}
+CLOUD_EVENT: Final[dict[str, Any]] = {
+    "type": "object",
+    "description": "A CloudEvent 1.0: `subject` is the customer, `type` the event's name, `data` its properties.",
+    "required": ["specversion", "id", "source", "type", "subject", "time"],
+    "properties": {
+        "specversion": {"const": "1.0"},
+        "id": _TEXT,
+        "source": _TEXT,
+        "type": _NAME,
+        "subject": _NAME,
+        "time": _TIME,
+        "data": {"type": ["object", "null"]},
+    },
+}
+DODO_EVENT: Final[dict[str, Any]] = {
+    "type": "object",
+    "description": "An event as Dodo Payments takes it in.",
+    "required": ["event_id", "customer_id", "event_name", "timestamp"],
+    "properties": {
+        "event_id": _TEXT,
+        "customer_id": _NAME,
+        "event_name": _NAME,
+        "timestamp": _TIME,
+        "metadata": {"type": ["object", "null"]},
+    },
+}
+EVENT_REF: Final = {"$ref": "#/components/schemas/CloudEvent"}
+DODO_REF: Final = {"$ref": "#/components/schemas/DodoEvent"}
+EITHER: Final = {"anyOf": [EVENT_REF, DODO_REF]}
+SCHEMAS: Final = {"CloudEvent": CLOUD_EVENT, "DodoEvent": DODO_EVENT}
+
+ROUTES = (
+    Route(
+        "POST",
+        "/v1/events",
+        post_events,
+        "Send usage events",
+        [
+            Success(202, "All were taken and are durable.", EventsBody),
+            Success(207, "Some were taken and are durable, others rejected.", EventsBody),
+        ],
+        scope="ingest",
+        takes=[
+            Sent(EVENT, schema=EVENT_REF),
+            Sent(BATCH, schema={"type": "array", "items": EVENT_REF}),
+            Sent(
+                JSON,
+                schema={
+                    "anyOf": [
+                        EVENT_REF,
+                        DODO_REF,
+                        {"type": "array", "items": EITHER},
+                        {
+                            "type": "object",
+                            "required": ["events"],
+                            "properties": {"events": {"type": "array", "items": EITHER}},
+                        },
+                    ]
+                },
+            ),
+            Sent(LINES, schema={"type": "string", "description": "One event a line."}),
+        ],
+        about="Safe to send again: an event's own identity (customer, source, id), with the same time, makes a repeat "
+        "harmless, so no Idempotency-Key is needed. CloudEvents in binary mode have their attributes in ce- headers "
+        "and their data as application/json.",
+    ),
+)

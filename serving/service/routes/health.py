@@ -1,0 +1,48 @@
+"""Whether the service lives and can work, and its metrics."""
+
+from serving.service.metrics import MEDIA
+from serving.service.problems import unavailable
+from serving.service.routing import Answer, Call, Nothing, Route, Success
+from serving.service.shapes import HealthBody, ReadyBody
+from serving.service.state import Service
+from serving.service.wording import json
+
+
+async def healthz(service: Service, call: Call[Nothing, Nothing, None]) -> Answer:
+    return json(200, HealthBody("ok"))
+
+
+async def readyz(service: Service, call: Call[Nothing, Nothing, None]) -> Answer:
+    if service.live.problem:
+        raise unavailable("the store cannot be followed; the log says why")
+    return json(200, ReadyBody("ok", service.live.number))
+
+
+async def metrics(service: Service, call: Call[Nothing, Nothing, None]) -> Answer:
+    gauges = {
+        "streams": float(service.streams),
+        "catalog_version": float(service.live.number),
+        "store_reachable": float(not service.live.problem),
+    }
+    return Answer(200, service.metrics.text(service.gate.counters(), gauges), MEDIA)
+
+
+ROUTES = (
+    Route("GET", "/healthz", healthz, "Does it live?", [Success(200, "It does.", HealthBody)], scope=None),
+    Route(
+        "GET",
+        "/readyz",
+        readyz,
+        "Can it work?",
+        [Success(200, "The store is followed.", ReadyBody)],
+        scope=None,
+        problems=(503,),
+    ),
+    Route(
+        "GET",
+        "/metrics",
+        metrics,
+        "Metrics for Prometheus",
+        [Success(200, "In its text format.", None, MEDIA)],
+    ),
+)

@@ -1,0 +1,447 @@
+"""The JSON of the service, as types: what is sent is read by them, and the OpenAPI document is made from them.
+
+Quantities are exact: whole numbers, or decimals as text. Times are RFC 3339, UTC.
+"""
+
+from decimal import Decimal
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+from msgspec import Meta
+
+from operators.gate import Why
+from operators.quantity import QUANTITY_MAX
+from serving.service.routing import Nothing
+
+DECIMAL: Final = r"^(0|[1-9][0-9]{0,14})(\.[0-9]{1,24})?$"
+SIGNED: Final = r"^-?(0|[1-9][0-9]{0,14})(\.[0-9]{1,24})?$"
+INSTANT: Final = "2026-11-01T00:00:00Z"
+
+CustomerName = Annotated[
+    str, Meta(min_length=1, max_length=256, description="The customer.", examples=["acme"])
+]
+MeterName = Annotated[str, Meta(min_length=1, max_length=100, description="A meter.", examples=["api_calls"])]
+EventId = Annotated[
+    str, Meta(min_length=1, max_length=1024, description="The id that the event has, or will have.")
+]
+SourceName = Annotated[
+    str, Meta(max_length=1024, description="The event's source; empty for one in Dodo's shape.")
+]
+Whole = Annotated[int, Meta(ge=0, le=QUANTITY_MAX)]
+Exact = Annotated[str, Meta(pattern=DECIMAL)]
+Quantity = Whole | Exact
+Number = Annotated[str, Meta(pattern=r"^-?[0-9]+(\.[0-9]+)?$", description="Exact, as decimal text.")]
+Instant = Annotated[str, Meta(extra_json_schema={"format": "date-time"}, examples=[INSTANT])]
+Seconds = Annotated[float, Meta(ge=0)]
+
+
+class Asking(Nothing, frozen=True, forbid_unknown_fields=True):
+    """Base of what is sent."""
+
+
+# What is asked of the gate.
+
+
+class CheckQuery(Nothing, frozen=True, forbid_unknown_fields=True):
+    customer: CustomerName
+    meter: MeterName
+    quantity: Quantity = 1
+
+
+class Check(Nothing, frozen=True, forbid_unknown_fields=True):
+    """One meter with its quantity, or several as `quantities`."""
+
+    customer: CustomerName
+    meter: MeterName | None = None
+    quantity: Quantity = 1
+    quantities: Annotated[dict[MeterName, Quantity], Meta(min_length=1, max_length=32)] | None = None
+
+
+class DecisionBody(msgspec.Struct, frozen=True, omit_defaults=False, gc=False):
+    """May this request pass, and what that rests on: of all caps that apply, the most restrictive one."""
+
+    customer: str
+    meter: str
+    scope: Annotated[
+        Literal["meter", "spend"],
+        Meta(description="Whether the numbers are the meter's, or the money of all meters."),
+    ]
+    allowed: bool
+    reason: Why
+    used: Number | None
+    reserved: Annotated[Number | None, Meta(description="What open reservations hold.")]
+    limit: Annotated[Number | None, Meta(description="The cap.")]
+    remaining: Number | None
+    resets_at: Annotated[Instant | None, Meta(description="When the period ends.")]
+    as_of: Annotated[Instant | None, Meta(description="The latest event time that is counted.")]
+    lag: Annotated[Seconds | None, Meta(description="How long after it the total was written.")]
+    catalog: Annotated[int, Meta(description="The catalog version that was asked.")]
+    denied_in_shadow: bool
+    degraded: Annotated[bool, Meta(description="The store did not answer, so the cap's own `fail` decided.")]
+    detail: str
+
+
+class ReservationPath(Nothing, frozen=True, forbid_unknown_fields=True):
+    id: EventId
+
+
+class Reserve(Nothing, frozen=True, forbid_unknown_fields=True):
+    """Quantities to be held for the event of this customer, source and id, until it comes or for `expires_in`."""
+
+    customer: CustomerName
+    id: EventId
+    meter: MeterName | None = None
+    quantity: Quantity | None = None
+    quantities: Annotated[dict[MeterName, Quantity], Meta(min_length=1, max_length=32)] | None = None
+    source: SourceName = ""
+    expires_in: Annotated[int, Meta(ge=1, le=604_800, description="Seconds.")] = 300
+
+
+class Commit(Nothing, frozen=True, forbid_unknown_fields=True):
+    """What was used: nothing named commits what was held; `quantity` is of its only meter."""
+
+    customer: CustomerName
+    source: SourceName = ""
+    quantity: Quantity | None = None
+    quantities: Annotated[dict[MeterName, Quantity], Meta(min_length=1, max_length=32)] | None = None
+
+
+class ReleaseQuery(Nothing, frozen=True, forbid_unknown_fields=True):
+    customer: CustomerName
+    source: SourceName = ""
+
+
+class ReceiptBody(msgspec.Struct, frozen=True):
+    """What became of a reservation; `exceeded` is by how much more was used than held."""
+
+    customer: str
+    id: str
+    state: Literal["committed", "settled", "released"]
+    exceeded: dict[str, Number]
+    expired: Annotated[bool, Meta(description="It was committed after its time; it counts again.")]
+
+
+class ForwardQuery(Nothing, frozen=True, forbid_unknown_fields=True):
+    """Where a parameter is absent, the header X-Tidegate-Customer, -Meter or -Quantity counts."""
+
+    customer: CustomerName | None = None
+    meter: MeterName | None = None
+    quantity: Quantity | None = None
+    deny: Annotated[
+        Literal[429, 403], Meta(description="The status of a denial. nginx's auth_request takes 403 only.")
+    ] = 429
+
+
+# Events.
+
+
+class EventResult(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What became of one event; `reason` is one of docs/semantics.md."""
+
+    id: str
+    status: Literal["accepted", "rejected"]
+    reason: str = ""
+    detail: str = ""
+
+
+class EventsBody(msgspec.Struct, frozen=True):
+    """`accepted` events are durable. One that was sent before is accepted again and counted once."""
+
+    accepted: int
+    rejected: int
+    results: list[EventResult]
+
+
+# Customers.
+
+
+class CustomerPath(Nothing, frozen=True, forbid_unknown_fields=True):
+    customer: CustomerName
+
+
+class MeterPath(Nothing, frozen=True, forbid_unknown_fields=True):
+    customer: CustomerName
+    meter: MeterName
+
+
+class UsageQuery(Nothing, frozen=True, forbid_unknown_fields=True):
+    hours: Annotated[int, Meta(ge=0, le=840, description="How many hours back the hourly buckets go.")] = 48
+    days: Annotated[int, Meta(ge=0, le=400, description="How many days back the daily buckets go.")] = 31
+    at: Annotated[
+        Instant | None, Meta(description="Of the period that holds this instant; now if absent.")
+    ] = None
+
+
+class ThresholdBody(msgspec.Struct, frozen=True):
+    label: str
+    value: Annotated[Number | None, Meta(description="The quantity at which it is reached.")]
+    reached: bool
+
+
+class TierBody(msgspec.Struct, frozen=True):
+    up_to: Number | None
+    price: Number
+
+
+class LimitBody(msgspec.Struct, frozen=True):
+    """The limit that holds for a customer and meter, whoever set it."""
+
+    included: Number | None
+    cap: Number | None
+    on_cap: Literal["block", "allow", "warn"]
+    grace_pct: Number
+    fail: Literal["open", "closed"]
+    shadow: bool
+    thresholds: list[str]
+    hysteresis_pct: Number
+    tiers: list[TierBody]
+
+
+class MeterUsage(msgspec.Struct, frozen=True):
+    """One meter in the period. `standing` says in words how the total stands to the limit."""
+
+    meter: str
+    unit: str
+    kind: Literal["count", "sum", "max", "last", "unique"]
+    total: Number
+    events: int
+    late: int
+    corrected: int
+    adjustment: Number
+    version: int
+    as_of: Instant | None
+    written_at: Instant | None
+    limit: LimitBody
+    thresholds: list[ThresholdBody]
+    overridden: Annotated[bool, Meta(description="The customer has a limit that is not the plan's.")]
+    remaining: Number | None
+    share: Annotated[Number | None, Meta(description="Percent of the limit, cut off to a whole number.")]
+    level: Literal["free", "noted", "overage", "over", "grace", "denied"]
+    standing: str
+    bill: Annotated[Number, Meta(description="What the overage costs so far.")]
+
+
+class Bucket(msgspec.Struct, frozen=True):
+    meter: str
+    start: Instant
+    end: Instant
+    total: Number
+    events: int
+
+
+class PeriodBody(msgspec.Struct, frozen=True):
+    start: Instant
+    end: Instant | None
+
+
+class SpendBody(msgspec.Struct, frozen=True):
+    cap: Number
+    on_cap: Literal["block", "allow", "warn"]
+    remaining: Number
+
+
+class UsageBody(msgspec.Struct, frozen=True):
+    """A customer's usage, bill and limits of one period, and buckets for charts, in the customer's zone."""
+
+    customer: str
+    plan: str
+    zone: str
+    now: Instant
+    catalog: int
+    period: PeriodBody
+    meters: list[MeterUsage]
+    bill: Number
+    spend_cap: SpendBody | None
+    hours: list[Bucket]
+    days: list[Bucket]
+    alerts: Annotated[list[dict[str, Any]], Meta(description="The newest alerts, the newest first.")]
+
+
+class LimitEntryBody(Nothing, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What a customer's limit on a meter differs in from the plan's. What is absent is as the plan has it."""
+
+    included: Quantity | msgspec.UnsetType | None = msgspec.UNSET
+    cap: Annotated[Quantity | None, Meta(description="null lifts the plan's cap.")] | msgspec.UnsetType = (
+        msgspec.UNSET
+    )
+    on_cap: Literal["block", "allow", "warn"] | msgspec.UnsetType = msgspec.UNSET
+    grace_pct: Quantity | msgspec.UnsetType = msgspec.UNSET
+    fail: Literal["open", "closed"] | msgspec.UnsetType = msgspec.UNSET
+    shadow: bool | msgspec.UnsetType = msgspec.UNSET
+    thresholds: (
+        Annotated[list[Annotated[str, Meta(min_length=1, max_length=60)]], Meta(max_length=32)]
+        | msgspec.UnsetType
+    ) = msgspec.UNSET
+    hysteresis_pct: Quantity | msgspec.UnsetType = msgspec.UNSET
+    tiers: Annotated[list["TierEntryBody"], Meta(max_length=32)] | msgspec.UnsetType = msgspec.UNSET
+
+
+class TierEntryBody(Nothing, frozen=True, forbid_unknown_fields=True):
+    price: Quantity
+    up_to: Quantity | None = None
+
+
+class OverrideBody(msgspec.Struct, frozen=True):
+    """A customer's own limit on a meter, null where the plan's holds, and what holds in the end."""
+
+    customer: str
+    meter: str
+    plan: str
+    catalog: int
+    override: LimitEntryBody | None
+    effective: LimitBody
+
+
+Note = Annotated[str, Meta(max_length=500, description="Why, for the history.")]
+
+
+class NoteQuery(Nothing, frozen=True, forbid_unknown_fields=True):
+    note: Note = ""
+
+
+# The catalog.
+
+
+class CatalogBody(msgspec.Struct, frozen=True):
+    """A version of the catalog."""
+
+    number: int
+    applied_at: Instant
+    origin: Literal["file", "cli", "api", "platform"]
+    by: str
+    note: str
+    text: Annotated[str, Meta(description="YAML.")]
+
+
+class VersionBody(msgspec.Struct, frozen=True):
+    number: int
+    applied_at: Instant
+    origin: Literal["file", "cli", "api", "platform"]
+    by: str
+    note: str
+
+
+class VersionsBody(msgspec.Struct, frozen=True):
+    versions: list[VersionBody]
+
+
+class CatalogQuery(Nothing, frozen=True, forbid_unknown_fields=True):
+    version: (
+        Annotated[int, Meta(ge=1, le=2**53, description="That version; the newest if absent.")] | None
+    ) = None
+
+
+class ListQuery(Nothing, frozen=True, forbid_unknown_fields=True):
+    limit: Annotated[int, Meta(ge=1, le=1000)] = 50
+
+
+class CatalogPut(Nothing, frozen=True, forbid_unknown_fields=True):
+    text: Annotated[str, Meta(min_length=1, description="The whole catalog, in YAML.")]
+    note: Note = ""
+
+
+# Operations.
+
+
+class AlertsQuery(Nothing, frozen=True, forbid_unknown_fields=True):
+    customer: CustomerName | None = None
+    limit: Annotated[int, Meta(ge=1, le=1000)] = 100
+
+
+class AlertsBody(msgspec.Struct, frozen=True):
+    """The newest alerts, the newest first, as docs/semantics.md has them."""
+
+    alerts: list[dict[str, Any]]
+
+
+class DriftBody(msgspec.Struct, frozen=True):
+    """What reconciliation found, the newest first."""
+
+    findings: list[dict[str, Any]]
+
+
+class AdjustmentPost(Nothing, frozen=True, forbid_unknown_fields=True):
+    """A change of a total that no event made. The same `id` again changes nothing more."""
+
+    id: Annotated[str, Meta(min_length=1, max_length=256, pattern="^[A-Za-z0-9_.:-]+$")]
+    customer: CustomerName
+    meter: MeterName
+    at: Annotated[Instant, Meta(description="Of the windows that hold this instant.")]
+    quantity: Annotated[str, Meta(pattern=SIGNED, description="Signed: it is added.")]
+    reason: Annotated[str, Meta(min_length=1, max_length=500)]
+
+
+class AdjustmentBody(msgspec.Struct, frozen=True):
+    """It is on record; the flow applies it within moments, and says so under /v1/explain."""
+
+    id: str
+    position: str
+
+
+class Standing(msgspec.Struct, frozen=True):
+    customer: str
+    plan: str
+    meter: Annotated[str, Meta(description="The meter that is furthest along.")]
+    total: Number
+    share: Number | None
+    level: Literal["free", "noted", "overage", "over", "grace", "denied"]
+    standing: str
+    events: int
+    events_per_second: float
+    bill: Number
+
+
+class OverviewBody(msgspec.Struct, frozen=True):
+    """All customers at a glance, as of `now`."""
+
+    now: Instant
+    catalog: int
+    customers: int
+    events_per_second: float
+    counters: dict[str, int]
+    balanced: bool
+    as_of: Instant | None
+    lag: Seconds | None
+    top: Annotated[list[Standing], Meta(description="Who sends most, the most first.")]
+    near: Annotated[list[Standing], Meta(description="Who is furthest along a limit, the furthest first.")]
+    alerts: list[dict[str, Any]]
+    drift: list[dict[str, Any]]
+    outbox: dict[str, Any] | None
+
+
+class ExplainBody(msgspec.Struct, frozen=True):
+    """How a total came to be."""
+
+    customer: str
+    meter: str
+    period: PeriodBody
+    total: Number
+    events: Annotated[int, Meta(description="Readings that are in it: on time, late and corrected ones.")]
+    late: int
+    corrected: int
+    adjustment: Number
+    adjustments: Annotated[list[dict[str, Any]], Meta(description="Applied or refused, the newest first.")]
+    version: int
+    as_of: Instant | None
+    written_at: Instant | None
+    shard: Annotated[int, Meta(description="The customer's; the counters are all of its customers'.")]
+    counters: dict[str, int]
+    balanced: bool
+    last_events: Annotated[
+        list[dict[str, Any]], Meta(description="The newest ones in the billing folder, if it has them.")
+    ]
+
+
+class HealthBody(msgspec.Struct, frozen=True):
+    status: Literal["ok"]
+
+
+class ReadyBody(msgspec.Struct, frozen=True):
+    status: Literal["ok"]
+    catalog: int
+
+
+def exact(quantity: int | str | Decimal) -> str:
+    """A quantity as it is written out: no exponent, and no zeros at the end of a fraction."""
+    text = f"{Decimal(quantity):f}"
+    return (text.rstrip("0").rstrip(".") if "." in text else text) or "0"

@@ -1,0 +1,82 @@
+"""What the routes work with: one of each, made once, closed at the end."""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from connectors.clock import wall_clock
+from connectors.sqlite_keys import KeyFile
+from operators.ports import ControlLog, Ingest, StoreReader
+from serving.gate import AsyncGate
+from serving.gate.gate import TIMEOUT, WRITE_TIMEOUT
+from serving.service.access import Access
+from serving.service.desk import Desk
+from serving.service.intake import Judge
+from serving.service.live import Live
+from serving.service.metrics import Metrics
+from settings.catalog import CatalogError
+from settings.catalogs import apply_file
+from settings.serving import ServingSettings
+
+_log = logging.getLogger("tidegate.service")
+
+
+@dataclass
+class Service:
+    """One service over one store. Opening it reads and makes files; nothing runs before `start`."""
+
+    settings: ServingSettings
+    clock: Callable[[], int] = wall_clock
+    monotonic: Callable[[], float] = time.monotonic
+    keys: KeyFile | None = None
+    streams: int = 0
+    access: Access = field(init=False)
+    reader: Desk[StoreReader] = field(init=False)
+    control: Desk[ControlLog] = field(init=False)
+    gate: AsyncGate = field(init=False)
+    live: Live = field(init=False)
+    judge: Judge = field(init=False)
+    judge_of_many: Judge = field(init=False)
+    metrics: Metrics = field(init=False)
+    ingest: Ingest = field(init=False)
+
+    def __post_init__(self) -> None:
+        settings, store = self.settings, self.settings.store
+        if self.keys is None and settings.auth == "keys":
+            self.keys = KeyFile(settings.keys, clock=self.clock)
+        self.access = Access(self.keys, settings.rate_per_key, self.monotonic)
+        self.reader = Desk("reader", store.open_reader)
+        self.control = Desk("control", self._open_control)
+        self.live = Live(store.open_reader, self._open_control)
+        self.judge, self.judge_of_many = Judge(settings, self.clock), Judge(settings, self.clock)
+        self.metrics = Metrics()
+        holds = store.open_holds(read_wait=TIMEOUT, write_wait=WRITE_TIMEOUT)
+        self.gate = AsyncGate(holds, clock=self.clock, monotonic=self.monotonic)
+
+    async def start(self) -> None:
+        """Opens the log of events, which is for the running loop alone, and begins to follow the store."""
+        self.ingest = self.settings.ingest.open()
+        self.live.start()
+
+    async def close(self) -> None:
+        self.live.stop()
+        await self.ingest.close()
+        await self.gate.close()
+        self.reader.close()
+        self.control.close()
+        self.live.join()
+        if self.keys is not None:
+            self.keys.close()
+
+    def _open_control(self) -> Any:
+        """The control log; the catalog's file is applied as the flow does it, if there is one."""
+        log = self.settings.store.open_control()
+        try:
+            if self.settings.catalog.exists():
+                apply_file(log, self.settings.catalog)
+        except CatalogError as error:
+            # The flow refuses to start with it; the service goes on with what there is.
+            _log.error("the catalog stays as it is: %s", error)
+        return log

@@ -1,0 +1,151 @@
+"""Records as the service's JSON has them."""
+
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+
+from operators.catalog import Limit, Threshold
+from operators.gate import Decision
+from operators.ports import CatalogVersion, Note
+from operators.thresholds import plain
+from operators.times import parse
+from serving.service.problems import Problem, unfit
+from serving.service.routing import Answer
+from serving.service.shapes import (
+    CatalogBody,
+    DecisionBody,
+    LimitBody,
+    Quantity,
+    TierBody,
+    VersionBody,
+    exact,
+)
+from serving.wording import US, instant
+
+
+def json(status: int, body: Any, **headers: str) -> Answer:
+    """An answer in JSON; headers are written with _ for -."""
+    pairs = [(name.replace("_", "-"), value) for name, value in headers.items()]
+    return Answer(status, msgspec.json.encode(body), headers=pairs)
+
+
+def amount(quantity: Quantity) -> int | Decimal:
+    """A quantity as the domain has it."""
+    if isinstance(quantity, int):
+        return quantity
+    if quantity.endswith("\n"):
+        # Which `$` in a pattern lets pass.
+        raise unfit("quantity: needs digits, got a line break")
+    return Decimal(quantity)
+
+
+def maybe(quantity: Decimal | None) -> str | None:
+    return None if quantity is None else exact(quantity)
+
+
+def when(at: int | None) -> str | None:
+    return None if at is None else instant(at)
+
+
+def at_of(text: str, name: str) -> int:
+    """An instant that was sent, in µs since the epoch."""
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise unfit(f"{name}: {error}") from None
+
+
+def decision_body(decision: Decision) -> DecisionBody:
+    return DecisionBody(
+        decision.customer,
+        decision.meter,
+        decision.scope,
+        decision.allowed,
+        decision.reason,
+        maybe(decision.used),
+        maybe(decision.reserved),
+        maybe(decision.limit),
+        maybe(decision.remaining),
+        when(decision.resets_at),
+        when(decision.as_of),
+        None if decision.lag is None else decision.lag / US,
+        decision.catalog,
+        decision.denied_in_shadow,
+        decision.degraded,
+        decision.detail,
+    )
+
+
+def rate_headers(decision: Decision, now: int) -> list[tuple[str, str]]:
+    """`RateLimit`, `RateLimit-Policy` and, on a denial, `Retry-After`; whole numbers, cut off.
+
+    Source: draft-ietf-httpapi-ratelimit-headers-10.
+    """
+    headers = []
+    resets = None if decision.resets_at is None else max(-(-(decision.resets_at - now) // US), 0)
+    if decision.limit is not None and decision.remaining is not None:
+        # A structured field's text is ASCII without quotes; spend has no meter.
+        name = _token(decision.meter) or "spend"
+        reset = "" if resets is None else f";t={resets}"
+        headers.append(("ratelimit-policy", f'"{name}";q={int(decision.limit)}'))
+        headers.append(("ratelimit", f'"{name}";r={int(decision.remaining)}{reset}'))
+    if not decision.allowed and (resets is not None or decision.degraded):
+        headers.append(("retry-after", "1" if decision.degraded or resets is None else str(max(resets, 1))))
+    return headers
+
+
+def denied(decision: Decision, now: int, status: int = 429) -> Problem:
+    """The problem that says no."""
+    words = f"{decision.meter or 'spend'}: {decision.reason}"
+    if decision.limit is not None:
+        words += f", {exact(decision.used or 0)} of {exact(decision.limit)} used"
+    return Problem(
+        status,
+        "cap-reached" if decision.reason == "cap_reached" else "denied",
+        words,
+        headers=dict(rate_headers(decision, now)),
+        decision=decision_body(decision),
+    )
+
+
+def limit_body(limit: Limit) -> LimitBody:
+    return LimitBody(
+        maybe(limit.included),
+        maybe(limit.cap),
+        limit.on_cap,
+        exact(limit.grace_pct),
+        limit.fail,
+        limit.shadow,
+        [label(threshold) for threshold in limit.thresholds],
+        exact(limit.hysteresis_pct),
+        [TierBody(maybe(tier.up_to), exact(tier.price)) for tier in limit.tiers],
+    )
+
+
+def label(threshold: Threshold) -> str:
+    """As alerts have it: `80%`, or the quantity."""
+    if threshold.percent is not None:
+        return f"{plain(threshold.percent)}%"
+    return plain(threshold.absolute)
+
+
+def version_body(version: CatalogVersion) -> VersionBody:
+    return VersionBody(version.number, instant(version.applied_at), version.origin, version.by, version.note)
+
+
+def catalog_body(version: CatalogVersion) -> CatalogBody:
+    return CatalogBody(
+        version.number, instant(version.applied_at), version.origin, version.by, version.note, version.text
+    )
+
+
+def bodies(notes: list[Note]) -> list[dict[str, Any]]:
+    """What notes hold, as it was written."""
+    return [msgspec.json.decode(note.body, type=dict[str, Any]) for note in notes]
+
+
+def _token(name: str) -> str:
+    return "".join(
+        letter for letter in name if letter.isascii() and letter.isprintable() and letter not in '"\\'
+    )
