@@ -25,7 +25,7 @@ import msgspec
 from xxhash import xxh3_64_intdigest
 
 from connectors.sqlite_feed import SqliteFeed, announce
-from connectors.sqlite_file import BUCKETS, TABLES, check_same, connect, explained, transaction
+from connectors.sqlite_file import BUCKETS, PACKED, check_same, connect, explained, transaction
 from operators.holds import REMEMBERED, final_quantities, is_room
 from operators.keys import identity, shard_of
 from operators.ports import (
@@ -52,6 +52,7 @@ FEW: Final = 1024
 
 _HOLD = "SELECT customer, state, asked, quantities, until FROM holds WHERE identity = ?"
 _PUT = "INSERT OR REPLACE INTO holds (identity, customer, state, asked, quantities, until) VALUES (?, ?, ?, ?, ?, ?)"
+_TOTALS = msgspec.json.Decoder(list[list[int | str | bool]])
 _QUANTITIES = msgspec.json.Decoder(dict[str, str])
 _VERSION = "SELECT number, text, applied_at, origin, author, note FROM catalogs ORDER BY number DESC LIMIT 1"
 
@@ -283,21 +284,19 @@ def _judged(
 
 
 def _account(db: sqlite3.Connection, customer: str, scope: Scope, now: int) -> Account:
-    query = _account_sql(shard_of(customer, BUCKETS), len(scope.meters))
     used: dict[str, Used] = {}
     held: dict[str, int] = {}
     expired: list[dict[str, int]] = []
     next_expiry, catalog = None, 0
-    for kind, what, value, as_of, written_at in db.execute(
-        query, (customer, scope.start, now, *scope.meters)
-    ):
-        if kind == 0:
-            used[what] = Used(_whole(value), as_of, written_at)
-        elif kind == 1:
+    query = _account_sql(shard_of(customer, BUCKETS))
+    for kind, what, value in db.execute(query, (customer, scope.start, now)):
+        if kind == "totals":
+            used = {meter: one for meter, one in _used(what, value) if meter in scope.meters}
+        elif kind == "held":
             held[what] = _whole(value)
-        elif kind == 2:
+        elif kind == "expired":
             expired.append(_read(what))
-        elif kind == 3:
+        elif kind == "next":
             next_expiry = value
         else:
             catalog = value or 0
@@ -305,18 +304,28 @@ def _account(db: sqlite3.Connection, customer: str, scope: Scope, now: int) -> A
         for meter, quantity in quantities.items():
             held[meter] = held.get(meter, 0) - quantity
     held = {meter: quantity for meter, quantity in held.items() if quantity}
-    revision = xxh3_64_intdigest(repr((used, sorted(held.items()))).encode())
+    revision = xxh3_64_intdigest(repr((sorted(used.items()), sorted(held.items()))).encode())
     return Account(used, held, next_expiry, catalog, revision)
 
 
 @cache
-def _account_sql(bucket: int, meters: int) -> str:
-    return f"""SELECT 0, meter, total, as_of, written_at FROM {TABLES[bucket]} WHERE customer = ?1
-            AND window = 'period' AND meter IN ({", ".join(f"?{4 + n}" for n in range(meters))}) AND start = ?2
-        UNION ALL SELECT 1, meter, quantity, 0, 0 FROM held WHERE customer = ?1
-        UNION ALL SELECT 2, quantities, 0, 0, 0 FROM holds WHERE state < 2 AND customer = ?1 AND until <= ?3
-        UNION ALL SELECT 3, '', min(until), 0, 0 FROM holds WHERE state < 2 AND customer = ?1 AND until > ?3
-        UNION ALL SELECT 4, '', max(number), 0, 0 FROM catalogs"""
+def _account_sql(bucket: int) -> str:
+    return f"""SELECT 'totals', body, written_at FROM {PACKED[bucket]}
+            WHERE customer = ?1 AND window = 'period' AND start = ?2
+        UNION ALL SELECT 'held', meter, quantity FROM held WHERE customer = ?1
+        UNION ALL SELECT 'expired', quantities, 0 FROM holds WHERE state < 2 AND customer = ?1 AND until <= ?3
+        UNION ALL SELECT 'next', '', min(until) FROM holds WHERE state < 2 AND customer = ?1 AND until > ?3
+        UNION ALL SELECT 'catalog', '', max(number) FROM catalogs"""
+
+
+def _used(body: Any, written_at: int) -> Iterator[tuple[str, Used]]:
+    """The totals of a period, as connectors/sqlite_totals.py packs them."""
+    try:
+        entries = _TOTALS.decode(body)
+        for meter, _, total, _, as_of, *_ in entries:
+            yield str(meter), Used(_whole(total), int(as_of), written_at)
+    except (msgspec.DecodeError, TypeError, ValueError) as error:
+        raise StoreError(f"store: needs packed totals, got {str(body)[:60]!r} ({error})") from None
 
 
 def _sweep(db: sqlite3.Connection, customer: str, now: int) -> None:
@@ -373,8 +382,10 @@ def _read(quantities: Any) -> dict[str, int]:
 def _whole(value: Any) -> int:
     """A stored quantity times 10²⁴."""
     try:
-        if isinstance(value, int | str):
-            return scaled(value if isinstance(value, int) else Decimal(value))
+        if type(value) is int:
+            return scaled(value)
+        if type(value) is str:
+            return scaled(Decimal(value))
     except (InvalidOperation, ValueError):
         # Told below, like what is neither.
         pass
