@@ -11,6 +11,10 @@ PYTHON ?= $(shell for name in python3 python3.12 python3.11; do \
 	$$name -c "$(FITS)" 2>/dev/null && echo $$name && break; done)
 TRACE := $(firstword $(wildcard ../shared/data/azure-llm-conversation-2023.csv) examples/azure/sample.csv)
 
+PINS := --quiet --build-deps-for editable --allow-unsafe --strip-extras --generate-hashes --no-header --no-annotate \
+	--no-emit-index-url --no-emit-trusted-host --no-emit-find-links
+EXTRAS := dodo kafka otel redis serve slack smtp webhook
+
 .PHONY: help install demo test lint format types bench azure constraints clean
 
 help:  ## what there is to make
@@ -39,14 +43,15 @@ bench: $(READY)  ## the measurements behind README's numbers, a few minutes
 azure: $(READY)  ## meters a trace of LLM requests and counts it a second time
 	$(BIN)/python -m examples.azure.run $(TRACE)
 
-constraints:  ## pins constraints.txt anew, from pyproject.toml
+constraints:  ## pins constraints.txt and, for the image, constraints-run.txt anew, from pyproject.toml
 	$(PYTHON) -m venv build/pip-tools
 	build/pip-tools/bin/pip install --quiet 'pip-tools>=7.5'
-	build/pip-tools/bin/pip-compile --quiet --upgrade --extra dev --build-deps-for editable --allow-unsafe \
-		--strip-extras --generate-hashes --no-header --no-annotate --no-emit-index-url \
-		--no-emit-trusted-host --no-emit-find-links --output-file build/constraints.txt pyproject.toml
-	(head -2 constraints.txt && grep -v '^#' build/constraints.txt) > build/constraints.new
-	mv build/constraints.new constraints.txt
+	build/pip-tools/bin/pip-compile $(PINS) --upgrade --extra dev --output-file build/constraints.txt pyproject.toml
+	build/pip-tools/bin/pip-compile $(PINS) $(addprefix --extra ,$(EXTRAS)) --constraint build/constraints.txt \
+		--output-file build/constraints-run.txt pyproject.toml
+	for name in constraints constraints-run; do \
+		(head -2 $$name.txt && grep -v '^#' build/$$name.txt) > build/$$name.new && mv build/$$name.new $$name.txt; \
+	done
 
 clean:  ## removes the environment, caches and the demo's folder
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis data/demo

@@ -5,7 +5,7 @@ observed as it happens, once per batch. Names follow https://prometheus.io/docs/
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple, Protocol
 from weakref import WeakSet
 
@@ -47,6 +47,23 @@ class PartitionView(Protocol):
     def behind(self) -> int | None: ...
 
 
+class OutboxView(Protocol):
+    """How an outbox stands (connectors/outbox_reader.py)."""
+
+    @property
+    def waiting(self) -> int: ...
+    @property
+    def oldest_at(self) -> int | None: ...
+    @property
+    def parked(self) -> int: ...
+    @property
+    def refused(self) -> int: ...
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def counts(self) -> Mapping[str, int]: ...
+
+
 class Telemetry:
     """The metrics of one process, in a registry of their own."""
 
@@ -56,6 +73,7 @@ class Telemetry:
         self.partitions: WeakSet[PartitionView] = WeakSet()
         self.stalled = False
         self.span: Span = no_span
+        self.outbox: Callable[[], OutboxView | None] = lambda: None
         self.clock = clock
         self.visible = Histogram(
             "tidegate_visible_seconds",
@@ -116,6 +134,9 @@ class _Collector(Collector):
     def collect(self) -> Iterable[Metric]:
         yield from _of_shards(self._telemetry._shards())
         yield from self._of_partitions()
+        outbox = self._telemetry.outbox()
+        if outbox is not None:
+            yield from _of_outbox(outbox, self._telemetry.clock())
         yield GaugeMetricFamily(
             "tidegate_stalled",
             "1 while there is something to read and nothing is metered.",
@@ -139,6 +160,22 @@ class _Collector(Collector):
                 seconds.add_metric([partition.name], now - partition.caught_up_at if behind else 0)
         yield lag
         yield seconds
+
+
+def _of_outbox(outbox: OutboxView, now: float) -> Iterator[Metric]:
+    oldest = 0.0 if outbox.oldest_at is None else now - outbox.oldest_at / US
+    for name, words, value in (
+        ("tidegate_outbox_waiting", "Usage that waits for the biller.", outbox.waiting),
+        ("tidegate_outbox_oldest_seconds", "Age of the oldest of it.", oldest),
+        ("tidegate_outbox_parked", "Usage that was kept back.", outbox.parked),
+        ("tidegate_outbox_refused", "Usage that the biller refused.", outbox.refused),
+        ("tidegate_outbox_bytes", "Disk in use.", outbox.bytes),
+    ):
+        yield GaugeMetricFamily(name, words, value=value)
+    counts = CounterMetricFamily("tidegate_billing", "What became of usage to be billed.", labels=["outcome"])
+    for outcome, count in outbox.counts.items():
+        counts.add_metric([outcome], count)
+    yield counts
 
 
 def _of_shards(shards: list[ShardNumbers]) -> Iterator[Metric]:

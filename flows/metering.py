@@ -31,6 +31,7 @@ from connectors.clock import wall_clock
 from connectors.control import ControlItem, ControlSource
 from connectors.drain import Drain, DrainedSource
 from connectors.health import HealthError, Watchdog, serve
+from connectors.outbox_reader import OutboxReader, Standing
 from connectors.telemetry import Telemetry
 from connectors.tracing import open_spans
 from flows.shards import Emission, ShardLogic
@@ -168,11 +169,13 @@ def build(settings: Settings, catalogs: Catalogs, drain: Drain, telemetry: Telem
     dead = op.flat_map("dead", emissions, lambda keyed: _lines(keyed[0], keyed[1].dead, encode_dead_letter))
     op.output("dead_letters", dead, _sink(settings.dead_letters, settings))
     if "billing" in branches:
-        _bill(emissions, settings, catalogs)
+        _bill(emissions, settings, catalogs, telemetry)
     return metering
 
 
-def _bill(emissions: KeyedStream[Emission], settings: Settings, catalogs: Catalogs) -> None:
+def _bill(
+    emissions: KeyedStream[Emission], settings: Settings, catalogs: Catalogs, telemetry: Telemetry
+) -> None:
     """The branch of accepted events: line by line to files, packed to a biller, which maps customers by the catalog."""
     if settings.billing.scheme == "file":
         lines = op.flat_map("bill", emissions, lambda keyed: _lines(keyed[0], keyed[1].accepted, encode_accepted))
@@ -188,6 +191,12 @@ def _bill(emissions: KeyedStream[Emission], settings: Settings, catalogs: Catalo
         open_store=settings.store.open,
     )
     op.output("billing", packs, sink)
+    telemetry.outbox = partial(_standing, settings.billing.outbox_path(settings.data_dir))
+
+
+def _standing(outbox: Path) -> Standing:
+    with closing(OutboxReader(outbox)) as reader:
+        return reader.standing()
 
 
 def _full(accepted: list[Accepted]) -> list[list[Accepted]]:
