@@ -25,6 +25,7 @@ from typing import NamedTuple
 from connectors.clock import wall_clock
 from connectors.ledger import Kept, Ledger, LedgerError
 from operators.billing import AGE_MAX, AHEAD_MAX, SECOND
+from operators.ports import StoreError
 from operators.records import Accepted
 
 SCHEMA = 1
@@ -98,7 +99,7 @@ _ADD = """INSERT OR IGNORE INTO events (id, customer, at, state, body, came_at, 
 _ROW = "SELECT seq, id, customer, at, body, came_at, sent_at, unsure_at, restamped_at FROM events"
 
 
-class OutboxError(Exception):
+class OutboxError(StoreError):
     """The outbox cannot be opened, read or written; says what to do."""
 
 

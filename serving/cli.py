@@ -15,7 +15,7 @@ from rich.text import Text
 
 from connectors.sqlite_keys import KeysError
 from operators.ports import IngestError, StoredTotal, StoreError, StoreReader
-from serving import deliveries
+from serving import deliveries, outbox
 from serving.books import law, summed, unbalanced
 from serving.commands import keys, serve
 from serving.commands.output import AsJson, console, print_lines, table
@@ -43,6 +43,7 @@ app.add_typer(letters_app, name="dead-letters")
 app.add_typer(keys.app, name="keys")
 app.command()(serve.serve)
 app.add_typer(deliveries.app, name="deliveries")
+app.add_typer(outbox.app, name="outbox")
 
 StoreAddress = Annotated[
     str | None,

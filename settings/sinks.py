@@ -135,7 +135,10 @@ class Dodo(Address):
 def _plain(api_key: SecretStr | None) -> str:
     if api_key is None:
         raise SettingsError(["TIDEGATE_DODO_API_KEY: is missing: dodo: needs the API key of the account"])
-    return api_key.get_secret_value()
+    key = api_key.get_secret_value()
+    if not key.isascii() or not key.isprintable() or " " in key or not 0 < len(key) <= 512:
+        raise SettingsError(["TIDEGATE_DODO_API_KEY: needs 1 to 512 visible ASCII characters"])
+    return key
 
 
 class KafkaSinkAddress(KafkaAddress):
