@@ -201,52 +201,48 @@ class SqliteHolds:
 class Settling:
     """Ends holds whose events have come, for the flow's writer, inside its transactions.
 
-    It knows the holds that wait, by what was added to the table since it last looked: so a write costs next to
-    nothing while there are none, and a set look-up per event while there are. One that has ended meanwhile is told
-    by its row, so forgetting those can wait until they are many.
+    It knows the holds that wait, by half of their identity, from what was added to the table since it last looked: so
+    a write costs next to nothing while there are none, and a set look-up per event while there are. Whether one
+    still waits is what its row says, so those that have ended can be forgotten when they are many.
     """
 
     def __init__(self) -> None:
         self._last = 0
-        self._waiting: dict[int, set[bytes]] = {}
-        self._size, self._enough = 0, FEW
+        self._waiting: set[int] = set()
+        self._enough = FEW
+
+    def __len__(self) -> int:
+        return len(self._waiting)
 
     def settle(self, db: sqlite3.Connection, settled: Sequence[Settled]) -> list[str]:
         """Ends the holds of these events; the customers whose accounts that changes."""
         self._look(db)
         if not self._waiting:
             return []
-        return [
-            customer for events in settled for key in self._found(events) for customer in _settle(db, key)
-        ]
+        return [customer for events in settled for key in self._found(events) for customer in _settle(db, key)]
 
     def _look(self, db: sqlite3.Connection) -> None:
-        if self._size > self._enough:
-            last = int(db.execute("SELECT max(n) FROM holds").fetchone()[0] or 0)
+        if len(self._waiting) > self._enough:
+            last = db.execute("SELECT max(n) FROM holds").fetchone()[0] or 0
             rows = db.execute("SELECT n, identity FROM holds INDEXED BY holds_waiting WHERE state < 4")
-            self._waiting, self._size = {}, 0
+            self._waiting.clear()
             self._learn(rows)
-            self._last, self._enough = max(last, self._last), max(FEW, 2 * self._size)
+            self._last, self._enough = max(last, self._last), max(FEW, 2 * len(self._waiting))
         else:
             self._learn(db.execute("SELECT n, identity FROM holds WHERE n > ?", (self._last,)))
 
     def _learn(self, rows: Iterable[tuple[int, bytes]]) -> None:
         for n, key in rows:
             self._last = max(self._last, n)
-            self._waiting.setdefault(int.from_bytes(key[:8], "little"), set()).add(key)
-            self._size += 1
+            self._waiting.add(int.from_bytes(key[:8], "little"))
 
     def _found(self, events: Settled) -> list[bytes]:
         words = events.lo.tolist()
-        hits = self._waiting.keys() & set(words)
+        hits = self._waiting.intersection(words)
         if not hits:
             return []
-        keys = (
-            lo.to_bytes(8, "little") + int(events.hi[place]).to_bytes(8, "little")
-            for place, lo in enumerate(words)
-            if lo in hits
-        )
-        return [key for key in keys if key in self._waiting[int.from_bytes(key[:8], "little")]]
+        places = [place for place, lo in enumerate(words) if lo in hits]
+        return [words[n].to_bytes(8, "little") + int(events.hi[n]).to_bytes(8, "little") for n in places]
 
 
 def _settle(db: sqlite3.Connection, key: bytes) -> list[str]:

@@ -548,6 +548,9 @@ class HoldsContract(ABC):
                 assert holds.reserve(hold_of("a", str(n), calls=1), {}, SCOPE, NOW).outcome == "held"
             writer.write([], [], settled=[settled_of(*(("a", "", str(n)) for n in range(50)))])
             late = NOW + LIFE + REMEMBERED - SECOND
+            for n in range(40):
+                assert holds.reserve(hold_of("b", str(n), calls=1), {}, SCOPE, late).outcome == "held"
+                holds.release("b", "", str(n), late)
             assert reserve(holds, "a", "0", late, calls=1) == "settled"
             assert holds.commit("a", "", "1", None, late, late).state == "settled"
             later = NOW + 2 * (LIFE + REMEMBERED)

@@ -1,15 +1,30 @@
 """Holds in the embedded store keep the contract; and what only a file can do wrong."""
 
+import sqlite3
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
-from connectors.sqlite import SqliteWriter
+import pytest
+
+from connectors import sqlite_holds
+from connectors.sqlite import SqliteReader, SqliteWriter
 from connectors.sqlite_control import SqliteControl
-from connectors.sqlite_holds import SqliteHolds
-from tests.connectors.holds_contract import HoldsContract, Place
+from connectors.sqlite_holds import Settling, SqliteHolds
+from operators.ports import StoreError
+from operators.quantity import SCALE
+from tests.connectors.holds_contract import (
+    CEILINGS,
+    NOW,
+    SCOPE,
+    HoldsContract,
+    Place,
+    hold_of,
+    settled_of,
+)
 
 
 @dataclass(frozen=True)
@@ -34,3 +49,92 @@ class TestSqliteHolds(HoldsContract):
             with closing(place.open_writer()):
                 pass
             yield place
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "store.db"
+    with closing(SqliteWriter(path)):
+        pass
+    return path
+
+
+def test_who_gets_nothing_takes_no_lock(path: Path) -> None:
+    """A client that is denied ten thousand times a second must not hold up the flow."""
+    with (
+        closing(SqliteHolds(path, write_wait=timedelta(0))) as holds,
+        closing(sqlite3.connect(path)) as other,
+    ):
+        assert holds.reserve(hold_of("a", "1", calls=9), CEILINGS, SCOPE, NOW).outcome == "held"
+        other.isolation_level = None
+        other.execute("BEGIN IMMEDIATE")
+        for hold, outcome in ((hold_of("a", "2", calls=2), "full"), (hold_of("a", "1", calls=9), "repeated")):
+            assert holds.reserve(hold, CEILINGS, SCOPE, NOW).outcome == outcome
+        with pytest.raises(StoreError, match="lock"):
+            holds.reserve(hold_of("a", "2", calls=1), CEILINGS, SCOPE, NOW)
+        other.execute("ROLLBACK")
+        assert holds.reserve(hold_of("a", "2", calls=1), CEILINGS, SCOPE, NOW).outcome == "held"
+
+
+def test_events_that_come_again_tell_nobody(path: Path) -> None:
+    """Else a restart of the flow would empty every near cache."""
+    with (
+        closing(SqliteWriter(path)) as writer,
+        closing(SqliteReader(path)) as reader,
+        closing(SqliteHolds(path)) as holds,
+    ):
+        holds.reserve(hold_of("a", "1", calls=1), CEILINGS, SCOPE, NOW)
+        events = [settled_of(("a", "", "1"), ("b", "", "1"))]
+        writer.write([], [], settled=events)
+        before = reader.changes(0)
+        assert before.customers == {"a"}
+        for _ in range(3):
+            writer.write([], [], settled=events)
+        assert reader.changes(0) == before
+
+
+def test_a_writer_forgets_holds_that_others_ended(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With several processes, most holds wait for events that another one meters."""
+    monkeypatch.setattr(sqlite_holds, "FEW", 20)
+    settling = Settling()
+    with closing(sqlite3.connect(path)) as db, closing(SqliteHolds(path)) as holds:
+        with closing(SqliteWriter(path)) as other:
+            for n in range(100):
+                ids = [f"{n}-{m}" for m in range(5)]
+                for id in ids:
+                    holds.reserve(hold_of("a", id, calls=1), {}, SCOPE, NOW)
+                other.write([], [], settled=[settled_of(*(("a", "", id) for id in ids))])
+                settling.settle(db, [settled_of(("nobody", "", ""))])
+                assert len(settling) <= 30
+        holds.reserve(hold_of("a", "last", calls=1), {}, SCOPE, NOW)
+        assert settling.settle(db, [settled_of(("a", "", "last"))]) == ["a"]
+
+
+def test_a_write_that_fails_ends_no_hold(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does it forget it: the same write once more ends it."""
+    with closing(SqliteWriter(path)) as writer, closing(SqliteHolds(path)) as holds:
+        holds.reserve(hold_of("a", "1", calls=1), CEILINGS, SCOPE, NOW)
+        events = [settled_of(("a", "", "1"))]
+
+        def full(customers: list[str]) -> None:
+            raise sqlite3.OperationalError("disk full")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(writer, "_announce", full)
+            with pytest.raises(StoreError):
+                writer.write([], [], settled=events)
+        assert holds.account("a", SCOPE, NOW).held == {"calls": SCALE}
+        writer.write([], [], settled=events)
+        assert holds.account("a", SCOPE, NOW).held == {}
+
+
+def test_a_store_of_many_open_holds_is_read_in_one_piece(path: Path) -> None:
+    """Ten thousand open holds of one customer are one sum, not ten thousand rows at each check."""
+    with closing(SqliteHolds(path)) as holds, closing(sqlite3.connect(path)) as db:
+        for n in range(50):
+            holds.reserve(hold_of("a", str(n), calls=1), {}, SCOPE, NOW)
+        assert db.execute("SELECT * FROM held").fetchall() == [("a", "calls", "50")]
+        plan = " ".join(
+            str(row) for row in db.execute(f"EXPLAIN QUERY PLAN {sqlite_holds._account_sql(0)}", ("a", 0, 0))
+        )
+        assert "SCAN" not in plan and "holds_open" in plan
