@@ -211,15 +211,14 @@ def test_renewing_by_itself(sim: Simulator, subscription: str) -> None:
 def test_an_archived_meter_stops_counting_and_events_stay(sim: Simulator, subscription: str) -> None:
     sim.switch(usage_visibility_lag_s=0)
     [meter] = [one["id"] for one in sim.state()["meters"]]
-    for number, call in enumerate(
-        [None, ("DELETE", f"/meters/{meter}"), ("POST", f"/meters/{meter}/unarchive")]
-    ):
+    archive, unarchive = ("DELETE", f"/meters/{meter}"), ("POST", f"/meters/{meter}/unarchive")
+    for number, call in enumerate([None, archive, unarchive, archive, unarchive]):
         if call:
             sim.api.request(*call)
         ingest(sim, event(f"e{number}", metadata={"n": 10**number}))
         sim.advance(1)
-    assert consumed(sim, subscription) == "101"
-    assert stored(sim) == ["e0", "e1", "e2"]
+    assert consumed(sim, subscription) == "10101"
+    assert stored(sim) == [f"e{number}" for number in range(5)]
 
 
 @pytest.mark.parametrize("status", ["on_hold", "paused", "past_due", "cancelled"])
