@@ -3,9 +3,11 @@
 Source: https://github.com/confluentinc/librdkafka/blob/master/CONFIGURATION.md
 """
 
+import random
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import confluent_kafka as rd
 
@@ -18,6 +20,23 @@ MECHANISMS = {
 _SECRETIVE = re.compile(r"password|secret|key|pem|token|oauthbearer\.config|jaas")
 # How long brokers may take to answer what is asked at the start.
 ANSWER_S = 30.0
+ASK_S = 5.0
+# What is over when brokers are back.
+PASSING = frozenset(
+    {
+        rd.KafkaError._ALL_BROKERS_DOWN,
+        rd.KafkaError._DESTROY_BROKER,
+        rd.KafkaError._TIMED_OUT,
+        rd.KafkaError._TIMED_OUT_QUEUE,
+        rd.KafkaError._TRANSPORT,
+        rd.KafkaError._WAIT_COORD,
+        rd.KafkaError.BROKER_NOT_AVAILABLE,
+        rd.KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        rd.KafkaError.LEADER_NOT_AVAILABLE,
+        rd.KafkaError.NOT_LEADER_FOR_PARTITION,
+        rd.KafkaError.REQUEST_TIMED_OUT,
+    }
+)
 
 _ADVICE = {
     rd.KafkaError._ALL_BROKERS_DOWN: "no broker can be reached; check the address, the network and the brokers",
@@ -39,6 +58,9 @@ _ADVICE = {
     rd.KafkaError._MSG_TIMED_OUT: "brokers and replicas did not take it within config.delivery.timeout.ms; check them",
     rd.KafkaError.MSG_SIZE_TOO_LARGE: "the topic takes no message as large as this; raise its max.message.bytes",
 }
+
+
+Answer = TypeVar("Answer")
 
 
 class KafkaError(Exception):
@@ -94,6 +116,21 @@ class Cluster:
         except (TypeError, ValueError) as error:
             reason = self.safe(str(error))
         raise ValueError(f"{reason}; see librdkafka's CONFIGURATION.md for what config.NAME may be")
+
+    def answer(self, ask: Callable[[float], Answer], what: str) -> Answer:
+        """What brokers say, asked again while they are away; KafkaError after `ANSWER_S`, or where they refuse.
+
+        `ask` takes seconds that it may wait.
+        """
+        deadline = time.monotonic() + ANSWER_S
+        while True:
+            try:
+                return ask(ASK_S)
+            except rd.KafkaException as error:
+                failed: rd.KafkaError = error.args[0]
+            if time.monotonic() > deadline or not (failed.code() in PASSING or failed.retriable()):
+                raise self.error(failed, what)
+            time.sleep(random.uniform(0.1, 0.4))
 
     def error(self, error: rd.KafkaError, what: str) -> KafkaError:
         """In words: what was asked of which cluster, what it said, and what to do about it."""

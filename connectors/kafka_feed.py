@@ -123,11 +123,10 @@ class Feed:
 
     def edges(self, partition: int) -> tuple[int, int]:
         """The first offset that there is, and the next that there will be; waits for the broker."""
-        try:
-            return self._consumer.get_watermark_offsets(TopicPartition(self._topic, partition), 10)
-        except rd.KafkaException as error:
-            failed = error.args[0]
-        raise self._cluster.error(failed, f"topic {self._topic!r}, its offsets")
+        place = TopicPartition(self._topic, partition)
+        return self._cluster.answer(
+            lambda wait: self._consumer.get_watermark_offsets(place, wait), f"topic {self._topic!r}, its offsets"
+        )
 
     def commit(self, partition: int, offset: int, now: int) -> None:
         """Tells the group that all before `offset` is settled. Goes out with the next poll."""

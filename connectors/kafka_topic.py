@@ -3,9 +3,8 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import confluent_kafka as rd
@@ -59,17 +58,23 @@ class Asker:
 
     def edges(self, partition: int) -> tuple[int, int]:
         """The first offset that there is, and the next one that there will be."""
-        with self._explained("its offsets"):
-            return self._consumer.get_watermark_offsets(TopicPartition(self._topic, partition), ANSWER_S)
+        place = TopicPartition(self._topic, partition)
+        return self._cluster.answer(
+            lambda wait: self._consumer.get_watermark_offsets(place, wait), f"topic {self._topic!r}, its offsets"
+        )
 
     def since(self, at: int, partitions: Sequence[int]) -> Starts:
         """The offsets of the first messages at or after `at` (µs since the epoch), or the next ones."""
         wanted = [TopicPartition(self._topic, partition, -(-at // 1000)) for partition in partitions]
-        with self._explained("offsets by time"):
-            found = {each.partition: each for each in self._consumer.offsets_for_times(wanted, ANSWER_S)}
-        for each in found.values():
-            if each.error:
-                raise self._cluster.error(each.error, f"topic {self._topic!r}, offsets by time")
+
+        def ask(wait: float) -> dict[int, TopicPartition]:
+            found = {each.partition: each for each in self._consumer.offsets_for_times(wanted, wait)}
+            for each in found.values():
+                if each.error:
+                    raise rd.KafkaException(each.error)
+            return found
+
+        found = self._cluster.answer(ask, f"topic {self._topic!r}, offsets by time")
         return {p: each.offset if each.offset >= 0 else self.edges(p)[1] for p, each in found.items()}
 
     def _metadata(self) -> Any:
@@ -88,24 +93,17 @@ class Asker:
 
     def _id(self) -> str:
         with AdminClient(_without_group(self._settings)) as admin:
-            asked = admin.describe_topics(TopicCollection([self._topic]), request_timeout=ANSWER_S)
-            try:
-                return str(asked[self._topic].result(ANSWER_S).topic_id)
-            except rd.KafkaException as error:
-                if error.args[0].code() == rd.KafkaError._UNSUPPORTED_FEATURE:
-                    return ""
-                failed = error.args[0]
-        raise self._cluster.error(failed, f"topic {self._topic!r}")
 
-    @contextmanager
-    def _explained(self, what: str) -> Iterator[None]:
-        try:
-            yield
-        except rd.KafkaException as error:
-            failed = error.args[0]
-        else:
-            return
-        raise self._cluster.error(failed, f"topic {self._topic!r}, {what}")
+            def ask(wait: float) -> str:
+                asked = admin.describe_topics(TopicCollection([self._topic]), request_timeout=wait)
+                try:
+                    return str(asked[self._topic].result().topic_id)
+                except rd.KafkaException as error:
+                    if error.args[0].code() == rd.KafkaError._UNSUPPORTED_FEATURE:
+                        return ""
+                    raise
+
+            return self._cluster.answer(ask, f"topic {self._topic!r}")
 
 
 class TopicWatch:

@@ -25,20 +25,22 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from connectors.sqlite import SqliteReader
-from operators.ports import StoredTotal, StoreError
+from operators.ports import StoredTotal, StoreError, StoreReader
 from operators.records import Total
+from tests.faults.edges import Dead, Edges, Files, SqliteFiles, Stores, lines_of
 from tests.faults.orders import KILLS, MET, Kill, Met, Orders, Phase
 from tests.traffic import Case
 
 ROOT = Path(__file__).parents[2]
+FILES, SQLITE = Files(), SqliteFiles()
 SECONDS = 120
 STARTS = 12
 # What is met where a run goes on from a snapshot.
 RESUMING = (
     "cut journal", "cut journal state", "cut journal ids", "cut alerts", "cut dead", "cut billing",
     "unlink journal state", "unlink journal ids", "build source", "build sink", "build shard", "build store",
-    "journal open", "poll", "journal append", "store COMMIT", "snapshot sink", "snapshot shard",
+    "journal open", "poll", "journal append", "store COMMIT", "store write", "snapshot sink", "snapshot shard",
+    "kafka starts", "kafka look back", "kafka produce", "kafka write", "kafka commit",
 )  # fmt: skip
 
 
@@ -56,7 +58,7 @@ class Result(NamedTuple):
     totals: dict[tuple[Any, ...], Total]
     counters: dict[tuple[int, str], int]
     alerts: Counter[bytes]
-    dead: Counter[tuple[str, str, str]]
+    dead: Counter[Dead]
     billed: Counter[bytes]
 
     def differences(self, other: "Result") -> list[str]:
@@ -84,22 +86,28 @@ class Run:
 
     folder: Path
     layout: Layout
+    edges: Edges
+    stores: Stores
     settings: dict[str, str] = field(default_factory=dict)
     kills: list[Kill] = field(default_factory=list)
     starts: int = 0
 
     @classmethod
-    def prepared(cls, folder: Path, case: Case, layout: Layout, **settings: str) -> "Run":
-        """A folder with the case's catalog and lines, parted by customer into the layout's files."""
+    def prepared(
+        cls,
+        folder: Path,
+        case: Case,
+        layout: Layout,
+        edges: Edges = FILES,
+        stores: Stores = SQLITE,
+        **settings: str,
+    ) -> "Run":
+        """A folder with the case's catalog and lines, parted by customer into the layout's parts."""
         folder.mkdir(parents=True)
         (folder / "catalog.pickle").write_bytes(pickle.dumps(case.catalog))
-        for number, lines in enumerate(parted(case.lines, layout.files)):
-            (folder / f"in-{number}.ndjson").write_bytes(b"".join(line + b"\n" for line in lines))
         given = {
-            "SOURCE": "file:in-*.ndjson" if layout.files > 1 else "file:in-0.ndjson",
-            "STORE": "sqlite:store.db",
-            "ALERTS": "file:alerts.ndjson",
-            "DEAD_LETTERS": "file:dead.ndjson",
+            **edges.prepare(folder, parted(case.lines, layout.files)),
+            "STORE": stores.address(folder),
             "BILLING": "file:billing/",
             "BRANCHES": "store,alerts,billing",
             "DATA_DIR": "state",
@@ -110,9 +118,9 @@ class Run:
             "RECOVERY_PARTS": str(layout.processes),
             **settings,
         }
-        return cls(folder, layout, given)
+        return cls(folder, layout, edges, stores, given)
 
-    def start(self, kill: Kill | None = None, victim: int = 0) -> bool:
+    def start(self, kill: Kill | None = None, victim: int = 0, pace_ms: int = 5) -> bool:
         """Starts it and waits for its end; whether it came to the end of its input."""
         self.starts += 1
         count = self.layout.processes
@@ -124,6 +132,7 @@ class Run:
                     workers=self.layout.workers,
                     process=number,
                     addresses=addresses,
+                    pace_ms=pace_ms,
                 )
             )
             for number in range(count)
@@ -149,18 +158,15 @@ class Run:
 
     def result(self) -> Result:
         """What the run left."""
-        reader = SqliteReader(self.folder / "store.db")
+        reader = self.stores.reader(self.folder)
         try:
             totals = {total[:4]: total for total, _ in reader.totals()}
             counters = {(shard, name): value for shard, name, value in reader.counters()}
         finally:
             reader.close()
-        dead = Counter(
-            (letter["id"], letter["reason"], letter.get("payload", letter.get("payload_base64")))
-            for letter in map(json.loads, lines_of(self.folder / "dead.ndjson"))
-        )
+        dead = Counter(self.edges.dead(self.folder))
         billed = Counter(line for path in self.folder.glob("billing/*.ndjson") for line in lines_of(path))
-        alerts = Counter(lines_of(self.folder / "alerts.ndjson"))
+        alerts = Counter(self.edges.alerts(self.folder))
         return Result(totals, counters, alerts, dead, billed)
 
     @property
@@ -246,15 +252,6 @@ def free_addresses(count: int) -> list[str]:
     return addresses
 
 
-def lines_of(path: Path) -> list[bytes]:
-    """The lines of a file, none if there is no file; a torn line is an error."""
-    if not path.exists():
-        return []
-    text = path.read_bytes()
-    assert not text or text.endswith(b"\n"), f"{path.name}: the last line is torn"
-    return text.split(b"\n")[:-1]
-
-
 def parted(lines: list[bytes], files: int) -> list[list[bytes]]:
     """The lines by file, so that all of a customer's lie in one; lines of several customers are left out."""
     if files == 1:
@@ -283,7 +280,7 @@ def watched(run: Run) -> Iterator[list[str]]:
     """Reads the store all the while, and lists what went back in it."""
     wrong: list[str] = []
     done = Event()
-    watcher = Thread(target=_watch, args=(run.folder / "store.db", done, wrong))
+    watcher = Thread(target=_watch, args=(run, done, wrong))
     watcher.start()
     try:
         yield wrong
@@ -292,17 +289,19 @@ def watched(run: Run) -> Iterator[list[str]]:
         watcher.join()
 
 
-def _watch(path: Path, done: Event, wrong: list[str]) -> None:
+def _watch(run: Run, done: Event, wrong: list[str]) -> None:
     seen: dict[tuple[Any, ...], Total] = {}
     counted: dict[tuple[int, str], int] = {}
-    reader: SqliteReader | None = None
+    reader: StoreReader | None = None
     last, reads = 0, 0
     while not done.wait(0.03):
         try:
-            reader = reader or SqliteReader(path)
+            reader = reader or run.stores.reader(run.folder)
+            changes = reader.changes(last)
         except StoreError:
+            # Nothing was written yet.
+            assert not reads
             continue
-        changes = reader.changes(last)
         if changes.seq == last:
             continue
         last, reads = changes.seq, reads + 1
@@ -341,7 +340,9 @@ def random_kill(rng: random.Random, met: Met, calls: int, resumed: bool) -> Kill
         return Kill("time", seconds=rng.random() * met.seconds * (0.3 if resumed else 1))
     phase: Phase = rng.choice(("before", "half", "half", "after", "soon"))
     if resumed and rng.random() < 0.6:
-        return Kill(rng.choice(RESUMING), rng.randint(1, 3), phase)
+        # What there is to meet depends on where input and outputs lie; a cut is met only after a kill.
+        apt = [kind for kind in RESUMING if kind in met.operations or kind.startswith(("cut", "unlink", "kafka look"))]
+        return Kill(rng.choice(apt), rng.randint(1, 3), phase)
     kinds = sorted(met.operations)
     [kind] = rng.choices(kinds, [met.operations[kind] ** 0.4 for kind in kinds])
     return Kill(kind, rng.randint(1, met.operations[kind]), phase)

@@ -211,33 +211,65 @@ def watch_steps(killer: Killer, pace: timedelta) -> None:
     from connectors import file, journal, recovery
     from flows import metering
 
-    def watch(owner: Any, name: str, kind: str) -> None:
-        act = getattr(owner, name)
+    watch(killer, file._LinesRead, "next_batch", "poll")
+    watch(killer, file._FilePartition, "snapshot", "snapshot source")
+    watch(killer, file._FilePartition, "__init__", "build source")
+    watch(killer, file._LinesWritten, "snapshot", "snapshot sink")
+    watch(killer, file._LinesWritten, "__init__", "build sink")
+    watch(killer, metering.ShardLogic, "snapshot", "snapshot shard")
+    watch(killer, metering.ShardLogic, "__init__", "build shard")
+    watch(killer, metering.StoreSink, "build", "build store")
+    watch(killer, journal.Journal, "append", "journal append")
+    watch(killer, journal.Journal, "__init__", "journal open")
+    watch(killer, recovery, "init_db_dir", "recovery init")
 
-        @functools.wraps(act)
-        def watched(*args: Any, **kwargs: Any) -> Any:
-            return killer.around(kind, lambda: act(*args, **kwargs))
+    slow_down(file._LinesRead, pace)
 
-        setattr(owner, name, watched)
 
-    watch(file._LinesRead, "next_batch", "poll")
-    watch(file._FilePartition, "snapshot", "snapshot source")
-    watch(file._FilePartition, "__init__", "build source")
-    watch(file._LinesWritten, "snapshot", "snapshot sink")
-    watch(file._LinesWritten, "__init__", "build sink")
-    watch(metering.ShardLogic, "snapshot", "snapshot shard")
-    watch(metering.ShardLogic, "__init__", "build shard")
-    watch(metering.StoreSink, "build", "build store")
-    watch(journal.Journal, "append", "journal append")
-    watch(journal.Journal, "__init__", "journal open")
-    watch(recovery, "init_db_dir", "recovery init")
+def watch_kafka(killer: Killer, pace: timedelta) -> None:
+    """As the steps of files; and what brokers are asked."""
+    from connectors import kafka, kafka_feed, kafka_producer, kafka_sinks
 
-    awake = file._LinesRead.next_awake
+    watch(killer, kafka._Partition, "next_batch", "poll")
+    watch(killer, kafka._Partition, "snapshot", "snapshot source")
+    watch(killer, kafka._Partition, "__init__", "build source")
+    watch(killer, kafka, "settled", "kafka starts")
+    watch(killer, kafka_feed.Feed, "_send_commits", "kafka commit")
+    watch(killer, kafka_sinks._Partition, "write_batch", "kafka write")
+    watch(killer, kafka_sinks._Partition, "snapshot", "snapshot sink")
+    watch(killer, kafka_sinks._Partition, "__init__", "build sink")
+    watch(killer, kafka_sinks, "ids_since", "kafka look back")
+    watch(killer, kafka_sinks, "settled", "kafka starts")
+    watch(killer, kafka_producer.Delivery, "_produce", "kafka produce")
+    slow_down(kafka._Partition, pace)
 
-    def paced(part: file._LinesRead) -> datetime | None:
+
+def watch_redis(killer: Killer) -> None:
+    """Wraps the writes of the store; its server is not ours to kill."""
+    from connectors import redis_store
+
+    watch(killer, redis_store.RedisWriter, "write", "store write")
+
+
+def watch(killer: Killer, owner: Any, name: str, kind: str) -> None:
+    """Wraps a function, so that the process may die at it."""
+    act = getattr(owner, name)
+
+    @functools.wraps(act)
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        return killer.around(kind, lambda: act(*args, **kwargs))
+
+    setattr(owner, name, watched)
+
+
+def slow_down(partition: Any, pace: timedelta) -> None:
+    """Lets a source be asked no sooner than after `pace`."""
+    awake = partition.next_awake
+
+    def paced(part: Any) -> datetime | None:
         return max(awake(part) or datetime.now(UTC), datetime.now(UTC) + pace)
 
-    file._LinesRead.next_awake = paced  # type: ignore[method-assign]
+    partition.next_awake = paced
 
 
 def fixed(catalog: Catalog) -> Catalogs:
@@ -271,7 +303,12 @@ def main(orders: Orders) -> None:
     catalog = pickle.loads(Path(orders.catalog).read_bytes())
     watch_files(killer)
     watch_store(killer)
-    watch_steps(killer, timedelta(milliseconds=orders.pace_ms))
+    pace = timedelta(milliseconds=orders.pace_ms)
+    watch_steps(killer, pace)
+    if settings.source.scheme == "kafka":
+        watch_kafka(killer, pace)
+    if settings.store.scheme == "redis":
+        watch_redis(killer)
     killer.start()
     folder = recovery.prepare(settings.data_dir, settings.recovery_parts, settings.shards)
     cli_main(

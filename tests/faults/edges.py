@@ -1,0 +1,109 @@
+"""Where a run's input lies, where its alerts and dead letters go, and what its store is: files, or real servers."""
+
+import base64
+import json
+import re
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import NamedTuple
+
+from connectors.sqlite import SqliteReader
+from operators.ports import StoreReader
+from settings.settings import load_settings
+
+
+class Dead(NamedTuple):
+    """A dead letter as it arrived; the payload as text, in base64 where it is none."""
+
+    id: str
+    reason: str
+    payload: str
+
+
+class Edges(ABC):
+    """Input and outputs of one run after another."""
+
+    @abstractmethod
+    def prepare(self, folder: Path, parts: list[list[bytes]]) -> dict[str, str]:
+        """Puts the lines of each part where a flow in `folder` reads them; the settings that say so."""
+
+    @abstractmethod
+    def alerts(self, folder: Path) -> list[bytes]:
+        """The alerts that the run in `folder` left."""
+
+    @abstractmethod
+    def dead(self, folder: Path) -> list[Dead]:
+        """Its dead letters."""
+
+
+class Files(Edges):
+    """Everything in files of the run's folder."""
+
+    def prepare(self, folder: Path, parts: list[list[bytes]]) -> dict[str, str]:
+        for number, lines in enumerate(parts):
+            (folder / f"in-{number}.ndjson").write_bytes(b"".join(line + b"\n" for line in lines))
+        return {
+            "SOURCE": "file:in-*.ndjson" if len(parts) > 1 else "file:in-0.ndjson",
+            "ALERTS": "file:alerts.ndjson",
+            "DEAD_LETTERS": "file:dead.ndjson",
+        }
+
+    def alerts(self, folder: Path) -> list[bytes]:
+        return lines_of(folder / "alerts.ndjson")
+
+    def dead(self, folder: Path) -> list[Dead]:
+        letters = map(json.loads, lines_of(folder / "dead.ndjson"))
+        return [
+            Dead(each["id"], each["reason"], each.get("payload", each.get("payload_base64"))) for each in letters
+        ]
+
+
+class Stores(ABC):
+    """Stores for one run after another."""
+
+    @abstractmethod
+    def address(self, folder: Path) -> str:
+        """The address of the store of the run in `folder`, for a flow that runs there."""
+
+    @abstractmethod
+    def reader(self, folder: Path) -> StoreReader:
+        """A reader of it; StoreError where it is not there yet."""
+
+
+class SqliteFiles(Stores):
+    def address(self, folder: Path) -> str:
+        return "sqlite:store.db"
+
+    def reader(self, folder: Path) -> StoreReader:
+        return SqliteReader(folder / "store.db")
+
+
+class RedisKeys(Stores):
+    """One server, a prefix per run."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+
+    def address(self, folder: Path) -> str:
+        return f"redis://127.0.0.1:{self._port}?prefix={re.sub('[^a-z0-9-]', '-', folder.name)}"
+
+    def reader(self, folder: Path) -> StoreReader:
+        reader: StoreReader = load_settings({"source": "demo:", "store": self.address(folder)}).store.open_reader()
+        return reader
+
+
+def lines_of(path: Path) -> list[bytes]:
+    """The lines of a file, none if there is no file; a torn line is an error."""
+    if not path.exists():
+        return []
+    text = path.read_bytes()
+    assert not text or text.endswith(b"\n"), f"{path.name}: the last line is torn"
+    return text.split(b"\n")[:-1]
+
+
+def shown(payload: bytes) -> str:
+    """A payload as a dead letter's line shows it."""
+    try:
+        return payload.decode()
+    except UnicodeDecodeError:
+        return base64.b64encode(payload).decode()

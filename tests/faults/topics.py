@@ -1,0 +1,40 @@
+"""Kafka as the edges of a run: a topic with a partition per part, and topics of alerts and dead letters."""
+
+from pathlib import Path
+
+from tests.connectors.kafka_help import messages
+from tests.faults.edges import Dead, Edges, shown
+from tests.kafka_server import Kafka
+
+
+class Topics(Edges):
+    """Topics of a run, named after its folder; `bootstrap` is how the flow reaches them."""
+
+    def __init__(self, kafka: Kafka, bootstrap: str | None = None, **options: str) -> None:
+        self._kafka = kafka
+        self._bootstrap = bootstrap or kafka.bootstrap
+        self._options = options
+        self._named: dict[Path, tuple[str, str]] = {}
+
+    def prepare(self, folder: Path, parts: list[list[bytes]]) -> dict[str, str]:
+        events, alerts, dead = self._kafka.topic(len(parts)), self._kafka.topic(), self._kafka.topic()
+        for number, lines in enumerate(parts):
+            self._kafka.put(events, list(lines), number)
+        self._named[folder] = alerts, dead
+        options = {"follow": "false", "group": events, **self._options}
+        query = "&".join(f"{name}={value}" for name, value in options.items())
+        return {
+            "SOURCE": f"kafka://{self._bootstrap}/{events}?{query}",
+            "ALERTS": f"kafka://{self._bootstrap}/{alerts}",
+            "DEAD_LETTERS": f"kafka://{self._bootstrap}/{dead}",
+            "CLOCK": "event",
+        }
+
+    def alerts(self, folder: Path) -> list[bytes]:
+        return [message.value or b"" for message in messages(self._kafka, self._named[folder][0])]
+
+    def dead(self, folder: Path) -> list[Dead]:
+        return [
+            Dead(m.headers["id"].decode(), m.headers["reason"].decode(), shown(m.value or b""))
+            for m in messages(self._kafka, self._named[folder][1])
+        ]
