@@ -480,6 +480,9 @@ class HoldsContract(ABC):
                 assert reserve(holds, "a", "2", now, calls=3) == other
                 holds.release("a", "", "2", now)
                 assert reserve(holds, "a", "1", now, calls=8) == again
+            # By itself, and not because another reserve tidied up before.
+            assert reserve(holds, "b", "1", calls=8) == "held"
+            assert reserve(holds, "b", "1", NOW + LIFE, calls=9) == "held"
 
     def test_a_commit_counts_for_as_long_as_it_says_and_never_shorter_than_its_hold(self) -> None:
         """The flow may be behind: what was used must count until its event comes."""

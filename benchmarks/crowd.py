@@ -1,0 +1,218 @@
+"""A crowd of clients against one cap, and a flow that counts what they use; all of them real processes that get killed.
+
+A client asks the gate and, if it may, sends an event: one line appended to a file. The flow reads the file, counts each
+identity once and writes totals with the identities that they settle, as the metering flow does; killed, it begins at
+the start again. With `reserve` the total must never exceed the cap, whoever dies when; with `check` alone it does, by
+what is let pass before the totals show it.
+"""
+
+import multiprocessing
+import os
+import random
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import count
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from connectors.clock import wall_clock
+from connectors.sqlite import SqliteWriter
+from connectors.sqlite_control import SqliteControl
+from connectors.sqlite_holds import SqliteHolds
+from operators.keys import identity
+from operators.periods import Calendar, period_of
+from operators.ports import Scope, Settled
+from operators.quantity import SCALE
+from operators.records import Total
+from serving.gate import Gate
+
+How = Literal["reserve", "check"]
+
+CUSTOMER, METER = "acme", "calls"
+CATALOG = """\
+meters: [{{name: calls, event_name: call, aggregation: {{type: count}}}}]
+default_plan: p
+plans: {{p: {{limits: {{calls: {{cap: {cap}, fail: closed}}}}}}}}
+"""
+# Longer than any run, so that nothing expires while its event is on its way.
+EXPIRES_IN = timedelta(hours=1)
+TIMEOUT = timedelta(seconds=10)
+BATCH = 500
+
+processes = multiprocessing.get_context("spawn")
+
+
+class Outcome(NamedTuple):
+    """What a run came to: events sent, the total, and what was held in the end beyond what its clients' deaths explain.
+
+    `seconds` is how long clients asked, `staleness_p99` how long after it was sent an event was in the total (s).
+    """
+
+    sent: int
+    total: int
+    held: int
+    seconds: float
+    staleness_p99: float
+
+
+@dataclass(frozen=True)
+class Crowd:
+    """`processes_` × `threads` clients at a store in `folder`."""
+
+    folder: Path
+    how: How
+    cap: int
+    processes_: int
+    threads: int
+    seed: int
+
+    @property
+    def store(self) -> Path:
+        return self.folder / "store.db"
+
+    @property
+    def events(self) -> Path:
+        return self.folder / "events"
+
+    def run(self, kills: int) -> Outcome:
+        """Until every client has been denied; meanwhile `kills` processes die and are started again."""
+        with closing(SqliteWriter(self.store)):
+            pass
+        with closing(SqliteControl(self.store)) as control:
+            control.apply(CATALOG.format(cap=self.cap), origin="cli", by="benchmark")
+        self.events.touch()
+        rng = random.Random(self.seed)
+        stop = processes.Event()
+        begun = time.monotonic()
+        flow = self._started(_flow, stop)
+        clients = [self._started(_clients, n) for n in range(self.processes_)]
+        numbers = count(self.processes_)
+        try:
+            for _ in range(kills):
+                time.sleep(rng.random() * 0.3)
+                if rng.random() < 0.3:
+                    _kill(flow)
+                    flow = self._started(_flow, stop)
+                else:
+                    place = rng.randrange(len(clients))
+                    _kill(clients[place])
+                    clients[place] = self._started(_clients, next(numbers))
+            for client in clients:
+                client.join()
+                assert client.exitcode == 0
+            seconds = time.monotonic() - begun
+            stop.set()
+            flow.join()
+            assert flow.exitcode == 0
+        finally:
+            for process in (flow, *clients):
+                _kill(process)
+        return self._outcome(seconds)
+
+    def _started(self, target: Any, argument: Any) -> BaseProcess:
+        process = processes.Process(target=target, args=(self, argument), daemon=True)
+        process.start()
+        return process
+
+    def _outcome(self, seconds: float) -> Outcome:
+        now = wall_clock()
+        start, _ = period_of(Calendar("month"), "UTC", now)
+        with closing(SqliteHolds(self.store)) as holds:
+            account = holds.account(CUSTOMER, Scope((METER,), start), now)
+            later = holds.account(
+                CUSTOMER, Scope((METER,), start), now + 2 * EXPIRES_IN // timedelta(microseconds=1)
+            )
+        assert not later.held, "something is held for ever"
+        sent = {line.split(b" ")[0] for line in self.events.read_bytes().splitlines()}
+        total = account.used[METER].total // SCALE if METER in account.used else 0
+        delays = sorted(float(line) for line in (self.folder / "delays").read_text().splitlines())
+        p99 = delays[int(len(delays) * 0.99)] if delays else 0.0
+        return Outcome(len(sent), total, account.held.get(METER, 0) // SCALE, seconds, p99)
+
+
+def _kill(process: BaseProcess) -> None:
+    process.kill()
+    process.join()
+
+
+def _clients(crowd: Crowd, number: int) -> None:
+    """Threads that use what they may, until they are denied."""
+    gate = Gate(SqliteHolds(crowd.store, write_wait=TIMEOUT), timeout=TIMEOUT, write_timeout=TIMEOUT)
+    events = os.open(crowd.events, os.O_WRONLY | os.O_APPEND)
+
+    def client(thread: int) -> None:
+        rng = random.Random(f"{crowd.seed} {number} {thread}")
+        for n in count():
+            id = f"{number}-{thread}-{n}"
+            if crowd.how == "check":
+                decision = gate.check(CUSTOMER, METER)
+            else:
+                decision = gate.reserve(CUSTOMER, METER, 1, EXPIRES_IN, id=id)
+            if decision.degraded:
+                continue
+            if not decision.allowed:
+                return
+            if crowd.how == "reserve" and rng.random() < 0.1:
+                gate.release(CUSTOMER, id)
+                continue
+            # One write of one line, which is whole or not there.
+            os.write(events, f"{id} {time.monotonic()}\n".encode())
+            if crowd.how == "reserve" and rng.random() < 0.3:
+                gate.commit(CUSTOMER, id)
+
+    threads = [threading.Thread(target=client, args=(thread,)) for thread in range(crowd.threads)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    gate.close()
+
+
+def _flow(crowd: Crowd, stop: Any) -> None:
+    """Counts each identity once, in order, and writes what it comes to."""
+    start, end = period_of(Calendar("month"), "UTC", wall_clock())
+    seen: set[str] = set()
+    with (
+        closing(SqliteWriter(crowd.store)) as writer,
+        open(crowd.folder / "delays", "a", buffering=1) as delays,
+    ):
+        for lines in _batches(crowd.events, stop):
+            fresh = []
+            for id, sent_at in lines:
+                if id not in seen:
+                    seen.add(id)
+                    fresh.append((id, sent_at))
+            keys = np.frombuffer(b"".join(identity(CUSTOMER, "", id) for id, _ in fresh), np.uint64).reshape(
+                -1, 2
+            )
+            known = len(seen)
+            total = Total(
+                CUSTOMER, "period", METER, start, end, known, known, known, wall_clock(), 0, 0, 0, True
+            )
+            writer.write([total], [], settled=[Settled(keys[:, 0].copy(), keys[:, 1].copy())])
+            now = time.monotonic()
+            delays.write("".join(f"{now - sent_at:.6f}\n" for _, sent_at in fresh))
+
+
+def _batches(path: Path, stop: Any) -> Iterator[list[tuple[str, float]]]:
+    """The lines so far, and what comes, until `stop` is set and all has been read."""
+    with path.open("rb") as file:
+        while True:
+            ending = stop.is_set()
+            lines = []
+            while len(lines) < BATCH and (line := file.readline()):
+                id, sent_at = line.split()
+                lines.append((id.decode(), float(sent_at)))
+            if lines:
+                yield lines
+            elif ending:
+                return
+            else:
+                time.sleep(0.001)

@@ -1,0 +1,101 @@
+"""The gate in several real processes: every one follows the catalog, and a crowd never gets more than there is."""
+
+import asyncio
+import multiprocessing
+import os
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.crowd import Crowd
+from connectors.sqlite_control import SqliteControl
+from connectors.sqlite_holds import SqliteHolds
+from serving.gate import AsyncGate, Gate
+from tests.connectors.store_contract import child
+from tests.serving.gate.fakes import METERS
+from tests.serving.gate.test_sqlite_faults import write
+
+SEEDS = int(os.environ.get("TIDEGATE_GATE_SEEDS", "1"))
+PATIENCE = 30
+
+TWO_PLANS = "plans: {free: {limits: {calls: {cap: 5}}}, paid: {limits: {calls: {cap: 50}}}}\n"
+CHANGES = {
+    "the cap is where usage is": ("plans: {p: {limits: {calls: {cap: 5}}}}\ndefault_plan: p", False),
+    "it is raised": ("plans: {p: {limits: {calls: {cap: 6}}}}\ndefault_plan: p", True),
+    "it is lowered": ("plans: {p: {limits: {calls: {cap: 4}}}}\ndefault_plan: p", False),
+    "it is removed": ("plans: {p: {}}\ndefault_plan: p", True),
+    "the plan is another one": (f"{TWO_PLANS}customers: {{acme: {{plan: free}}}}", False),
+    "the customer pays": (f"{TWO_PLANS}customers: {{acme: {{plan: paid}}}}", True),
+    "the customer has a limit apart": (
+        f"{TWO_PLANS}customers: {{acme: {{plan: paid, limits: {{calls: {{cap: 3}}}}}}}}",
+        False,
+    ),
+}
+
+
+def test_every_process_follows_the_catalog(tmp_path: Path) -> None:
+    """Support raises a cap on the phone, and the customer's next request passes, wherever it lands."""
+    path = tmp_path / "store.db"
+    write(path, 5, 1)
+    channel = multiprocessing.get_context("spawn").Queue()
+    with (
+        closing(SqliteControl(path)) as control,
+        child(_ask, path, True, channel),
+        child(_ask, path, False, channel),
+        child(_ask_async, path, channel),
+    ):
+        seen: dict[int, tuple[int, bool]] = {}
+        for name, (text, allowed) in CHANGES.items():
+            number = control.apply(METERS + text, origin="api", by="me", note=name).number
+            deadline = time.monotonic() + PATIENCE
+            while len(seen) < 3 or any(asked_by != (number, allowed) for asked_by in seen.values()):
+                process, catalog, answer = channel.get(timeout=deadline - time.monotonic())
+                assert catalog >= seen.get(process, (0, False))[0], "back to an older one"
+                seen[process] = (catalog, answer)
+                if catalog == number:
+                    assert answer == allowed, name
+
+
+def _ask(path: Path, near: bool, channel: Any) -> None:
+    with Gate(SqliteHolds(path), near=near) as gate:
+        last = None
+        while True:
+            decision = gate.check("acme", "calls")
+            if not decision.degraded and (decision.catalog, decision.allowed) != last:
+                last = (decision.catalog, decision.allowed)
+                channel.put((os.getpid(), *last))
+
+
+def _ask_async(path: Path, channel: Any) -> None:
+    async def main() -> None:
+        async with AsyncGate(SqliteHolds(path)) as gate:
+            last = None
+            while True:
+                decision = await gate.check("acme", "calls")
+                if not decision.degraded and (decision.catalog, decision.allowed) != last:
+                    last = (decision.catalog, decision.allowed)
+                    channel.put((os.getpid(), *last))
+                await asyncio.sleep(0)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_with_reserve_a_crowd_never_exceeds_the_cap(tmp_path: Path, seed: int) -> None:
+    """Whoever is killed when: nothing is granted twice, nothing counted twice, nothing held for ever."""
+    crowd = Crowd(tmp_path, "reserve", cap=300, processes_=2, threads=8, seed=seed)
+    outcome = crowd.run(kills=5)
+    assert outcome.total == outcome.sent
+    assert outcome.total + outcome.held <= 300
+    # All that is not used is what the dead took with them: a reserve without its event.
+    assert outcome.total + outcome.held == 300 and outcome.held <= 5 * 8
+
+
+def test_with_check_alone_a_crowd_goes_on_until_the_total_shows(tmp_path: Path) -> None:
+    """Which is why there is a reserve: and it does stop."""
+    crowd = Crowd(tmp_path, "check", cap=200, processes_=2, threads=4, seed=0)
+    outcome = crowd.run(kills=0)
+    assert outcome.total == outcome.sent >= 200
