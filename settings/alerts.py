@@ -11,7 +11,7 @@ from settings.problems import SettingsError
 from settings.sinks import KafkaSinkAddress
 
 KINDS: Final = (
-    "threshold", "cap_reached", "cap_released", "overage_started", "overage_ended", "correction"
+    "threshold", "cap_reached", "cap_released", "overage_started", "overage_ended", "correction", "drift"
 )  # fmt: skip
 
 

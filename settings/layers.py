@@ -18,10 +18,12 @@ TOML_FILE: Final = Path("tidegate.toml")
 # fmt: off
 ELSEWHERE: Final = frozenset({
     "listen", "auth", "keys", "ingest", "request_bytes_max", "batch_max", "rate_per_key", "streams_max", "cors",
-    "frames",
+    "frames", "reconcile_every", "reconcile_once", "reconcile_settle", "reconcile_repair", "reconcile_credits",
+    "reconcile_report", "dodo_webhook_secrets",
 })
 # fmt: on
-"""Settings of the HTTP service (settings/serving.py), which a flow has no use for and takes no offence at."""
+"""Settings of the HTTP service (settings/serving.py) and of reconciliation, which the metering flow has no use for and
+takes no offence at."""
 # A line that sets one of ours; dotenv passes over what it cannot read, which must not go unseen.
 OURS: Final = re.compile(rf"\s*(?:export\s+)?({PREFIX}\w*)\s*([=:]?)", re.IGNORECASE)
 

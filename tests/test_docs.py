@@ -14,6 +14,7 @@ from serving.cli import app
 from settings.address import PARTS, Address
 from settings.alerts import Alert
 from settings.durations import in_words
+from settings.reconciliation import ReconciliationSettings, WebhookSettings
 from settings.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,6 +22,8 @@ README = (ROOT / "README.md").read_text()
 CONNECTORS = (ROOT / "docs" / "connectors.md").read_text()
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+# The flow's own stand before those that a service has beside them.
+FIELDS = WebhookSettings.model_fields | ReconciliationSettings.model_fields | Settings.model_fields
 ROLES = ("source", "store", "alerts", "dead_letters", "billing")
 
 
@@ -53,16 +56,16 @@ def schemes(role: str) -> Iterator[type[Address]]:
     yield from (get_args(annotation) or (annotation,))  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("name", Settings.model_fields)
+@pytest.mark.parametrize("name", FIELDS)
 def test_every_setting_is_in_the_readme_with_its_default_and_meaning(name: str) -> None:
-    field = Settings.model_fields[name]
+    field = FIELDS[name]
     default = "required" if field.is_required() else written(field.default)
     assert f"| `TIDEGATE_{name.upper()}` | {default} | {field.description} |\n" in README
 
 
 def test_the_readme_names_no_setting_that_is_gone() -> None:
     named = {name.lower() for page in PAGES for name in re.findall(r"\bTIDEGATE_([A-Z_]+)", page.read_text())}
-    assert named - set(Settings.model_fields) == set()
+    assert named - set(FIELDS) == set()
 
 
 @pytest.mark.parametrize("role", ROLES)

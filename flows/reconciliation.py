@@ -1,0 +1,270 @@
+"""The reconciliation flow: what customers see against what they will be invoiced, explained and, if allowed, mended.
+
+    subscriptions ─ look ─ judge ─ explain ─ settle
+      (due in this     │       │        │       └─ repairs, store notes, alerts, report, book
+       pass)        totals   off     events of
+                    of both  twice   both, and
+                    sides    is      what may
+                             drift   be done
+
+`python -m bytewax.run flows.reconciliation` reads the settings and makes a pass every so often, or with
+TIDEGATE_RECONCILE_ONCE one. It reads the platform within a request budget of its own, and changes nothing unless
+TIDEGATE_RECONCILE_REPAIR allows it. Where it stands is in its own book, so it needs no recovery store: a killed pass
+goes on with the subscriptions that are left.
+"""
+
+import logging
+import sys
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import bytewax.operators as op
+import msgspec
+from bytewax.dataflow import Dataflow
+from bytewax.outputs import DynamicSink, FixedPartitionedSink, StatelessSinkPartition
+
+from connectors.books import Books
+from connectors.clock import wall_clock
+from connectors.dodo import DodoClient, DodoError
+from connectors.dodo_reads import DodoReads, Unauthorized
+from connectors.drift_book import Book, BookError, Task
+from connectors.drift_report import LinesToStdout, console, summary, table
+from connectors.ledger import LedgerError
+from connectors.outbox import OutboxError
+from connectors.repair_journal import Journal
+from connectors.repairer import Repairer
+from flows.looks import Looker, Seen, Terms
+from flows.passes import AGAIN_AFTER_S, Passes, meters_of
+from flows.verdicts import Explainer, Judge, Judged, Settler
+from operators.biller import Matched, matched
+from operators.billing import instant
+from operators.catalog import Catalog
+from operators.ports import Note, StoreError
+from settings.alerts import Delivered
+from settings.catalog import CatalogError, load_catalog
+from settings.catalogs import Catalogs
+from settings.problems import SettingsError
+from settings.reconciliation import ReconciliationSettings, load_reconciliation_settings
+from settings.sinks import Dodo
+
+T = TypeVar("T")
+
+_log = logging.getLogger("tidegate.reconciliation")
+
+
+class _Closes(Protocol):
+    def close(self) -> None: ...
+
+
+class Outside(NamedTuple):
+    """Time and network, which tests stand in for."""
+
+    clock: Callable[[], int] = wall_clock
+    sleep: Callable[[float], object] = time.sleep
+    client: Callable[[ReconciliationSettings], DodoClient] | None = None
+
+
+def flow() -> Dataflow:
+    """The flow that the settings describe; ends the process with one clear line if they can't be."""
+    try:
+        return build(load_reconciliation_settings())
+    except (SettingsError, CatalogError, StoreError, BookError, OutboxError, LedgerError, DodoError) as error:
+        sys.exit(str(error))
+
+
+def build(settings: ReconciliationSettings, outside: Outside | None = None) -> Dataflow:
+    """The flow for these settings, ready to run."""
+    works = _Works(settings, outside or Outside())
+    flow = Dataflow("reconciliation")
+    tasks = op.input("subscriptions", flow, works.passes())
+    seen = op.flat_map_batch("look", tasks, works.look)
+    found = op.map("judge", seen, works.judge.judge)
+    explained = op.map("explain", found, works.explain)
+    op.output("settle", explained, _Settling(works))
+    return flow
+
+
+class _Works:
+    """Everything that the steps share, opened once. All of it is used by one worker, which has the only partition."""
+
+    def __init__(self, settings: ReconciliationSettings, outside: Outside) -> None:
+        if not isinstance(settings.billing, Dodo):
+            raise SettingsError([f"TIDEGATE_BILLING: needs dodo: to reconcile with, got {settings.billing}"])
+        self._settings, self._clock, self._sleep = settings, outside.clock, outside.sleep
+        folder: Path = settings.folder
+        client = (outside.client or _client)(settings)
+        self.reads = DodoReads(client, sleep=outside.sleep)
+        self._open: list[_Closes] = [client]
+        self._book = Book(folder)
+        control = settings.store.open_control()
+        self._catalog = _catalogs(settings, Catalogs(control))
+        self._store = settings.store.open()
+        alerts = _AlertOut(settings)
+        outbox = settings.billing.outbox_path(settings.data_dir)
+        terms = Terms(settings.reconcile_settle)
+
+        def books() -> Books:
+            return Books(outbox)
+
+        reader = settings.store.open_reader()
+        self._open += [reader, self._store, control, alerts, self._book]
+        looker = Looker(self.reads, reader, books, self._catalog, terms, self._clock, settings.shards)
+        self._looker = looker
+        repairer = Repairer(Journal(folder / "repairs.ndjson"), books, outbox, control, self.reads, self._clock)
+        self.judge = Judge(self._book, terms.settle_us, self._clock)
+        self._explainer = Explainer(
+            looker, self.reads, repairer, self._clock,
+            in_credits=settings.reconcile_credits, repair=settings.reconcile_repair,
+        )  # fmt: skip
+        self._report = settings.reconcile_report.open() if settings.reconcile_report else None
+        self.settler = Settler(
+            self._book, repairer, self._store, alerts, self._report, self.reads, self._clock,
+            repair=settings.reconcile_repair,
+        )  # fmt: skip
+        self._meters: tuple[Catalog, int, dict[str, Matched]] | None = None
+        if settings.reconcile_repair:
+            left = repairer.finish()
+            if left:
+                _log.warning("%d repairs were planned and not known to be done; they were done", left)
+
+    def passes(self) -> Passes:
+        return Passes(self._settings, self._book, self.reads, self._ended, self._clock, self._sleep)
+
+    def close(self) -> None:
+        for one in self._open:
+            one.close()
+
+    def look(self, tasks: list[Task]) -> list[Seen]:
+        return self._patiently(lambda: self._looker.look(tasks, self._matched(tasks[0].number)))
+
+    def explain(self, found: Judged) -> Judged:
+        return self._patiently(lambda: self._explainer.explain(found))
+
+    def _patiently(self, ask: Callable[[], T]) -> T:
+        """What was asked for, also if it takes until somebody has put the key right."""
+        while True:
+            try:
+                return ask()
+            except Unauthorized as error:
+                if self._settings.reconcile_once:
+                    raise
+                _log.error("reconciliation waits: %s", error)
+                self._sleep(AGAIN_AFTER_S)
+
+    def _matched(self, number: int) -> dict[str, Matched]:
+        catalog = self._catalog()
+        if self._meters is None or self._meters[:2] != (catalog, number):
+            found, others = matched(catalog, meters_of(self._book))
+            for other in others:
+                _log.warning("meter %s (%s) is not compared: %s", other.id, other.name, other.why)
+            self._meters = catalog, number, found
+        return self._meters[2]
+
+    def _ended(self, number: int) -> None:
+        """Tells of a pass that has gone round."""
+        with closing(self._book.reader()) as reader:
+            last, found, unread = reader.last(), reader.open(), reader.unread()
+        assert last is not None
+        figures = {
+            **last.figures,
+            "pass": number,
+            "started_at": instant(last.started_at),
+            "ended_at": instant(last.ended_at or 0),
+            "open_drift": sum(one.status == "drift" for one in found),
+            "open_suspect": sum(one.status == "suspect" for one in found),
+        }
+        line = msgspec.json.encode({"status": "ended"} | figures)
+        self._store.write([], [], [Note("reconciliation", "last", "", self._clock(), line)])
+        if self._report is not None:
+            self._report.write([line])
+        if not isinstance(self._report, LinesToStdout):
+            screen = console()
+            if found:
+                screen.print(table(found))
+            screen.print(summary(last, found, len(unread)))
+        _log.info("%s", summary(last, found, len(unread)))
+
+
+class _Settling(DynamicSink[Judged]):
+    def __init__(self, works: _Works) -> None:
+        self._works = works
+
+    def build(self, step_id: str, worker_index: int, worker_count: int) -> "_SettlingPartition":
+        return _SettlingPartition(self._works)
+
+
+class _SettlingPartition(StatelessSinkPartition[Judged]):
+    def __init__(self, works: _Works) -> None:
+        self._works = works
+
+    def write_batch(self, items: list[Judged]) -> None:
+        for found in items:
+            self._works.settler.settle(found)
+
+    def close(self) -> None:
+        self._works.close()
+
+
+class _AlertOut:
+    """The alert sinks of the settings, each alert in them when a call returns.
+
+    A file is written by one flow alone, so what goes to `alerts.ndjson` goes to `alerts-drift.ndjson` beside it.
+    """
+
+    def __init__(self, settings: ReconciliationSettings) -> None:
+        self._settings = settings
+        self._opened: list[tuple[Any, Any, bool]] | None = None
+
+    def __call__(self, id: str, kind: str, customer: str, line: bytes) -> None:
+        if self._opened is None:
+            self._opened = [self._open(address) for address in self._settings.alerts]
+        for address, part, is_keyed in self._opened:
+            if address.wants(kind, customer):
+                part.write_batch([line if is_keyed else (id, line)])
+                if is_keyed:
+                    part.snapshot()
+
+    def close(self) -> None:
+        """Ends deliveries; what could not be delivered waits in its queue for the next start."""
+        for _, part, _ in self._opened or ():
+            part.close()
+        self._opened = None
+
+    def _open(self, address: Any) -> tuple[Any, Any, bool]:
+        sink = self._sink(address)
+        if isinstance(sink, FixedPartitionedSink):
+            return address, sink.build_part("alerts", sink.list_parts()[0], None), True
+        return address, sink.build("alerts", 0, 1), False
+
+    def _sink(self, address: Any) -> Any:
+        if isinstance(address, Delivered):
+            queue = self._settings.folder / "deliveries.db"
+            return address.open(queue=queue, secrets=self._settings.delivery_secrets)
+        if address.scheme == "file":
+            path = Path(address.path)
+            return address.model_copy(update={"path": str(path.with_name(f"{path.stem}-drift{path.suffix}"))}).open()
+        return address.open(starts=None) if address.scheme == "kafka" else address.open()
+
+
+def _client(settings: ReconciliationSettings) -> DodoClient:
+    assert isinstance(settings.billing, Dodo)
+    client: DodoClient = settings.billing.open_client(settings.dodo_api_key)
+    return client
+
+
+def _catalogs(settings: ReconciliationSettings, catalogs: Catalogs) -> Callable[[], Catalog]:
+    """The catalog in force: the store's newest, else the file's, where no flow has run yet."""
+
+    of_file: list[Catalog] = []
+
+    def current() -> Catalog:
+        if catalogs.follow():
+            return catalogs.current
+        if not of_file:
+            of_file.append(load_catalog(settings.catalog))
+        return of_file[0]
+
+    return current

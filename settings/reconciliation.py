@@ -1,0 +1,68 @@
+"""What may be chosen about reconciliation, beside what it shares with the flow: store, catalog, billing, alerts."""
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, SecretStr
+
+from settings.address import BY_SCHEME, Address
+from settings.durations import Duration, between
+from settings.settings import Settings, load_settings_of
+from settings.sources import File, Source
+
+
+class ReportFile(Address):
+    """`file:data/drift.ndjson`: one finding a line, appended."""
+
+    connector: ClassVar[str] = "connectors.drift_report:LinesToFile"
+    scheme: Literal["file"] = "file"
+    path: str = Field(min_length=1, description="The file that findings are appended to.")
+
+
+class ReportStdout(Address):
+    """`stdout:`: one finding a line on standard output, instead of a table."""
+
+    connector: ClassVar[str] = "connectors.drift_report:LinesToStdout"
+    scheme: Literal["stdout"] = "stdout"
+
+
+Report = Annotated[ReportFile | ReportStdout, BY_SCHEME]
+
+
+class ReconciliationSettings(Settings):
+    """Everything that may be chosen about reconciliation. It reads no source, so none need be named."""
+
+    source: Source = Field(File(path="-"), description="Where the flow's events come from.")
+    reconcile_every: Annotated[Duration, between("1m", "7d")] = Field(
+        timedelta(minutes=15),
+        description="Between the starts of two passes; one that takes longer is followed at once.",
+    )
+    reconcile_once: bool = Field(False, description="Make one pass, or finish the one that was begun, and end.")
+    reconcile_settle: Annotated[Duration, between("10s", "1h")] = Field(
+        timedelta(minutes=3), description="How long the platform may take to show what it acknowledged."
+    )
+    reconcile_repair: bool = Field(False, description="Make the repairs that are allowed, instead of only naming them.")
+    reconcile_credits: bool = Field(
+        False, description="Among the repairs: entries in credit ledgers, where a meter is paid in credits."
+    )
+    reconcile_report: Report | None = Field(None, description="Where findings go as lines of JSON.")
+
+    @property
+    def folder(self) -> Any:
+        """Where reconciliation keeps its book and journal."""
+        return self.data_dir / "reconciliation"
+
+
+def load_reconciliation_settings(overrides: Mapping[str, object] | None = None) -> ReconciliationSettings:
+    """As `load_settings`, for reconciliation."""
+    return load_settings_of(ReconciliationSettings, overrides)
+
+
+class WebhookSettings(Settings):
+    """What the endpoint for the platform's webhooks needs, for whoever serves it."""
+
+    source: Source = Field(File(path="-"), description="Where the flow's events come from.")
+    dodo_webhook_secrets: SecretStr | None = Field(
+        None, description="What Dodo Payments signs webhooks with: whsec_… secrets with spaces between them."
+    )
