@@ -96,7 +96,7 @@ INSERT INTO meta VALUES ('tidegate_outbox', {SCHEMA}), ('running', 0), ('snapsho
 _COUNT = "INSERT INTO counts VALUES (?, ?) ON CONFLICT DO UPDATE SET value = value + excluded.value"
 _ADD = """INSERT OR IGNORE INTO events (id, customer, at, state, body, came_at, came_up)
     VALUES (?, ?, ?, ?, ?, ?, ?)"""
-_ROW = "SELECT seq, id, customer, at, body, came_at, sent_at, unsure_at, restamped_at FROM events"
+_ROW = "SELECT seq, id, customer, at, body, came_at, sent_at, unsure_at, restamped_at, reason, detail FROM events"
 
 
 class OutboxError(StoreError):
@@ -107,7 +107,8 @@ class Row(NamedTuple):
     """An event that waits. Times are µs since the epoch.
 
     `sent_at` is when it was first given to a request, `unsure_at` when it last was without an answer that says that
-    it was not taken; `restamped_at` when it went without its own time.
+    it was not taken; `restamped_at` when it went without its own time. A `reason` is what it was refused for, if the
+    platform does not turn out to have it all the same.
     """
 
     seq: int
@@ -119,6 +120,8 @@ class Row(NamedTuple):
     sent_at: int | None
     unsure_at: int | None
     restamped_at: int | None
+    reason: str
+    detail: str
 
 
 class Outbox:
@@ -242,6 +245,12 @@ class Outbox:
         """Leaves them out until then (µs since the epoch)."""
         with self.transaction():
             self._db.executemany("UPDATE events SET hold_until = ? WHERE seq = ?", [(until, r.seq) for r in rows])
+
+    def suspect(self, row: Row, until: int, reason: str, detail: str) -> None:
+        """Leaves an event out until then that was refused, and writes down what for."""
+        with self.transaction() as db:
+            query = "UPDATE events SET hold_until = ?, reason = ?, detail = ? WHERE seq = ? AND state = 0"
+            db.execute(query, (until, reason, detail, row.seq))
 
     def keep_back(self, rows: Sequence[Row], state: State, reason: str, detail: str = "") -> None:
         """Parks or refuses them, or skips them for good, with the reason."""

@@ -40,6 +40,7 @@ from operators.rollup import unfit
 # The first retries come soon, as most faults are short; the rate limit holds for them too.
 PAUSE_FIRST, PAUSE_MAX = 0.1, 30.0
 PAUSE_REFUSING = 60.0
+BYTES_LEAST = 1 << 10
 # What was just taken need not show at once.
 SHOWS_AFTER = MINUTE
 LOOKED_UP_AT_ONCE = 20
@@ -173,23 +174,27 @@ class Sender:
         now = self._clock()
         items: list[Item] = []
         kept: dict[tuple[State, str, str], list[Row]] = {}
-        doubtful: list[tuple[Row, Refusal]] = []
+        doubtful: list[tuple[Row, State, Refusal]] = []
         trimmed = 0
         for row in rows:
+            if row.reason:
+                doubtful.append((row, State.refused, Refusal(row.reason, row.detail)))
+                continue
             found, left_out = self._judge(row, now)
             trimmed += left_out
             if isinstance(found, Item):
                 items.append(found)
             elif found[1] in TIME_IS_UP and row.unsure_at is not None:
-                doubtful.append((row, Refusal(*found[1:])))
+                doubtful.append((row, found[0], Refusal(*found[1:])))
             else:
                 kept.setdefault(found, []).append(row)
         with self._outbox.transaction():
             for (state, reason, detail), those in kept.items():
                 self._outbox.keep_back(those, state, reason, detail)
             self._outbox.count(trimmed=trimmed)
-        for row, refusal in doubtful[:LOOKED_UP_AT_ONCE]:
-            self._settle_doubtful(row, refusal)
+        for row, state, refusal in doubtful[:LOOKED_UP_AT_ONCE]:
+            if self._is_missing(row):
+                self._outbox.keep_back([row], state, *refusal)
         return items
 
     def _judge(self, row: Row, now: int) -> tuple[Item | tuple[State, str, str], int]:
@@ -245,13 +250,14 @@ class Sender:
             with self._outbox.transaction():
                 self._outbox.acknowledge(rows)
                 self._outbox.count(restamped=sum(item.restamp for item in fit))
-        elif answer.kind == "too_large" and len(fit) > 1:
+        elif answer.kind == "too_large":
             # The platform's own limit is below ours, so later batches keep to half of what was too large.
-            self._bytes_max = min(self._bytes_max, sum(len(item.body) for item in fit) // 2)
-        elif answer.kind in ("limited", "unauthorized", "unreached") or (answer.kind == "refused" and len(fit) == 1):
-            # Of a refused batch some may have been taken all the same.
+            self._bytes_max = min(self._bytes_max, max(sum(len(item.body) for item in fit) // 2, BYTES_LEAST))
             self._outbox.not_taken(map(self._as_known, rows))
-        elif answer.kind == "unknown":
+        elif answer.kind in ("limited", "unauthorized", "unreached") or (answer.kind == "refused" and len(fit) == 1):
+            self._outbox.not_taken(map(self._as_known, rows))
+        else:
+            # Of a refused batch, too, some may have been taken.
             self._doubts.update((row.seq, now) for row in rows)
         return answer, fit
 
@@ -322,8 +328,6 @@ class Sender:
             text = f"the platform refuses one event after the other, the last with {answer}; they are dead letters"
             self._outbox.alert("refusing", text)
             self._pause_until = self._clock() + int(PAUSE_REFUSING * SECOND)
-        if not self._is_missing(self._as_known(item.row)):
-            return set()
         if self._is_stranger(item.billing_id):
             gone = {other for other in others if other.billing_id == item.billing_id}
             self._outbox.keep_back(
@@ -331,13 +335,12 @@ class Sender:
             )
             return gone
         reason = "too_large" if answer.kind == "too_large" else "refused_by_platform"
-        self._outbox.keep_back([item.row], State.refused, reason, str(answer))
+        row = self._as_known(item.row)
+        if row.unsure_at is not None and row.unsure_at > self._clock() - SHOWS_AFTER:
+            self._outbox.suspect(row, row.unsure_at + SHOWS_AFTER, reason, str(answer))
+        elif self._is_missing(row):
+            self._outbox.keep_back([row], State.refused, reason, str(answer))
         return set()
-
-    def _settle_doubtful(self, row: Row, refusal: Refusal) -> None:
-        """Parks an event that was sent without an answer, unless the platform turns out to have it."""
-        if self._is_missing(row):
-            self._outbox.keep_back([row], State.parked, *refusal)
 
     def _is_missing(self, row: Row) -> bool:
         """Whether the platform does not have the event for sure. If it has it is acknowledged, else asked later."""
