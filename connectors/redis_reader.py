@@ -26,9 +26,9 @@ class RedisReader:
         self._redis, self._keys = Redis(Servers(**servers), sleep=sleep), Keys(prefix)
         self._notes = Notes(self._redis, self._keys)
 
-    def read(self, customer: str) -> list[StoredTotal]:
-        """All totals of one customer, of one moment, in one round trip, in the order of window, meter and start."""
-        return self._page([customer])
+    def read(self, customer: str, since: int = 0) -> list[StoredTotal]:
+        """Totals of one customer, of one moment, in one round trip, in the order of window, meter and start."""
+        return [stored for stored in self._page([customer]) if not since or stored.total.end > since]
 
     def totals(self, customer: str | None = None) -> Iterator[StoredTotal]:
         """In the order of customer, window, meter and start; of each customer as of when it comes to them."""

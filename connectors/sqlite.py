@@ -131,11 +131,11 @@ class SqliteReader:
             self._db = connect(self._path, "ro", wait)
             self._opened = os.stat(self._path)
 
-    def read(self, customer: str) -> list[StoredTotal]:
-        """All totals of one customer, in one query, in the order of window, meter and start."""
+    def read(self, customer: str, since: int = 0) -> list[StoredTotal]:
+        """Totals of one customer, in one query, in the order of window, meter and start."""
         with explained(self._path, "read"):
             check_same(self._path, self._opened)
-            return sqlite_totals.read(self._db, customer)
+            return sqlite_totals.read(self._db, customer, since)
 
     def totals(self, customer: str | None = None) -> Iterator[StoredTotal]:
         """Totals as of the first one taken, in the order of customer, window, meter and start."""

@@ -33,6 +33,9 @@ Entry = Sequence[Any]
 METER, TOTAL, VERSION, SHORT, STEADY = 0, 2, 3, 5, 9
 NOTHING_ODD = (0, 0, 0, True)
 
+# However clocks are changed; µs.
+LONGEST_DAY, LONGEST_HOUR = 3 * 86_400_000_000, 3 * 3_600_000_000
+
 _PARAMETERS = 4
 _PIECE = 1024
 _INTEGER_MAX = 2**63
@@ -75,9 +78,11 @@ def prepare(db: sqlite3.Connection) -> None:
     db.create_function("merged", 2, _merged, deterministic=True)
 
 
-def read(db: sqlite3.Connection, customer: str) -> list[StoredTotal]:
-    """All totals of one customer, in one query, in the order of window, meter and start."""
-    return _taken_apart(db.execute(_read(shard_of(customer, BUCKETS)), (customer,)))
+def read(db: sqlite3.Connection, customer: str, since: int = 0) -> list[StoredTotal]:
+    """Totals of one customer whose windows end after `since`, in one query, in the order of window, meter and start."""
+    bounds = (since - LONGEST_DAY, since - LONGEST_HOUR) if since else (-_INTEGER_MAX, -_INTEGER_MAX)
+    found = _taken_apart(db.execute(_read(shard_of(customer, BUCKETS)), (customer, *bounds)))
+    return [stored for stored in found if stored.total.end > since] if since else found
 
 
 def read_all(db: sqlite3.Connection) -> Iterator[StoredTotal]:
@@ -189,4 +194,6 @@ def _upsert(bucket: int, rows: int) -> str:
 
 @cache
 def _read(bucket: int) -> str:
-    return f"{_SELECT} {PACKED[bucket]} WHERE customer = ?"
+    select = f"{_SELECT} {PACKED[bucket]} WHERE customer = ?1 AND window ="
+    return f"""{select} 'period' UNION ALL {select} 'day' AND start >= ?2
+        UNION ALL {select} 'hour' AND start >= ?3"""

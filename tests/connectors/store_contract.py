@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from operators.ports import Note, StoredTotal, StoreReader, StoreWriter
-from operators.records import Counter, Total
+from operators.records import Counter, Total, Window
 
 Key = tuple[str, str, str, int]
 
@@ -257,6 +257,22 @@ class StoreContract(ABC):
             writer.write([total._replace(version=2, events=7) for total in totals[::2]], [])
             expected = [t._replace(version=2, events=7) if n % 2 == 0 else t for n, t in enumerate(totals)]
             holds(reader, {key_of(total): total for total in expected})
+
+    def test_windows_that_ended_are_left_out_when_asked(self) -> None:
+        """A page that shows two days is not to read the two years before them."""
+        hour, day = HOUR, 24 * HOUR
+        windows: list[tuple[Window, int, int]] = [
+            ("hour", 0, hour),
+            ("hour", 9 * hour, 10 * hour),
+            ("hour", 10 * hour, 11 * hour),
+            ("day", 0, day),
+            ("period", 0, 30 * day),
+        ]
+        totals = [total_of("a")._replace(window=w, start=start, end=end) for w, start, end in windows]
+        with self.opened() as (writer, reader):
+            writer.write(totals, [])
+            found = {(one.total.window, one.total.start) for one in reader.read("a", 10 * hour)}
+            assert found == {("hour", 10 * hour), ("day", 0), ("period", 0)}
 
     def test_an_empty_store_is_empty(self) -> None:
         """A reader that is up before the first event answers, and then sees that event."""
