@@ -22,6 +22,8 @@ from connectors.redis_scripts import APPEND, APPLY, PUT_BACK
 from connectors.redis_servers import Servers
 from operators.ports import Adjustment, CatalogConflict, CatalogVersion, Control, Resend
 
+# Past all times, so that no rebuild under way began after it.
+EVER: Final = 2**52
 _RECORD: Final = msgspec.json.Decoder(Adjustment | Resend)
 _VERSION: Final = msgspec.json.Decoder(CatalogVersion)
 
@@ -56,12 +58,12 @@ class RedisControl:
         found = self._ask(Command(self._slot, ("XRANGE", self._log[0], since, "+", "COUNT", limit)))
         return [Control(at.decode(), _RECORD.decode(record)) for at, (_, record) in found]
 
-    def rebuild(self) -> str:
-        """Asks the flow to write every total again, or joins who has asked. The id of the Resend.
+    def resend(self, *, anew: bool = False) -> str:
+        """Asks the flow to write every total again, or joins who has asked; the id of the Resend.
 
-        Readers are kept away from what was lost until it is back.
+        Readers are kept away from what has no totals until they are back.
         """
-        return self._rebuilds.fill(self._rebuilds.unmarked())
+        return self._rebuilds.fill(self._rebuilds.unmarked(), EVER if anew else 0)
 
     def catalog(self, number: int | None = None) -> CatalogVersion | None:
         """The version of this number, or the newest; None where there is none."""

@@ -96,6 +96,8 @@ end
 WRITE: Final = Script(f"""{_NUMBERS}{_SWEEPS}{HOLDS}
 local born = redis.call('HGET', KEYS[1], 'born')
 if not born then return 'lost' end
+-- Marked by somebody else, after what this writer wrote was lost.
+if ARGV[1] ~= '0' and tonumber(born) > tonumber(ARGV[1]) then return 'lost' end
 local top = redis.call('ZREVRANGE', KEYS[2], 0, 0, 'WITHSCORES')[2]
 top = math.max(tonumber(top or 0), tonumber(born))
 if top < tonumber(ARGV[1]) then return 'behind' end
@@ -288,7 +290,7 @@ BEGIN: Final = Script("""
 local under_way, began = unpack(redis.call('HMGET', KEYS[1], 'id', 'began'))
 if under_way and tonumber(ARGV[1]) < tonumber(began) then return under_way end
 local time = redis.call('TIME')
-began = string.format('%.0f', math.max(time[1] * 1000000 + time[2], ARGV[1] + 1))
+began = string.format('%.0f', math.max(time[1] * 1000000 + time[2], tonumber(began or 0) + 1))
 local id = began .. '-' .. ARGV[2]
 redis.call('HSET', KEYS[1], 'id', id, 'began', began)
 redis.call('DEL', KEYS[2])

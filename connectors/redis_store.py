@@ -47,8 +47,9 @@ HOURS, DAYS, PERIODS = timedelta(days=8), timedelta(days=92), timedelta(days=400
 class RedisWriter:
     """Writes totals, counters and notes under `prefix`, and keeps charts and periods for these times.
 
-    `resumed` says that the flow has totals from before, so that a store without any has lost them. `servers` are the
-    fields of Servers. Raises StoreError, after which a part of that write may be stored; writing it again is safe.
+    `resumed` is for the flow to say whether it has totals from before: then a store without any has lost them, else it
+    is a new one. Others leave it out, and begin no store. `servers` are the fields of Servers. Raises StoreError, after
+    which a part of that write may be stored; writing it again is safe.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class RedisWriter:
         hours: timedelta = HOURS,
         days: timedelta = DAYS,
         periods: timedelta = PERIODS,
-        resumed: bool = False,
+        resumed: bool | None = None,
         clock: Callable[[], int] = wall_clock,
         sleep: Callable[[float], None] = time.sleep,
         **servers: Any,
@@ -114,11 +115,14 @@ class RedisWriter:
                     self._highest = max(self._highest, reply)
                     self._waiting.forget(chain.from_iterable(batch.ended.values()))
                     continue
-                again.append(batch)
-                if isinstance(reply, bytes):
+                if isinstance(reply, list):
+                    self._waiting.learn(batch.bucket, reply)
+                elif any(batch.customers.values()):
                     lost[batch.bucket] = reply
                 else:
-                    self._waiting.learn(batch.bucket, reply)
+                    # Nobody is told of what happened in a bucket that has nothing.
+                    continue
+                again.append(batch)
             if lost:
                 losses += 1
                 self._recover(lost, losses)
@@ -145,12 +149,16 @@ class RedisWriter:
         # All of them, as the others will have fallen back too, and are taken care of.
         self._written = [0] * BUCKETS
 
-    def _take_over(self, resumed: bool) -> None:
+    def _take_over(self, resumed: bool | None) -> None:
         """Marks what has no mark: as empty in a new store, as incomplete in one that there was before."""
         unmarked = self._rebuilds.unmarked()
-        if (resumed and unmarked) or 0 < len(unmarked) < BUCKETS:
+        if len(unmarked) < BUCKETS:
+            # Says what is there of another schema too.
+            self._rebuilds.mark(set(range(BUCKETS)) - set(unmarked))
+        if len(unmarked) == BUCKETS and resumed is False:
+            self._rebuilds.mark(unmarked)
+        elif unmarked and (resumed or len(unmarked) < BUCKETS):
             self._rebuilds.fill(unmarked)
-        self._rebuilds.mark(range(BUCKETS))
 
     def _command(self, batch: Batch, now: int, settles: bool) -> Command:
         bucket = batch.bucket

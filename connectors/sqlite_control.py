@@ -7,6 +7,7 @@ Guarantees and limits are those of connectors/sqlite.py. Used by one thread at a
 """
 
 import os
+import secrets
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -45,6 +46,12 @@ class SqliteControl:
             )
             found = self._db.execute("SELECT seq FROM control WHERE id = ?", (record.id,)).fetchone()
         return str(found[0])
+
+    def resend(self, *, anew: bool = False) -> str:
+        """As in `operators.ports.ControlLog`. A file that lost totals tells nobody, so each call asks anew."""
+        id = secrets.token_hex(8)
+        self.append(Resend(id=id))
+        return id
 
     def after(self, position: str, limit: int = 1000) -> list[Control]:
         """The records past `position`, the oldest first."""

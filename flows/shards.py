@@ -16,6 +16,7 @@ from connectors.telemetry import ShardNumbers, Telemetry
 from operators.chunk import Chunk
 from operators.ports import Adjustment, Note, Resend, Settled
 from operators.records import Accepted, Alert, Counter, DeadLetter
+from operators.resends import RESEND
 from operators.shard import Outcome, Shard
 from operators.totals import Totals
 from operators.wire import encode_alert
@@ -178,7 +179,10 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Chunk | ControlItem], Emission, P
                 return alerts
             case Resend():
                 shard.resend()
-                self._note("resend", f"{item.id}/{shard.index}", "", {"shard": shard.index})
+                # At once, all of it: a snapshot in between would know the request as done.
+                self._next = self._counters_due = datetime.now(UTC)
+                fields = {"shard": shard.index, "shards": self._settings.shards}
+                self._note(RESEND, f"{item.id}/{shard.index}", "", fields)
             case int():
                 self._meet(shard, item)
         return []

@@ -170,6 +170,14 @@ class ControlLog(Protocol):
         """Its position. A record whose id is there already is not added again."""
         ...
 
+    def resend(self, *, anew: bool = False) -> str:
+        """Asks the flow to write every total again, or joins who has asked already, unless `anew`; the Resend's id.
+
+        Every shard answers by a note (operators/resends.py). A store that can tell that it lost totals keeps its readers
+        away from where they are missing until then, by StoreIncomplete.
+        """
+        ...
+
     def after(self, position: str, limit: int = 1000) -> list[Control]: ...
     def catalog(self, number: int | None = None) -> CatalogVersion | None:
         """The version of this number, or the newest; None where there is none."""

@@ -19,6 +19,10 @@ class StoreAddress(Address):
     control: ClassVar[str]
     holds: ClassVar[str]
 
+    def open_writer(self, *, resumed: bool, **given: Any) -> Any:
+        """The flow's writer. `resumed` says that the flow has totals from before, which the store should have too."""
+        return self.open(**given)
+
     def open_reader(self, **given: Any) -> Any:
         """The reader of what the writer wrote; SettingsError where it cannot be imported."""
         return load(self.reader)(**self.arguments(), **given)
@@ -76,6 +80,9 @@ class RedisStore(StoreAddress, Dsn):
     wait: Annotated[Duration, between("0", "1h")] = Field(
         timedelta(seconds=60), description="How long to try again while servers are away or fail over."
     )
+
+    def open_writer(self, *, resumed: bool, **given: Any) -> Any:
+        return self.open(resumed=resumed, **given)
 
     def arguments(self) -> dict[str, Any]:
         """Of the writer."""

@@ -46,6 +46,12 @@ class ControlContract(ABC):
             assert log.append(adjustment("1", "999")) == first
             assert [control.record for control in log.after("")] == [adjustment("1")]
 
+    def test_a_resend_is_asked_for_by_a_record(self) -> None:
+        with self.fresh_control() as place, closing(place.open_control()) as log:
+            ids = [log.resend(anew=True), log.resend(anew=True)]
+            assert [control.record for control in log.after("")] == [Resend(id=id) for id in ids]
+            assert ids[0] != ids[1]
+
     def test_catalogs_are_numbered_and_kept(self) -> None:
         with self.fresh_control() as place, closing(place.open_control()) as log:
             assert (log.catalog(), log.catalog_number(), log.catalogs()) == (None, 0, [])

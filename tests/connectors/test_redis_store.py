@@ -32,7 +32,7 @@ class RedisPlace:
         return {"hosts": hosts, "form": self.form, "prefix": self.prefix}
 
     def open_writer(self, **given: Any) -> RedisWriter:
-        return RedisWriter(**self.given, **given)
+        return RedisWriter(**self.given, **{"resumed": False} | given)
 
     def open_reader(self, **given: Any) -> RedisReader:
         return RedisReader(**self.given, **given)
