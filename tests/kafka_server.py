@@ -46,7 +46,7 @@ JAVA = (
     "-XX:+UseSerialGC",
     "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
 )
-LISTENERS = {"plain": "PLAINTEXT", "sasl": "SASL_PLAINTEXT", "tls": "SSL", "sasl_tls": "SASL_SSL"}
+LISTENERS = {"plain": "PLAINTEXT", "wire": "PLAINTEXT", "sasl": "SASL_PLAINTEXT", "tls": "SSL", "sasl_tls": "SASL_SSL"}
 USERS = {"ada": "ada-secret", "eve": "eve-secret"}
 MECHANISMS = {"SCRAM-SHA-256": ScramMechanism.SCRAM_SHA_256, "SCRAM-SHA-512": ScramMechanism.SCRAM_SHA_512}
 
@@ -144,7 +144,8 @@ class Brokers(Kafka):
         self._folder = Path(mkdtemp(prefix="tidegate-kafka-"))
         atexit.register(self.close)
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
-        names = ("controller", *self._listeners())
+        # Who reaches the listener `wire` is told to come to `proxy`, where a test may listen.
+        names = ("controller", "proxy", *self._listeners())
         addresses = iter(free_addresses(count * len(names)))
         self.nodes = [
             Node(number, self._folder / str(number), {name: next(addresses) for name in names})
@@ -226,7 +227,7 @@ class Brokers(Kafka):
 
     def _listeners(self) -> list[str]:
         if not shutil.which("openssl"):
-            return ["plain", "sasl"]
+            return ["plain", "wire", "sasl"]
         key, certificate = self._folder / "tls.key", self.certificate
         command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
         command += ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"]
@@ -246,6 +247,9 @@ class Brokers(Kafka):
     def _properties(self, node: Node) -> dict[str, Any]:
         voters = ",".join(f"{each.number}@{each.listeners['controller']}" for each in self.nodes)
         protocols = {"CONTROLLER": "PLAINTEXT"} | {name.upper(): LISTENERS[name] for name in LISTENERS}
+        listening = {name: at for name, at in node.listeners.items() if name != "proxy"}
+        told = listening | {"wire": node.listeners["proxy"]}
+        del told["controller"]
         replicas = min(3, len(self.nodes))
         plain = " ".join(f'user_{user}="{password}"' for user, password in USERS.items())
         jaas, security = "sasl.jaas.config", "org.apache.kafka.common.security"
@@ -254,7 +258,8 @@ class Brokers(Kafka):
             "node.id": node.number,
             "controller.quorum.voters": voters,
             "controller.listener.names": "CONTROLLER",
-            "listeners": ",".join(f"{name.upper()}://{at}" for name, at in node.listeners.items()),
+            "listeners": ",".join(f"{name.upper()}://{at}" for name, at in listening.items()),
+            "advertised.listeners": ",".join(f"{name.upper()}://{at}" for name, at in told.items()),
             "listener.security.protocol.map": ",".join(f"{name}:{kind}" for name, kind in protocols.items()),
             "inter.broker.listener.name": "PLAIN",
             "log.dirs": node.folder / "log",

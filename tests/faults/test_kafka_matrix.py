@@ -30,6 +30,7 @@ from tests.faults.test_crash_matrix import (
 )
 from tests.faults.topics import Topics
 from tests.kafka_server import Brokers, Kafka
+from tests.proxy import Proxy
 
 __all__ = ["room"]
 
@@ -97,12 +98,10 @@ def test_a_killed_run_on_kafka_leaves_what_an_unkilled_one_on_files_leaves(
     crash(room, kafka, stores, seed, store)
 
 
-def drill(room: Path, brokers: Brokers, stores: Stores, name: str, hurt: Callable[[], None], **options: str) -> None:
+def drill(room: Path, brokers: Brokers, edges: Topics, name: str, hurt: Callable[[], None]) -> None:
     """A run during which something is done to the brokers; it ends by itself, and nothing is missing."""
     expected = reference(room, FIRST, Layout(files=3))
-    bootstrap = options.pop("bootstrap", None)
-    edges = Topics(brokers, bootstrap)
-    run = Run.prepared(room / f"kafka-{name}", expected.case, Layout(files=3), edges, stores, **settings_of(FIRST))
+    run = Run.prepared(room / f"kafka-{name}", expected.case, Layout(files=3), edges, **settings_of(FIRST))
     # Brokers die with the thread that starts them, so it is the flow that runs in another one.
     with ThreadPoolExecutor(1) as executor:
         flow = executor.submit(run.start, pace_ms=60)
@@ -120,7 +119,7 @@ def test_brokers_that_die_and_come_back_are_waited_for(room: Path, brokers: Brok
         brokers.kill()
         brokers.start()
 
-    drill(room, brokers, SqliteFiles(), "restarts", hurt)
+    drill(room, brokers, Topics(brokers), "restarts", hurt)
 
 
 def test_brokers_that_hang_are_waited_for(room: Path, brokers: Brokers) -> None:
@@ -129,4 +128,25 @@ def test_brokers_that_hang_are_waited_for(room: Path, brokers: Brokers) -> None:
         time.sleep(PAUSE_S)
         brokers.resume()
 
-    drill(room, brokers, SqliteFiles(), "pauses", hurt)
+    drill(room, brokers, Topics(brokers), "pauses", hurt)
+
+
+def test_connections_that_are_cut_and_slow_are_made_again(room: Path, brokers: Brokers) -> None:
+    """Half an answer is none: it is asked for again, and nothing is counted twice."""
+    proxy = Proxy(brokers.address("wire"), int(brokers.address("proxy").rpartition(":")[2]))
+    cut: list[int] = []
+
+    def hurt() -> None:
+        for delay, piece in ((0.0, 1 << 16), (0.0, 7), (0.05, 4096)):
+            proxy.delay, proxy.piece = delay, piece
+            time.sleep(0.3)
+            cut.append(proxy.cut())
+        proxy.delay, proxy.piece = 0.0, 1 << 16
+        with proxy.away():
+            time.sleep(0.3)
+
+    try:
+        drill(room, brokers, Topics(brokers, proxy.address), "cuts", hurt)
+    finally:
+        proxy.close()
+    assert sum(cut) > 3, "it was cut"
