@@ -45,6 +45,8 @@ class Screen:
         self._catalog = catalog
         self._usage = usage
         self._footer = footer
+        self.refused = 0
+        """Requests that the gate has refused."""
         self._denied: dict[tuple[str, str], int] = {}
         owners: list[Plan | Customer] = [*catalog.plans.values(), *catalog.customers.values()]
         self._limited = [
@@ -107,6 +109,7 @@ class Screen:
         if wide:
             shown += [("customers", f"{len(usage.totals):,}"), ("late", f"{usage.late:,}")]
         shown += [(end.replace("_", " "), f"{sums[end]:,}") for end in ENDS if end != "accepted"]
+        shown.append(("refused", f"{self.refused:,}"))
         table = _grid(expand=True)
         for _ in shown:
             table.add_column(ratio=1, no_wrap=True)
@@ -127,7 +130,7 @@ class Screen:
         return Text.assemble(
             (" ▲ ", COLOUR[Level.DENIED]),
             (f"{customer} is at its cap of {grouped(str(cap))} {meter}: ", f"bold {COLOUR[Level.DENIED]}"),
-            (f"its next request is denied{since}", "default"),
+            (f"its requests are refused{since}", "default"),
             no_wrap=True,
             overflow="ellipsis",
         )

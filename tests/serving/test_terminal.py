@@ -67,7 +67,7 @@ def test_a_page_fits_its_terminal(screen: Screen, width: int, height: int) -> No
 
 
 def test_who_is_at_its_cap_is_told_above_all(screen: Screen) -> None:
-    assert "cus_003 is at its cap of 200,000 tokens_in: its next request is denied" in "\n".join(
+    assert "cus_003 is at its cap of 200,000 tokens_in: its requests are refused" in "\n".join(
         drawn(screen, 80, 24)
     )
     assert screen.denials() == {("cus_003", "tokens_in"): NOW}
