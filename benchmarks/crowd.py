@@ -21,17 +21,16 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from connectors.clock import wall_clock
-from connectors.sqlite import SqliteWriter
-from connectors.sqlite_control import SqliteControl
-from connectors.sqlite_holds import SqliteHolds
 from operators.keys import identity
 from operators.periods import Calendar, period_of
-from operators.ports import Scope, Settled
+from operators.ports import Holds, Scope, Settled
 from operators.quantity import SCALE
 from operators.records import Total
 from serving.gate import Gate
+from settings.stores import Store, StoreAddress
 
 How = Literal["reserve", "check"]
 
@@ -64,9 +63,10 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True)
 class Crowd:
-    """`processes_` × `threads` clients at a store in `folder`."""
+    """`processes_` × `threads` clients at an empty store; events lie in `folder`."""
 
     folder: Path
+    store: str
     how: How
     cap: int
     processes_: int
@@ -74,18 +74,14 @@ class Crowd:
     seed: int
 
     @property
-    def store(self) -> Path:
-        return self.folder / "store.db"
-
-    @property
     def events(self) -> Path:
         return self.folder / "events"
 
     def run(self, kills: int) -> Outcome:
         """Until every client has been denied; meanwhile `kills` processes die and are started again."""
-        with closing(SqliteWriter(self.store)):
+        with closing(address_of(self.store).open()):
             pass
-        with closing(SqliteControl(self.store)) as control:
+        with closing(address_of(self.store).open_control()) as control:
             control.apply(CATALOG.format(cap=self.cap), origin="cli", by="benchmark")
         self.events.touch()
         rng = random.Random(self.seed)
@@ -124,7 +120,7 @@ class Crowd:
     def _outcome(self, seconds: float) -> Outcome:
         now = wall_clock()
         start, _ = period_of(Calendar("month"), "UTC", now)
-        with closing(SqliteHolds(self.store)) as holds:
+        with closing(holds_of(self.store)) as holds:
             account = holds.account(CUSTOMER, Scope((METER,), start), now)
             later = holds.account(
                 CUSTOMER, Scope((METER,), start), now + 2 * EXPIRES_IN // timedelta(microseconds=1)
@@ -137,6 +133,18 @@ class Crowd:
         return Outcome(len(sent), total, account.held.get(METER, 0) // SCALE, seconds, p99)
 
 
+def address_of(store: str) -> StoreAddress:
+    """The address that this text is."""
+    address: StoreAddress = TypeAdapter(Store).validate_python(store)
+    return address
+
+
+def holds_of(store: str) -> Holds:
+    """The gate's end of a store, patient."""
+    holds: Holds = address_of(store).open_holds(read_wait=TIMEOUT, write_wait=TIMEOUT)
+    return holds
+
+
 def _kill(process: BaseProcess) -> None:
     process.kill()
     process.join()
@@ -144,7 +152,7 @@ def _kill(process: BaseProcess) -> None:
 
 def _clients(crowd: Crowd, number: int) -> None:
     """Threads that use what they may, until they are denied."""
-    gate = Gate(SqliteHolds(crowd.store, write_wait=TIMEOUT), timeout=TIMEOUT, write_timeout=TIMEOUT)
+    gate = Gate(holds_of(crowd.store), timeout=TIMEOUT, write_timeout=TIMEOUT)
     events = os.open(crowd.events, os.O_WRONLY | os.O_APPEND)
 
     def client(thread: int) -> None:
@@ -180,7 +188,7 @@ def _flow(crowd: Crowd, stop: Any) -> None:
     start, end = period_of(Calendar("month"), "UTC", wall_clock())
     seen: set[str] = set()
     with (
-        closing(SqliteWriter(crowd.store)) as writer,
+        closing(address_of(crowd.store).open()) as writer,
         open(crowd.folder / "delays", "a", buffering=1) as delays,
     ):
         for lines in _batches(crowd.events, stop):

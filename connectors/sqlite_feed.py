@@ -23,6 +23,10 @@ FEED_WRITES = 10_000
 FEED_BYTES = 32 * 1024 * 1024
 TICK = timedelta(milliseconds=2)
 
+_NEWS = """SELECT min(seq), coalesce((SELECT max(seq) FROM feed), 0), json_group_array(json(customers)),
+    coalesce((SELECT max(number) FROM catalogs), 0) FROM feed WHERE seq > ?"""
+_LISTS = msgspec.json.Decoder(list[list[str]])
+
 
 def announce(db: sqlite3.Connection, customers: Sequence[str]) -> None:
     """Appends to the feed, and cuts off its far end; one row at least remains, for its number."""
@@ -60,7 +64,10 @@ def newest(db: sqlite3.Connection) -> int:
 
 
 class SqliteFeed:
-    """Follows the file at `path`. It looks every `tick`; a file that is gone or another one is an error."""
+    """Follows the file at `path`. It looks every `tick`; a file that is gone or another one is an error.
+
+    It asks as little of SQLite as it can, one row a time: each row makes its thread wait for the interpreter once more.
+    """
 
     def __init__(
         self,
@@ -82,10 +89,11 @@ class SqliteFeed:
     def wait(self, seconds: float) -> News:
         """As in `operators.ports.Feed`: each look is a round trip to the file."""
         with explained(self._path, "read"):
+            check_same(self._path, self._opened)
             for _ in range(max(int(seconds / self._tick), 1)):
-                news = self._look()
-                if news is not None:
-                    return news
+                version = self._data_version()
+                if version != self._version:
+                    return self._news(version)
                 self._sleep(self._tick)
         return News(frozenset(), self._catalog)
 
@@ -93,16 +101,14 @@ class SqliteFeed:
         with explained(self._path, "close"):
             self._db.close()
 
-    def _look(self) -> News | None:
-        check_same(self._path, self._opened)
-        version = self._data_version()
-        if version == self._version:
-            return None
-        # What is read from here on is as new as the version, or newer.
-        changes = changes_after(self._db, self._seq)
-        self._catalog = self._newest_catalog()
-        self._seq, self._version = changes.seq, version
-        return News(changes.customers if changes.complete else None, self._catalog)
+    def _news(self, version: int) -> News:
+        # What is read here is as new as the version, or newer.
+        first, last, customers, self._catalog = self._db.execute(_NEWS, (self._seq,)).fetchone()
+        complete = last == self._seq or first == self._seq + 1
+        self._seq, self._version = last, version
+        if not complete:
+            return News(None, self._catalog)
+        return News(frozenset().union(*_LISTS.decode(customers)), self._catalog)
 
     def _data_version(self) -> int:
         return int(self._db.execute("PRAGMA data_version").fetchone()[0])

@@ -86,7 +86,9 @@ def _ask_async(path: Path, channel: Any) -> None:
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_with_reserve_a_crowd_never_exceeds_the_cap(tmp_path: Path, seed: int) -> None:
     """Whoever is killed when: nothing is granted twice, nothing counted twice, nothing held for ever."""
-    crowd = Crowd(tmp_path, "reserve", cap=300, processes_=2, threads=8, seed=seed)
+    crowd = Crowd(
+        tmp_path, f"sqlite:{tmp_path}/store.db", "reserve", cap=300, processes_=2, threads=8, seed=seed
+    )
     outcome = crowd.run(kills=5)
     assert outcome.total == outcome.sent
     assert outcome.total + outcome.held <= 300
@@ -96,6 +98,6 @@ def test_with_reserve_a_crowd_never_exceeds_the_cap(tmp_path: Path, seed: int) -
 
 def test_with_check_alone_a_crowd_goes_on_until_the_total_shows(tmp_path: Path) -> None:
     """Which is why there is a reserve: and it does stop."""
-    crowd = Crowd(tmp_path, "check", cap=200, processes_=2, threads=4, seed=0)
+    crowd = Crowd(tmp_path, f"sqlite:{tmp_path}/store.db", "check", cap=200, processes_=2, threads=4, seed=0)
     outcome = crowd.run(kills=0)
     assert outcome.total == outcome.sent >= 200
