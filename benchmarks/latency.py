@@ -29,7 +29,8 @@ CUSTOMERS = 2000
 WATCHED = 100
 TICK_S = 0.002
 LOOK_S = 0.0005
-START = datetime(2026, 11, 10, tzinfo=UTC)
+# Usage of now, as billing sends nothing that is much older.
+START = datetime.now(UTC)
 PATIENCE_S = 60.0
 SETTLED_S = 3.0
 METER = "requests"
@@ -92,14 +93,16 @@ def _line(number: int, customer: int, at: datetime) -> str:
     )
 
 
-def measure(directory: Path, epoch: str, seconds: float, rate: int) -> Latency:
-    """One run in a folder that is made; Failed if the flow ends, or if an event never shows."""
+def measure(
+    directory: Path, epoch: str, seconds: float, rate: int, catalog_yaml: str = CATALOG_YAML, **settings: str
+) -> Latency:
+    """One run in a folder that is made, with more settings; Failed if the flow ends, or if an event never shows."""
     directory.mkdir(parents=True)
     events, notes, catalog = directory / "events.ndjson", directory / "notes.json", directory / "catalog.yaml"
-    catalog.write_text(CATALOG_YAML)
+    catalog.write_text(catalog_yaml)
     # One event beforehand, of a customer of its own: when it shows, everything is up.
     events.write_text(_line(0, CUSTOMERS, START))
-    with _flow(events, catalog, directory, epoch) as flow:
+    with _flow(events, catalog, directory, epoch, settings) as flow:
         reader = _opened(directory / "totals.db", flow)
         arguments = ("-m", "benchmarks.latency", str(events), str(notes), str(seconds), str(rate))
         writer = subprocess.Popen([sys.executable, *arguments], env=environment())
@@ -120,8 +123,10 @@ def measure(directory: Path, epoch: str, seconds: float, rate: int) -> Latency:
 
 
 @contextmanager
-def _flow(events: Path, catalog: Path, directory: Path, epoch: str) -> Iterator["subprocess.Popen[bytes]"]:
-    settings = flow_settings(f"file:{events}?follow=true", catalog, directory, epoch=epoch)
+def _flow(
+    events: Path, catalog: Path, directory: Path, epoch: str, more: dict[str, str]
+) -> Iterator["subprocess.Popen[bytes]"]:
+    settings = flow_settings(f"file:{events}?follow=true", catalog, directory, epoch=epoch, **more)
     log = directory / "log"
     with log.open("wb") as out:
         flow = subprocess.Popen(

@@ -193,8 +193,7 @@ class Sender:
                 self._outbox.keep_back(those, state, reason, detail)
             self._outbox.count(trimmed=trimmed)
         for row, state, refusal in doubtful[:LOOKED_UP_AT_ONCE]:
-            if self._is_missing(row):
-                self._outbox.keep_back([row], state, *refusal)
+            self._settle_doubtful(row, state, refusal)
         return items
 
     def _judge(self, row: Row, now: int) -> tuple[Item | tuple[State, str, str], int]:
@@ -328,19 +327,33 @@ class Sender:
             text = f"the platform refuses one event after the other, the last with {answer}; they are dead letters"
             self._outbox.alert("refusing", text)
             self._pause_until = self._clock() + int(PAUSE_REFUSING * SECOND)
-        if self._is_stranger(item.billing_id):
+        who = self._who_is(item.billing_id)
+        if who == "stranger":
             gone = {other for other in others if other.billing_id == item.billing_id}
             self._outbox.keep_back(
                 [other.row for other in gone], State.parked, STRANGER, f"the platform has no customer {item.billing_id}"
             )
             return gone
         reason = "too_large" if answer.kind == "too_large" else "refused_by_platform"
-        row = self._as_known(item.row)
-        if row.unsure_at is not None and row.unsure_at > self._clock() - SHOWS_AFTER:
-            self._outbox.suspect(row, row.unsure_at + SHOWS_AFTER, reason, str(answer))
+        row, now = self._as_known(item.row), self._clock()
+        if who == "unclear" or (row.unsure_at is not None and row.unsure_at > now - SHOWS_AFTER):
+            self._outbox.suspect(row, now + SHOWS_AFTER, reason, str(answer))
         elif self._is_missing(row):
             self._outbox.keep_back([row], State.refused, reason, str(answer))
         return set()
+
+    def _settle_doubtful(self, row: Row, state: State, refusal: Refusal) -> None:
+        """Keeps an event back that may have arrived, unless the platform turns out to have it."""
+        if not self._is_missing(row):
+            return
+        billing_id = self._rules.billing_id(row.customer) if state is State.refused else None
+        match self._who_is(billing_id) if billing_id else "known":
+            case "known":
+                self._outbox.keep_back([row], state, *refusal)
+            case "stranger":
+                self._outbox.keep_back([row], State.parked, STRANGER, f"the platform has no customer {billing_id}")
+            case "unclear":
+                self._outbox.hold([row], self._clock() + SHOWS_AFTER)
 
     def _is_missing(self, row: Row) -> bool:
         """Whether the platform does not have the event for sure. If it has it is acknowledged, else asked later."""
@@ -356,29 +369,32 @@ class Sender:
             self._outbox.hold([row], now + SHOWS_AFTER)
         return answer.status == 404
 
-    def _is_stranger(self, billing_id: str) -> bool:
+    def _who_is(self, billing_id: str) -> Literal["known", "stranger", "unclear"]:
+        """What the platform says of a customer; it is asked once of those whom it knows."""
         if billing_id in self._customers:
-            return False
+            return "known"
         answer = self._platform.customer(billing_id)
         self._outbox.count(lookups=1)
         if answer.status == 404:
             self._strangers[billing_id] = self._clock() + STRANGER_FOR
-            return True
-        if answer.kind == "ok":
-            if len(self._customers) >= REMEMBERED_CUSTOMERS:
-                self._customers.clear()
-            self._customers.add(billing_id)
-        return False
+            return "stranger"
+        if answer.kind != "ok":
+            return "unclear"
+        if len(self._customers) >= REMEMBERED_CUSTOMERS:
+            self._customers.clear()
+        self._customers.add(billing_id)
+        return "known"
 
     def _ask_again(self, now: int) -> None:
         """Asks for one customer whom the platform did not have, and lets the events wait again if now it has."""
         due = next((who for who, until in self._strangers.items() if until <= now), None)
-        if due is not None and not self._is_stranger(due):
-            self._strangers[due] = now + STRANGER_FOR
-            if due in self._customers:
-                del self._strangers[due]
-                parked = self._outbox.parked_for(STRANGER)
-                self._outbox.release(STRANGER, [who for who in parked if self._rules.billing_id(who) == due])
+        if due is None:
+            return
+        self._strangers[due] = now + STRANGER_FOR
+        if self._who_is(due) == "known":
+            del self._strangers[due]
+            parked = self._outbox.parked_for(STRANGER)
+            self._outbox.release(STRANGER, [who for who in parked if self._rules.billing_id(who) == due])
 
     def _follow_catalog(self) -> None:
         """Takes a new catalog over, and lets events wait again whose customer it maps."""
