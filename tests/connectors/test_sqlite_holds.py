@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from connectors import sqlite_holds
+from connectors import sqlite_feed, sqlite_holds
 from connectors.sqlite import SqliteReader, SqliteWriter
 from connectors.sqlite_control import SqliteControl
 from connectors.sqlite_holds import Settling, SqliteHolds
@@ -138,3 +138,27 @@ def test_a_store_of_many_open_holds_is_read_in_one_piece(path: Path) -> None:
             str(row) for row in db.execute(f"EXPLAIN QUERY PLAN {sqlite_holds._account_sql(0)}", ("a", 0, 0))
         )
         assert "SCAN" not in plan and "holds_open" in plan
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_feed_of_a_file_that_is_gone_says_so(path: Path, replaced: bool) -> None:
+    """Nobody writes to it any more, so its silence proves nothing."""
+    with closing(SqliteHolds(path)) as holds, closing(holds.feed()) as feed:
+        assert feed.wait(0).customers == frozenset()
+        path.rename(path.with_name("away"))
+        if replaced:
+            with closing(SqliteWriter(path)):
+                pass
+        with pytest.raises(StoreError, match="moved"):
+            feed.wait(0)
+
+
+def test_a_feed_that_was_left_behind_tells_all(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that slept through more writes than the feed keeps cannot say who was written."""
+    monkeypatch.setattr(sqlite_feed, "FEED_WRITES", 3)
+    with closing(SqliteHolds(path)) as holds, closing(SqliteHolds(path)) as other, closing(other.feed()) as feed:
+        for n, told in ((3, {"0", "1", "2"}), (9, None)):
+            for customer in range(n):
+                holds.reserve(hold_of(str(customer), str(n), calls=1), {}, SCOPE, NOW)
+            assert feed.wait(0).customers == told
+            assert feed.wait(0).customers == frozenset()
