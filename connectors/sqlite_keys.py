@@ -109,9 +109,7 @@ class KeyFile:
 
     def find(self, token: str, monotonic: float) -> Key | None:
         """The key of a token, None where there is none or it is good no more; `monotonic` are seconds."""
-        if monotonic >= self._look_at:
-            self._look_at = monotonic + LOOK
-            self._follow()
+        self._follow(monotonic)
         parts = parted(token)
         if parts is None:
             return None
@@ -122,6 +120,12 @@ class KeyFile:
             return None
         return key if key.is_good(self._clock()) else None
 
+    def is_good(self, key: Key, monotonic: float) -> bool:
+        """Whether a key that was found before is good still."""
+        self._follow(monotonic)
+        known = self._known.get(key.id)
+        return known is not None and known.is_good(self._clock())
+
     def count(self) -> int:
         """How many keys open anything by now."""
         now = self._clock()
@@ -130,7 +134,10 @@ class KeyFile:
     def close(self) -> None:
         self._db.close()
 
-    def _follow(self) -> None:
+    def _follow(self, monotonic: float) -> None:
+        if monotonic < self._look_at:
+            return
+        self._look_at = monotonic + LOOK
         version = int(self._execute("PRAGMA data_version", ())[0][0])
         changes = self._db.total_changes
         if (version, changes) != self._seen:

@@ -18,6 +18,7 @@ class Keys(Protocol):
     """Where keys are looked up; a change is seen within a moment."""
 
     def find(self, token: str, monotonic: float) -> Key | None: ...
+    def is_good(self, key: Key, monotonic: float) -> bool: ...
 
 
 class Access:
@@ -47,6 +48,10 @@ class Access:
         if route.scope not in key.scopes:
             raise Problem(403, "scope", f"needs an API key with the scope {route.scope}")
         return key
+
+    def still_admits(self, key: Key | None) -> bool:
+        """Whether a stream that was opened with this key may go on."""
+        return key is None or self._keys is None or self._keys.is_good(key, self._monotonic())
 
     def _spend(self, id: str) -> None:
         """Takes a token from the key's bucket, which fills by `rate` a second and holds a second's worth."""

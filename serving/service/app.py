@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from serving.service import requests
 from serving.service.access import own_customer
 from serving.service.openapi import document
+from serving.service.pages import Pages
 from serving.service.problems import MEDIA, Problem
 from serving.service.routes import ROUTES
 from serving.service.routing import Answer, Call, Found, Route, Router, Stream
@@ -42,13 +43,17 @@ class App:
     def __init__(self, service: Service) -> None:
         self.service = service
         self._router = Router(ROUTES)
-        self._openapi = json.dumps(document(ROUTES)).encode()
+        service.openapi = json.dumps(document(ROUTES)).encode()
+        self._pages = Pages(service.settings.frames)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._live(receive, send)
         elif scope["type"] == "http":
-            await self._serve(scope, receive, send)
+            if self._pages.has(scope["path"]):
+                await self._pages(scope, receive, send)
+            else:
+                await self._serve(scope, receive, send)
 
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()

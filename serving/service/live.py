@@ -46,6 +46,7 @@ class Live:
         self.catalog = Catalog()
         self.seq = 0
         self.problem = "the store has not been opened yet"
+        self.first = asyncio.Event()
 
     def start(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -122,6 +123,7 @@ class Live:
 
     def _take(self, customers: frozenset[str] | None, number: int, catalog: Catalog, seq: int) -> None:
         self.number, self.catalog, self.seq, self.problem = number, catalog, seq, ""
+        self.first.set()
         whose = self._waiters.keys() if customers is None else customers & self._waiters.keys()
         for customer in {*whose, EVERYBODY}:
             for waiter in self._waiters.get(customer, ()):

@@ -409,6 +409,13 @@ class OverviewBody(msgspec.Struct, frozen=True):
     outbox: dict[str, Any] | None
 
 
+class ExplainQuery(Nothing, frozen=True, forbid_unknown_fields=True):
+    at: Annotated[
+        Instant | None, Meta(description="Of the period that holds this instant; now if absent.")
+    ] = None
+    events: Annotated[int, Meta(ge=0, le=100, description="How many of the last events to look for.")] = 20
+
+
 class ExplainBody(msgspec.Struct, frozen=True):
     """How a total came to be."""
 

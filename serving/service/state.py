@@ -1,8 +1,10 @@
 """What the routes work with: one of each, made once, closed at the end."""
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +14,7 @@ from operators.ports import ControlLog, Ingest, StoreReader
 from serving.gate import AsyncGate
 from serving.gate.gate import TIMEOUT, WRITE_TIMEOUT
 from serving.service.access import Access
+from serving.service.board import Board
 from serving.service.desk import Desk
 from serving.service.intake import Judge
 from serving.service.live import Live
@@ -19,6 +22,8 @@ from serving.service.metrics import Metrics
 from settings.catalog import CatalogError
 from settings.catalogs import apply_file
 from settings.serving import ServingSettings
+
+STORE_WITHIN_S = 2.0
 
 _log = logging.getLogger("tidegate.service")
 
@@ -32,11 +37,13 @@ class Service:
     monotonic: Callable[[], float] = time.monotonic
     keys: KeyFile | None = None
     streams: int = 0
+    openapi: bytes = b""
     access: Access = field(init=False)
     reader: Desk[StoreReader] = field(init=False)
     control: Desk[ControlLog] = field(init=False)
     gate: AsyncGate = field(init=False)
     live: Live = field(init=False)
+    board: Board = field(init=False)
     judge: Judge = field(init=False)
     judge_of_many: Judge = field(init=False)
     metrics: Metrics = field(init=False)
@@ -50,20 +57,27 @@ class Service:
         self.reader = Desk("reader", store.open_reader)
         self.control = Desk("control", self._open_control)
         self.live = Live(store.open_reader, self._open_control)
+        self.board = Board(settings, self.live, self.clock, self.monotonic)
         self.judge, self.judge_of_many = Judge(settings, self.clock), Judge(settings, self.clock)
         self.metrics = Metrics()
         holds = store.open_holds(read_wait=TIMEOUT, write_wait=WRITE_TIMEOUT)
         self.gate = AsyncGate(holds, clock=self.clock, monotonic=self.monotonic)
 
     async def start(self) -> None:
-        """Opens the log of events, which is for the running loop alone, and begins to follow the store."""
+        """Opens the log of events, which is for the running loop alone, and begins to follow the store.
+
+        It waits a moment for the store, so that the first request finds a catalog, but not longer.
+        """
         self.ingest = self.settings.ingest.open()
         self.live.start()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.live.first.wait(), STORE_WITHIN_S)
 
     async def close(self) -> None:
         self.live.stop()
         await self.ingest.close()
         await self.gate.close()
+        self.board.close()
         self.reader.close()
         self.control.close()
         self.live.join()

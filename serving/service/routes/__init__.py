@@ -1,12 +1,15 @@
 """All routes of the service, each module with those of its subject."""
 
-from serving.service.routes import catalog, checks, customers, events, health
+from serving.service.routes import catalog, checks, customers, events, health, limits, operations, streams
 from serving.service.routing import Route
 
 ROUTES: tuple[Route, ...] = (
     *events.ROUTES,
     *checks.ROUTES,
     *customers.ROUTES,
+    *streams.ROUTES,
+    *limits.ROUTES,
     *catalog.ROUTES,
+    *operations.ROUTES,
     *health.ROUTES,
 )

@@ -20,6 +20,7 @@ from settings.catalog import CatalogError
 from settings.catalogs import apply_text
 
 YAML: Final = "application/yaml"
+FAULTS_MAX: Final = 100
 ETAG: Final = {"ETag": "The version's number in quotes, for If-Match."}
 IF_MATCH: Final = {
     "If-Match": 'The entity tag of the version that this is a change of, "0" if there is none yet.'
@@ -67,8 +68,11 @@ async def apply(service: Service, text: str, by: str, note: str, expected: int |
     except CatalogConflict as conflict:
         raise moved(str(conflict), conflict.current) from None
     except CatalogError as error:
-        faults = [Fault(one.message, one.path, line=one.line) for one in error.problems[:100]]
-        raise unfit(f"catalog: {len(error.problems)} problems", faults) from None
+        raise unfit(f"catalog: {len(error.problems)} problems", faults_of(error)) from None
+
+
+def faults_of(error: CatalogError) -> list[Fault]:
+    return [Fault(one.message, one.path, line=one.line) for one in error.problems[:FAULTS_MAX]]
 
 
 def tag_of(number: int) -> str:

@@ -1,5 +1,7 @@
 """Whether the service lives and can work, and its metrics."""
 
+from typing import Any
+
 from serving.service.metrics import MEDIA
 from serving.service.problems import unavailable
 from serving.service.routing import Answer, Call, Nothing, Route, Success
@@ -27,7 +29,19 @@ async def metrics(service: Service, call: Call[Nothing, Nothing, None]) -> Answe
     return Answer(200, service.metrics.text(service.gate.counters(), gauges), MEDIA)
 
 
+async def openapi(service: Service, call: Call[Nothing, Nothing, None]) -> Answer:
+    return Answer(200, service.openapi)
+
+
 ROUTES = (
+    Route(
+        "GET",
+        "/openapi.json",
+        openapi,
+        "This document",
+        [Success(200, "OpenAPI 3.1.", dict[str, Any])],
+        scope=None,
+    ),
     Route("GET", "/healthz", healthz, "Does it live?", [Success(200, "It does.", HealthBody)], scope=None),
     Route(
         "GET",

@@ -1,0 +1,175 @@
+"""All customers at a glance: who sends most, who is near a limit, how fast, and how it stands with the books.
+
+It is brought up to date when somebody looks, at most once a second, from the store's feed: what has not changed is not
+read again. Of each customer a row is kept, of the newest period that has begun; of CUSTOMERS_MAX of them.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable
+from decimal import Decimal
+from heapq import nlargest
+from itertools import groupby
+from typing import Final, NamedTuple
+
+from operators.catalog import Catalog
+from operators.ports import StoredTotal, StoreReader
+from serving.books import summed, unbalanced
+from serving.service.desk import Desk
+from serving.service.live import Live
+from serving.service.outbox import outbox_of
+from serving.service.shapes import OverviewBody, Standing, exact
+from serving.service.usage import LEVELS, period
+from serving.service.wording import bodies, maybe, when
+from serving.standing import Level, bill, worst
+from serving.wording import US, instant
+from settings.serving import ServingSettings
+
+CUSTOMERS_MAX: Final = 200_000
+SHOWN: Final = 20
+NOTES_SHOWN: Final = 20
+EVERY_S: Final = 1.0
+RATE_OVER_US: Final = 10 * US
+
+
+class Row(NamedTuple):
+    """A customer. `events` are those in the present period, `rate` per second as of `at` (µs)."""
+
+    customer: str
+    plan: str
+    meter: str
+    total: Decimal
+    share: Decimal | None
+    level: Level
+    words: str
+    events: int
+    bill: Decimal
+    at: int
+    rate: float
+
+
+class Board:
+    """Used on one event loop; the reading is done on a desk's thread, one refresh at a time."""
+
+    def __init__(
+        self,
+        settings: ServingSettings,
+        live: Live,
+        clock: Callable[[], int],
+        monotonic: Callable[[], float],
+    ) -> None:
+        self._settings, self._live, self._clock, self._monotonic = settings, live, clock, monotonic
+        self._desk: Desk[StoreReader] = Desk("board", settings.store.open_reader)
+        self._lock = asyncio.Lock()
+        self._told: OverviewBody | None = None
+        self._told_at = float("-inf")
+        self._rows: dict[str, Row] = {}
+        self._seq, self._number = 0, -1
+        self._moments: deque[tuple[int, int]] = deque()
+        self._as_of = self._written_at = 0
+
+    async def overview(self) -> OverviewBody:
+        """As of a second ago at most. A Problem of status 503 where the store does not answer."""
+        async with self._lock:
+            if self._told is None or self._monotonic() - self._told_at >= EVERY_S:
+                number, catalog = self._live.number, self._live.catalog
+                self._told = await self._desk.ask(lambda reader: self._refreshed(reader, number, catalog))
+                self._told_at = self._monotonic()
+            return self._told
+
+    def close(self) -> None:
+        self._desk.close()
+
+    def _refreshed(self, reader: StoreReader, number: int, catalog: Catalog) -> OverviewBody:
+        now = self._clock()
+        changes = reader.changes(self._seq)
+        if changes.complete and number == self._number and self._seq:
+            for customer in changes.customers:
+                self._take(catalog, customer, reader.read(customer, now), now)
+        else:
+            for customer, stored in groupby(reader.totals(), lambda one: one.total.customer):
+                self._take(catalog, customer, stored, now)
+        self._seq, self._number = changes.seq, number
+        sums = summed(reader.counters())
+        rate = self._rate(now, sums["events"])
+        rows = self._rows.values()
+        top = nlargest(SHOWN, rows, key=lambda row: (_rate_now(row, now), row.events))
+        near = nlargest(SHOWN, rows, key=lambda row: (row.level, row.share or Decimal(0)))
+        return OverviewBody(
+            instant(now),
+            number,
+            len(self._rows),
+            rate,
+            sums,
+            not unbalanced(sums),
+            when(self._as_of or None),
+            max(self._written_at - self._as_of, 0) / US if self._as_of else None,
+            [_standing(row, now) for row in top],
+            [_standing(row, now) for row in near if row.level > Level.FREE or row.share],
+            bodies(reader.notes("alert", None, NOTES_SHOWN)),
+            bodies(reader.notes("drift", None, NOTES_SHOWN)),
+            outbox_of(self._settings, now),
+        )
+
+    def _take(self, catalog: Catalog, customer: str, stored: Iterable[StoredTotal], now: int) -> None:
+        before = self._rows.get(customer)
+        if before is None and len(self._rows) >= CUSTOMERS_MAX:
+            return
+        start, _ = period(catalog, customer, now)
+        current = {}
+        for one in stored:
+            if one.total.as_of >= self._as_of:
+                self._as_of, self._written_at = one.total.as_of, one.written_at
+            if one.total.window == "period" and one.total.start == start:
+                current[one.total.meter] = one.total
+        totals = {meter: Decimal(total.total) for meter, total in current.items()}
+        events = sum(total.events for total in current.values())
+
+        def total_of(_: str, meter: str) -> Decimal:
+            return totals.get(meter, Decimal(0))
+
+        stands = worst(catalog, customer, total_of)
+        since = before.at if before else now
+        rate = (events - before.events) * US / (now - since) if before and now > since else 0.0
+        self._rows[customer] = Row(
+            customer,
+            catalog.plan_of(customer).name,
+            stands.meter,
+            stands.total,
+            stands.share,
+            stands.level,
+            stands.words,
+            events,
+            bill(catalog, customer, total_of),
+            now,
+            max(rate, 0.0),
+        )
+
+    def _rate(self, now: int, events: int) -> float:
+        """Events per second over the last ten seconds or so."""
+        moments = self._moments
+        moments.append((now, events))
+        while len(moments) > 2 and moments[1][0] <= now - RATE_OVER_US:
+            moments.popleft()
+        (first_at, first), (last_at, last) = moments[0], moments[-1]
+        return round((last - first) * US / (last_at - first_at), 1) if last_at > first_at else 0.0
+
+
+def _rate_now(row: Row, now: int) -> float:
+    """A row that no longer changes has come to rest."""
+    return row.rate if now - row.at < RATE_OVER_US else 0.0
+
+
+def _standing(row: Row, now: int) -> Standing:
+    return Standing(
+        row.customer,
+        row.plan,
+        row.meter,
+        exact(row.total),
+        maybe(row.share),
+        LEVELS[row.level],
+        row.words,
+        row.events,
+        round(_rate_now(row, now), 1),
+        exact(row.bill),
+    )

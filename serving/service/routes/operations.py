@@ -1,0 +1,187 @@
+"""What an operator looks at and does: overview, alerts, drift, how a total came to be, and adjustments."""
+
+from typing import Any, Final
+
+from operators.keys import shard_of
+from operators.ports import Adjustment, Note, StoredTotal
+from operators.records import Counter
+from serving.books import summed, unbalanced
+from serving.service.outbox import last_events
+from serving.service.problems import Problem, not_found, unfit
+from serving.service.routing import Answer, Call, Nothing, Route, Sent, Success
+from serving.service.shapes import (
+    AdjustmentBody,
+    AdjustmentPost,
+    AlertsBody,
+    AlertsQuery,
+    DriftBody,
+    ExplainBody,
+    ExplainQuery,
+    MeterPath,
+    OverviewBody,
+    exact,
+)
+from serving.service.state import Service
+from serving.service.usage import period, period_body
+from serving.service.wording import at_of, bodies, json, when
+
+NOTES_MAX: Final = 1000
+ADDED_UP: Final = ("count", "sum", "unique")
+
+
+async def get_overview(service: Service, call: Call[Nothing, Nothing, None]) -> Answer:
+    return json(200, await service.board.overview())
+
+
+async def get_alerts(service: Service, call: Call[Nothing, AlertsQuery, None]) -> Answer:
+    return json(200, AlertsBody(await _notes(service, "alert", call.query)))
+
+
+async def get_drift(service: Service, call: Call[Nothing, AlertsQuery, None]) -> Answer:
+    return json(200, DriftBody(await _notes(service, "drift", call.query)))
+
+
+async def explain(service: Service, call: Call[MeterPath, ExplainQuery, None]) -> Answer:
+    customer, meter, query = call.path.customer, call.path.meter, call.query
+    catalog = service.live.catalog
+    if service.live.problem:
+        raise Problem(503, "unavailable", service.live.problem, headers={"retry-after": "1"})
+    known = {one.name: one for one in catalog.meters}
+    if meter not in known:
+        raise not_found(f"meter {meter!r}: the catalog has none of this name")
+    now = service.clock()
+    start, end = period(catalog, customer, now if query.at is None else at_of(query.at, "at"))
+
+    def read(reader: Any) -> tuple[list[StoredTotal], list[Note], list[Counter]]:
+        return (
+            reader.read(customer, start),
+            reader.notes("adjustment", customer, NOTES_MAX),
+            list(reader.counters()),
+        )
+
+    stored, notes, counters = await service.reader.ask(read)
+    found = next(
+        (
+            one
+            for one in stored
+            if (one.total.window, one.total.meter, one.total.start) == ("period", meter, start)
+        ),
+        None,
+    )
+    shard = shard_of(customer, service.settings.shards)
+    sums = summed(counter for counter in counters if counter.shard == shard)
+    # What is counted of other meters does not explain this one.
+    own = {name: value for name, value in sums.items() if ":" not in name or name.partition(":")[2] == meter}
+    adjustments = [
+        body for body in bodies(notes) if body.get("meter") == meter and start <= body.get("at", 0) < end
+    ]
+    for body in adjustments:
+        body["at"] = when(body["at"])
+    last = last_events(service.settings, customer, query.events) if query.events else []
+    total = found.total if found else None
+    return json(
+        200,
+        ExplainBody(
+            customer,
+            meter,
+            period_body(start, end),
+            exact(total.total) if total else "0",
+            total.events if total else 0,
+            total.late if total else 0,
+            total.corrected if total else 0,
+            exact(total.adjustment) if total else "0",
+            adjustments,
+            total.version if total else 0,
+            when(total.as_of) if total else None,
+            when(found.written_at) if found else None,
+            shard,
+            own,
+            not unbalanced(sums),
+            [event for event in last if _name_of(event) == known[meter].event_name],
+        ),
+    )
+
+
+async def post_adjustment(service: Service, call: Call[Nothing, Nothing, AdjustmentPost]) -> Answer:
+    """On record when it is answered; the flow applies it, or notes why not."""
+    asked = call.body
+    known = {meter.name: meter for meter in service.live.catalog.meters}
+    if asked.meter not in known:
+        raise not_found(f"meter {asked.meter!r}: the catalog has none of this name")
+    if known[asked.meter].kind not in ADDED_UP:
+        raise unfit(
+            f"meter {asked.meter!r}: a total of {known[asked.meter].kind} is a reading, and can't be adjusted"
+        )
+    if asked.quantity.endswith("\n"):
+        raise unfit("quantity: needs digits, got a line break")
+    record = Adjustment(
+        id=asked.id,
+        customer=asked.customer,
+        meter=asked.meter,
+        at=at_of(asked.at, "at"),
+        quantity=asked.quantity,
+        reason=asked.reason,
+        by=call.by,
+    )
+    position = await service.control.ask(lambda log: log.append(record))
+    return json(202, AdjustmentBody(asked.id, position))
+
+
+async def _notes(service: Service, kind: str, query: AlertsQuery) -> list[dict[str, Any]]:
+    customer, limit = query.customer, query.limit
+    return bodies(await service.reader.ask(lambda reader: reader.notes(kind, customer, limit)))
+
+
+def _name_of(event: dict[str, Any]) -> Any:
+    inside = event.get("event")
+    return inside.get("type") or inside.get("event_name") if isinstance(inside, dict) else None
+
+
+ROUTES = (
+    Route(
+        "GET",
+        "/v1/overview",
+        get_overview,
+        "All customers at a glance",
+        [Success(200, "As of a second ago at most.", OverviewBody)],
+    ),
+    Route(
+        "GET",
+        "/v1/alerts",
+        get_alerts,
+        "Alerts",
+        [Success(200, "The newest first.", AlertsBody)],
+        customer="query",
+        query=AlertsQuery,
+        about="With a customer's key only that customer's.",
+    ),
+    Route(
+        "GET",
+        "/v1/drift",
+        get_drift,
+        "What reconciliation found",
+        [Success(200, "The newest first.", DriftBody)],
+        query=AlertsQuery,
+    ),
+    Route(
+        "GET",
+        "/v1/explain/{customer}/{meter}",
+        explain,
+        "How a total came to be",
+        [Success(200, "What is in it, and what was kept out.", ExplainBody)],
+        at=MeterPath,
+        query=ExplainQuery,
+        problems=(404,),
+        about="The counters are those of the customer's shard, so of other customers too.",
+    ),
+    Route(
+        "POST",
+        "/v1/adjustments",
+        post_adjustment,
+        "Change a total by hand",
+        [Success(202, "It is on record, and will be applied once.", AdjustmentBody)],
+        scope="admin",
+        takes=[Sent("application/json", AdjustmentPost)],
+        problems=(404,),
+    ),
+)
