@@ -269,6 +269,8 @@ def _compare(sight: Sight, events: _Events, found: _Found) -> None:
         elif event.fate in ("parked", "refused", "dropped"):
             if event.quantity is not None or event.fate == "dropped":
                 cause = KEPT_BACK.get(event.reason, "rejected")
+                if cause == "too_old" and event.came_at >= sight.theirs.end:
+                    cause = "late_after_close"
                 found.add(cause, event.quantity, [event.id], event.reason)
         elif event.id in events.flying_ids or event.quantity is None:
             continue

@@ -250,9 +250,10 @@ class System:
         return self.open()
 
     def open(self) -> dict[tuple[str, str], dict[str, Any]]:
-        return {
-            (one.customer, one.meter): json.loads(one.findings) | {"status": one.status} for one in self.standings()
-        }
+        """What is suspect or drift; of several periods of one total, the first."""
+        standings = self.standings()
+        standings.reverse()
+        return {(one.customer, one.meter): json.loads(one.findings) | {"status": one.status} for one in standings}
 
     def standings(self) -> list[Standing]:
         with closing(BookReader(self.data / "reconciliation")) as reader:

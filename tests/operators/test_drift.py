@@ -56,7 +56,9 @@ def fold(kind: Kind, values: list[int]) -> int:
     return sum(values) if kind != "max" else max(values, default=0)
 
 
-@given(st.lists(steps, max_size=12), st.integers(100, 500), st.integers(0, 30), st.sampled_from(["count", "sum", "max"]))
+@given(
+    st.lists(steps, max_size=12), st.integers(100, 500), st.integers(0, 30), st.sampled_from(["count", "sum", "max"])
+)
 @settings(max_examples=400)
 def test_a_healthy_biller_never_leaves_the_bracket(steps: list[Step], asked: int, wait: int, kind: Kind) -> None:
     """Whatever is on its way, and whenever within the request the biller looked: no false alarm, ever."""

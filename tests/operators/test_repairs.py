@@ -7,7 +7,7 @@ import pytest
 
 from operators.billing import AGE_MAX
 from operators.drift import Cause, Finding, Own, Span
-from operators.repairs import ADVICE, Circumstances, Repair, repairs
+from operators.repairs import ADVICE, OURS, Circumstances, Repair, repairs
 
 HOUR = 3_600_000_000
 NOW = 497_000 * HOUR
@@ -56,7 +56,7 @@ TABLE = [
     Row("missing_here", -7, (), [], {"is_calm": False}),
     Row("missing_here", -7, (), [], {"is_adjusting": True}),
     Row("missing_here", -7, (), [], {"kind": "max"}),
-    Row("extra_there", -7, ("x",), [("adjust", 7, ("x",))], {"rewritten": False}),
+    Row("extra_there", -7, ("x",), [("adjust", 7, ("x",))], {"rewritten": False, "is_calm": False}),
     Row("extra_there", -7, ("x",), [], {"adopted": 7}),
     Row("extra_there", -7, ("x",), [("adjust", 3, ("x",))], {"adopted": 4}),
     Row("boundary", 7, ("x",), [("adjust", -7, ("x",))]),
@@ -68,7 +68,7 @@ TABLE = [
     *(
         Row(cause, 7, ("x",), [], IN_CREDITS)
         for cause in get_args(Cause)
-        if cause not in ("missing_there", "missing_here", "extra_there", "boundary", "doubled_there", "late_after_close")
+        if cause not in (*OURS, "missing_there", "doubled_there", "late_after_close")
     ),
 ]
 
