@@ -68,22 +68,31 @@ class RedisControl:
     def catalog(self, number: int | None = None) -> CatalogVersion | None:
         """The version of this number, or the newest; None where there is none."""
         newest = self.catalog_number()
-        found = self._ask(Command(self._slot, ("HGET", self._catalogs[0], number or newest)))
-        version = version_of(number or newest, found)
-        if version and version.number == newest:
-            self._seen = version
-        return version
+        if number in (None, newest):
+            return self._seen
+        return self._kept(number or 0)
 
     def catalog_number(self) -> int:
-        """The newest version's number, 0 before the first. One round trip."""
+        """The newest version's number, 0 before the first. One round trip, unless there is a new one."""
         number = int(self._ask(Command(self._slot, ("GET", self._catalogs[1]))) or 0)
-        if self._seen is None or number >= self._seen.number:
-            return number
-        given = self._seen.number, msgspec.json.encode(self._seen)
-        number = int(self._ask(PUT_BACK.call(self._slot, self._catalogs, *given)))
+        seen = self._seen.number if self._seen else 0
+        if number > seen:
+            self._seen = self._kept(number)
+        return self._put_back() if number < seen else number
+
+    def _put_back(self) -> int:
+        """Gives an emptied store its newest catalog again, and has it filled; the newest number now."""
+        assert self._seen
+        put_back = PUT_BACK.call(
+            self._slot, self._catalogs, self._seen.number, msgspec.json.encode(self._seen)
+        )
+        number = int(self._ask(put_back))
         if unmarked := self._rebuilds.unmarked():
             self._rebuilds.fill(unmarked)
         return number
+
+    def _kept(self, number: int) -> CatalogVersion | None:
+        return version_of(number, self._ask(Command(self._slot, ("HGET", self._catalogs[0], number))))
 
     def catalogs(self, limit: int = 50) -> list[CatalogVersion]:
         """The newest versions, the newest first."""

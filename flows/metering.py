@@ -161,7 +161,10 @@ def build(settings: Settings, catalogs: Catalogs, drain: Drain, telemetry: Telem
     emissions = op.stateful_batch("meter", inputs, lambda position: ShardLogic(settings, catalogs, telemetry, position))
     if "store" in branches:
         written = op.map("totals", emissions, lambda keyed: keyed[1])
-        op.output("store", written, StoreSink(settings.store.open, telemetry, live=settings.now == "wall"))
+        # With a journal from before there are totals, which a store without any has lost.
+        resumed = settings.recovery and (settings.data_dir / "journal").exists()
+        writer = partial(settings.store.open_writer, resumed=resumed)
+        op.output("store", written, StoreSink(writer, telemetry, live=settings.now == "wall"))
     if "alerts" in branches:
         for number, address in enumerate(settings.alerts, 1):
             alerts = op.flat_map(f"alert_{number}", emissions, partial(_alerts, address))

@@ -17,7 +17,7 @@ from connectors.sqlite_keys import KeysError
 from operators.ports import IngestError, StoredTotal, StoreError, StoreReader
 from serving import deliveries, outbox
 from serving.books import law, summed, unbalanced
-from serving.commands import keys, serve
+from serving.commands import keys, serve, store
 from serving.commands.output import AsJson, console, print_lines, table
 from serving.wording import clipped, grouped, instant, moment
 from settings.catalog import CatalogError, load_catalog
@@ -42,6 +42,7 @@ app.add_typer(catalog_app, name="catalog")
 app.add_typer(letters_app, name="dead-letters")
 app.add_typer(keys.app, name="keys")
 app.command()(serve.serve)
+app.add_typer(store.app, name="store")
 app.add_typer(deliveries.app, name="deliveries")
 app.add_typer(outbox.app, name="outbox")
 
