@@ -40,6 +40,7 @@ EVENTS_AT_ONCE = 5000
 TAKE_OVER_EVERY = 1.0
 STOP_SECONDS = 60.0
 NOTE_AGAIN_AFTER = 30.0
+SLICE = 0.25
 
 _log = logging.getLogger("tidegate.billing")
 
@@ -256,10 +257,9 @@ class _Works:
     def _wait(self, pause: float | None) -> None:
         if pause is None:
             self._wake.wait(IDLE)
-        elif self._linger:
-            self._pause(pause)
         else:
-            self._pause(min(pause, IDLE))
+            # In slices, as the end of the input may put an end to lingering, and house is kept meanwhile.
+            self._pause(min(pause, SLICE))
 
     def _pause(self, seconds: float) -> None:
         if self._stop.wait(seconds):

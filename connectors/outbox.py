@@ -42,6 +42,7 @@ BOOKS_KEPT = 400 * 24 * 3600 * SECOND
 TICK_MAX = 30 * SECOND
 SWEPT_AT_ONCE = 5000
 SWEPT_ANEW = 24 * 3600 * SECOND
+ALERTS_KEPT = 10_000
 CHECKPOINT_PAGES = 4000
 CACHE_KIB = 32 * 1024
 LOG_BYTES_KEPT = 64 << 20
@@ -329,7 +330,8 @@ class Outbox:
             else:
                 self._db.execute("INSERT INTO standing VALUES (?, ?, ?)", (kind, now, text))
             said = (kind, "resolved", now, found[0]) if text is None else (kind, "raised", now, text)
-            self._db.execute("INSERT INTO alerts (kind, state, at, text) VALUES (?, ?, ?, ?)", said)
+            added = self._db.execute("INSERT INTO alerts (kind, state, at, text) VALUES (?, ?, ?, ?)", said)
+            self._db.execute("DELETE FROM alerts WHERE seq <= ?", ((added.lastrowid or 0) - ALERTS_KEPT,))
         return True
 
     def unnoted(self, limit: int = 100) -> list[tuple[int, str, str, int, str]]:
