@@ -5,11 +5,15 @@ import json
 import re
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from pydantic import TypeAdapter
 
 from connectors.sqlite import SqliteReader
 from operators.ports import StoreReader
-from settings.settings import load_settings
+from settings.stores import Store
+
+_STORE: TypeAdapter[Any] = TypeAdapter(Store)
 
 
 class Dead(NamedTuple):
@@ -88,7 +92,7 @@ class RedisKeys(Stores):
         return f"redis://127.0.0.1:{self._port}?prefix={re.sub('[^a-z0-9-]', '-', folder.name)}"
 
     def reader(self, folder: Path) -> StoreReader:
-        reader: StoreReader = load_settings({"source": "demo:", "store": self.address(folder)}).store.open_reader()
+        reader: StoreReader = _STORE.validate_python(self.address(folder)).open_reader()
         return reader
 
 
