@@ -49,8 +49,9 @@ def _view(name: str, packed: str) -> str:
         return f"json_extract(entry.value, '$[{place}]')"
 
     return f"""CREATE VIEW {name} AS SELECT
-        customer, window, {entry(0)} AS meter, start, {entry(1)} AS "end", {entry(2)} AS total, {entry(3)} AS version,
-        coalesce({entry(5)}, {entry(3)}) AS events, {entry(4)} AS as_of, coalesce({entry(6)}, 0) AS late,
+        customer, window, {entry(0)} AS meter, start, start + {entry(1)} AS "end", {entry(2)} AS total,
+        {entry(3)} AS version, coalesce({entry(5)}, {entry(3)}) AS events, start + {entry(4)} AS as_of,
+        coalesce({entry(6)}, 0) AS late,
         coalesce({entry(7)}, 0) AS corrected, coalesce({entry(8)}, 0) AS adjustment, coalesce({entry(9)}, 1) AS steady,
         written_at FROM {packed}, json_each(body) AS entry;"""
 

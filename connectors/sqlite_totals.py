@@ -3,7 +3,8 @@
 A new row costs SQLite about the same however much is in it, and a customer's meters move together: so three meters
 are written in a third of the time, and read in one piece. A row's `body` is JSON, a list of entries [meter, end,
 total, version, as_of], or [..., events, late, corrected, adjustment, steady] where these are not just [version, 0, 0,
-0, true]. A total is an integer or, as decimal text, a string. The views `totals_NN` take them apart again.
+0, true]. A total is an integer or, as decimal text, a string; `end` and `as_of` are counted from the row's start. The
+views `totals_NN` take rows apart again.
 
 An insert that meets a row calls back for each entry to be judged by itself: it stays unless the other is newer.
 """
@@ -24,7 +25,7 @@ from operators.keys import shard_of
 from operators.ports import StoredTotal
 from operators.records import Total
 from operators.totals import Part, Totals
-from operators.windows import key_of
+from operators.windows import key_of, start_of
 
 # Rows per statement: one of its own would cost a row twice the time; beyond 128 nothing is gained.
 ROWS_PER_STATEMENT = (128, 16, 1)
@@ -41,7 +42,7 @@ _PIECE = 1024
 _INTEGER_MAX = 2**63
 
 _encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(list[list[int | str | bool]]).decode
+_decode = msgspec.json.Decoder(list[list[Any]]).decode
 
 _SELECT = "SELECT customer, window, start, body, written_at FROM"
 SELECT_ALL = f"{' UNION ALL '.join(f'{_SELECT} {table}' for table in PACKED)} ORDER BY {KEY}"
@@ -114,7 +115,8 @@ def _packed(part: Part) -> Iterator[tuple[str, str, int, str]]:
 def _entries(part: Part, rows: slice) -> list[Entry]:
     """The entries of neighbouring rows of a part."""
     meters, version = part.meters, part.version[rows]
-    columns = (part.end[rows], version, part.as_of[rows])
+    start = start_of(part.place[rows])
+    columns = (part.end[rows] - start, version, part.as_of[rows] - start)
     end, versions, as_of = (column.tolist() for column in columns)
     names = [meters[meter] for meter in part.meter[rows].tolist()]
     entries: list[Entry] = list(zip(names, end, part.amounts(rows), versions, as_of, strict=True))
@@ -146,7 +148,7 @@ def _packed_singly(totals: Iterable[Total]) -> Iterator[tuple[str, str, int, str
 def _entry(total: Total) -> Entry:
     # As a plain tuple, so that it is no record.
     meter, end, amount, version, events, as_of, *rest = total[2:3] + total[4:]
-    short = (meter, end, amount, version, as_of)
+    short = (meter, end - total.start, amount, version, as_of - total.start)
     return short if (events, *rest) == (version, *NOTHING_ODD) else (*short, events, *rest)
 
 
@@ -156,7 +158,7 @@ def _taken_apart(rows: Iterable[tuple[str, Any, int, str, int]]) -> list[StoredT
     for customer, window, start, body, written_at in rows:
         for meter, end, total, version, as_of, *rest in _decode(body):
             events, *others = rest or (version, *NOTHING_ODD)
-            record = (customer, window, meter, start, end, total, version, events, as_of, *others)
+            record = (customer, window, meter, start, start + end, total, version, events, start + as_of, *others)
             found.append(StoredTotal(Total._make(record), written_at))
     return sorted(found, key=lambda stored: stored.total[1:4])
 

@@ -1,5 +1,6 @@
 """How Bytewax drives a shard: chunks and control records in, emissions out at their pace, the journal at snapshots."""
 
+from collections import Counter as Tally
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from itertools import chain
@@ -211,8 +212,8 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Chunk | ControlItem], Emission, P
             self._counters_due = None
         alerts = [*shard.review(), *alerts, *chain.from_iterable(outcome.alerts for outcome in outcomes)]
         notes += [Note("alert", alert.id, alert.customer, alert.at, encode_alert(alert)) for alert in alerts]
-        for alert in alerts:
-            self._telemetry.alerts.labels(alert.kind, alert.state).inc()
+        for told, times in Tally((alert.kind, alert.state) for alert in alerts).items():
+            self._telemetry.alerts.labels(*told).inc(times)
         dead = list(chain.from_iterable(outcome.dead for outcome in outcomes))
         accepted = list(chain.from_iterable(outcome.accepted for outcome in outcomes))
         received_at = happened_at = 0

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 from msgspec import UNSET, DecodeError, UnsetType
 from numpy.typing import NDArray
-from xxhash import xxh3_64_intdigest, xxh3_128_digest
+from xxhash import xxh3_64_digest, xxh3_64_intdigest, xxh3_128_digest
 
 from operators import times
 from operators.catalog import Catalog, Meter
@@ -208,7 +208,8 @@ class Decoder:
             ids[i], at[i], data[i] = judged.id, judged.at, judged.data
 
         code = np.array(known_names, np.int64)
-        mark = np.array(list(map(xxh3_64_intdigest, data)), np.uint64) ^ self._hash_of[code]
+        # The digest is the integer's bytes, of which a column is made sooner than of integers.
+        mark = np.frombuffer(b"".join(map(xxh3_64_digest, data)), ">u8").astype(np.uint64) ^ self._hash_of[code]
         mark = ((mark * _K1 + at.view(np.uint64) * _K2) >> np.uint64(32)).astype(np.uint32)
         customer = np.array(numbers, np.int64)
         digest = self.customers.digest[customer] ^ _words(known_sources)
@@ -238,10 +239,13 @@ class Decoder:
 
     def _known_customers(self, customers: list[str]) -> list[int | None]:
         """The number of each customer; None where it can't be one."""
-        numbers = list(map(self.customers.number.get, customers))
+        known = self.customers.number
+        numbers = list(map(known.get, customers))
         if None in numbers:
-            self.customers.add(customer for customer in customers if 0 < len(customer) <= NAME_MAX)
-            numbers = list(map(self.customers.number.get, customers))
+            new = [i for i, number in enumerate(numbers) if number is None]
+            self.customers.add(customers[i] for i in new if 0 < len(customers[i]) <= NAME_MAX)
+            for i in new:
+                numbers[i] = known.get(customers[i])
         return numbers
 
     def _source(self, source: str | None) -> bytes | None:

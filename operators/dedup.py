@@ -74,7 +74,8 @@ class Memory:
         """The hour's table, empty if nothing was remembered there."""
         found = self.hours.get(hour)
         if found is None:
-            found = self.hours[hour] = Table(2, {"mark": np.uint32})
+            # What is remembered of an event may cost 40 bytes, and most of them are here.
+            found = self.hours[hour] = Table(2, {"mark": np.uint32}, growth=1.2)
         return found
 
     def _claim(self, events: Identities) -> Verdicts:

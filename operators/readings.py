@@ -129,8 +129,8 @@ class Gathered:
             return
         # By type, as a boolean is an int in Python and no number on a meter.
         types = set(map(type, values))
-        if types == {int} and min(values) >= 0 and max(values) <= QUANTITY_MAX:
-            self._add(feed, events, (np.array(values, np.int64), None, None))
+        if types == {int} and (whole := _whole_column(values)) is not None:
+            self._add(feed, events, (whole, None, None))
         elif types <= {int, Decimal} and (limbs := limb_columns(values)):
             self._add(feed, events, limbs)
         else:

@@ -19,7 +19,6 @@ Rows = NDArray[np.int64]
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _FULL = 0.5  # of the index: linear probing then needs 2.5 looks at most on average for a key that is new
-_GROWTH = 1.2  # of the columns: keeps the slack of a remembered id at a few bytes
 _SMALL = 64
 _FEW = 12  # so many keys are looked up faster one by one
 _WORD = 2**64 - 1
@@ -29,11 +28,13 @@ class Table:
     """Rows with unique keys of one or two 64-bit words, and further columns beside them.
 
     `columns` maps a name to a dtype; new rows start as zeros there. Rows are numbered from 0 in order of
-    insertion. Not safe for threads.
+    insertion. Where they are full, columns are made `growth` times as long: little saves memory, much saves time.
+    Not safe for threads.
     """
 
-    def __init__(self, words: int, columns: Mapping[str, Any]) -> None:
+    def __init__(self, words: int, columns: Mapping[str, Any], growth: float = 1.5) -> None:
         self.size = 0
+        self._growth = growth
         self.keys: list[Words] = [np.empty(_SMALL, np.uint64) for _ in range(words)]
         self.columns: dict[str, NDArray[Any]] = {
             name: np.zeros(_SMALL, dtype) for name, dtype in columns.items()
@@ -120,7 +121,7 @@ class Table:
         """Drops the rows that are not marked; the others close ranks and are numbered anew."""
         chosen = np.flatnonzero(kept[: self.size])
         self.size = len(chosen)
-        room = max(_SMALL, int(self.size * _GROWTH))
+        room = max(_SMALL, int(self.size * self._growth))
         self.keys = [_resized(column[chosen], room) for column in self.keys]
         self.columns = {name: _resized(column[chosen], room) for name, column in self.columns.items()}
         self._reindex(_index_size(self.size))
@@ -189,7 +190,7 @@ class Table:
     def _reserve(self, size: int) -> None:
         room = len(self.keys[0])
         if size > room:
-            room = max(size, int(room * _GROWTH) + _SMALL)
+            room = max(size, int(room * self._growth) + _SMALL)
             self.keys = [_resized(column[: self.size], room) for column in self.keys]
             self.columns = {n: _resized(c[: self.size], room) for n, c in self.columns.items()}
         if size > _FULL * len(self._index):

@@ -117,13 +117,16 @@ def _read(matrix: NDArray[np.uint8], end: int, offset: int | None) -> NDArray[np
         good &= (hours <= 23) & (minutes <= 59)
         ahead = np.where(sign == ord("-"), -60, 60) * (hours * 60 + minutes)
     good &= (digits[numbers] <= 9).all(axis=0)
-    year = _pair(digits, 0) * 100 + _pair(digits, 2)
-    month, day = _pair(digits, 5), _pair(digits, 8)
     hour, minute, second = _pair(digits, 11), _pair(digits, 14), _pair(digits, 17)
-    good &= (month >= 1) & (month <= 12) & (hour <= 23) & (minute <= 59) & (second <= 59)
+    good &= (hour <= 23) & (minute <= 59) & (second <= 59)
+    # Nearly always all are of one day, which is then read once.
+    dates = digits[:10, :1] if (chars[:10] == chars[:10, :1]).all() else digits[:10]
+    year = _pair(dates, 0) * 100 + _pair(dates, 2)
+    month, day = _pair(dates, 5), _pair(dates, 8)
+    exists = (month >= 1) & (month <= 12)
     leap = (year % 4 == 0) & ((year % 100 != 0) | (year % 400 == 0))
-    month = np.where(good, month, 1)
-    good &= (day >= 1) & (day <= _MONTH_DAYS[month] + (leap & (month == 2)))
+    month = np.where(exists, month, 1)
+    good &= exists & (day >= 1) & (day <= _MONTH_DAYS[month] + (leap & (month == 2)))
     at = (_days(year, month, day) * 86400 + hour * 3600 + minute * 60 + second - ahead) * SECOND
     for place in range(min(fraction, 6)):
         at += digits[20 + place] * _FRACTION[place]

@@ -1,6 +1,7 @@
 """Records as lines of JSON, as files, terminals and other systems read them. Times are RFC 3339, UTC."""
 
 from datetime import datetime, timedelta
+from functools import lru_cache
 
 import msgspec
 
@@ -15,8 +16,8 @@ _EPOCH = datetime(1970, 1, 1)
 def encode_alert(alert: Alert) -> bytes:
     """An alert as one line of JSON."""
     fields = msgspec.structs.asdict(alert)
-    for name in ("period_start", "period_end", "at"):
-        fields[name] = instant(fields[name])
+    fields["period_start"], fields["period_end"] = _edge(alert.period_start), _edge(alert.period_end)
+    fields["at"] = instant(alert.at)
     return msgspec.json.encode(fields)
 
 
@@ -47,3 +48,7 @@ def encode_accepted(event: Accepted) -> bytes:
 def instant(at: int) -> str:
     """Microseconds since the epoch as RFC 3339, UTC."""
     return f"{(_EPOCH + timedelta(microseconds=at)).isoformat(timespec='microseconds')}Z"
+
+
+# Many alerts are of one period.
+_edge = lru_cache(maxsize=1024)(instant)
