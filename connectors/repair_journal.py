@@ -43,16 +43,15 @@ class Journal:
         self.path = path
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         self._last: dict[str, Entry] = {}
-        whole = True
+        whole = 0
         with path.open("rb") as file:
             for line in file:
-                # A kill may have cut the last line short; what it was about to say is done again.
-                whole = line.endswith(b"\n")
-                if whole and line.strip():
+                if line.endswith(b"\n"):
                     entry = msgspec.json.decode(line, type=Entry)
                     self._last[entry.id] = entry
-        if not whole:
-            os.write(self._fd, b"\n")
+                    whole += len(line)
+        # A kill may have cut the last line short: nothing was done on the strength of it.
+        os.ftruncate(self._fd, whole)
 
     def entry(self, id: str) -> Entry | None:
         """An act as it stands."""

@@ -114,6 +114,7 @@ class _Works:
         looker = Looker(self.reads, reader, books, self._catalog, terms, self._clock, settings.shards)
         self._looker = looker
         repairer = Repairer(Journal(folder / "repairs.ndjson"), books, outbox, control, self.reads, self._clock)
+        self._repairer = repairer
         self.judge = Judge(self._book, terms.settle_us, self._clock)
         self._explainer = Explainer(
             looker, self.reads, repairer, self._clock,
@@ -125,10 +126,17 @@ class _Works:
             repair=settings.reconcile_repair,
         )  # fmt: skip
         self._meters: tuple[Catalog, int, dict[str, Matched]] | None = None
-        if settings.reconcile_repair:
-            left = repairer.finish()
-            if left:
-                _log.warning("%d repairs were planned and not known to be done; they were done", left)
+        try:
+            self._finish()
+        except BaseException:
+            self.close()
+            raise
+
+    def _finish(self) -> None:
+        """Does what an earlier run had planned, and may have done."""
+        left = self._repairer.finish() if self._settings.reconcile_repair else 0
+        if left:
+            _log.warning("%d repairs were planned and not known to be done; they were made", left)
 
     def passes(self) -> Passes:
         return Passes(self._settings, self._book, self.reads, self._ended, self._clock, self._sleep)
