@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Final, Protocol
 
 import msgspec
+from msgspec import UNSET
 
 from operators.access import Key
 from serving.service.problems import Problem
@@ -69,12 +70,12 @@ class Access:
 
 def own_customer(route: Route, key: Key | None, path: Nothing, query: Nothing) -> Nothing:
     """The query, narrowed to the key's own customer; a Problem of status 403 where it is about another."""
-    if key is None or key.customer is None:
+    if key is None or key.customer is None or route.customer == "own":
         return query
-    asked = None
+    asked: object = None
     if route.customer is not None:
         asked = getattr(path if route.customer == "path" else query, "customer")  # noqa: B009
-    if route.customer == "query" and asked is None:
+    if route.customer == "query" and asked is UNSET:
         return msgspec.structs.replace(query, customer=key.customer)
     if asked != key.customer:
         # The same words whether or not there is such a customer.

@@ -1,52 +1,90 @@
-"""The dashboard's files, under `/` and `/dashboard/`: static, without inline scripts, as the policy says.
+"""The dashboard's pages and what they load, as bytes with their headers; read once, when the service starts.
 
-They are the same for everybody and hold no figures: what a page shows it asks of the API with the reader's key.
+Two pages: `/` is the operator's and is never framed, `/embed` is one customer's, framed by the origins in
+TIDEGATE_FRAMES alone. They are the same for everybody and hold no figures: what a page shows it asks of the API with
+the reader's key. No address holds a key or a customer's name: those are in the fragment, which browsers send to nobody.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from hashlib import sha256
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
-from starlette.datastructures import MutableHeaders
-from starlette.responses import RedirectResponse
-from starlette.staticfiles import StaticFiles
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
-FOLDER: Final = Path(__file__).resolve().parent.parent / "dashboard"
-PREFIX: Final = "/dashboard"
+Headers = list[tuple[bytes, bytes]]
+
+STATIC: Final = Path(__file__).resolve().parent.parent / "dashboard" / "static"
+PAGES: Final = {"/": "index.html", "/embed": "embed.html"}
+MEDIA: Final = {
+    ".css": "text/css; charset=utf-8",
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+# Scripts and styles are files of ours. Markup is made by lit-html, which never parses a value, and by nothing else.
 POLICY: Final = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; "
-    "connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'self'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; "
+    "form-action 'none'; require-trusted-types-for 'script'; trusted-types lit-html; frame-ancestors "
 )
+FEATURES: Final = b"camera=(), geolocation=(), microphone=(), payment=(), usb=()"
+
+
+class Page(NamedTuple):
+    """A file as it is served. `tag` is its entity tag."""
+
+    body: bytes
+    tag: bytes
+    headers: Headers
 
 
 class Pages:
-    """Serves FOLDER; `frames` are the origins that may show it in a frame. Nothing where there is no such folder."""
+    """All of the dashboard's files by path; `frames` are the origins whose pages may embed a customer's page."""
 
-    def __init__(self, frames: Sequence[str], folder: Path = FOLDER) -> None:
-        self._files = StaticFiles(directory=folder, html=True) if folder.is_dir() else None
-        self._headers = {
-            "content-security-policy": " ".join((POLICY, *frames)),
-            "x-content-type-options": "nosniff",
-            "referrer-policy": "no-referrer",
-            "cross-origin-opener-policy": "same-origin",
-            "permissions-policy": "camera=(), geolocation=(), microphone=()",
-            # Asked for anew each time, by its tag: a new version is there at once.
-            "cache-control": "no-cache",
-        }
+    def __init__(self, frames: Sequence[str] = ()) -> None:
+        self._pages = {path: _page(STATIC / name, path, frames) for path, name in PAGES.items()}
+        self._pages |= {path: _page(file, path, frames) for path, file in _static()}
 
     def has(self, path: str) -> bool:
-        return self._files is not None and (path in ("/", PREFIX) or path.startswith(PREFIX + "/"))
+        return path in self._pages
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(self._headers)
-            await send(message)
+        """Answers a request for a path that there is."""
+        page, method = self._pages[scope["path"]], scope["method"]
+        status, headers, body = 200, [*page.headers, _length(page.body)], page.body
+        if method not in ("GET", "HEAD"):
+            status, headers, body = 405, [(b"allow", b"GET, HEAD"), _length(b"")], b""
+        elif page.tag in dict(scope["headers"]).get(b"if-none-match", b""):
+            status, headers, body = 304, page.headers, b""
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": b"" if method == "HEAD" else body})
 
-        if scope["path"] in ("/", PREFIX):
-            await RedirectResponse(PREFIX + "/")(scope, receive, with_headers)
-            return
-        assert self._files is not None
-        inside = {**scope, "root_path": scope.get("root_path", "") + PREFIX}
-        await self._files(inside, receive, with_headers)
+
+def _length(body: bytes) -> tuple[bytes, bytes]:
+    return b"content-length", str(len(body)).encode()
+
+
+def _static() -> Iterator[tuple[str, Path]]:
+    for file in sorted(STATIC.rglob("*")):
+        if file.suffix in MEDIA and file.name not in PAGES.values():
+            yield f"/static/{file.relative_to(STATIC).as_posix()}", file
+
+
+def _page(file: Path, path: str, frames: Sequence[str]) -> Page:
+    body = file.read_bytes()
+    tag = f'"{sha256(body).hexdigest()[:32]}"'.encode()
+    ancestors = " ".join(frames) if path == "/embed" and frames else "'none'"
+    headers = [
+        (b"content-type", MEDIA[file.suffix].encode()),
+        (b"etag", tag),
+        # Asked for each time and mostly answered with 304, so that a new release is seen at once.
+        (b"cache-control", b"no-cache"),
+        (b"content-security-policy", (POLICY + ancestors).encode()),
+        (b"x-content-type-options", b"nosniff"),
+        (b"referrer-policy", b"no-referrer"),
+        (b"permissions-policy", FEATURES),
+        (b"cross-origin-resource-policy", b"cross-origin" if path == "/embed" else b"same-origin"),
+    ]
+    if path == "/":
+        headers += [(b"x-frame-options", b"DENY"), (b"cross-origin-opener-policy", b"same-origin")]
+    return Page(body, tag, headers)

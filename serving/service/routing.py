@@ -79,7 +79,10 @@ class Sent(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One method of one path. `customer` says where the customer is named that a customer's key may ask about."""
+    """One method of one path.
+
+    `customer` says where the customer is named that a customer's key may ask about; `own` is about the key itself.
+    """
 
     method: Literal["GET", "PUT", "POST", "DELETE"]
     path: str
@@ -87,7 +90,7 @@ class Route:
     summary: str
     answers: Sequence[Success]
     scope: Scope | None = "read"
-    customer: Literal["path", "query", None] = None
+    customer: Literal["path", "query", "own", None] = None
     at: type[Nothing] = Nothing
     query: type[Nothing] = Nothing
     takes: Sequence[Sent] = ()

@@ -4,17 +4,18 @@ Quantities are exact: whole numbers, or decimals as text. Times are RFC 3339, UT
 """
 
 from decimal import Decimal
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from operators.gate import Why
 from operators.quantity import QUANTITY_MAX
 from serving.service.routing import Nothing
 
-DECIMAL: Final = r"^(0|[1-9][0-9]{0,14})(\.[0-9]{1,24})?$"
-SIGNED: Final = r"^-?(0|[1-9][0-9]{0,14})(\.[0-9]{1,24})?$"
+DECIMAL: Final = r"^((0|[1-9][0-9]{0,14})(\.[0-9]{1,24})?|1000000000000000)$"
+SIGNED: Final = r"^-?((0|[1-9][0-9]{0,14})(\.[0-9]{1,24})?|1000000000000000)$"
+AS_WHOLE: Final = "A whole number that was written with a point; JSON Schema calls that an integer too."
 INSTANT: Final = "2026-11-01T00:00:00Z"
 
 CustomerName = Annotated[
@@ -28,8 +29,9 @@ SourceName = Annotated[
     str, Meta(max_length=1024, description="The event's source; empty for one in Dodo's shape.")
 ]
 Whole = Annotated[int, Meta(ge=0, le=QUANTITY_MAX)]
+Integral = Annotated[float, Meta(description=AS_WHOLE)]
 Exact = Annotated[str, Meta(pattern=DECIMAL)]
-Quantity = Whole | Exact
+Quantity = Whole | Integral | Exact
 Number = Annotated[str, Meta(pattern=r"^-?[0-9]+(\.[0-9]+)?$", description="Exact, as decimal text.")]
 Instant = Annotated[str, Meta(extra_json_schema={"format": "date-time"}, examples=[INSTANT])]
 Seconds = Annotated[float, Meta(ge=0)]
@@ -48,13 +50,25 @@ class CheckQuery(Nothing, frozen=True, forbid_unknown_fields=True):
     quantity: Quantity = 1
 
 
+Quantities = Annotated[dict[MeterName, Quantity], Meta(min_length=1, max_length=32)]
+
+ONE_OR_SEVERAL: Final = {
+    "oneOf": [
+        {"required": ["meter"], "not": {"required": ["quantities"]}},
+        {"required": ["quantities"], "not": {"anyOf": [{"required": ["meter"]}, {"required": ["quantity"]}]}},
+    ]
+}
+
+
 class Check(Nothing, frozen=True, forbid_unknown_fields=True):
-    """One meter with its quantity, or several as `quantities`."""
+    """One meter with its quantity, 1 if absent, or several as `quantities`."""
+
+    schema: ClassVar = ONE_OR_SEVERAL
 
     customer: CustomerName
-    meter: MeterName | None = None
-    quantity: Quantity = 1
-    quantities: Annotated[dict[MeterName, Quantity], Meta(min_length=1, max_length=32)] | None = None
+    meter: MeterName | UnsetType = UNSET
+    quantity: Quantity | UnsetType = UNSET
+    quantities: Quantities | UnsetType = UNSET
 
 
 class DecisionBody(msgspec.Struct, frozen=True, omit_defaults=False, gc=False):
@@ -88,22 +102,26 @@ class ReservationPath(Nothing, frozen=True, forbid_unknown_fields=True):
 class Reserve(Nothing, frozen=True, forbid_unknown_fields=True):
     """Quantities to be held for the event of this customer, source and id, until it comes or for `expires_in`."""
 
+    schema: ClassVar = ONE_OR_SEVERAL
+
     customer: CustomerName
     id: EventId
-    meter: MeterName | None = None
-    quantity: Quantity | None = None
-    quantities: Annotated[dict[MeterName, Quantity], Meta(min_length=1, max_length=32)] | None = None
+    meter: MeterName | UnsetType = UNSET
+    quantity: Quantity | UnsetType = UNSET
+    quantities: Quantities | UnsetType = UNSET
     source: SourceName = ""
-    expires_in: Annotated[int, Meta(ge=1, le=604_800, description="Seconds.")] = 300
+    expires_in: Annotated[int, Meta(ge=1, le=604_800, description="Seconds.")] | Integral = 300
 
 
 class Commit(Nothing, frozen=True, forbid_unknown_fields=True):
     """What was used: nothing named commits what was held; `quantity` is of its only meter."""
 
+    schema: ClassVar = {"not": {"required": ["quantity", "quantities"]}}
+
     customer: CustomerName
     source: SourceName = ""
-    quantity: Quantity | None = None
-    quantities: Annotated[dict[MeterName, Quantity], Meta(min_length=1, max_length=32)] | None = None
+    quantity: Quantity | UnsetType = UNSET
+    quantities: Quantities | UnsetType = UNSET
 
 
 class ReleaseQuery(Nothing, frozen=True, forbid_unknown_fields=True):
@@ -124,9 +142,9 @@ class ReceiptBody(msgspec.Struct, frozen=True):
 class ForwardQuery(Nothing, frozen=True, forbid_unknown_fields=True):
     """Where a parameter is absent, the header X-Tidegate-Customer, -Meter or -Quantity counts."""
 
-    customer: CustomerName | None = None
-    meter: MeterName | None = None
-    quantity: Quantity | None = None
+    customer: CustomerName | UnsetType = UNSET
+    meter: MeterName | UnsetType = UNSET
+    quantity: Quantity | UnsetType = UNSET
     deny: Annotated[
         Literal[429, 403], Meta(description="The status of a denial. nginx's auth_request takes 403 only.")
     ] = 429
@@ -260,20 +278,17 @@ class UsageBody(msgspec.Struct, frozen=True):
 class LimitEntryBody(Nothing, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What a customer's limit on a meter differs in from the plan's. What is absent is as the plan has it."""
 
-    included: Quantity | msgspec.UnsetType | None = msgspec.UNSET
-    cap: Annotated[Quantity | None, Meta(description="null lifts the plan's cap.")] | msgspec.UnsetType = (
-        msgspec.UNSET
-    )
-    on_cap: Literal["block", "allow", "warn"] | msgspec.UnsetType = msgspec.UNSET
-    grace_pct: Quantity | msgspec.UnsetType = msgspec.UNSET
-    fail: Literal["open", "closed"] | msgspec.UnsetType = msgspec.UNSET
-    shadow: bool | msgspec.UnsetType = msgspec.UNSET
+    included: Quantity | UnsetType | None = UNSET
+    cap: Annotated[Quantity | None, Meta(description="null lifts the plan's cap.")] | UnsetType = UNSET
+    on_cap: Literal["block", "allow", "warn"] | UnsetType = UNSET
+    grace_pct: Quantity | UnsetType = UNSET
+    fail: Literal["open", "closed"] | UnsetType = UNSET
+    shadow: bool | UnsetType = UNSET
     thresholds: (
-        Annotated[list[Annotated[str, Meta(min_length=1, max_length=60)]], Meta(max_length=32)]
-        | msgspec.UnsetType
-    ) = msgspec.UNSET
-    hysteresis_pct: Quantity | msgspec.UnsetType = msgspec.UNSET
-    tiers: Annotated[list["TierEntryBody"], Meta(max_length=32)] | msgspec.UnsetType = msgspec.UNSET
+        Annotated[list[Annotated[str, Meta(min_length=1, max_length=60)]], Meta(max_length=32)] | UnsetType
+    ) = UNSET
+    hysteresis_pct: Quantity | UnsetType = UNSET
+    tiers: Annotated[list["TierEntryBody"], Meta(max_length=32)] | UnsetType = UNSET
 
 
 class TierEntryBody(Nothing, frozen=True, forbid_unknown_fields=True):
@@ -340,11 +355,22 @@ class CatalogPut(Nothing, frozen=True, forbid_unknown_fields=True):
     note: Note = ""
 
 
+class KeyBody(msgspec.Struct, frozen=True):
+    """An API key without its secret; `customer` is whom alone it may read about."""
+
+    auth: Annotated[
+        Literal["keys", "none"], Meta(description="none: anybody on this machine may do anything.")
+    ]
+    name: str
+    scopes: list[Literal["ingest", "check", "read", "admin"]]
+    customer: str | None
+
+
 # Operations.
 
 
 class AlertsQuery(Nothing, frozen=True, forbid_unknown_fields=True):
-    customer: CustomerName | None = None
+    customer: CustomerName | UnsetType = UNSET
     limit: Annotated[int, Meta(ge=1, le=1000)] = 100
 
 

@@ -1,6 +1,16 @@
 """All routes of the service, each module with those of its subject."""
 
-from serving.service.routes import catalog, checks, customers, events, health, limits, operations, streams
+from serving.service.routes import (
+    catalog,
+    checks,
+    customers,
+    events,
+    health,
+    keys,
+    limits,
+    operations,
+    streams,
+)
 from serving.service.routing import Route
 
 ROUTES: tuple[Route, ...] = (
@@ -11,5 +21,6 @@ ROUTES: tuple[Route, ...] = (
     *limits.ROUTES,
     *catalog.ROUTES,
     *operations.ROUTES,
+    *keys.ROUTES,
     *health.ROUTES,
 )

@@ -1,0 +1,67 @@
+// The hours and days that a chart shows, those without usage too, in the customer's own zone.
+
+const HOUR = 3_600_000;
+
+/** The buckets of one meter as slots without gaps, the oldest first: `{start, end, total, events}`, times in ms. */
+export function slots(buckets, meter, unit, count, now, zone) {
+  const found = new Map();
+  for (const one of buckets) {
+    if (one.meter === meter) {
+      const start = Date.parse(one.start);
+      found.set(start, { start, end: Date.parse(one.end), total: one.total, events: one.events });
+    }
+  }
+  const starts = unit === "hour" ? hourStarts(count, now, zone) : dayStarts(count, now, zone);
+  const first = starts[0];
+  for (const [i, start] of starts.entries()) {
+    if (!found.has(start)) {
+      found.set(start, { start, end: starts[i + 1] ?? start + HOUR * (unit === "hour" ? 1 : 24), total: "0", events: 0 });
+    }
+  }
+  return [...found.values()].filter((slot) => slot.start >= first).sort((one, other) => one.start - other.start);
+}
+
+/** Newer buckets over older ones. */
+export function merged(older, newer) {
+  const found = new Map(older.map((one) => [`${one.start} ${one.meter}`, one]));
+  for (const one of newer) found.set(`${one.start} ${one.meter}`, one);
+  return [...found.values()];
+}
+
+function hourStarts(count, now, zone) {
+  // Zones differ from UTC by parts of an hour too.
+  const offset = offsetAt(now, zone);
+  const present = Math.floor((now + offset) / HOUR) * HOUR - offset;
+  return Array.from({ length: count }, (_, i) => present - (count - 1 - i) * HOUR);
+}
+
+function dayStarts(count, now, zone) {
+  const local = new Date(now + offsetAt(now, zone));
+  const [year, month, day] = [local.getUTCFullYear(), local.getUTCMonth(), local.getUTCDate()];
+  return Array.from({ length: count }, (_, i) => midnight(Date.UTC(year, month, day - (count - 1 - i)), zone));
+}
+
+/** When a local midnight is, given as if it were UTC. Twice, as the first guess may be on the other side of a change. */
+function midnight(local, zone) {
+  const guess = local - offsetAt(local, zone);
+  return local - offsetAt(guess, zone);
+}
+
+const formats = new Map();
+
+/** How far a zone is ahead of UTC at an instant, in ms. */
+export function offsetAt(ms, zone) {
+  if (!formats.has(zone)) formats.set(zone, formatOf(zone));
+  const part = Object.fromEntries(formats.get(zone).formatToParts(ms).map((one) => [one.type, Number(one.value)]));
+  const local = Date.UTC(part.year, part.month - 1, part.day, part.hour, part.minute, part.second);
+  return local - Math.floor(ms / 1000) * 1000;
+}
+
+function formatOf(zone) {
+  const numeric = { year: "numeric", month: "numeric", day: "numeric", hour: "numeric", minute: "numeric", second: "numeric" };
+  try {
+    return new Intl.DateTimeFormat("en-GB", { ...numeric, hourCycle: "h23", timeZone: zone });
+  } catch {
+    return new Intl.DateTimeFormat("en-GB", { ...numeric, hourCycle: "h23", timeZone: "UTC" });
+  }
+}

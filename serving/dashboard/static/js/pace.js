@@ -1,0 +1,47 @@
+// How fast a total grows at present, and when it will meet its cap if that goes on.
+
+const OVER_MS = 60_000;
+const LEAST_MS = 5_000;
+
+/** Readings of totals as they come, of the last minute: `add(meter, ms, total)`. */
+export class Pace {
+  constructor() {
+    this.readings = new Map();
+  }
+
+  add(meter, at, total) {
+    const known = this.readings.get(meter) ?? [];
+    // A new period, or a correction: what was before says nothing of the present.
+    const before = known.length && known.at(-1).total > total ? [] : known;
+    before.push({ at, total });
+    // The last one from before the minute stays, as the rate is from there on.
+    while (before.length > 2 && before[1].at <= at - OVER_MS) before.shift();
+    this.readings.set(meter, before);
+  }
+
+  /** Per second, over a minute; from the buckets of the last two hours as long as the page is too young. */
+  rate(meter, now, hours) {
+    const readings = this.readings.get(meter) ?? [];
+    const first = readings[0], last = readings.at(-1);
+    if (first && now - first.at >= LEAST_MS) {
+      return (1000 * (last.total - first.total)) / (now - first.at);
+    }
+    const recent = hours.filter((one) => one.meter === meter && Date.parse(one.end) > now - 3_600_000);
+    if (!recent.length) return 0;
+    const begin = Math.min(...recent.map((one) => Date.parse(one.start)));
+    const sum = recent.reduce((total, one) => total + Number(one.total), 0);
+    return (1000 * sum) / Math.max(now - begin, LEAST_MS);
+  }
+}
+
+const USED_UP = new Set(["count", "sum"]);
+
+/** Seconds until the cap at this rate; null where that will not happen in this period, or means nothing. */
+export function timeToCap(meter, rate, periodEnd, now) {
+  if (!USED_UP.has(meter.kind) || meter.remaining === null || meter.limit.on_cap === "allow") return null;
+  const remaining = Number(meter.remaining);
+  if (remaining <= 0) return 0;
+  if (rate <= 0) return null;
+  const seconds = remaining / rate;
+  return periodEnd !== null && now + seconds * 1000 > periodEnd ? null : seconds;
+}

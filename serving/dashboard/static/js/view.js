@@ -1,0 +1,131 @@
+// Pieces that both pages are made of. Values go into templates as text; lit-html never reads them as markup.
+
+import { html, nothing, render, svg } from "../vendor/lit-html/lit-html.js";
+import { repeat } from "../vendor/lit-html/directives/repeat.js";
+import { ago, brief, grouped, HERE, money, when, words } from "./format.js";
+
+export { html, nothing, render, svg };
+
+/** A list whose rows keep their elements, and so the focus, as they change places; keys need not differ. */
+export function keyed(items, key, template) {
+  const seen = new Map();
+  const unique = (item) => {
+    const text = key(item), count = (seen.get(text) ?? 0) + 1;
+    seen.set(text, count);
+    return `${count} ${text}`;
+  };
+  return repeat(items, unique, template);
+}
+
+/** What `standing` says of a level, for eyes that see no colour too. */
+const MARKS = { free: "", noted: "△", overage: "＋", over: "▲", grace: "▲", denied: "■" };
+
+export const chip = (level, text) => html`<span class="chip ${level}"><span aria-hidden="true">${MARKS[level] ?? ""}</span>${text}</span>`;
+
+/** A name that somebody else chose: set apart, so that its direction changes nothing around it. */
+export const name = (text) => html`<bdi class="name">${visible(text)}</bdi>`;
+
+/** Control characters and direction marks as themselves, so that names that look alike are told apart. */
+export const visible = (text) =>
+  String(text).replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu, (one) => `\\u${one.codePointAt(0).toString(16).padStart(4, "0")}`);
+
+/** The address of a customer's page; the name is in the fragment, so no server and no log gets to see it. */
+export const customerLink = (customer) => html`<a href="#/customers/${escaped(customer)}">${name(customer)}</a>`;
+
+const escaped = (text) => {
+  try {
+    return encodeURIComponent(text);
+  } catch {
+    return "";
+  }
+};
+
+/** A bar of so much of a limit, with marks where thresholds are. `share` and marks are in percent. */
+export function bar(share, level, marks = []) {
+  const width = Math.min(Math.max(share, 0), 100);
+  return html`<svg class="gauge ${level}" aria-hidden="true" focusable="false">
+    <rect class="track" width="100%" height="100%" rx="3"></rect>
+    <rect class="fill" width="${width}%" height="100%" rx="3"></rect>
+    ${marks.filter((at) => at > 0 && at < 100).map((at) => svg`<line class="mark" x1="${at}%" x2="${at}%" y1="0" y2="100%"></line>`)}
+  </svg>`;
+}
+
+export const number = (text) => html`<span class="number" title=${grouped(text)}>${brief(text)}</span>`;
+export const price = (text) => html`<span class="number" title=${grouped(text)}>${money(text)}</span>`;
+
+/** A panel with a heading; `aside` stands at its right. */
+export const panel = (id, title, body, aside = nothing, style = "") => html`
+  <section class="panel ${style}" aria-labelledby=${id}>
+    <header><h2 id=${id}>${title}</h2>${aside}</header>
+    ${body}
+  </section>`;
+
+export const empty = (text) => html`<p class="empty">${text}</p>`;
+
+/** While nothing has come yet. */
+export const loading = (what) => html`<div class="loading" role="status"><span class="visually-hidden">Loading ${what}</span>
+  <div class="bone wide"></div><div class="bone"></div><div class="bone"></div></div>`;
+
+export const failed = (title, detail, action = nothing) => html`
+  <div class="failed" role="alert"><h2>${title}</h2><p>${detail}</p>${action}</div>`;
+
+const STATES = {
+  connecting: ["Connecting", "waiting"],
+  live: ["Live", "live"],
+  waiting: ["Reconnecting", "waiting"],
+  refused: ["Stopped", "refused"],
+};
+
+/** How the stream stands. It is read out only when that changes. */
+export const connection = (state) => {
+  const [text, style] = STATES[state];
+  return html`<span class="connection ${style}" role="status" data-state=${state}><span class="dot" aria-hidden="true"></span>${text}</span>`;
+};
+
+const SAYS = {
+  "threshold raised": (one) => `reached ${levelOf(one)}`,
+  "threshold resolved": (one) => `is below ${levelOf(one)} again`,
+  "cap_reached raised": () => "reached the cap",
+  "cap_reached resolved": () => "is below the cap again",
+  "cap_released announced": () => "may go on",
+  "cap_released raised": () => "may go on",
+  "overage_started raised": () => "uses more than is included",
+  "overage_started announced": () => "uses more than is included",
+  "overage_ended announced": () => "is within what is included again",
+  "correction announced": () => "was corrected in a closed period",
+  "drift raised": () => "differs from the biller",
+  "drift resolved": () => "agrees with the biller again",
+  "stalled raised": (one) => `The flow stands still (process ${one.process ?? "?"})`,
+  "stalled resolved": (one) => `The flow goes on (process ${one.process ?? "?"})`,
+};
+const GRAVE = new Set(["cap_reached", "stalled", "drift"]);
+
+const levelOf = (one) => (/%$/.test(one.level ?? "") ? one.level : grouped(one.level ?? ""));
+
+/** An alert in words: `tokens in reached 80%`. */
+export function alertWords(one) {
+  const said = SAYS[`${one.kind} ${one.state}`]?.(one) ?? one.text ?? words(`${one.kind ?? "alert"} ${one.state ?? ""}`);
+  return one.meter ? `${words(one.meter)} ${said}` : said;
+}
+
+export function alertLevel(one) {
+  if (one.state === "resolved" || one.kind === "cap_released" || one.kind === "overage_ended") return "good";
+  if (GRAVE.has(one.kind)) return "denied";
+  return one.kind === "overage_started" || one.state === "raised" ? "noted" : "free";
+}
+
+/** A list of alerts, the newest first. */
+export function alertList(alerts, now, { zone = HERE, withCustomer = true } = {}) {
+  if (!alerts.length) return empty("No alerts.");
+  const key = (one) => `${one.id ?? ""} ${one.kind} ${one.state} ${one.at ?? ""} ${one.process ?? ""}`;
+  return html`<ol class="alerts">${keyed(alerts, key, (one) => alertItem(one, now, zone, withCustomer))}</ol>`;
+}
+
+function alertItem(one, now, zone, withCustomer) {
+  const at = one.at ? Date.parse(one.at) : NaN;
+  return html`<li class=${alertLevel(one)}>
+    <span class="what">${withCustomer && one.customer ? html`${customerLink(one.customer)} ` : nothing}${visible(alertWords(one))}</span>
+    <span class="more">${one.total === undefined ? nothing : html`at ${number(one.total)}${one.limit ? html` of ${number(one.limit)}` : nothing}`}</span>
+    ${Number.isNaN(at) ? html`<span></span>` : html`<time datetime=${one.at} title=${when(at, zone, "minute")}>${ago((now - at) / 1000)}</time>`}
+  </li>`;
+}
