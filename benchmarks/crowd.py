@@ -79,7 +79,7 @@ class Crowd:
 
     def run(self, kills: int) -> Outcome:
         """Until every client has been denied; meanwhile `kills` processes die and are started again."""
-        with closing(address_of(self.store).open()):
+        with closing(address_of(self.store).open_writer(resumed=False)):
             pass
         with closing(address_of(self.store).open_control()) as control:
             control.apply(CATALOG.format(cap=self.cap), origin="cli", by="benchmark")
@@ -188,7 +188,7 @@ def _flow(crowd: Crowd, stop: Any) -> None:
     start, end = period_of(Calendar("month"), "UTC", wall_clock())
     seen: set[str] = set()
     with (
-        closing(address_of(crowd.store).open()) as writer,
+        closing(address_of(crowd.store).open_writer(resumed=True)) as writer,
         open(crowd.folder / "delays", "a", buffering=1) as delays,
     ):
         for lines in _batches(crowd.events, stop):

@@ -83,7 +83,10 @@ def filled(store: str, used: int = 500, cap: int = 1_000_000) -> None:
     """A catalog, and some usage of the customer."""
     start, end = period_of(Calendar("month"), "UTC", wall_clock())
     total = Total(CUSTOMER, "period", METER, start, end, used, 1, used, wall_clock(), 0, 0, 0, True)
-    with closing(address_of(store).open()) as writer, closing(address_of(store).open_control()) as control:
+    with (
+        closing(address_of(store).open_writer(resumed=False)) as writer,
+        closing(address_of(store).open_control()) as control,
+    ):
         writer.write([total], [])
         control.apply(CATALOG.format(cap=cap), origin="cli", by="benchmark")
 
@@ -93,7 +96,7 @@ def near(place: Place, options: argparse.Namespace) -> Report:
     filled(store)
     with Gate(holds_of(store), timeout=PATIENCE) as gate:
         while "near" not in gate.counters():
-            gate.check(CUSTOMER, METER)
+            assert not (decision := gate.check(CUSTOMER, METER)).degraded, decision
         rounds = [_timed(lambda: gate.check(CUSTOMER, METER), options.checks) for _ in range(options.rounds)]
     counts = gate.counters()
     return _figures(rounds) | {"from memory": f"{counts['near'] / counts['allowed']:.2%}"}
@@ -103,7 +106,7 @@ def far(place: Place, options: argparse.Namespace) -> Report:
     store = place.fresh()
     filled(store)
     with Gate(holds_of(store), near=False, timeout=PATIENCE) as gate, bare(place, store) as barest:
-        gate.check(CUSTOMER, METER)
+        assert not (decision := gate.check(CUSTOMER, METER)).degraded, decision
         ours, theirs = [], []
         for _ in range(options.rounds):
             one, other = _in_turn(lambda: gate.check(CUSTOMER, METER), barest, options.checks // 10)
@@ -186,7 +189,10 @@ def settle(place: Place, options: argparse.Namespace) -> Report:
     for waiting in (0, 10, 10_000):
         store = place.fresh()
         now = wall_clock()
-        with closing(address_of(store).open()) as writer, closing(holds_of(store)) as holds:
+        with (
+            closing(address_of(store).open_writer(resumed=False)) as writer,
+            closing(holds_of(store)) as holds,
+        ):
             for n in range(waiting):
                 hold = Hold(f"c{n % 100}", "", str(n), {METER: SCALE}, now + 3_600_000_000)
                 holds.reserve(hold, {}, Scope((METER,), 0), now)

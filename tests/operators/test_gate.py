@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from operators.bounds import Bounds, Own
@@ -340,6 +340,7 @@ def naive_allows(
     return after <= before or after <= most
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(NAMES), LIMITS), SPENDS, AMOUNTS, AMOUNTS, ASKED)
 def test_any_caps_decide_as_each_by_itself(
     limits: dict[str, Limit],
@@ -358,6 +359,7 @@ def test_any_caps_decide_as_each_by_itself(
         assert decision.allowed
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(NAMES), LIMITS), SPENDS, AMOUNTS, AMOUNTS, ASKED)
 def test_what_was_just_held_is_told_with_what_is_left_for_others(
     limits: dict[str, Limit],

@@ -2,7 +2,7 @@
 
 from itertools import pairwise
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.gate.breaker import FAILURES, PAUSE_FIRST, PAUSE_MAX, Breaker
@@ -42,6 +42,7 @@ def test_a_call_that_never_ends_is_followed_by_another() -> None:
     assert len(tries) > 5
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=20, max_size=20))
 def test_pauses_grow_up_to_a_bound_and_are_not_the_same_for_all(chances: list[float]) -> None:
     drawn = iter(chances)
