@@ -4,14 +4,17 @@ The store's control log keeps the versions (operators/ports.py). A catalog file 
 says something else than it did when it was last applied, so what was changed through the API since stays.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from threading import Lock
+from time import monotonic
 
 from operators.catalog import Catalog, meter_clash
 from operators.ports import CatalogConflict, CatalogVersion, ControlLog
 from settings.catalog import CatalogError, Problem, parse_catalog, read_text
 
 KEPT = 16
+SETTLED = 0.3
 
 
 class Catalogs:
@@ -108,18 +111,25 @@ def _last_of_file(log: ControlLog, newest: CatalogVersion | None) -> CatalogVers
 
 
 class FileWatch:
-    """Applies the catalog file when it changes. `look` is cheap enough to call often: it asks for size and time."""
+    """Applies the catalog file when it changes. `look` is cheap enough to call often: it asks for size and time.
 
-    def __init__(self, path: Path) -> None:
+    A file that still grows may be a valid catalog by chance, so it is applied when it has been the same for SETTLED.
+    """
+
+    def __init__(self, path: Path, clock: Callable[[], float] = monotonic) -> None:
         self._path = path
-        self._seen = self._mark()
+        self._clock = clock
+        self._applied = self._seen = self._mark()
+        self._since = clock()
 
     def look(self, log: ControlLog) -> str | None:
         """Why a changed file can't be applied, which leaves the catalog as it is; else None."""
-        mark = self._mark()
-        if mark == self._seen:
+        mark, now = self._mark(), self._clock()
+        if mark != self._seen:
+            self._seen, self._since = mark, now
+        if mark == self._applied or now - self._since < SETTLED:
             return None
-        self._seen = mark
+        self._applied = mark
         try:
             apply_file(log, self._path)
         except CatalogError as error:
