@@ -16,6 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import timedelta
+from math import inf
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Condition, Event, Lock, Thread
@@ -143,7 +144,9 @@ class _Works:
         self._state = Condition()
         self._queued_bytes = self._put = self._kept = self._durable = 0
         self._failed: BaseException | None = None
-        self._stop, self._wake, self._idle = Event(), Event(), Event()
+        self._stop, self._wake = Event(), Event()
+        # Turns are counted; that of number `_idle_since` found nothing to send.
+        self._turn, self._idle_since = 0, 0.0
         self._linger = True
         self._client = open_client(self._pause)
         self._threads = [
@@ -175,23 +178,23 @@ class _Works:
 
     def close(self, drain: float) -> None:
         """Ends both threads; until then what waits is sent, for `drain` seconds at most."""
-        self.flush()
-        deadline = monotonic() + drain
-        self._linger = False
-        while monotonic() < deadline and not self._failed:
-            # Idle must be found anew, after the last event was added.
-            self._idle.clear()
+        try:
+            self.flush()
+            self._linger = False
+            with self._state:
+                # A turn under way may have looked before the last event was added.
+                next_one = self._turn + 1
+                self._wake.set()
+                self._state.wait_for(lambda: self._failed or self._idle_since >= next_one, drain)
+            self._check()
+        finally:
+            self._stop.set()
             self._wake.set()
-            if self._idle.wait(max(deadline - monotonic(), 0)):
-                break
-        self._stop.set()
-        self._wake.set()
-        self._queue.put(Event())
-        for thread in self._threads:
-            thread.join(STOP_SECONDS)
-        self._client.close()
-        self._outbox.close()
-        self._check()
+            self._queue.put(Event())
+            for thread in self._threads:
+                thread.join(STOP_SECONDS)
+            self._client.close()
+            self._outbox.close()
 
     def _check(self) -> None:
         if self._failed:
@@ -206,7 +209,6 @@ class _Works:
             with self._state:
                 self._failed = error
                 self._state.notify_all()
-            self._idle.set()
 
     def _append(self) -> None:
         while not self._stop.is_set():
@@ -233,6 +235,7 @@ class _Works:
 
     def _send(self) -> None:
         lock = self._elected()
+        self._is_idle(0)
         try:
             with ThreadPoolExecutor(self._terms.concurrency, "billing-request") as pool:
                 sender = Sender(
@@ -246,11 +249,13 @@ class _Works:
         note_at = 0.0
         while not self._stop.is_set():
             self._wake.clear()
+            with self._state:
+                self._turn += 1
             pause = sender.turn(linger=self._linger)
             if monotonic() >= note_at and not self._note():
                 note_at = monotonic() + NOTE_AGAIN_AFTER
             if pause is None:
-                self._idle.set()
+                self._is_idle(self._turn)
             if pause != 0:
                 self._wait(pause)
 
@@ -260,6 +265,11 @@ class _Works:
         else:
             # In slices, as the end of the input may put an end to lingering, and house is kept meanwhile.
             self._pause(min(pause, SLICE))
+
+    def _is_idle(self, turn: float) -> None:
+        with self._state:
+            self._idle_since = turn
+            self._state.notify_all()
 
     def _pause(self, seconds: float) -> None:
         if self._stop.wait(seconds):
@@ -275,8 +285,8 @@ class _Works:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     return lock
                 except BlockingIOError:
-                    # The other one finds out by itself when nothing is left.
-                    self._idle.set()
+                    # The other one sends what is left.
+                    self._is_idle(inf)
                     self._pause(TAKE_OVER_EVERY)
         except BaseException:
             os.close(lock)

@@ -1,6 +1,7 @@
 """What becomes of usage that waits, whatever the platform does. The platform is its simulator, time is the world's."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -421,3 +422,32 @@ def test_fresh_usage_does_not_wait_behind_what_is_late_nor_late_usage_for_ever(h
     here.turns(10, more)
     arrived = [event["event_id"] in late for event in here.simulator.events()]
     assert 0.15 < sum(arrived) / len(arrived) < 0.35
+
+
+def test_what_grew_too_old_while_others_were_sent_does_not_go_out_as_young(tmp_path: Path) -> None:
+    """Batches of one turn go one after the other, and each request may take long."""
+    with world(tmp_path, Terms(bytes_max=2_000, concurrency=1)) as here:
+        here.trip = 15
+        events = here.come(40, ago=54.4 * 60)
+        here.turns()
+        here.conserved(events)
+        with closing(OutboxReader(here.path)) as reader:
+            found = reader.find(event.id for event in events)
+        late = [entry for entry in found.values() if entry.restamped_at]
+        for entry in found.values():
+            sent = (entry.restamped_at or entry.settled_at) - (0 if entry.restamped_at else here.trip * SECOND)
+            assert (sent - entry.at > 55 * MINUTE) == (entry.restamped_at is not None)
+        assert 0 < len(late) < 40
+
+
+def test_what_a_refused_batch_may_have_left_is_waited_for(here: World) -> None:
+    """The batch is refused for one, the other is stored, refused when sent alone, and not yet to be seen."""
+    known = {**here.catalog.customers, "typo": Customer("typo", "p", billing_id="cus_typo")}
+    here.catalog = type(here.catalog)(here.catalog.meters, here.catalog.plans, known)
+    here.simulator.switch(atomic_batches=False, event_visibility_lag_s=40)
+    good, bad = here.come(1, ago=30), here.come(1, ago=20, customer="typo")
+    here.simulator.script("ok", {"kind": "error", "status": 400})
+    here.turns()
+    here.conserved(good, bad)
+    assert here.reasons() == {"unknown_customer": 1}
+    assert here.standing().counts["acknowledged"] == 1
