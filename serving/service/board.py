@@ -6,7 +6,7 @@ read again. Of each customer a row is kept, of the newest period that has begun;
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from heapq import nlargest
 from itertools import groupby
@@ -14,11 +14,14 @@ from typing import Final, NamedTuple
 
 from operators.catalog import Catalog
 from operators.ports import StoredTotal, StoreReader
+from operators.records import Total
 from serving.books import summed, unbalanced
 from serving.service.desk import Desk
+from serving.service.letters import Letters
 from serving.service.live import Live
 from serving.service.outbox import outbox_of
-from serving.service.shapes import OverviewBody, Standing, exact
+from serving.service.processes import Processes
+from serving.service.shapes import OverviewBody, ProcessBody, Standing, exact
 from serving.service.usage import LEVELS, period
 from serving.service.wording import bodies, maybe, when
 from serving.standing import Level, bill, worst
@@ -33,7 +36,10 @@ RATE_OVER_US: Final = 10 * US
 
 
 class Row(NamedTuple):
-    """A customer. `events` are those in the present period, `rate` per second as of `at` (µs)."""
+    """A customer as of `at` (µs). `events` are those in the present period.
+
+    `marks` are two earlier readings, times and events, the first about RATE_OVER_US ago: the rate is from there on.
+    """
 
     customer: str
     plan: str
@@ -45,7 +51,7 @@ class Row(NamedTuple):
     events: int
     bill: Decimal
     at: int
-    rate: float
+    marks: tuple[tuple[int, int], tuple[int, int]]
 
 
 class Board:
@@ -57,7 +63,11 @@ class Board:
         live: Live,
         clock: Callable[[], int],
         monotonic: Callable[[], float],
+        decided: Callable[[], dict[str, int]],
     ) -> None:
+        """`decided` are the gate's counters."""
+        self._decided = decided
+        self._letters, self._processes = Letters(settings), Processes(settings, monotonic)
         self._settings, self._live, self._clock, self._monotonic = settings, live, clock, monotonic
         self._desk: Desk[StoreReader] = Desk("board", settings.store.open_reader)
         self._lock = asyncio.Lock()
@@ -66,21 +76,26 @@ class Board:
         self._rows: dict[str, Row] = {}
         self._seq, self._number = 0, -1
         self._moments: deque[tuple[int, int]] = deque()
-        self._as_of = self._written_at = 0
+        self._as_of = self._written_at = self._wrote_at = 0
 
     async def overview(self) -> OverviewBody:
         """As of a second ago at most. A Problem of status 503 where the store does not answer."""
         async with self._lock:
             if self._told is None or self._monotonic() - self._told_at >= EVERY_S:
                 number, catalog = self._live.number, self._live.catalog
-                self._told = await self._desk.ask(lambda reader: self._refreshed(reader, number, catalog))
+                processes = await self._processes.states()
+                self._told = await self._desk.ask(
+                    lambda reader: self._refreshed(reader, number, catalog, processes)
+                )
                 self._told_at = self._monotonic()
             return self._told
 
     def close(self) -> None:
         self._desk.close()
 
-    def _refreshed(self, reader: StoreReader, number: int, catalog: Catalog) -> OverviewBody:
+    def _refreshed(
+        self, reader: StoreReader, number: int, catalog: Catalog, processes: list[ProcessBody]
+    ) -> OverviewBody:
         now = self._clock()
         changes = reader.changes(self._seq)
         if changes.complete and number == self._number and self._seq:
@@ -103,12 +118,17 @@ class Board:
             sums,
             not unbalanced(sums),
             when(self._as_of or None),
+            when(self._wrote_at or None),
             max(self._written_at - self._as_of, 0) / US if self._as_of else None,
             [_standing(row, now) for row in top],
             [_standing(row, now) for row in near if row.level > Level.FREE or row.share],
             bodies(reader.notes("alert", None, NOTES_SHOWN)),
             bodies(reader.notes("drift", None, NOTES_SHOWN)),
             outbox_of(self._settings, now),
+            self._letters.counts(),
+            self._decided(),
+            next(iter(bodies(reader.notes("reconciliation", None, 1))), None),
+            processes,
         )
 
     def _take(self, catalog: Catalog, customer: str, stored: Iterable[StoredTotal], now: int) -> None:
@@ -118,19 +138,18 @@ class Board:
         start, _ = period(catalog, customer, now)
         current = {}
         for one in stored:
+            self._wrote_at = max(self._wrote_at, one.written_at)
             if one.total.as_of >= self._as_of:
                 self._as_of, self._written_at = one.total.as_of, one.written_at
             if one.total.window == "period" and one.total.start == start:
                 current[one.total.meter] = one.total
         totals = {meter: Decimal(total.total) for meter, total in current.items()}
-        events = sum(total.events for total in current.values())
+        events = _events(catalog, current)
 
         def total_of(_: str, meter: str) -> Decimal:
             return totals.get(meter, Decimal(0))
 
         stands = worst(catalog, customer, total_of)
-        since = before.at if before else now
-        rate = (events - before.events) * US / (now - since) if before and now > since else 0.0
         self._rows[customer] = Row(
             customer,
             catalog.plan_of(customer).name,
@@ -142,7 +161,7 @@ class Board:
             events,
             bill(catalog, customer, total_of),
             now,
-            max(rate, 0.0),
+            _marks(before, now, events),
         )
 
     def _rate(self, now: int, events: int) -> float:
@@ -155,9 +174,29 @@ class Board:
         return round((last - first) * US / (last_at - first_at), 1) if last_at > first_at else 0.0
 
 
+def _events(catalog: Catalog, current: Mapping[str, Total]) -> int:
+    """How many events these totals are of: one that feeds several meters is one, as far as the totals can tell."""
+    most: dict[str, int] = {}
+    for meter in catalog.meters:
+        if meter.name in current:
+            most[meter.event_name] = max(most.get(meter.event_name, 0), current[meter.name].events)
+    return sum(most.values())
+
+
+def _marks(before: Row | None, now: int, events: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The readings to count from; the second takes the first's place when that has grown old."""
+    if before is None or events < before.events:
+        return (now, events), (now, events)
+    first, second = before.marks
+    if now - second[0] < RATE_OVER_US / 2:
+        return first, second
+    return (second if now - first[0] >= RATE_OVER_US else first), (before.at, before.events)
+
+
 def _rate_now(row: Row, now: int) -> float:
-    """A row that no longer changes has come to rest."""
-    return row.rate if now - row.at < RATE_OVER_US else 0.0
+    """Events per second. A row that no longer changes has come to rest."""
+    at, events = row.marks[0]
+    return (row.events - events) * US / (now - at) if now > at and now - row.at < RATE_OVER_US else 0.0
 
 
 def _standing(row: Row, now: int) -> Standing:

@@ -185,9 +185,10 @@ class MeterPath(Nothing, frozen=True, forbid_unknown_fields=True):
 class UsageQuery(Nothing, frozen=True, forbid_unknown_fields=True):
     hours: Annotated[int, Meta(ge=0, le=840, description="How many hours back the hourly buckets go.")] = 48
     days: Annotated[int, Meta(ge=0, le=400, description="How many days back the daily buckets go.")] = 31
-    at: Annotated[
-        Instant | None, Meta(description="Of the period that holds this instant; now if absent.")
-    ] = None
+    at: (
+        Annotated[Instant, Meta(description="Of the period that holds this instant; now if absent.")]
+        | UnsetType
+    ) = UNSET
 
 
 class ThresholdBody(msgspec.Struct, frozen=True):
@@ -417,6 +418,13 @@ class Standing(msgspec.Struct, frozen=True):
     bill: Number
 
 
+class ProcessBody(msgspec.Struct, frozen=True):
+    """A process of the flow: `away` where nobody answers at its port."""
+
+    process: int
+    state: Literal["ready", "stalled", "away"]
+
+
 class OverviewBody(msgspec.Struct, frozen=True):
     """All customers at a glance, as of `now`."""
 
@@ -427,18 +435,29 @@ class OverviewBody(msgspec.Struct, frozen=True):
     counters: dict[str, int]
     balanced: bool
     as_of: Instant | None
+    written_at: Annotated[Instant | None, Meta(description="When the flow last wrote a total.")]
     lag: Seconds | None
     top: Annotated[list[Standing], Meta(description="Who sends most, the most first.")]
     near: Annotated[list[Standing], Meta(description="Who is furthest along a limit, the furthest first.")]
     alerts: list[dict[str, Any]]
     drift: list[dict[str, Any]]
     outbox: dict[str, Any] | None
+    dead_letters: Annotated[
+        dict[str, int] | None,
+        Meta(description="By reason, as far as their file on this machine goes; null where there is none."),
+    ]
+    gate: Annotated[dict[str, int], Meta(description="Decisions of this service since its start, by how.")]
+    reconciliation: Annotated[dict[str, Any] | None, Meta(description="The last pass that ended.")]
+    processes: Annotated[
+        list[ProcessBody], Meta(description="The flow's, where TIDEGATE_METRICS says where they answer.")
+    ]
 
 
 class ExplainQuery(Nothing, frozen=True, forbid_unknown_fields=True):
-    at: Annotated[
-        Instant | None, Meta(description="Of the period that holds this instant; now if absent.")
-    ] = None
+    at: (
+        Annotated[Instant, Meta(description="Of the period that holds this instant; now if absent.")]
+        | UnsetType
+    ) = UNSET
     events: Annotated[int, Meta(ge=0, le=100, description="How many of the last events to look for.")] = 20
 
 

@@ -57,7 +57,7 @@ class Service:
         self.reader = Desk("reader", store.open_reader)
         self.control = Desk("control", self._open_control)
         self.live = Live(store.open_reader, self._open_control)
-        self.board = Board(settings, self.live, self.clock, self.monotonic)
+        self.board = Board(settings, self.live, self.clock, self.monotonic, lambda: self.gate.counters())
         self.judge, self.judge_of_many = Judge(settings, self.clock), Judge(settings, self.clock)
         self.metrics = Metrics()
         holds = store.open_holds(read_wait=TIMEOUT, write_wait=WRITE_TIMEOUT)
