@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Raw
 
 BINARY: Final = "ce-"
+VERSION: Final = "ce-specversion"
 EVENT: Final = "application/cloudevents+json"
 BATCH: Final = "application/cloudevents-batch+json"
 JSON: Final = "application/json"
@@ -56,7 +57,7 @@ def payloads(media: str, headers: Mapping[str, str], body: bytes) -> list[bytes]
     A single CloudEvent, structured or binary; a batch of them; or, as plain JSON, an event of either shape, a list
     of them, or Dodo's `{"events": […]}`. EnvelopeError where it is none of these.
     """
-    if "ce-specversion" in headers and media not in (EVENT, BATCH):
+    if VERSION in headers and media not in (EVENT, BATCH):
         return [_binary(media, headers, body)]
     if media == LINES:
         return [line.strip() for line in body.split(b"\n") if line.strip()]

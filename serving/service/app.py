@@ -99,7 +99,7 @@ class App:
         query = own_customer(route, key, path, query)
         body = None
         if route.takes:
-            sent = requests.sent_as(route, headers.get("content-type", ""))
+            sent = requests.sent_as(route, headers)
             raw = await requests.body(receive, headers, self.service.settings.request_bytes_max)
             body = requests.content(sent, raw)
         return route, Call(path, query, body, headers, key)

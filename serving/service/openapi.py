@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
+from serving.service import shapes
 from serving.service.problems import MEDIA, ProblemBody
 from serving.service.routes.events import SCHEMAS
 from serving.service.routing import Route, Sent, Success
@@ -26,9 +27,13 @@ Quantities are exact: whole numbers, or decimals as text. Times are RFC 3339. Er
 
 def document(routes: Sequence[Route]) -> dict[str, Any]:
     """The whole document."""
-    shapes = _shapes(routes)
-    schemas, components = msgspec.json.schema_components(shapes, ref_template=REF)
-    by_shape = dict(zip(map(str, shapes), schemas, strict=True))
+    types = _types(routes)
+    schemas, components = msgspec.json.schema_components(types, ref_template=REF)
+    by_shape = dict(zip(map(str, types), schemas, strict=True))
+    for shape in types:
+        # What its fields alone do not say.
+        components.get(getattr(shape, "__name__", ""), {}).update(getattr(shape, "schema", {}))
+    components = _without_floats(components)
     paths: dict[str, Any] = {}
     for route in routes:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, by_shape)
@@ -51,7 +56,7 @@ def document(routes: Sequence[Route]) -> dict[str, Any]:
     }
 
 
-def _shapes(routes: Sequence[Route]) -> list[Any]:
+def _types(routes: Sequence[Route]) -> list[Any]:
     found: dict[str, Any] = {str(ProblemBody): ProblemBody}
     for route in routes:
         for shape in (
@@ -74,7 +79,13 @@ def _operation(route: Route, schemas: dict[str, Any]) -> dict[str, Any]:
             *_parameters(route.at, "path"),
             *_parameters(route.query, "query"),
             *(
-                {"name": name, "in": "header", "description": what, "schema": {"type": "string"}}
+                {
+                    "name": name,
+                    "in": "header",
+                    "required": True,
+                    "description": what,
+                    "schema": {"type": "string", "pattern": '^"[0-9a-f]{1,16}"$'},
+                }
                 for name, what in route.needs.items()
             ),
         ],
@@ -94,7 +105,7 @@ def _schema_of(sent: Sent, schemas: dict[str, Any]) -> Any:
 
 
 def _parameters(shape: Any, place: str) -> list[dict[str, Any]]:
-    """One for each field; a nullable one is one that may be absent."""
+    """One for each field."""
     if not shape.__struct_fields__:
         return []
     _, components = msgspec.json.schema_components([shape], ref_template=REF)
@@ -104,20 +115,27 @@ def _parameters(shape: Any, place: str) -> list[dict[str, Any]]:
             "name": name,
             "in": place,
             "required": name in schema.get("required", ()),
-            "schema": _without_null(field),
+            "schema": _without_floats(field),
         }
         for name, field in schema["properties"].items()
     ]
 
 
-def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
-    choices = [choice for choice in schema.get("anyOf", ()) if choice != {"type": "null"}]
-    if not choices:
-        return schema
-    rest = {
-        key: value for key, value in schema.items() if key != "anyOf" and (key, value) != ("default", None)
-    }
-    return {**rest, **choices[0]} if len(choices) == 1 else {**rest, "anyOf": choices}
+def _without_floats(schema: Any) -> Any:
+    """Where a whole number is taken that was written with a point, an integer is what is meant."""
+    match schema:
+        case {"description": shapes.AS_WHOLE, "type": "number"}:
+            return None
+        case dict():
+            kept = {key: _without_floats(value) for key, value in schema.items()}
+            if len(kept.get("anyOf", ())) == 1:
+                (only,) = kept.pop("anyOf")
+                return {**only, **kept}
+            return kept
+        case list():
+            found = map(_without_floats, schema)
+            return [one for one in found if one is not None]
+    return schema
 
 
 def _responses(route: Route, schemas: dict[str, Any]) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from urllib.parse import parse_qsl
 import msgspec
 from starlette.types import Receive
 
+from operators.envelope import VERSION
 from serving.service.problems import Fault, Problem, unfit
-from serving.service.routing import Nothing, Route, Sent
+from serving.service.routing import JSON, Nothing, Route, Sent
 
 BODY_WITHIN: Final = timedelta(seconds=30)
 PARAMETERS_MAX: Final = 50
@@ -45,8 +46,13 @@ def path_parts(route: Route, parts: tuple[str, ...]) -> Nothing:
     return _converted(route.at, dict(zip(route.at.__struct_fields__, parts, strict=True)))
 
 
-def sent_as(route: Route, content_type: str) -> Sent:
-    """Which of the bodies that a route takes this one is, else a Problem of status 415."""
+def sent_as(route: Route, headers: Mapping[str, str]) -> Sent:
+    """Which of the bodies that a route takes this one is, else a Problem of status 415.
+
+    None is guessed: a page elsewhere may send what has no type without being asked about. A CloudEvent in binary
+    mode is told by a header that no page can set, and without a type its data is JSON.
+    """
+    content_type = headers.get("content-type", JSON if VERSION in headers else "")
     media = content_type.partition(";")[0].strip().lower()
     for sent in route.takes:
         if sent.media == media:

@@ -1,5 +1,6 @@
 """uvicorn around the application: one process, one event loop."""
 
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -37,6 +38,8 @@ def serve(settings: ServingSettings, ready: Callable[[str], None]) -> None:
             limit_concurrency=None,
         )
         server = Server(config, service)
+        # uvicorn ends in order and then raises the signal once more, for whoever had a handler before.
+        signal.signal(signal.SIGTERM, lambda *_: None)
         server.run(sockets=[listening])
         if not server.started:
             sys.exit(1)

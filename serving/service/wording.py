@@ -8,6 +8,7 @@ import msgspec
 from operators.catalog import Limit, Threshold
 from operators.gate import Decision
 from operators.ports import CatalogVersion, Note
+from operators.quantity import QUANTITY_MAX
 from operators.thresholds import plain
 from operators.times import parse
 from serving.service.problems import Problem, unfit
@@ -34,10 +35,21 @@ def amount(quantity: Quantity) -> int | Decimal:
     """A quantity as the domain has it."""
     if isinstance(quantity, int):
         return quantity
+    if isinstance(quantity, float):
+        return whole(quantity, "quantity", QUANTITY_MAX)
     if quantity.endswith("\n"):
         # Which `$` in a pattern lets pass.
         raise unfit("quantity: needs digits, got a line break")
     return Decimal(quantity)
+
+
+def whole(number: float, name: str, most: int, least: int = 0) -> int:
+    """The number, if it is whole: a fraction that passed through a float is not what was meant."""
+    if number != int(number):
+        raise unfit(f'{name}: needs a whole number, or a decimal as text such as "0.5", got {number!r}')
+    if not least <= number <= most:
+        raise unfit(f"{name}: needs {least} to {most}, got {number:g}")
+    return int(number)
 
 
 def maybe(quantity: Decimal | None) -> str | None:

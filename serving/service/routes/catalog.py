@@ -28,7 +28,7 @@ IF_MATCH: Final = {
 
 
 async def get_catalog(service: Service, call: Call[Nothing, CatalogQuery, None]) -> Answer:
-    number = call.query.version
+    number = call.query.version or None
     found = await service.control.ask(lambda log: log.catalog(number))
     if found is None:
         raise not_found(

@@ -5,6 +5,7 @@ from datetime import timedelta
 from typing import Any
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from operators.gate import Decision, Receipt
 from serving.gate import Quantity as Amount
@@ -24,7 +25,7 @@ from serving.service.shapes import (
     exact,
 )
 from serving.service.state import Service
-from serving.service.wording import amount, decision_body, denied, json, rate_headers
+from serving.service.wording import amount, decision_body, denied, json, rate_headers, whole
 
 RATE = {
     "RateLimit": "What is left and for how many seconds, where there is a cap.",
@@ -32,6 +33,7 @@ RATE = {
 }
 RETRY = {"Retry-After": "Seconds until the period ends, or until the store may be back."}
 HEADER = "x-tidegate-"
+EXPIRES_MAX = 604_800
 
 
 async def get_check(service: Service, call: Call[Nothing, CheckQuery, None]) -> Answer:
@@ -47,11 +49,11 @@ async def post_check(service: Service, call: Call[Nothing, Nothing, Check]) -> A
 
 async def reserve(service: Service, call: Call[Nothing, Nothing, Reserve]) -> Answer:
     asked = call.body
-    quantities = _asked(asked.meter, asked.quantity if asked.quantity is not None else 1, asked.quantities)
+    quantities = _asked(asked.meter, asked.quantity, asked.quantities)
     decision = await service.gate.reserve_many(
         asked.customer,
         quantities,
-        timedelta(seconds=asked.expires_in),
+        timedelta(seconds=whole(asked.expires_in, "expires_in", EXPIRES_MAX, 1)),
         id=asked.id,
         source=asked.source,
     )
@@ -66,10 +68,10 @@ async def reserve(service: Service, call: Call[Nothing, Nothing, Reserve]) -> An
 
 async def commit(service: Service, call: Call[ReservationPath, Nothing, Commit]) -> Answer:
     said = call.body
-    if said.quantity is not None and said.quantities is not None:
+    if said.quantity is not UNSET and said.quantities is not UNSET:
         raise unfit("needs quantity or quantities, and not both")
-    final: Any = None if said.quantity is None else amount(said.quantity)
-    if said.quantities is not None:
+    final: Any = None if said.quantity is UNSET else amount(said.quantity)
+    if said.quantities is not UNSET:
         final = {meter: amount(quantity) for meter, quantity in said.quantities.items()}
     return _closed(await service.gate.commit(said.customer, call.path.id, final, source=said.source))
 
@@ -84,7 +86,7 @@ async def forward_auth(service: Service, call: Call[Nothing, ForwardQuery, None]
     query = call.query
     customer = query.customer or _header(call.headers, "customer", 256)
     meter = query.meter or _header(call.headers, "meter", 100)
-    quantity = query.quantity if query.quantity is not None else call.headers.get(f"{HEADER}quantity", "1")
+    quantity = call.headers.get(f"{HEADER}quantity", "1") if query.quantity is UNSET else query.quantity
     decision = await service.gate.check(customer, meter, _from_header(quantity))
     if not decision.allowed:
         raise denied(decision, service.clock(), query.deny)
@@ -96,14 +98,13 @@ def _told(service: Service, decision: Decision) -> Answer:
 
 
 def _asked(
-    meter: str | None, quantity: Quantity, quantities: Mapping[str, Quantity] | None
+    meter: str | UnsetType, quantity: Quantity | UnsetType, quantities: Mapping[str, Quantity] | UnsetType
 ) -> dict[str, Amount]:
-    if (meter is None) == (quantities is None):
-        raise unfit("needs meter with quantity, or quantities")
-    if quantities is None:
-        assert meter is not None
-        return {meter: amount(quantity)}
-    return {name: amount(one) for name, one in quantities.items()}
+    if quantities is UNSET and meter is not UNSET:
+        return {meter: 1 if quantity is UNSET else amount(quantity)}
+    if quantities is not UNSET and meter is UNSET and quantity is UNSET:
+        return {name: amount(one) for name, one in quantities.items()}
+    raise unfit("needs meter, with or without quantity, or quantities by meter")
 
 
 def _closed(receipt: Receipt) -> Answer:

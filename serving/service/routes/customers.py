@@ -1,5 +1,7 @@
 """What a customer has used, once or as it happens."""
 
+from msgspec import UNSET
+
 from serving.service.problems import Problem
 from serving.service.routing import Answer, Call, Route, Success
 from serving.service.shapes import CustomerPath, UsageBody, UsageQuery
@@ -19,7 +21,7 @@ async def usage_of(service: Service, customer: str, query: UsageQuery) -> UsageB
     if service.live.problem:
         raise Problem(503, "unavailable", service.live.problem, headers={"retry-after": "1"})
     now = service.clock()
-    at = now if query.at is None else at_of(query.at, "at")
+    at = now if query.at is UNSET else at_of(query.at, "at")
     stored, notes = await service.reader.ask(
         lambda reader: (reader.read(customer), reader.notes("alert", customer, ALERTS_SHOWN))
     )

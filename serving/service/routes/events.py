@@ -19,7 +19,7 @@ ID_SHOWN: Final = 1024
 
 async def post_events(service: Service, call: Call[Nothing, Nothing, bytes]) -> Answer:
     """202 where all were taken, 207 where some were, 422 where none was; what was taken is durable."""
-    media = call.headers.get("content-type", "").partition(";")[0].strip().lower()
+    media = call.headers.get("content-type", JSON).partition(";")[0].strip().lower()
     try:
         events = payloads(media, call.headers, call.body)
     except EnvelopeError as error:

@@ -2,6 +2,8 @@
 
 from typing import Any, Final
 
+from msgspec import UNSET
+
 from operators.keys import shard_of
 from operators.ports import Adjustment, Note, StoredTotal
 from operators.records import Counter
@@ -50,7 +52,7 @@ async def explain(service: Service, call: Call[MeterPath, ExplainQuery, None]) -
     if meter not in known:
         raise not_found(f"meter {meter!r}: the catalog has none of this name")
     now = service.clock()
-    start, end = period(catalog, customer, now if query.at is None else at_of(query.at, "at"))
+    start, end = period(catalog, customer, now if query.at is UNSET else at_of(query.at, "at"))
 
     def read(reader: Any) -> tuple[list[StoredTotal], list[Note], list[Counter]]:
         return (
@@ -128,7 +130,7 @@ async def post_adjustment(service: Service, call: Call[Nothing, Nothing, Adjustm
 
 
 async def _notes(service: Service, kind: str, query: AlertsQuery) -> list[dict[str, Any]]:
-    customer, limit = query.customer, query.limit
+    customer, limit = query.customer or None, query.limit
     return bodies(await service.reader.ask(lambda reader: reader.notes(kind, customer, limit)))
 
 
