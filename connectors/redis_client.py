@@ -145,8 +145,11 @@ class Redis:
     def _connection(self, place: Place) -> Wire:
         found = self._connections.get(place)
         if found is None:
-            found = self._connections[place] = self.servers.connected(place)
+            found = self._connections[place] = self._connected(place)
         return found
+
+    def _connected(self, place: Place) -> Wire:
+        return self.servers.connected(place)
 
     def _place_of(self, slot: int) -> Place:
         if not self._slots:

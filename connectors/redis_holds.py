@@ -7,8 +7,9 @@ Guarantees: whether there is room is decided inside Redis, against totals and ot
 The flow's writer ends a hold in the script that writes the totals of its event. A call that was sent twice, as its
 answer was lost, changes nothing the second time. Ended holds are remembered for an hour past their end.
 
-Limits: about 500 bytes a hold, until then. An emptied store has no holds: what was held is free again. Where a server
-hangs, calls take `read_wait` or `write_wait`, and up to twice that. From any thread; each has a connection of its own.
+Limits: about 500 bytes a hold, until then. An emptied store has no holds: what was held is free again. Calls take no
+longer than `read_wait` or `write_wait` on one server, and up to twice that where one of several hangs. From any thread;
+each has a connection of its own.
 """
 
 import time
@@ -26,6 +27,7 @@ from connectors.redis_feed import RedisFeed
 from connectors.redis_hold_scripts import ACCOUNT, COMMIT, RELEASE, RESERVE
 from connectors.redis_rows import Keys, bucket_of, field_of, slot_of, stored_of
 from connectors.redis_servers import Servers, complete
+from connectors.redis_timed import TimedRedis
 from operators.keys import identity
 from operators.ports import Account, CatalogVersion, Closing, Hold, Reserved, Scope, Used
 from operators.quantity import scaled
@@ -35,9 +37,10 @@ _pack = msgspec.msgpack.encode
 
 
 class RedisHolds:
-    """Accounts and holds under `prefix`. Connects at the first call, and again when it must. Raises StoreError."""
+    """Accounts and holds under `prefix`. Connects at the first call, and again when it must. Raises StoreError.
 
-    self_timed = False
+    On one server a call ends within its wait by itself; who looks for a primary first may take longer.
+    """
 
     def __init__(
         self,
@@ -50,6 +53,7 @@ class RedisHolds:
     ) -> None:
         self._keys = Keys(prefix)
         self._sleep = sleep
+        self.self_timed = servers.get("form", "single") == "single"
         self._servers = {
             "read": Servers(**servers | {"timeout": read_wait, "wait": read_wait}),
             "write": Servers(**servers | {"timeout": write_wait, "wait": write_wait}),
@@ -134,7 +138,8 @@ class RedisHolds:
         redis = None
         with suppress(IndexError):
             redis = self._idle[kind].pop()
-        redis = redis or Redis(self._servers[kind], sleep=self._sleep)
+        if redis is None:
+            redis = (TimedRedis if self.self_timed else Redis)(self._servers[kind], sleep=self._sleep)
         try:
             yield redis
         except BaseException:

@@ -95,7 +95,8 @@ def text_of(hi: int, mid: int, lo: int) -> str:
 
 def decimal(whole: int) -> Decimal:
     """A quantity given times 10²⁴ as a Decimal, exactly."""
-    return Decimal(text(whole))
+    units, rest = divmod(whole, SCALE)
+    return Decimal(text(whole)) if rest else Decimal(units)
 
 
 def carry(limbs: list[Ints]) -> None:

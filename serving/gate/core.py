@@ -6,7 +6,6 @@ run, directly, on a thread or awaited, is all that the sync and the async gate d
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
 from threading import Lock
@@ -14,7 +13,7 @@ from typing import Final, Generic, NamedTuple, TypeVar
 
 import msgspec
 
-from operators.bounds import Asked, Bounds
+from operators.bounds import Asked, Bounds, Own
 from operators.catalog import Catalog, Fail
 from operators.gate import Decision, Receipt, View, decide_blind
 from operators.holds import final_quantities
@@ -34,6 +33,7 @@ HOLD_MAX: Final = timedelta(days=7)
 THREADS: Final = 4
 # How many in a row one check follows; more is no catalog, but a store that lies.
 CATALOGS_MAX: Final = 5
+KNOWN_MAX: Final = 10_000
 # No account has this revision, and no catalog this number.
 UNSEEN: Final = -1
 ANY: Final = -2
@@ -67,8 +67,16 @@ class Side(NamedTuple):
     lane: Lane
 
 
-@dataclass(frozen=True, slots=True)
-class Call(Generic[T]):
+class _Known(NamedTuple):
+    """What a catalog says of a customer, and the period that it was asked in."""
+
+    bounds: Bounds
+    own: Own
+    start: int
+    end: int
+
+
+class Call(NamedTuple, Generic[T]):
     """One operation on the store."""
 
     run: Callable[[], T]
@@ -93,6 +101,7 @@ class Core:
         self._writing = Side(
             terms.write_timeout.total_seconds(), Breaker(clocks.chance), Lane("tidegate-write", THREADS)
         )
+        self._known: dict[str, _Known] = {}
         self._lock = Lock()
         self._process = 0
         self._closed = False
@@ -200,10 +209,8 @@ class Core:
         """The customer's view as of now, also in the near cache."""
         for _ in range(CATALOGS_MAX):
             ticket = self._near.ticket()
-            bounds = self._bounds()
-            own = bounds.of(customer)
             now = self._clocks.wall()
-            start, end = own.period(now)
+            bounds, own, start, end = self._terms_of(customer, now)
             account = self.store.account(customer, own.scope(start), now)
             if self._is_current(bounds, account):
                 view = View(own, account, start, end)
@@ -214,10 +221,8 @@ class Core:
     def _reserved(self, hold: Hold, deadline: float) -> Decision:
         seen: int | None = None
         while True:
-            bounds = self._bounds()
-            own = bounds.of(hold.customer)
             now = self._clocks.wall()
-            start, end = own.period(now)
+            bounds, own, start, end = self._terms_of(hold.customer, now)
             if seen is None and own.spend_denies():
                 # Money depends on all meters, so first it has to be seen what they are at.
                 seen = UNSEEN
@@ -237,6 +242,17 @@ class Core:
                 seen = reserved.account.revision
             if self._clocks.monotonic() > deadline:
                 raise StoreError("too many others reserve for this customer at the same time")
+
+    def _terms_of(self, customer: str, now: int) -> _Known:
+        """What holds for the customer now; worked out once per catalog and period."""
+        bounds = self._bounds()
+        known = self._known.get(customer)
+        if known is None or known.bounds is not bounds or not known.start <= now < known.end:
+            own = bounds.of(customer)
+            if len(self._known) >= KNOWN_MAX:
+                self._known.clear()
+            known = self._known[customer] = _Known(bounds, own, *own.period(now))
+        return known
 
     def _bounds(self) -> Bounds:
         if self._catalogs.bounds is None:
