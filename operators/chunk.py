@@ -1,8 +1,8 @@
 """A chunk: the events of one shard from one poll, in columns, as they cross from worker to worker.
 
-An event costs a few dozen bytes here instead of a tree of objects, and a chunk pickles as a handful of byte
-strings. The events' own bytes ride along as offsets into the poll's block; only where a chunk leaves its
-process are they cut out of it.
+An event costs a few dozen bytes here instead of a tree of objects, and a chunk pickles as a handful of byte strings,
+numbers in as few bytes as they need. The events' own bytes ride along as offsets into the poll's block; only where a
+chunk leaves its process are they cut out of it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -189,22 +189,36 @@ class Chunk:
 
     def __reduce__(self) -> tuple[Any, ...]:
         used, customer = np.unique(self.customer, return_inverse=True)
-        block = b"".join(map(self.payload, range(len(self))))
-        ends = np.cumsum(self.ends - self.starts)
+        # Views, as slices of bytes would be copied twice.
+        block, readings = memoryview(self.block), self.readings
+        bounds = zip(self.starts.tolist(), self.ends.tolist(), strict=True)
         state = {name: getattr(self, name) for name in self.__slots__}
         state.update(
             names=[self.names[i] for i in used.tolist()],
             shared=False,
-            customer=customer.astype(np.int64),
-            block=block,
-            starts=ends - (self.ends - self.starts),
-            ends=ends,
+            customer=_small(customer),
+            block=b"".join([block[start:end] for start, end in bounds]),
+            # Side by side, each ends where the next one starts.
+            starts=None,
+            ends=_small(self.ends - self.starts),
+            readings=readings._replace(
+                event=_small(readings.event), meter=_small(readings.meter), hi=_small(readings.hi)
+            ),
         )
         return _rebuilt, (state,)
 
 
 def _rebuilt(state: dict[str, Any]) -> Chunk:
-    return Chunk(**state)
+    sizes, readings = state["ends"].astype(np.int64), state["readings"]
+    ends = np.cumsum(sizes)
+    widened = {name: getattr(readings, name).astype(np.int64) for name in ("event", "meter", "hi")}
+    state.update(starts=ends - sizes, ends=ends, customer=state["customer"].astype(np.int64))
+    return Chunk(**{**state, "readings": readings._replace(**widened)})
+
+
+def _small(values: Ints) -> NDArray[Any]:
+    """The same numbers, which are 0 or more, in as few bytes as they need."""
+    return values.astype(np.min_scalar_type(int(values.max(initial=0))))
 
 
 def joined(parts: list[Columns]) -> Columns | None:
