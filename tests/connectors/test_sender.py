@@ -451,3 +451,32 @@ def test_what_a_refused_batch_may_have_left_is_waited_for(here: World) -> None:
     here.conserved(good, bad)
     assert here.reasons() == {"unknown_customer": 1}
     assert here.standing().counts["acknowledged"] == 1
+
+
+def test_what_just_arrived_is_not_parked_because_it_does_not_show_yet(tmp_path: Path) -> None:
+    with world(tmp_path, Terms(late="park", concurrency=1)) as here:
+        here.simulator.switch(event_visibility_lag_s=40)
+        events = here.come(1, ago=54.9 * 60)
+        here.wait(1)
+        here.simulator.script("hang_after_commit", *[{"kind": "error", "status": 503}] * 7)
+        here.turns()
+        here.conserved(events)
+        assert not here.reasons()
+
+
+@pytest.mark.parametrize("kind", ["rate_limited", "key"])
+def test_what_was_surely_not_taken_is_not_looked_up(tmp_path: Path, kind: str) -> None:
+    """After a storm of 429 or a day with a wrong key there is nobody to ask for."""
+    with world(tmp_path, Terms(late="park", concurrency=1)) as here:
+        if kind == "key":
+            here.simulator.key_mode("revoked")
+        else:
+            here.simulator.fault(kind, times=None)
+        events = here.come(30, ago=54.8 * 60)
+        here.turns(60)
+        here.simulator.key_mode("read_write")
+        here.simulator.clear_faults()
+        here.turns()
+        here.conserved(events)
+        assert here.reasons() == {"too_old": 30}
+        assert here.lookups() == 0
