@@ -15,6 +15,7 @@ import pytest
 from operators.ports import Account, StoreError, Used
 from serving.gate import AsyncGate, Gate
 from serving.gate.breaker import FAILURES, PAUSE_FIRST
+from serving.gate.core import THREADS
 from settings.catalog import parse_catalog
 from tests.serving.gate.fakes import NOW, Clock, Face, FakeHolds, catalog_text, gate_on
 
@@ -111,6 +112,25 @@ def test_a_reserve_that_a_spend_cap_denies_holds_nothing(opened: Opened, kind: A
     assert len(store.holds) == 1
     assert gate.reserve("acme", "calls", 3, id="1").reason == "held"
     assert gate.reserve("acme", "calls", 2, id="2").allowed
+
+
+def test_a_reserve_that_others_always_outrun_gives_up_in_time(opened: Opened, kind: Any) -> None:
+    """Money is compared with what was seen; who never sees what is, must not try for ever."""
+    store = FakeHolds(
+        catalog_text("{tiers: [{price: 2}], fail: closed}", "    spend_cap: {cap: 10, fail: closed}\n")
+    )
+    clock = Clock()
+    gate = opened(store, kind, clock)
+    gate.check("acme", "calls")
+    store.answer = "moved"
+
+    def time_passes() -> None:
+        clock.seconds += 0.3
+
+    store.act = time_passes
+    decision = gate.reserve("acme", "calls", 1, id="1")
+    assert (decision.allowed, decision.degraded) == (False, True) and "at the same time" in decision.detail
+    assert 2 < store.calls.count("reserve") < 10
 
 
 def test_arguments_that_cannot_be_are_the_callers_error(opened: Opened, kind: Any) -> None:
@@ -333,6 +353,24 @@ def test_too_many_waiting_are_answered_without_the_store(opened: Opened) -> None
     go_on.set()
     for future in futures:
         future.result(PATIENCE)
+
+
+def test_what_nobody_waits_for_any_more_is_not_asked(opened: Opened) -> None:
+    """A store that comes back is not met by all the questions of its absence."""
+    store = FakeHolds(catalog_text())
+    gate = opened(store, timeout=SHORT)
+    soon(lambda: not gate.check("acme", "calls").degraded)
+    go_on = threading.Event()
+    store.act = lambda: go_on.wait(PATIENCE)
+    store.calls.clear()
+    asking = [threading.Thread(target=gate.check, args=("acme", "calls")) for _ in range(5 * THREADS)]
+    for one in asking:
+        one.start()
+    for one in asking:
+        one.join()
+    go_on.set()
+    soon(lambda: not gate.check("acme", "calls").degraded)
+    assert store.calls.count("account") <= THREADS + 2
 
 
 # The catalog
