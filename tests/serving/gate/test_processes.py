@@ -3,8 +3,12 @@
 import asyncio
 import multiprocessing
 import os
+import threading
 import time
 from contextlib import closing
+from datetime import timedelta
+from decimal import Decimal
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -101,3 +105,51 @@ def test_with_check_alone_a_crowd_goes_on_until_the_total_shows(tmp_path: Path) 
     crowd = Crowd(tmp_path, f"sqlite:{tmp_path}/store.db", "check", cap=200, processes_=2, threads=4, seed=0)
     outcome = crowd.run(kills=0)
     assert outcome.total == outcome.sent >= 200
+
+
+PRICED = f"""\
+{METERS}default_plan: p
+plans:
+  p:
+    spend_cap: {{cap: 20, fail: closed}}
+    limits: {{calls: {{tiers: [{{price: 0.5}}]}}, tokens: {{included: 10, tiers: [{{price: 0.25}}]}}}}
+"""
+
+
+def spend_all(gate: Gate) -> None:
+    """Twelve threads reserve on two meters until the money is spent, which it is to the last quarter."""
+    granted: list[Decimal] = []
+
+    def client(number: int) -> None:
+        meter, quantity = ("calls", 1) if number % 2 else ("tokens", 2)
+        for n in count():
+            decision = gate.reserve("rich", meter, quantity, id=f"{number}-{n}")
+            if not decision.allowed and not decision.degraded:
+                return
+            if decision.allowed:
+                granted.append(Decimal("0.5"))
+
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    decision = gate.check("rich", "calls")
+    assert (decision.allowed, decision.scope, decision.reserved, decision.remaining) == (
+        False,
+        "spend",
+        20,
+        0,
+    )
+    # Ten tokens were included.
+    assert sum(granted) == 20 + Decimal("0.25") * 10
+
+
+def test_a_crowd_never_spends_more_than_the_spend_cap(tmp_path: Path) -> None:
+    """Money hangs on all meters at once, and everybody reserves on another one."""
+    path = tmp_path / "store.db"
+    with closing(SqliteControl(path)) as control:
+        control.apply(PRICED, origin="cli", by="me")
+    long = timedelta(seconds=PATIENCE)
+    with Gate(SqliteHolds(path, write_wait=long), near=False, timeout=long, write_timeout=long) as gate:
+        spend_all(gate)

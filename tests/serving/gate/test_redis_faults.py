@@ -22,6 +22,7 @@ from tests.proxy import Proxy
 from tests.redis_server import Server
 from tests.serving.gate.fakes import Face, catalog_text
 from tests.serving.gate.test_gate import soon
+from tests.serving.gate.test_processes import PRICED, spend_all
 
 SHORT = timedelta(milliseconds=200)
 LONG = timedelta(seconds=20)
@@ -77,6 +78,14 @@ def is_well(gate: Face) -> bool:
     reserved = gate.reserve("acme", "calls", 1, id="well")
     gate.release("acme", "well")
     return decision.allowed and reserved.allowed and not decision.degraded and not reserved.degraded
+
+
+def test_a_crowd_never_spends_more_than_the_spend_cap(server: Server) -> None:
+    with closing(RedisControl(hosts=[("127.0.0.1", server.port)])) as control:
+        control.apply(PRICED, origin="cli", by="me")
+    holds = holds_at(f"127.0.0.1:{server.port}", LONG)
+    with Gate(holds, near=False, timeout=LONG, write_timeout=LONG) as gate:
+        spend_all(gate)
 
 
 def test_killed_and_started_again(gate: Face, server: Server) -> None:
