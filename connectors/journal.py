@@ -18,12 +18,16 @@ import os
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 from operators.snapshot import Frame
 
 KEPT = 16
+SYNCED_AT_ONCE = 8
 
 _HEAD = struct.Struct("<II")
 _STATE = "state"
@@ -114,8 +118,7 @@ class Journal:
             head = _HEAD.pack(len(frame.body), zlib.crc32(frame.body))
             blocks[name] = blocks.get(name, b"") + head + frame.body
         self.appended = sum(map(len, blocks.values()))
-        for name, block in blocks.items():
-            self._write(name, block)
+        self._write(blocks)
         if self._sync and blocks.keys() - lengths.keys():
             self._sync_folder()
         for name, block in blocks.items():
@@ -126,12 +129,15 @@ class Journal:
         self._position = Position(self._position.shard, generation, kept, self._boot)
         return self._position
 
-    def _write(self, name: str, block: bytes) -> None:
-        with (self._folder / name).open("ab") as file:
-            file.write(block)
-            file.flush()
+    def _write(self, blocks: dict[str, bytes]) -> None:
+        with ExitStack() as opened:
+            files = [opened.enter_context((self._folder / name).open("ab")) for name in blocks]
+            for file, block in zip(files, blocks.values(), strict=True):
+                file.write(block)
+                file.flush()
             if self._sync:
-                os.fdatasync(file.fileno())
+                # At the same time, as the disk takes hardly longer over eight of them than over one.
+                list(_syncers().map(os.fdatasync, [file.fileno() for file in files]))
 
     def _sync_folder(self) -> None:
         folder = os.open(self._folder, os.O_RDONLY)
@@ -155,3 +161,8 @@ class Journal:
                 if len(body) < length or zlib.crc32(body) != checksum:
                     raise JournalError(f"journal {path}: damaged before byte {file.tell()}; restore it from a backup")
                 yield Frame(stream, body, False)
+
+
+@cache
+def _syncers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(SYNCED_AT_ONCE, "journal-sync")
