@@ -25,8 +25,8 @@ install: $(READY)  ## the environment in .venv, from constraints.txt
 demo: $(READY)  ## meters a made-up AI product, live; DEMO_SECONDS=60 ends it by itself
 	@$(BIN)/python -m serving.demo
 
-test: $(READY)  ## all tests; ARGS="-k totals" for some
-	$(BIN)/python -m pytest -q $(ARGS)
+test: $(READY)  ## all tests, on all cores; ARGS="-k totals" for some
+	$(BIN)/python -m pytest -q --numprocesses auto --dist loadgroup $(ARGS)
 
 lint: $(READY)  ## ruff
 	$(BIN)/ruff check .

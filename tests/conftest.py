@@ -27,6 +27,25 @@ def brokers(kafka: Any) -> Any:
     return kafka
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where tests run side by side, those of a file stay together, and all that need Kafka, which is started once."""
+    for item in items:
+        group = "kafka" if {"kafka", "brokers"} & set(getattr(item, "fixturenames", ())) else item.path.as_posix()
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["servers"] = servers.told()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """What a worker ran against, for the summary of the whole."""
+    servers.hear(getattr(node, "workeroutput", {}).get("servers"))
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     for line in servers.summary():
         terminalreporter.write_line(line)

@@ -5,7 +5,7 @@ Whoever starts a server says so by `ran`; a test that has none to run against sk
 
 import ctypes
 import signal
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
@@ -31,6 +31,19 @@ def lacking(reason: str) -> NoReturn:
     """Skips the test that runs."""
     _LACKING[reason] = _LACKING.get(reason, 0) + 1
     pytest.skip(reason)
+
+
+def told() -> dict[str, Any]:
+    """What this process knows, for another one to hear."""
+    return {"ran": _RAN, "lacking": _LACKING}
+
+
+def hear(news: dict[str, Any] | None) -> None:
+    """Takes what another process knows."""
+    for server in (news or {}).get("ran", ()):
+        ran(server)
+    for reason, count in (news or {}).get("lacking", {}).items():
+        _LACKING[reason] = _LACKING.get(reason, 0) + count
 
 
 def summary() -> list[str]:
