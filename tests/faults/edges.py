@@ -89,7 +89,9 @@ class RedisKeys(Stores):
         self._port = port
 
     def address(self, folder: Path) -> str:
-        return f"redis://127.0.0.1:{self._port}?prefix={re.sub('[^a-z0-9-]', '-', folder.name)}"
+        # The traffic may lie years back, and windows are to be there all the same.
+        kept = "hours=3660d&days=3660d&periods=3660d"
+        return f"redis://127.0.0.1:{self._port}?prefix={re.sub('[^a-z0-9-]', '-', folder.name)}&{kept}"
 
     def reader(self, folder: Path) -> StoreReader:
         reader: StoreReader = _STORE.validate_python(self.address(folder)).open_reader()
