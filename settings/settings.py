@@ -119,8 +119,8 @@ class Settings(BaseSettings):
         16, ge=1, le=1024, description="Parts of the state, a power of two. Fixed at the first start."
     )
     poll_bytes: ByteSize = Field(
-        ByteSize(8 * MIB),
-        ge=4 * KIB, le=16 * MIB, description="How much a source hands out at once."
+        ByteSize(16 * MIB),
+        ge=4 * KIB, le=64 * MIB, description="How much a source hands out at once."
     )
     payload_bytes_max: ByteSize = Field(
         ByteSize(MIB), ge=KIB, le=16 * MIB, description="The longest payload; longer ones are dead letters."
