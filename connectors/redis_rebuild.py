@@ -10,7 +10,7 @@ A rebuild's id begins with the time it began at, so that ids are in order: who e
 """
 
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable
 
 import msgspec
 
@@ -52,7 +52,7 @@ class Rebuilds:
         (found,) = self._redis.run([BEGIN.call(self._slot, self._names, *given)])
         return str(found.decode())
 
-    def fill(self, buckets: Sequence[int], since: int = 0) -> str:
+    def fill(self, buckets: Collection[int], since: int = 0) -> str:
         """Begins or joins a rebuild that fills these buckets; its id."""
         rebuild = self.begin(since)
         self.mark(buckets, rebuild)

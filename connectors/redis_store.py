@@ -144,7 +144,9 @@ class RedisWriter:
                 f"store {self._redis.servers}: loses what is written, {LOSSES_MAX} times in one write; "
                 "see that nothing empties it, and that only one of its servers takes writes"
             )
-        gone = [bucket for bucket, word in lost.items() if word == b"lost"]
+        gone = {bucket for bucket, word in lost.items() if word == b"lost"}
+        # With those that nothing is written to just now, or ever.
+        gone |= set(self._rebuilds.unmarked() if gone else ())
         self._rebuilds.fill(gone, max(self._written[bucket] for bucket in lost))
         # All of them, as the others will have fallen back too, and are taken care of.
         self._written = [0] * BUCKETS
