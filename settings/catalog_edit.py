@@ -15,7 +15,7 @@ import yaml
 
 from operators.catalog import Catalog
 from settings.catalog import CatalogError, Problem, parse_catalog
-from settings.yaml_nodes import LOADER, NULLS
+from settings.yaml_nodes import LOADER, NULLS, Plain
 
 Entry = Mapping[str, Any]
 """A limit as the catalog's file has it under `limits`: quantities as int or decimal text."""
@@ -34,7 +34,7 @@ class _Cut(NamedTuple):
 
 
 def override_of(text: str, customer: str, meter: str) -> Entry | None:
-    """The customer's own entry for the meter as it is written, quantities as text; None where there is none."""
+    """The customer's own entry for the meter, its scalars as they are written; None where there is none."""
     node = _found(_root(text), ("customers", customer, "limits", meter))
     return _plain(node) if node is not None and not _is_null(node) else None
 
@@ -124,7 +124,7 @@ def _found(node: yaml.Node | None, way: tuple[str, ...]) -> yaml.Node | None:
 
 
 def _is_null(node: yaml.Node) -> bool:
-    return isinstance(node, yaml.ScalarNode) and node.style is None and node.value in NULLS
+    return isinstance(node, yaml.ScalarNode) and not node.style and node.value in NULLS
 
 
 def _end(node: yaml.Node) -> int:
@@ -136,16 +136,15 @@ def _end(node: yaml.Node) -> int:
 
 
 def _plain(node: yaml.Node) -> Any:
-    """Scalars as they are written, so that no number passes through a float."""
+    """Scalars as they are written, so that no number passes through a float; without quotes they are `Plain`."""
     if isinstance(node, yaml.MappingNode):
         return {key.value: _plain(value) for key, value in node.value}
     if isinstance(node, yaml.SequenceNode):
         return [_plain(item) for item in node.value]
     if _is_null(node):
         return None
-    if isinstance(node, yaml.ScalarNode) and node.style is None and node.value in ("true", "false"):
-        return node.value == "true"
-    return node.value
+    quoted = isinstance(node, yaml.ScalarNode) and node.style
+    return node.value if quoted else Plain(node.value)
 
 
 def _written(value: Any) -> str:
@@ -154,7 +153,7 @@ def _written(value: Any) -> str:
         return "{" + ", ".join(f"{_key(name)}: {_written(one)}" for name, one in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_written, value)) + "]"
-    if isinstance(value, str) and DECIMAL.fullmatch(value):
+    if isinstance(value, Plain) or (isinstance(value, str) and DECIMAL.fullmatch(value)):
         return value
     return json.dumps(value, ensure_ascii=False)
 

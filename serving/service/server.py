@@ -22,27 +22,30 @@ def serve(settings: ServingSettings, ready: Callable[[str], None]) -> None:
     Raises OSError where it cannot listen, KeysError, SettingsError, IngestError as they say.
     """
     service = Service(settings)
-    with _listening(*settings.listen) as listening:
+    with listening_on(*settings.listen) as listening:
         ready(_shown(listening))
-        config = uvicorn.Config(
-            build(service),
-            loop="uvloop",
-            http="httptools",
-            ws="none",
-            lifespan="on",
-            access_log=False,
-            log_config=None,
-            server_header=False,
-            date_header=True,
-            timeout_graceful_shutdown=DRAIN_S,
-            limit_concurrency=None,
-        )
-        server = Server(config, service)
+        server = server_of(service)
         # uvicorn ends in order and then raises the signal once more, for whoever had a handler before.
         signal.signal(signal.SIGTERM, lambda *_: None)
         server.run(sockets=[listening])
         if not server.started:
             sys.exit(1)
+
+
+def server_of(service: Service) -> "Server":
+    """A server of this service, to be run on a socket that listens."""
+    config = uvicorn.Config(
+        build(service),
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_graceful_shutdown=DRAIN_S,
+    )
+    return Server(config, service)
 
 
 class Server(uvicorn.Server):
@@ -57,7 +60,7 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def _listening(host: str, port: int) -> socket.socket:
+def listening_on(host: str, port: int) -> socket.socket:
     try:
         family = socket.AF_INET6 if ip_address(host).version == 6 else socket.AF_INET
     except ValueError:

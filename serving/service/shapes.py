@@ -304,7 +304,7 @@ class OverrideBody(msgspec.Struct, frozen=True):
     meter: str
     plan: str
     catalog: int
-    override: LimitEntryBody | None
+    override: Annotated[dict[str, Any], Meta(description="The fields that are set.")] | None
     effective: LimitBody
 
 

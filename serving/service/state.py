@@ -24,6 +24,7 @@ from settings.catalogs import apply_file
 from settings.serving import ServingSettings
 
 STORE_WITHIN_S = 2.0
+FOLLOWED_WITHIN_S = 0.5
 
 _log = logging.getLogger("tidegate.service")
 
@@ -72,6 +73,17 @@ class Service:
         self.live.start()
         with suppress(TimeoutError):
             await asyncio.wait_for(self.live.first.wait(), STORE_WITHIN_S)
+
+    async def followed(self, number: int) -> None:
+        """Waits until this process decides by this version of the catalog, so that who changed it meets it at once.
+
+        Not for long: other processes follow by themselves, and so would this one.
+        """
+        deadline = self.monotonic() + FOLLOWED_WITHIN_S
+        while self.monotonic() < deadline:
+            if self.live.number >= number and (await self.gate.check("-", "-", 0)).catalog >= number:
+                return
+            await asyncio.sleep(0.002)
 
     async def close(self) -> None:
         self.live.stop()

@@ -50,6 +50,7 @@ async def put_catalog(service: Service, call: Call[Nothing, NoteQuery, CatalogPu
     else:
         text, note = call.body.text, call.body.note or call.query.note
     applied = await apply(service, text, call.by, note, expected)
+    await service.followed(applied.number)
     return json(200, version_body(applied), etag=tag_of(applied.number))
 
 

@@ -14,9 +14,10 @@ from serving.service.routes.catalog import faults_of, if_match, moved
 from serving.service.routing import Answer, Call, Nothing, Route, Sent, Success
 from serving.service.shapes import LimitEntryBody, MeterPath, NoteQuery, OverrideBody
 from serving.service.state import Service
-from serving.service.wording import json, limit_body
+from serving.service.wording import amount, json, limit_body
 from settings.catalog import CatalogError, parse_catalog
 from settings.catalog_edit import Entry, override_of, with_override
+from settings.catalog_plans import LimitEntry
 from settings.catalogs import apply_text
 
 TRIES: Final = 5
@@ -31,8 +32,7 @@ async def get_limit(service: Service, call: Call[MeterPath, Nothing, None]) -> A
 
 
 async def put_limit(service: Service, call: Call[MeterPath, NoteQuery, LimitEntryBody]) -> Answer:
-    entry = msgspec.to_builtins(call.body)
-    return await _change(service, call, entry)
+    return await _change(service, call, _exact(msgspec.to_builtins(call.body)))
 
 
 async def delete_limit(service: Service, call: Call[MeterPath, NoteQuery, None]) -> Answer:
@@ -53,7 +53,17 @@ async def _change(service: Service, call: Call[MeterPath, NoteQuery, Any], entry
         return _shown(applied, path.customer, path.meter)
 
     body, tag = await service.control.ask(lambda log: _retried(lambda: change(log)))
+    await service.followed(body.catalog)
     return json(200, body, etag=tag)
+
+
+def _exact(entry: Any) -> Any:
+    """The same without floats: each is whole, or refused."""
+    if isinstance(entry, dict):
+        return {name: _exact(value) for name, value in entry.items()}
+    if isinstance(entry, list):
+        return [_exact(value) for value in entry]
+    return amount(entry) if isinstance(entry, float) else entry
 
 
 def _retried(change: Callable[[], tuple[OverrideBody, str]]) -> tuple[OverrideBody, str]:
@@ -80,11 +90,21 @@ def _shown(version: CatalogVersion, customer: str, meter: str) -> tuple[Override
     if all(meter != known.name for known in catalog.meters):
         raise not_found(f"meter {meter!r}: the catalog has none of this name")
     entry, effective = override_of(version.text, customer, meter), catalog.limit_of(customer, meter)
-    own = msgspec.convert(entry, LimitEntryBody, strict=False) if entry is not None else None
+    own = _own(LimitEntry.model_validate(entry)) if entry is not None else None
     plan = catalog.plan_of(customer).name
     body = OverrideBody(customer, meter, plan, version.number, own, limit_body(effective))
     # Not of the version: changes elsewhere in the catalog are none of this limit.
-    return body, f'"{xxh3_64_hexdigest(msgspec.json.encode((entry, limit_version(effective))))}"'
+    return body, f'"{xxh3_64_hexdigest(msgspec.json.encode((own, limit_version(effective))))}"'
+
+
+def _own(entry: LimitEntry) -> dict[str, Any]:
+    """What the entry says, in the words of LimitEntryBody."""
+    whole = limit_body(entry.limit())
+    return {
+        name: getattr(whole, name)
+        for name in LimitEntryBody.__struct_fields__
+        if name in entry.model_fields_set
+    }
 
 
 ROUTES = (

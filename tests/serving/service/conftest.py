@@ -23,7 +23,7 @@ def api(served: Served) -> httpx.Client:
 
 @pytest.fixture
 def alone(tmp_path: Path) -> Iterator[Served]:
-    """A service for one test, which may do with it as it likes."""
-    served = Served(tmp_path)
+    """A service for one test, which starts it and may do with it as it likes."""
+    served = Served(tmp_path, start=False)
     yield served
     served.stop()

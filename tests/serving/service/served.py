@@ -57,6 +57,7 @@ class Served:
         self._clients: list[httpx.Client] = []
         self._port = 0
         self.url = ""
+        self.process: subprocess.Popen[bytes] | None = None
         if start:
             self.start()
 
@@ -131,13 +132,16 @@ class Served:
         for client in self._clients:
             client.close()
         self._clients.clear()
+        if self.process is None:
+            return 0
+        process, self.process = self.process, None
         with suppress(ProcessLookupError):
-            self.process.send_signal(how)
+            process.send_signal(how)
         try:
-            return self.process.wait(STOP_S)
+            return process.wait(STOP_S)
         except subprocess.TimeoutExpired:
-            self.process.kill()
-            return self.process.wait()
+            process.kill()
+            return process.wait()
         finally:
             self.log.close()
 

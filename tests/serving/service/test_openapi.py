@@ -54,8 +54,6 @@ def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Any:
     assert code == 0
 
 
-
-
 @schemathesis.serializer("application/x-ndjson")
 def lines(context: Any, value: Any) -> bytes:
     return value if isinstance(value, bytes) else str(value).encode(errors="replace")
