@@ -331,3 +331,14 @@ def test_the_clock_of_the_standing_is_event_time(outbox: Outbox, reader: OutboxR
     oldest = reader.standing().oldest_at
     assert oldest is not None
     assert timedelta(microseconds=NOON - oldest) == timedelta(hours=1)
+
+
+def test_a_machine_that_slept_has_not_run(outbox: Outbox, clock: Clock) -> None:
+    """Woken up after a day, the flow may fall over and replay what came before it slept."""
+    came = events(1)
+    outbox.tidy()
+    outbox.add(came)
+    outbox.acknowledge(outbox.oldest(1))
+    clock.now += 24 * 60 * MINUTE
+    run_for(outbox, clock, 5 * MINUTE)
+    assert outbox.add(came) == 0
