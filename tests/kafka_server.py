@@ -32,6 +32,7 @@ from confluent_kafka.admin import (
 
 from tests.faults.harness import free_addresses
 from tests.kafka.get import VERSION, NotToBeHad, jars
+from tests.kafka.mock import MockCluster
 from tests.servers import dies_with_us
 
 NAMED = "TIDEGATE_TEST_KAFKA"
@@ -115,17 +116,19 @@ class Named(Kafka):
 
 
 class Mock(Kafka):
-    """librdkafka's mock: four partitions a topic, no administration, gone with this object."""
+    """librdkafka's mock, which speaks the protocol but has neither users nor retention, nor much of administration."""
 
     def __init__(self, why: str) -> None:
-        self._cluster = Producer({"test.mock.num.brokers": 1, "bootstrap.servers": "-", "log_level": 0})
-        [broker] = self._cluster.list_topics(timeout=START_S).brokers.values()
-        super().__init__(f"{broker.host}:{broker.port}", f"librdkafka's mock, as there is {why}")
+        self._mock = MockCluster()
+        super().__init__(self._mock.bootstrap, f"librdkafka's mock of Kafka, as there is {why}")
 
     def topic(self, partitions: int = 1, replicas: int = 1, **config: str) -> str:
         name = self.unused()
-        self.admin.list_topics(name, timeout=START_S)
+        self._mock.create(name, partitions)
         return name
+
+    def close(self) -> None:
+        self._mock.close()
 
 
 class Node(NamedTuple):

@@ -194,14 +194,14 @@ def test_transactions_leave_neither_aborted_messages_nor_lag(brokers: Brokers) -
     reader.close()
 
 
-def test_a_first_start_begins_where_it_is_told(kafka: Kafka) -> None:
-    topic = kafka.topic()
+def test_a_first_start_begins_where_it_is_told(brokers: Brokers) -> None:
+    topic = brokers.topic()
     at = datetime(2026, 11, 1, tzinfo=UTC)
     for hour in range(3):
-        kafka.put(topic, [b"%d" % hour], timestamp=int((at + timedelta(hours=hour)).timestamp() * 1000))
+        brokers.put(topic, [b"%d" % hour], timestamp=int((at + timedelta(hours=hour)).timestamp() * 1000))
     read = {}
     for start in ("earliest", "latest", at + timedelta(minutes=1), at + timedelta(days=1)):
-        reader = Reader(source(kafka, topic, follow=False, start=start))
+        reader = Reader(source(brokers, topic, follow=False, start=start))
         read[start] = reader.to_the_end()
     assert list(read.values()) == [[b"0", b"1", b"2"], [], [b"1", b"2"], []]
 
