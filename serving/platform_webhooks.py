@@ -1,0 +1,203 @@
+"""Webhooks of the billing platform: a changed subscription gives its customer the new period, in the catalog.
+
+`routes(webhooks)` is for whoever serves HTTP. A delivery is answered once it is on disk (connectors/webhook_inbox.py);
+the catalog follows in the background, all that waits in one version, as thousands of subscriptions may renew at once.
+The signature is checked over the bytes as they came, under any of the secrets that are in force.
+Source: Standard Webhooks, https://www.standardwebhooks.com; Dodo Payments, webhooks.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+from threading import Event, Lock, Thread
+from typing import Any, Final
+
+import msgspec
+from standardwebhooks.webhooks import EmptyWebhookSecretError, Webhook, WebhookVerificationError
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from connectors.webhook_inbox import Inbox, InboxError
+from operators.biller import Subscription
+from operators.ports import CatalogConflict, ControlLog, StoreError
+from settings.catalog import CatalogError, Problem
+from settings.catalog_pull import pulled
+from settings.catalogs import apply_text
+from settings.problems import SettingsError
+from settings.reconciliation import WebhookSettings
+
+PATH: Final = "/webhooks/dodo"
+BODY_MAX: Final = 1 << 20
+ATTEMPTS_MAX: Final = 5
+LINGER_S: Final = 1.0
+AGAIN_AFTER_S: Final = 30.0
+SUBSCRIPTION: Final = "subscription."
+
+_log = logging.getLogger("tidegate.webhooks")
+
+
+class Refused(Exception):
+    """A delivery that is not to be believed; says why."""
+
+
+class Webhooks:
+    """Takes deliveries, and applies what they say. Without `in_background`, `refresh` is up to the caller."""
+
+    def __init__(
+        self,
+        secrets: Sequence[str],
+        inbox: Inbox,
+        open_control: Callable[[], ControlLog],
+        *,
+        in_background: bool = True,
+    ) -> None:
+        self._verifiers = [Webhook(secret) for secret in secrets]
+        self._inbox, self._open_control = inbox, open_control
+        self._lock = Lock()
+        self._wake, self._stop = Event(), Event()
+        self._thread = Thread(target=self._follow, name="webhooks", daemon=True) if in_background else None
+
+    def take(self, body: bytes, headers: dict[str, str]) -> bool:
+        """Keeps what a delivery says; False where it came before. Refused where no secret fits."""
+        self._verify(body, headers)
+        try:
+            event = msgspec.json.decode(body, type=dict[str, Any])
+            kind = event["type"]
+            subscription = _subscription(event["data"]) if kind.startswith(SUBSCRIPTION) else None
+        except (msgspec.MsgspecError, KeyError, AttributeError) as error:
+            raise Refused(f"needs an event as the platform describes it: {error}") from None
+        sent_at = int(float(headers["webhook-timestamp"]))
+        is_new = self._inbox.take(headers["webhook-id"], sent_at, subscription)
+        if is_new and subscription is not None:
+            self._wake.set()
+        return is_new
+
+    def refresh(self) -> int:
+        """Applies all that waits, as one version of the catalog; how many subscriptions that were."""
+        with self._lock, closing(self._open_control()) as control:
+            states = self._inbox.waiting()
+            if states:
+                _apply(control, [state.subscription for state in states])
+                self._inbox.applied(states)
+            return len(states)
+
+    def start(self) -> None:
+        """Begins to follow in the background; what an earlier process left waiting comes first."""
+        if self._thread is not None and not self._thread.is_alive():
+            self._wake.set()
+            self._thread.start()
+
+    def close(self) -> None:
+        self._stop.set()
+        self._wake.set()
+        if self._thread is not None and self._thread.is_alive():
+            self._thread.join(AGAIN_AFTER_S)
+        self._inbox.close()
+
+    def _verify(self, body: bytes, headers: dict[str, str]) -> None:
+        for verifier in self._verifiers:
+            try:
+                verifier.verify(body, headers, json_parse=False)
+            except (WebhookVerificationError, ValueError):
+                continue
+            return
+        raise Refused("the signature fits none of the secrets, or the time is more than five minutes off")
+
+    def _follow(self) -> None:
+        while not self._stop.is_set():
+            self._wake.wait()
+            self._wake.clear()
+            # What comes together is applied together.
+            if self._stop.wait(LINGER_S):
+                return
+            try:
+                self.refresh()
+            except (CatalogError, CatalogConflict, StoreError, InboxError) as error:
+                _log.error("periods of the platform could not be applied yet: %s", error)
+                self._wake.set()
+                self._stop.wait(AGAIN_AFTER_S)
+
+
+def open_webhooks(settings: WebhookSettings) -> Webhooks | None:
+    """The webhooks that the settings describe; None where they have no secret, so that none can be believed."""
+    if settings.dodo_webhook_secrets is None:
+        return None
+    secrets = settings.dodo_webhook_secrets.get_secret_value().split()
+    if not secrets or not all(map(_is_secret, secrets)):
+        raise SettingsError(["TIDEGATE_DODO_WEBHOOK_SECRETS: needs whsec_… secrets with spaces between them"])
+    return Webhooks(secrets, Inbox(Path(settings.data_dir) / "webhooks.db"), settings.store.open_control)
+
+
+def routes(webhooks: Webhooks, path: str = PATH) -> list[Route]:
+    """The endpoint. It needs no API key, as deliveries are signed. `webhooks.start()` is called with the first one."""
+
+    async def endpoint(request: Request) -> Response:
+        body = await _body(request)
+        if body is None:
+            return _problem(413, "too_large", f"needs a body of at most {BODY_MAX} bytes")
+        webhooks.start()
+        headers = {name: value for name, value in request.headers.items() if name.startswith("webhook-")}
+        try:
+            await run_in_threadpool(webhooks.take, body, headers)
+        except Refused as error:
+            return _problem(400, "refused", str(error))
+        except InboxError:
+            # What is wrong stands in the log of this machine; the platform tries again.
+            _log.exception("a webhook could not be kept")
+            return _problem(503, "unavailable", "try again later")
+        return Response(status_code=204)
+
+    return [Route(path, endpoint, methods=["POST"])]
+
+
+def _is_secret(text: str) -> bool:
+    try:
+        Webhook(text)
+    except (ValueError, EmptyWebhookSecretError):
+        return False
+    return text.startswith("whsec_")
+
+
+def _apply(control: ControlLog, subscriptions: Sequence[Subscription]) -> None:
+    """Writes the periods into the newest catalog, whoever else changes it meanwhile."""
+    for attempt in range(ATTEMPTS_MAX):
+        newest = control.catalog()
+        if newest is None:
+            raise CatalogError([Problem("catalog", 0, 0, "", "there is none yet; start the flow, or pull one")])
+        made = pulled(newest.text, (), subscriptions)
+        for warning in made.warnings:
+            _log.warning("%s", warning)
+        if not made.changes:
+            return
+        note = "; ".join(made.changes)[:500]
+        try:
+            apply_text(control, made.text, origin="platform", by="webhook", note=note, expected=newest.number)
+        except CatalogConflict:
+            if attempt == ATTEMPTS_MAX - 1:
+                raise
+        else:
+            return
+
+
+def _subscription(found: Any) -> Subscription:
+    return msgspec.convert(found, Subscription)
+
+
+async def _body(request: Request) -> bytes | None:
+    """The bytes as they came; None where they are too many."""
+    body = bytearray()
+    try:
+        async for piece in request.stream():
+            body += piece
+            if len(body) > BODY_MAX:
+                return None
+    except ClientDisconnect:
+        return b""
+    return bytes(body)
+
+
+def _problem(status: int, code: str, message: str) -> Response:
+    return JSONResponse({"code": code, "message": message}, status)
