@@ -43,8 +43,9 @@ def hear(news: dict[str, Any] | None) -> None:
     """Takes what another process knows."""
     for server in (news or {}).get("ran", ()):
         ran(server)
-    for reason, count in (news or {}).get("lacking", {}).items():
-        _LACKING[reason] = _LACKING.get(reason, 0) + count
+    for reason in (news or {}).get("lacking", ()):
+        if reason not in _LACKING:
+            _LACKING.append(reason)
 
 
 def summary() -> list[str]:
