@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from decimal import Decimal
 from typing import Any, Final, Literal
 
 import msgspec
@@ -25,14 +24,14 @@ from connectors.redis_client import Command, Redis
 from connectors.redis_control import version_of
 from connectors.redis_feed import RedisFeed
 from connectors.redis_hold_scripts import ACCOUNT, COMMIT, RELEASE, RESERVE
-from connectors.redis_rows import Keys, bucket_of, field_of, slot_of, stored_of
+from connectors.redis_rows import Keys, bucket_of, field_of, slot_of, used_of
 from connectors.redis_servers import Servers, complete
 from connectors.redis_timed import TimedRedis
 from operators.keys import identity
-from operators.ports import Account, CatalogVersion, Closing, Hold, Reserved, Scope, Used
-from operators.quantity import scaled
+from operators.ports import Account, CatalogVersion, Closing, Hold, Reserved, Scope
 
 WAIT: Final = timedelta(seconds=1)
+QUESTIONS_MAX: Final = 10_000
 _pack = msgspec.msgpack.encode
 
 
@@ -58,15 +57,17 @@ class RedisHolds:
             "read": Servers(**servers | {"timeout": read_wait, "wait": read_wait}),
             "write": Servers(**servers | {"timeout": write_wait, "wait": write_wait}),
         }
+        self._questions: dict[tuple[str, Scope], Callable[[int], Command]] = {}
         # Lists take and give at the end, and atomically so.
         self._idle: dict[str, list[Redis]] = {"read": [], "write": []}
 
     def account(self, customer: str, scope: Scope, now: int) -> Account:
         """One round trip to each of two servers at most."""
-        fields = _fields(scope)
-        bucket, keys = self._of(customer, commits=False)
-        found, number = self._ask("read", ACCOUNT.call(slot_of(bucket), keys, now, len(fields), *fields))
-        return _account(customer, scope, fields, found, number)
+        question = self._questions.get((customer, scope))
+        if question is None:
+            question = self._question(customer, scope)
+        found, number = self._ask("read", question(now))
+        return _account(scope, found, number)
 
     def reserve(
         self, hold: Hold, ceilings: Mapping[str, int], scope: Scope, now: int, seen: int | None = None
@@ -82,7 +83,7 @@ class RedisHolds:
             _pack(limits), len(fields), *fields,
         )  # fmt: skip
         (outcome, found), number = self._ask("write", RESERVE.call(slot_of(bucket), keys, *given))
-        return Reserved(outcome.decode(), _account(hold.customer, scope, fields, found, number))
+        return Reserved(outcome.decode(), _account(scope, found, number))
 
     def commit(
         self, customer: str, source: str, id: str, quantities: Mapping[str, int] | None, until: int, now: int
@@ -119,6 +120,22 @@ class RedisHolds:
         for idle in self._idle.values():
             while idle:
                 idle.pop().close()
+
+    def _question(self, customer: str, scope: Scope) -> Callable[[int], Command]:
+        """What asks for an account at any time, worked out once."""
+        fields = _fields(scope)
+        bucket, keys = self._of(customer, commits=False)
+        slot, words = ACCOUNT.call(slot_of(bucket), keys, 0, len(fields), *fields)
+        place = words.index(0)
+        before, after = words[:place], words[place + 1 :]
+
+        def question(now: int) -> Command:
+            return Command(slot, (*before, now, *after))
+
+        if len(self._questions) >= QUESTIONS_MAX:
+            self._questions.clear()
+        self._questions[customer, scope] = question
+        return question
 
     def _of(self, customer: str, *, commits: bool = True) -> tuple[int, list[str]]:
         """The customer's bucket, and the keys that scripts of holds name."""
@@ -160,13 +177,12 @@ def _quantities(flat: list[bytes]) -> dict[str, int]:
     return {meter.decode(): int(digits) for meter, digits in zip(flat[::2], flat[1::2], strict=True)}
 
 
-def _account(customer: str, scope: Scope, fields: list[str], found: list[Any], number: int) -> Account:
+def _account(scope: Scope, found: list[Any], number: int) -> Account:
     rows, held, following, revision = found
-    used: dict[str, Used] = {}
-    for meter, field, row in zip(scope.meters, fields, rows, strict=True):
-        if row is not None:
-            total, written_at = stored_of(customer, field.encode(), row)
-            number_used = total.total if isinstance(total.total, int) else Decimal(total.total)
-            used[meter] = Used(scaled(number_used), total.as_of, written_at)
+    used = {
+        meter: used_of(scope.start, row)
+        for meter, row in zip(scope.meters, rows, strict=True)
+        if row is not None
+    }
     held = {meter: quantity for meter, quantity in _quantities(held).items() if quantity}
     return Account(used, held, None if following is None else int(following), number, int(revision, 16))

@@ -28,7 +28,8 @@ import msgspec
 from redis.crc import key_slot
 
 from operators.keys import shard_of
-from operators.ports import StoredTotal
+from operators.ports import StoredTotal, Used
+from operators.quantity import SCALE, scaled
 from operators.records import Total, Window
 
 SCHEMA: Final = 1
@@ -117,6 +118,17 @@ def row_of(total: Total, written_at: int) -> bytes:
     rare = (total.late, total.corrected, total.adjustment, kept)
     kind = STEADY if total.steady else FALLS
     return f"{total.version}{kind}{number} ".encode() + _pack(times if rare == _USUAL else times + rare)
+
+
+def used_of(start: int, row: bytes) -> Used:
+    """What a decision needs of the total of the period that begins at `start`."""
+    head = _HEAD.match(row)
+    assert head, f"no row of ours: {row!r}"
+    _, _, as_of, written, *rare = _unpack(row[head.end() :])
+    kept = rare[-1] if rare else None
+    digits = head[3].decode() if kept is None or kept is True else kept
+    total = int(digits) * SCALE if kept is None else scaled(Decimal(digits))
+    return Used(total, start + as_of, start + written)
 
 
 def stored_of(customer: str, field: bytes, row: bytes) -> StoredTotal:
