@@ -186,17 +186,17 @@ class Outbox:
                 db.execute("UPDATE events SET reason = ? WHERE id = ?", (reason, id))
             self.count(made=1, **{f"now_{state.name}": 1})
 
-    def oldest(self, limit: int) -> list[Row]:
-        """Events that may go out with their own time, the oldest first."""
-        now = self._clock()
+    def oldest(self, limit: int, now: int | None = None) -> list[Row]:
+        """Events that may go out with their own time, the oldest first. `now` makes one cut of several questions."""
+        now = self._clock() if now is None else now
         return self._rows(
             "WHERE state = 0 AND at BETWEEN ? AND ? AND hold_until <= ? ORDER BY at LIMIT ?",
             now - AGE_MAX, now + AHEAD_MAX, now, limit,
         )  # fmt: skip
 
-    def youngest(self, limit: int) -> list[Row]:
+    def youngest(self, limit: int, now: int | None = None) -> list[Row]:
         """As `oldest`, the youngest first."""
-        now = self._clock()
+        now = self._clock() if now is None else now
         return self._rows(
             "WHERE state = 0 AND at BETWEEN ? AND ? AND hold_until <= ? ORDER BY at DESC LIMIT ?",
             now - AGE_MAX, now + AHEAD_MAX, now, limit,
@@ -211,9 +211,9 @@ class Outbox:
             *seqs, now - AGE_MAX, now + AHEAD_MAX, now,
         )  # fmt: skip
 
-    def too_old(self, limit: int) -> list[Row]:
+    def too_old(self, limit: int, now: int | None = None) -> list[Row]:
         """Events that wait and are too old to go out with their own time, the oldest first."""
-        now = self._clock()
+        now = self._clock() if now is None else now
         return self._rows(
             "WHERE state = 0 AND at < ? AND hold_until <= ? ORDER BY at LIMIT ?", now - AGE_MAX, now, limit
         )

@@ -156,8 +156,10 @@ class Sender:
         first, second = self._outbox.oldest, self._outbox.too_old
         if self._turns % 4 == 3:
             first, second = second, first
-        rows = first(limit)
-        return rows if len(rows) == limit else rows + second(limit - len(rows))
+        # One now for both, or an event on the edge would be in both, and twice in a request.
+        now = self._clock()
+        rows = first(limit, now)
+        return rows if len(rows) == limit else rows + second(limit - len(rows), now)
 
     def _to_try_with(self) -> list[Row]:
         """A few rows while answers are missing, the same ones again and again, and young ones, which last.

@@ -1,5 +1,6 @@
 """What becomes of usage that waits, whatever the platform does. The platform is its simulator, time is the world's."""
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from datetime import timedelta
@@ -480,3 +481,22 @@ def test_what_was_surely_not_taken_is_not_looked_up(tmp_path: Path, kind: str) -
         here.conserved(events)
         assert here.reasons() == {"too_old": 30}
         assert here.lookups() == 0
+
+
+def test_no_id_is_twice_in_a_request_though_time_passes_between_two_looks(here: World) -> None:
+    """Events on the very edge of 55 minutes, each look at the clock a millisecond after the last."""
+    events = here.come(900, ago=55 * 60 - 1)
+    here.sender._clock = here.outbox._clock = lambda: setattr(here, "now", here.now + 100) or here.now  # type: ignore[func-returns-value]
+    sent: list[list[str]] = []
+    real = here.client.ingest
+
+    def noting(bodies: Sequence[bytes]) -> Answer:
+        sent.append([json.loads(body)["event_id"] for body in bodies])
+        return real(bodies)
+
+    here.client.ingest = noting  # type: ignore[method-assign]
+    here.turns()
+    here.conserved(events)
+    assert any("orig_ts" in event["metadata"] for event in here.ledger().values())
+    assert any("orig_ts" not in event["metadata"] for event in here.ledger().values())
+    assert all(len(ids) == len(set(ids)) for ids in sent)
