@@ -38,6 +38,7 @@ from operators.records import Total
 from serving.gate import Gate
 
 PARTS: Final = ("near", "far", "catalog", "crowd", "settle")
+WAITING: Final = (0, 10, 10_000)
 PATIENCE: Final = timedelta(seconds=5)
 Report = dict[str, Any]
 
@@ -162,7 +163,7 @@ def catalog(place: Place, options: argparse.Namespace) -> Report:
 def crowd(place: Place, options: argparse.Namespace) -> Report:
     """By seed, with kills; and the same once with `check` alone."""
     worst = 0
-    for seed in range(options.seeds):
+    for seed in range(options.seed_from, options.seed_from + options.seeds):
         with tempfile.TemporaryDirectory() as folder:
             crowd_ = Crowd(Path(folder), place.fresh(), "reserve", options.cap, 4, options.clients // 4, seed)
             outcome = crowd_.run(kills=8)
@@ -186,7 +187,7 @@ def settle(place: Place, options: argparse.Namespace) -> Report:
     """Writes of 1,000 events, without and with so many holds that wait for others."""
     events, found = 1000, {}
     rng = np.random.default_rng(1)
-    for waiting in (0, 10, 10_000):
+    for waiting in WAITING:
         store = place.fresh()
         now = wall_clock()
         with (
@@ -352,6 +353,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--processes", type=int, default=3)
     parser.add_argument("--changes", type=int, default=60)
     parser.add_argument("--seeds", type=int, default=50)
+    parser.add_argument("--seed-from", type=int, default=0)
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument(
         "--rate", type=int, default=2000, help="requests per second of the crowd with check alone"

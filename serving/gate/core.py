@@ -214,7 +214,8 @@ class Core:
             account = self.store.account(customer, own.scope(start), now)
             if self._is_current(bounds, account):
                 view = View(own, account, start, end)
-                self._near.put(customer, view, ticket)
+                if self.terms.near:
+                    self._near.put(customer, view, ticket)
                 return view
         raise StoreError("the catalog changes faster than it can be followed")
 
