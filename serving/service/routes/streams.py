@@ -21,6 +21,8 @@ from serving.service.usage import period
 
 SSE: Final = "text/event-stream"
 HEARTBEAT_S: Final = 10.0
+# What the gate refuses changes no total, and is to be seen all the same.
+OVERVIEW_WITHIN_S: Final = 2.0
 RETRY_MS: Final = 1000
 USAGE_EVERY_S: Final = 0.1
 OVERVIEW_EVERY_S: Final = 1.0
@@ -47,13 +49,22 @@ async def usage_stream(service: Service, call: Call[CustomerPath, UsageQuery, No
 
     # So that who asks for what can't be is told at once.
     await state()
-    return _stream(service, call, customer, "usage", state, outdated, USAGE_EVERY_S)
+    return _stream(service, call, customer, "usage", state, outdated, USAGE_EVERY_S, HEARTBEAT_S)
 
 
 async def overview_stream(service: Service, call: Call[Nothing, Nothing, None]) -> Stream:
     board = service.board
     await board.overview()
-    return _stream(service, call, EVERYBODY, "overview", board.overview, lambda since: True, OVERVIEW_EVERY_S)
+    return _stream(
+        service,
+        call,
+        EVERYBODY,
+        "overview",
+        board.overview,
+        lambda since: True,
+        OVERVIEW_EVERY_S,
+        OVERVIEW_WITHIN_S,
+    )
 
 
 def _stream(
@@ -64,11 +75,12 @@ def _stream(
     state: Callable[[], Awaitable[Any]],
     outdated: Callable[[int], bool],
     every: float,
+    within: float,
 ) -> Stream:
     if service.streams >= service.settings.streams_max:
         raise unavailable(f"{service.streams} streams are open already; one more may be in a while")
     service.streams += 1
-    return Stream(_pieces(service, call, customer, event, state, outdated, every), SSE)
+    return Stream(_pieces(service, call, customer, event, state, outdated, every, within), SSE)
 
 
 async def _pieces(
@@ -79,12 +91,14 @@ async def _pieces(
     state: Callable[[], Awaitable[Any]],
     outdated: Callable[[int], bool],
     every: float,
+    within: float,
 ) -> AsyncIterator[bytes]:
     live = service.live
     waiter = live.add(customer)
     try:
         yield b"retry: %d\n\n" % RETRY_MS
-        while True:
+        # Asked each time, as a key may be revoked while its customer is busy, and a store away when the service ends.
+        while service.access.still_admits(call.key) and not live.stopped:
             # Before reading, so that what changes while it is read is not missed.
             waiter.changed.clear()
             seq, number, told_at = live.seq, live.number, service.clock()
@@ -102,14 +116,12 @@ async def _pieces(
                 msgspec.json.encode(found),
             )
             await asyncio.sleep(every)
-            while not await _is_set(waiter.changed, HEARTBEAT_S):
+            while not await _is_set(waiter.changed, within):
                 if not service.access.still_admits(call.key):
                     return
                 if outdated(told_at):
                     break
                 yield b": \n\n"
-            if live.stopped:
-                return
     finally:
         live.remove(customer, waiter)
         service.streams -= 1
