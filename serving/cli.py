@@ -13,20 +13,20 @@ import msgspec
 import typer
 from rich.text import Text
 
+from connectors.drift_book import BookError
+from connectors.ledger import LedgerError
+from connectors.letters import LetterError
+from connectors.outbox import OutboxError
 from connectors.sqlite_keys import KeysError
-from operators.ports import IngestError, StoredTotal, StoreError, StoreReader
+from operators.ports import CatalogConflict, IngestError, StoredTotal, StoreError, StoreReader
 from serving import deliveries, outbox
 from serving.books import law, summed, unbalanced
-from serving.commands import keys, serve, store
-from serving.commands.output import AsJson, console, print_lines, table
-from serving.wording import clipped, grouped, instant, moment
+from serving.commands import keys, letters, pull, reconcile, serve, store
+from serving.commands.output import AsJson, Failed, console, print_lines, table
+from serving.wording import grouped, instant, moment
 from settings.catalog import CatalogError, load_catalog
 from settings.problems import SettingsError
 from settings.settings import Settings, load_settings
-from settings.sinks import DeadLetterFile
-
-PAYLOAD_SHOWN = 60
-DETAIL_SHOWN = 60
 
 app = typer.Typer(
     name="tidegate",
@@ -37,9 +37,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 catalog_app = typer.Typer(help="The catalog of meters, plans and customers.", no_args_is_help=True)
-letters_app = typer.Typer(help="Events that were not metered.", no_args_is_help=True)
 app.add_typer(catalog_app, name="catalog")
-app.add_typer(letters_app, name="dead-letters")
+app.add_typer(letters.app, name="dead-letters")
 app.add_typer(keys.app, name="keys")
 app.command()(serve.serve)
 app.add_typer(store.app, name="store")
@@ -60,6 +59,13 @@ class Window(StrEnum):
 
 class NotFound(Exception):
     """What was asked for is not there; says what to do."""
+
+
+# What goes wrong outside of this program, each with a message for whoever started it.
+TOLD = (
+    SettingsError, CatalogError, CatalogConflict, StoreError, IngestError, KeysError, OutboxError, LedgerError,
+    LetterError, BookError, Failed, NotFound,
+)  # fmt: skip
 
 
 @app.callback(invoke_without_command=True)
@@ -114,34 +120,16 @@ def counters(as_json: AsJson = False, store: StoreAddress = None) -> None:
         raise typer.Exit(1)
 
 
+catalog_app.command()(pull.pull)
+app.command()(reconcile.reconcile)
+
+
 @catalog_app.command()
 def validate(file: Annotated[Path, typer.Argument(metavar="FILE")]) -> None:
     """Says whether a catalog can be used, or all that is wrong in it, line by line."""
     catalog = load_catalog(file)
     sizes = {"meters": catalog.meters, "plans": catalog.plans, "customers": catalog.customers}
     print(f"{file}: ok: {', '.join(f'{len(part):,} {name}' for name, part in sizes.items())}")
-
-
-@letters_app.command("list")
-def list_(as_json: AsJson = False) -> None:
-    """The dead letters of the file that TIDEGATE_DEAD_LETTERS names, oldest first."""
-    address = _settings().dead_letters
-    if not isinstance(address, DeadLetterFile):
-        raise NotFound(f"dead letters: go to {address}, which keeps none; list those of a file: address")
-    path = Path(address.path)
-    if not path.exists():
-        print(f"No dead letters: there is no file {path}, which begins with the first one.", file=sys.stderr)
-        return
-    with path.open("rb") as file:
-        # A line without its end is still being written.
-        lines = (line[:-1] for line in file if line.endswith(b"\n"))
-        if as_json:
-            print_lines(lines)
-            return
-        shown = table("received (UTC)", "reason", "detail", "payload")
-        for number, line in enumerate(lines, 1):
-            shown.add_row(*map(Text, _letter_row(path, number, line)))
-    console().print(shown if shown.row_count else "No dead letters.")
 
 
 def main() -> None:
@@ -152,7 +140,7 @@ def main() -> None:
         # Whoever read has seen enough. Else Python tries to flush once more at its exit, and complains.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except (SettingsError, CatalogError, StoreError, IngestError, KeysError, NotFound, OSError) as error:
+    except (*TOLD, OSError) as error:
         sys.exit(str(error))
 
 
@@ -187,19 +175,6 @@ def _total_line(stored: StoredTotal) -> bytes:
         "written_at": instant(stored.written_at),
     }
     return msgspec.json.encode(line)
-
-
-def _letter_row(path: Path, number: int, line: bytes) -> tuple[str, str, str, str]:
-    try:
-        letter = msgspec.json.decode(line, type=dict[str, Any])
-        payload = letter["payload"] if "payload" in letter else letter["payload_base64"]
-        received = letter["received_at"][:19].replace("T", " ")
-        shown = clipped(letter["detail"], DETAIL_SHOWN), clipped(payload, PAYLOAD_SHOWN)
-        return received, letter["reason"], *shown
-    except (msgspec.DecodeError, KeyError, TypeError):
-        raise NotFound(
-            f"{path}:{number}: needs a dead letter, got {line[:40]!r}; name the right file"
-        ) from None
 
 
 if __name__ == "__main__":

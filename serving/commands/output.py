@@ -17,6 +17,10 @@ PIPE_COLUMNS = 400
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line, for programs.")]
 
 
+class Failed(Exception):
+    """A command cannot go on; says why, and what to do."""
+
+
 def print_lines(lines: Iterable[bytes]) -> None:
     rest: Iterator[bytes] = iter(lines)
     while block := list(islice(rest, 1000)):

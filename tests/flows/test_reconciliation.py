@@ -485,7 +485,7 @@ def test_the_real_command_killed_with_sigkill_in_mid_pass_goes_on(tmp_path: Path
             "STORE": "sqlite:store.db",
             "RECONCILE_ONCE": "true",
             "RECONCILE_REPORT": "file:drift.ndjson",
-            "RECONCILE_SETTLE": "10s",
+            "RECONCILE_SETTLE": "1s",
         }
         # One answer is slow, so that there is a middle to be killed in.
         simulator.fault("slow", where="/subscriptions/", skip=12, times=1, delay_s=60)
