@@ -14,21 +14,20 @@ export class CapDialog {
   }
 
   /** Asks for a new cap of this meter (as usage has it). */
-  async open(customer, meter) {
-    Object.assign(this, { customer, meter, problem: "", busy: true, limit: null });
+  open(customer, meter) {
+    Object.assign(this, { customer, meter, problem: "", busy: false, limit: null });
     this.draw();
-    const dialog = this.root.querySelector("dialog");
-    dialog.showModal();
-    await this.read();
-    this.root.querySelector("input")?.select();
+    this.root.querySelector("dialog").showModal();
+    this.root.querySelector("input").select();
+    this.reading = this.read();
   }
 
   get path() {
     return customerPath(this.customer, "limits", this.meter.meter);
   }
 
-  async read() {
-    await this.tried(async () => {
+  read() {
+    return this.tried(async () => {
       this.limit = await this.api.ask("GET", this.path);
     });
   }
@@ -42,6 +41,9 @@ export class CapDialog {
       this.root.querySelector("input").focus();
       return;
     }
+    // Whoever types fast is ahead of the answer; where there was none, this asks again.
+    await this.reading;
+    if (!this.limit && !(await this.read())) return;
     await this.write("PUT", { ...this.limit.body.override, cap }, String(form.get("note")));
   }
 
@@ -102,7 +104,7 @@ export class CapDialog {
           <input id="note" name="note" maxlength="500" autocomplete="off">
           <p class="problem" role="alert">${this.problem}</p>
           <div class="buttons">
-            <button type="submit" class="strong" ?disabled=${this.busy || !limit}>Save cap</button>
+            <button type="submit" class="strong" ?disabled=${this.busy && limit !== null}>Save cap</button>
             <button type="button" @click=${() => this.close()}>Cancel</button>
             ${limit?.body.override ? html`<button type="button" class="quiet last" ?disabled=${this.busy} @click=${() => this.restore()}>Back to the plan’s limit</button>` : nothing}
           </div>

@@ -1,7 +1,7 @@
 // Charts as elements of their own, drawn by uPlot on a canvas in the colours of the theme. Each has a label that says
 // what it shows; the figures stand in a table beside it (view.js).
 
-import { brief, grouped, when } from "./format.js";
+import { brief, grouped, rate, span, when } from "./format.js";
 
 const Plot = globalThis.uPlot;
 const DARK = matchMedia("(prefers-color-scheme: dark)");
@@ -35,6 +35,13 @@ class Chart extends HTMLElement {
     if (!this.isConnected || !this.columns) return;
     if (this.plot) this.plot.setData(this.columns);
     else this.plot = new Plot({ ...this.options(), width: this.clientWidth || 300, height: this.height }, this.columns, this.frame);
+  }
+
+  /** Says below the chart, for eyes alone, what stands under the pointer. */
+  write(text) {
+    this.readout ??= this.appendChild(Object.assign(document.createElement("p"), { className: "readout" }));
+    this.readout.setAttribute("aria-hidden", "true");
+    if (this.readout.textContent !== text) this.readout.textContent = text;
   }
 
   colour(name) {
@@ -74,7 +81,7 @@ class Bars extends Chart {
   options() {
     return {
       legend: { show: false },
-      padding: [8, 4, 0, 0],
+      padding: [8, 16, 0, 0],
       cursor: { y: false, points: { show: false }, drag: { setScale: false, x: false, y: false } },
       scales: {
         x: { time: false, range: (plot, min, max) => [min - 0.6, max + 0.6] },
@@ -85,7 +92,7 @@ class Bars extends Chart {
           size: 24,
           grid: { show: false },
           splits: () => this.marks(),
-          values: (_, marks) => marks.map((i) => (this.slots[i] ? when(this.slots[i].start, this.zone, this.by === "hour" ? "hour" : "day") : "")),
+          values: (_, marks) => marks.map((i) => this.label(i)),
         }),
         this.upright(),
       ],
@@ -102,11 +109,23 @@ class Bars extends Chart {
     };
   }
 
-  /** Which slots have a label: as many as there is room for, the present one always. */
+  /** Which slots have a label, as many as there is room for: round hours, or every so many days up to today. */
   marks() {
-    const last = this.slots.length - 1;
-    const step = Math.max(1, Math.ceil((this.slots.length * 52) / Math.max(this.clientWidth - 60, 52)));
-    return this.slots.map((_, i) => i).filter((i) => (last - i) % step === 0);
+    const room = Math.max(Math.floor((this.clientWidth - 60) / 48), 1);
+    const indices = this.slots.map((_, i) => i), last = indices.length - 1;
+    if (this.by === "day") return indices.filter((i) => (last - i) % Math.ceil(indices.length / room) === 0);
+    const step = [3, 6, 12].find((hours) => indices.length / hours <= room) ?? 24;
+    return indices.filter((i) => Number(this.hour(i).slice(0, 2)) % step === 0);
+  }
+
+  hour(i) {
+    return when(this.slots[i].start, this.zone, "hour");
+  }
+
+  /** A day begins with its date. */
+  label(i) {
+    if (!this.slots[i]) return "";
+    return this.by === "hour" && this.hour(i) !== "00:00" ? this.hour(i) : when(this.slots[i].start, this.zone, "day");
   }
 
   /** Says below the chart what stands under the pointer, else the peak. */
@@ -115,9 +134,7 @@ class Bars extends Chart {
     const slot = this.slots[at];
     if (!slot) return;
     const said = `${grouped(slot.total)}${this.unit ? ` ${this.unit}` : ""}, ${when(slot.start, this.zone, this.by === "hour" ? "minute" : "day")}`;
-    this.readout ??= this.appendChild(Object.assign(document.createElement("p"), { className: "readout" }));
-    this.readout.setAttribute("aria-hidden", "true");
-    this.readout.textContent = index === null || index === undefined ? `Peak ${said}` : said;
+    this.write(index === null || index === undefined ? `Peak ${said}` : said);
   }
 }
 
@@ -128,6 +145,7 @@ class Flow extends Chart {
   set data({ times, events, refused }) {
     this.columns = [times, events, refused];
     this.draw();
+    this.tell(this.plot?.cursor.idx ?? null);
   }
 
   options() {
@@ -140,28 +158,43 @@ class Flow extends Chart {
     });
     return {
       legend: { show: false },
-      padding: [10, 6, 0, 0],
+      padding: [10, 16, 0, 0],
       cursor: { y: false, drag: { setScale: false, x: false, y: false }, points: { size: 6 } },
       scales: {
-        x: { time: true, range: (plot, min, max) => [max - this.seconds, max] },
+        x: { time: true, range: (plot, min, max) => [max - this.seconds(min, max), max] },
         y: { range: (plot, min, max) => [0, max > 0 ? max * 1.12 : 1] },
       },
       axes: [
-        this.axis({ size: 24, grid: { show: false }, space: 70, values: (plot, splits) => splits.map((at) => ahead(at, plot.scales.x.max)) }),
+        this.axis({ size: 24, grid: { show: false }, space: 70, splits: (plot, axis, min, max) => backwards(min, max), values: (plot, splits) => splits.map((at) => ahead(at, plot.scales.x.max)) }),
         this.upright(),
       ],
       series: [{}, line("accent", "accent-soft"), line("denied", "denied-soft")],
+      hooks: { setCursor: [(plot) => this.tell(plot.cursor.idx)] },
     };
   }
 
-  get seconds() {
-    return 300;
+  tell(index) {
+    const [times, events, refused] = this.columns;
+    const at = index ?? times.length - 1;
+    if (events[at] === null || events[at] === undefined) return this.write("");
+    const back = times.at(-1) - times[at];
+    return this.write(`${rate(events[at])} events/s, ${rate(refused[at])} refused/s ${back < 1 ? "now" : `${span(back)} ago`}`);
+  }
+
+  /** A minute at first, five in the end. */
+  seconds(min, max) {
+    return Math.min(Math.max(max - min, 60), 300);
   }
 }
 
+const backwards = (min, max) => {
+  const step = max - min > 150 ? 60 : max - min > 90 ? 30 : 15;
+  return Array.from({ length: Math.floor((max - min) / step) + 1 }, (_, i) => max - i * step).reverse();
+};
+
 const ahead = (at, now) => {
   const back = Math.round(now - at);
-  return back < 5 ? "now" : back < 60 ? `−${back} s` : `−${Math.round(back / 60)} min`;
+  return back < 5 ? "now" : back % 60 ? `−${back} s` : `−${back / 60} min`;
 };
 
 customElements.define("tide-bars", Bars);

@@ -4,7 +4,7 @@ import { customerPath, isAddressable } from "./api.js";
 import { merged, slots } from "./buckets.js";
 import "./chart.js";
 import { ago, grouped, span, when, words } from "./format.js";
-import { Pace, timeToCap } from "./pace.js";
+import { isUsedUp, Pace, timeToCap } from "./pace.js";
 import { follow } from "./stream.js";
 import { alertList, bar, chip, connection, empty, failed, html, keyed, loading, name, nothing, number, panel, price } from "./view.js";
 
@@ -130,10 +130,10 @@ export class CustomerPage {
 
   *facts(one, usage) {
     const fact = (title, value) => html`<div><dt>${title}</dt><dd>${value}</dd></div>`;
-    const rate = this.pace.rate(one.meter, this.now, this.hours);
+    const rate = this.pace.rate(one.meter, this.now, this.hours, Date.parse(one.as_of));
     if (one.remaining !== null) {
       yield fact("Left", number(one.remaining));
-      yield fact("To the cap", toCap(one, rate, usage, this.now));
+      if (isUsedUp(one)) yield fact("To the cap", toCap(one, rate, usage, this.now));
     }
     if (one.limit.included !== null && one.limit.cap !== null) yield fact("Included", number(one.limit.included));
     if (Number(one.bill) > 0) yield fact("Overage", price(one.bill));

@@ -21,7 +21,11 @@ export function brief(text) {
   return sign + cut(fraction ? `${whole}.${fraction}` : whole);
 }
 
-const cut = (text) => (text.length > 4 ? text.slice(0, 4).replace(/\.$/, "") : text);
+/** Four characters, the point among them, without zeros at the end of a fraction. */
+const cut = (text) => {
+  const short = text.length > 4 ? text.slice(0, 4) : text;
+  return short.includes(".") ? short.replace(/\.?0*$/, "") : short;
+};
 
 const MONEY = new Intl.NumberFormat("en", { minimumFractionDigits: 2, maximumFractionDigits: 2 });
 

@@ -10,6 +10,8 @@ import {
 const KEPT_S = 300;
 const ENDS = ["rejects", "too_late", "duplicates", "conflicts", "accepted"];
 const SAID_EVERY_MS = 10_000;
+const FLOW = { ready: "works", stalled: "stands still", away: "does not answer" };
+const NEAR = 12;
 
 /** Follows the overview from `start` to `stop`; `changed` is called when `view` has something new. */
 export class OverviewPage {
@@ -102,7 +104,7 @@ export class OverviewPage {
       <div class="columns">
         <div class="main">
           ${this.throughput(one)}
-          ${panel("near", "Near a limit", near(one.near), html`<span class="aside">${deniedCount(one)}</span>`)}
+          ${panel("near", "Nearest to a limit", near(one.near), html`<span class="aside">${deniedCount(one)}</span>`)}
           ${panel("top", "Most events now", top(one.top))}
         </div>
         <div class="side">
@@ -134,22 +136,33 @@ export class OverviewPage {
   throughput(one) {
     const legend = html`<p class="legend"><span class="key accent">Events</span><span class="key denied">Refused by the gate</span></p>`;
     const said = `Last five minutes: ${rate(one.events_per_second)} events and ${rate(this.refusals)} refused requests per second now`;
-    return panel("flow", "Per second", html`<tide-flow aria-label=${said} .data=${this.flow}></tide-flow>`, legend);
+    return panel("flow", "Per second", html`<tide-flow aria-label=${said} .data=${{ ...this.flow }}></tide-flow>
+      <details><summary>Table<span class="visually-hidden"> of events and refused requests</span></summary>${flowTable(this.flow)}</details>`, legend);
   }
+}
+
+/** About every ten seconds one, the newest first. */
+function flowTable({ times, events, refused }) {
+  const shown = times.map((_, i) => i).filter((i) => events[i] !== null && (times.length - 1 - i) % 10 === 0).reverse();
+  return html`<div class="scroll" tabindex="0" role="region" aria-label="Figures per second"><table>
+    <thead><tr><th scope="col">Time</th><th scope="col" class="right">Events/s</th><th scope="col" class="right">Refused/s</th></tr></thead>
+    <tbody>${shown.map((i) => html`<tr><th scope="row">${when(times[i] * 1000, HERE, "second")}</th><td class="right">${rate(events[i])}</td><td class="right">${rate(refused[i])}</td></tr>`)}</tbody>
+  </table></div>`;
 }
 
 const brief = (count) => number(String(count));
 
 const deniedCount = (one) => {
   const count = one.near.filter((row) => row.level === "denied").length;
-  return count ? `${count} at the cap` : "none at a cap";
+  const or = count === one.near.length && count > NEAR ? " or more" : "";
+  return count ? html`<span class="denied">${count}${or} stopped at the cap</span>` : "nobody is stopped at a cap";
 };
 
 function near(rows) {
   if (!rows.length) return empty("Nobody has used anything of a limit yet.");
   return html`<div class="scroll"><table class="standings">
     <thead><tr><th scope="col">Customer</th><th scope="col">Meter</th><th scope="col" class="wide">Of the limit</th><th scope="col" class="right">Used</th><th scope="col">State</th></tr></thead>
-    <tbody>${keyed(rows, (row) => row.customer, (row) => html`<tr data-customer=${row.customer} data-level=${row.level}>
+    <tbody>${keyed(rows.slice(0, NEAR), (row) => row.customer, (row) => html`<tr data-customer=${row.customer} data-level=${row.level}>
       <th scope="row">${customerLink(row.customer)}<span class="plan">${visible(row.plan)}</span></th>
       <td>${words(row.meter)}</td>
       <td class="wide"><div class="sharing">${row.share === null ? nothing : html`${bar(Number(row.share), row.level)}<span class="share">${row.share} %</span>`}</div></td>
@@ -212,8 +225,9 @@ function health(one, state, now) {
   const processes = one.processes ?? [];
   return html`<dl class="sums">
     ${row("Service", state === "live" ? "answers" : "does not answer", state === "live" ? "good" : "denied")}
-    ${processes.map((each) => row(`Flow, process ${each.process}`, each.ready ? "works" : visible(each.detail || "does not answer"), each.ready ? "good" : "denied"))}
+    ${processes.map((each) => row(`Flow, process ${each.process}`, FLOW[each.state] ?? each.state, each.state === "ready" ? "good" : "denied"))}
     ${processes.length || !one.written_at ? nothing : row("Flow wrote", ago((now - Date.parse(one.written_at)) / 1000), "")}
+    ${one.gate?.degraded ? row("Decided without the store", grouped(one.gate.degraded), "noted") : nothing}
     ${row("Catalog", html`version ${one.catalog}`, "")}
   </dl>`;
 }

@@ -19,8 +19,12 @@ export class Pace {
     this.readings.set(meter, before);
   }
 
-  /** Per second, over a minute; from the buckets of the last two hours as long as the page is too young. */
-  rate(meter, now, hours) {
+  /**
+   * Per second, over a minute; from the buckets of the last two hours as long as the page is too young. At rest since
+   * `asOf`, the latest event, if that was more than a minute ago.
+   */
+  rate(meter, now, hours, asOf) {
+    if (!(now - asOf <= OVER_MS)) return 0;
     const readings = this.readings.get(meter) ?? [];
     const first = readings[0], last = readings.at(-1);
     if (first && now - first.at >= LEAST_MS) {
@@ -36,9 +40,12 @@ export class Pace {
 
 const USED_UP = new Set(["count", "sum"]);
 
+/** Whether a meter only grows towards its cap; the others are levels. */
+export const isUsedUp = (meter) => USED_UP.has(meter.kind);
+
 /** Seconds until the cap at this rate; null where that will not happen in this period, or means nothing. */
 export function timeToCap(meter, rate, periodEnd, now) {
-  if (!USED_UP.has(meter.kind) || meter.remaining === null || meter.limit.on_cap === "allow") return null;
+  if (!isUsedUp(meter) || meter.remaining === null || meter.limit.on_cap === "allow") return null;
   const remaining = Number(meter.remaining);
   if (remaining <= 0) return 0;
   if (rate <= 0) return null;

@@ -18,7 +18,7 @@ export function keyed(items, key, template) {
 }
 
 /** What `standing` says of a level, for eyes that see no colour too. */
-const MARKS = { free: "", noted: "△", overage: "＋", over: "▲", grace: "▲", denied: "■" };
+const MARKS = { free: "", noted: "△", overage: "+", over: "▲", grace: "▲", denied: "■" };
 
 export const chip = (level, text) => html`<span class="chip ${level}"><span aria-hidden="true">${MARKS[level] ?? ""}</span>${text}</span>`;
 
@@ -82,16 +82,14 @@ export const connection = (state) => {
   return html`<span class="connection ${style}" role="status" data-state=${state}><span class="dot" aria-hidden="true"></span>${text}</span>`;
 };
 
+// As in operators/alert_text.py, shorter.
 const SAYS = {
   "threshold raised": (one) => `reached ${levelOf(one)}`,
-  "threshold resolved": (one) => `is below ${levelOf(one)} again`,
+  "threshold resolved": (one) => (one.level === "none" ? "is below all thresholds" : `is below ${levelOf(one)} again`),
   "cap_reached raised": () => "reached the cap",
-  "cap_reached resolved": () => "is below the cap again",
-  "cap_released announced": () => "may go on",
-  "cap_released raised": () => "may go on",
+  "cap_released resolved": () => "is below the cap again",
   "overage_started raised": () => "uses more than is included",
-  "overage_started announced": () => "uses more than is included",
-  "overage_ended announced": () => "is within what is included again",
+  "overage_ended resolved": () => "is within what is included again",
   "correction announced": () => "was corrected in a closed period",
   "drift raised": () => "differs from the biller",
   "drift resolved": () => "agrees with the biller again",
