@@ -21,6 +21,7 @@ from connectors.clock import wall_clock
 from connectors.dodo import Answer
 from connectors.outbox import Outbox, Row, State
 from connectors.rollup import Rollup
+from connectors.strangers import Directory, Strangers
 from operators.billing import (
     AGE_MAX,
     AHEAD_MAX,
@@ -49,8 +50,6 @@ REQUESTS_PER_BATCH_MAX = 120
 ATTEMPTS_MAX = 6
 # So many in a row, with nothing taken between them, are no matter of single events.
 REFUSALS_IN_A_ROW_MAX = 20
-STRANGER_FOR = 10 * MINUTE
-REMEMBERED_CUSTOMERS = 100_000
 WATCHED_EVERY = 5 * SECOND
 TIDIED_EVERY = SECOND
 IDLE = 1.0
@@ -59,12 +58,11 @@ UNMAPPED, STRANGER = "no_billing_id", "unknown_customer"
 TOO_OLD, PERIOD_CLOSED = TIME_IS_UP = ("too_old", "period_closed")
 
 
-class Platform(Protocol):
+class Platform(Directory, Protocol):
     """What the sender asks of `connectors.dodo.DodoClient`."""
 
     def ingest(self, events: Sequence[bytes]) -> Answer: ...
     def event(self, event_id: str) -> Answer: ...
-    def customer(self, customer_id: str) -> Answer: ...
 
 
 class Terms(NamedTuple):
@@ -125,8 +123,7 @@ class Sender:
         self._refusals = 0
         self._pause_until = 0
         self._bytes_max = terms.bytes_max
-        self._customers: set[str] = set()
-        self._strangers: dict[str, int] = {}
+        self._strangers = Strangers(platform, clock)
         self._watched_at = self._tidied_at = 0
 
     def turn(self, *, linger: bool = True) -> float | None:
@@ -204,7 +201,7 @@ class Sender:
         if billing_id is None:
             state = State.parked if self._terms.unmapped == "park" else State.skipped
             return (state, UNMAPPED, "its customer has no billing_id in the catalog"), 0
-        if self._strangers.get(billing_id, 0) > now:
+        if self._strangers.is_stranger(billing_id):
             return (State.parked, STRANGER, f"the platform has no customer {billing_id}"), 0
         restamp = now - row.at > AGE_MAX
         if restamp and self._terms.late == "park":
@@ -329,7 +326,7 @@ class Sender:
             text = f"the platform refuses one event after the other, the last with {answer}; they are dead letters"
             self._outbox.alert("refusing", text)
             self._pause_until = self._clock() + int(PAUSE_REFUSING * SECOND)
-        who = self._who_is(item.billing_id)
+        who = self._strangers.standing(item.billing_id)
         if who == "stranger":
             gone = {other for other in others if other.billing_id == item.billing_id}
             self._outbox.keep_back(
@@ -349,7 +346,7 @@ class Sender:
         if not self._is_missing(row):
             return
         billing_id = self._rules.billing_id(row.customer) if state is State.refused else None
-        match self._who_is(billing_id) if billing_id else "known":
+        match self._strangers.standing(billing_id) if billing_id else "known":
             case "known":
                 self._outbox.keep_back([row], state, *refusal)
             case "stranger":
@@ -371,33 +368,6 @@ class Sender:
             self._outbox.hold([row], now + SHOWS_AFTER)
         return answer.status == 404
 
-    def _who_is(self, billing_id: str) -> Literal["known", "stranger", "unclear"]:
-        """What the platform says of a customer; it is asked once of those whom it knows."""
-        if billing_id in self._customers:
-            return "known"
-        answer = self._platform.customer(billing_id)
-        self._outbox.count(lookups=1)
-        if answer.status == 404:
-            self._strangers[billing_id] = self._clock() + STRANGER_FOR
-            return "stranger"
-        if answer.kind != "ok":
-            return "unclear"
-        if len(self._customers) >= REMEMBERED_CUSTOMERS:
-            self._customers.clear()
-        self._customers.add(billing_id)
-        return "known"
-
-    def _ask_again(self, now: int) -> None:
-        """Asks for one customer whom the platform did not have, and lets the events wait again if now it has."""
-        due = next((who for who, until in self._strangers.items() if until <= now), None)
-        if due is None:
-            return
-        self._strangers[due] = now + STRANGER_FOR
-        if self._who_is(due) == "known":
-            del self._strangers[due]
-            parked = self._outbox.parked_for(STRANGER)
-            self._outbox.release(STRANGER, [who for who in parked if self._rules.billing_id(who) == due])
-
     def _follow_catalog(self) -> None:
         """Takes a new catalog over, and lets events wait again whose customer it maps."""
         catalog = self._catalog()
@@ -411,7 +381,7 @@ class Sender:
             self._outbox.alert("not_rolled_up", text if names else None)
         mapped = [who for who in self._outbox.parked_for(UNMAPPED) if self._rules.billing_id(who)]
         self._outbox.release(UNMAPPED, mapped)
-        self._strangers.clear()
+        self._strangers.forget()
         self._outbox.release(STRANGER, self._outbox.parked_for(STRANGER))
 
     def _roll_up(self, now: int) -> None:
@@ -430,7 +400,10 @@ class Sender:
 
     def _watch(self, now: int) -> None:
         """Raises and resolves the alerts that come with time."""
-        self._ask_again(now)
+        found = self._strangers.turned_up()
+        if found is not None:
+            parked = self._outbox.parked_for(STRANGER)
+            self._outbox.release(STRANGER, [who for who in parked if self._rules.billing_id(who) == found])
         age = self._terms.alert_age
         text = f"events wait that are older than {age}; after 55 minutes they cannot be billed at their own time"
         limit = now - age // timedelta(microseconds=1)
