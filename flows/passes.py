@@ -31,18 +31,22 @@ _log = logging.getLogger("tidegate.reconciliation")
 
 
 class Passes(FixedPartitionedSource[Task, None]):
-    """One partition: tasks as they fall due. `ended` is called with the number of a pass that has gone round."""
+    """One partition: tasks as they fall due.
+
+    `began` is called with the subscriptions of a pass before it begins, `ended` with its number when it has gone round.
+    """
 
     def __init__(
         self,
         settings: ReconciliationSettings,
         book: Book,
         reads: DodoReads,
+        began: Callable[[list[Subscription]], None],
         ended: Callable[[int], None],
         clock: Callable[[], int],
         sleep: Callable[[float], object],
     ) -> None:
-        self._given = (settings, book, reads, ended, clock, sleep)
+        self._given = (settings, book, reads, began, ended, clock, sleep)
 
     def list_parts(self) -> list[str]:
         return ["subscriptions"]
@@ -57,12 +61,13 @@ class _Partition(StatefulSourcePartition[Task, None]):
         settings: ReconciliationSettings,
         book: Book,
         reads: DodoReads,
+        began: Callable[[list[Subscription]], None],
         ended: Callable[[int], None],
         clock: Callable[[], int],
         sleep: Callable[[float], object],
     ) -> None:
         self._settings, self._book, self._reads = settings, book, reads
-        self._ended, self._clock, self._sleep = ended, clock, sleep
+        self._began, self._ended, self._clock, self._sleep = began, ended, clock, sleep
         self._handed_out: set[tuple[int, int, str]] = set()
         self._went_round = False
 
@@ -110,6 +115,7 @@ class _Partition(StatefulSourcePartition[Task, None]):
             _log.error("no pass can begin: %s", error)
             self._wait(int(AGAIN_AFTER_S * SECOND))
             return
+        self._began(subscriptions)
         wanted = [one for one in subscriptions if self._is_looked_at(one, now)]
         number = self._book.begin(now, wanted, msgspec.json.encode(meters))
         self._book.count(number, {"requests": self._reads.requests - before})

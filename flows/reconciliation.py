@@ -35,16 +35,17 @@ from connectors.drift_report import LinesToStdout, console, summary, table
 from connectors.ledger import LedgerError
 from connectors.outbox import OutboxError
 from connectors.repair_journal import Journal
-from connectors.repairer import Repairer
+from connectors.repairer import BY, Repairer
 from flows.looks import Looker, Seen, Terms
 from flows.passes import AGAIN_AFTER_S, Passes, meters_of
 from flows.verdicts import Explainer, Judge, Judged, Settler
-from operators.biller import Matched, matched
+from operators.biller import Matched, Subscription, matched
 from operators.billing import instant
 from operators.catalog import Catalog
-from operators.ports import Note, StoreError
+from operators.ports import CatalogConflict, Note, StoreError
 from settings.alerts import Delivered
 from settings.catalog import CatalogError, load_catalog
+from settings.catalog_pull import apply_periods
 from settings.catalogs import Catalogs
 from settings.problems import SettingsError
 from settings.reconciliation import ReconciliationSettings, load_reconciliation_settings
@@ -99,7 +100,7 @@ class _Works:
         self.reads = DodoReads(client, sleep=outside.sleep)
         self._open: list[_Closes] = [client]
         self._book = Book(folder)
-        control = settings.store.open_control()
+        control = self._control = settings.store.open_control()
         self._catalog = _catalogs(settings, Catalogs(control))
         self._store = settings.store.open()
         alerts = _AlertOut(settings)
@@ -139,7 +140,9 @@ class _Works:
             _log.warning("%d repairs were planned and not known to be done; they were made", left)
 
     def passes(self) -> Passes:
-        return Passes(self._settings, self._book, self.reads, self._ended, self._clock, self._sleep)
+        return Passes(
+            self._settings, self._book, self.reads, self._began, self._ended, self._clock, self._sleep
+        )
 
     def close(self) -> None:
         for one in self._open:
@@ -170,6 +173,16 @@ class _Works:
                 _log.warning("meter %s (%s) is not compared: %s", other.id, other.name, other.why)
             self._meters = catalog, number, found
         return self._meters[2]
+
+    def _began(self, subscriptions: list[Subscription]) -> None:
+        """Takes the periods over, if that is wanted; a catalog that cannot be changed now is left as it is."""
+        if not self._settings.reconcile_periods:
+            return
+        try:
+            for warning in apply_periods(self._control, subscriptions, BY):
+                _log.warning("%s", warning)
+        except (CatalogError, CatalogConflict) as error:
+            _log.error("periods of the platform could not be taken over: %s", error)
 
     def _ended(self, number: int) -> None:
         """Tells of a pass that has gone round."""

@@ -23,15 +23,13 @@ from starlette.routing import Route
 from connectors.webhook_inbox import Inbox, InboxError
 from operators.biller import Subscription
 from operators.ports import CatalogConflict, ControlLog, StoreError
-from settings.catalog import CatalogError, Problem
-from settings.catalog_pull import pulled
-from settings.catalogs import apply_text
+from settings.catalog import CatalogError
+from settings.catalog_pull import apply_periods
 from settings.problems import SettingsError
 from settings.reconciliation import WebhookSettings
 
 PATH: Final = "/webhooks/dodo"
 BODY_MAX: Final = 1 << 20
-ATTEMPTS_MAX: Final = 5
 LINGER_S: Final = 1.0
 AGAIN_AFTER_S: Final = 30.0
 SUBSCRIPTION: Final = "subscription."
@@ -80,7 +78,8 @@ class Webhooks:
         with self._lock, closing(self._open_control()) as control:
             states = self._inbox.waiting()
             if states:
-                _apply(control, [state.subscription for state in states])
+                for warning in apply_periods(control, [state.subscription for state in states], "webhook"):
+                    _log.warning("%s", warning)
                 self._inbox.applied(states)
             return len(states)
 
@@ -159,27 +158,6 @@ def _is_secret(text: str) -> bool:
     except (ValueError, EmptyWebhookSecretError):
         return False
     return text.startswith("whsec_")
-
-
-def _apply(control: ControlLog, subscriptions: Sequence[Subscription]) -> None:
-    """Writes the periods into the newest catalog, whoever else changes it meanwhile."""
-    for attempt in range(ATTEMPTS_MAX):
-        newest = control.catalog()
-        if newest is None:
-            raise CatalogError([Problem("catalog", 0, 0, "", "there is none yet; start the flow, or pull one")])
-        made = pulled(newest.text, (), subscriptions)
-        for warning in made.warnings:
-            _log.warning("%s", warning)
-        if not made.changes:
-            return
-        note = "; ".join(made.changes)[:500]
-        try:
-            apply_text(control, made.text, origin="platform", by="webhook", note=note, expected=newest.number)
-        except CatalogConflict:
-            if attempt == ATTEMPTS_MAX - 1:
-                raise
-        else:
-            return
 
 
 def _subscription(found: Any) -> Subscription:

@@ -16,13 +16,17 @@ from typing import Any, NamedTuple
 from operators.biller import BillerMeter, Subscription, is_same, matched, meter_of
 from operators.catalog import Catalog, Condition, Filter, Meter
 from operators.periods import Billing
+from operators.ports import CatalogConflict, ControlLog
 from operators.rollup import SUFFIX
-from settings.catalog import parse_catalog
+from settings.catalog import CatalogError, Problem, parse_catalog
+from settings.catalogs import apply_text
 from settings.yaml_edit import Into, YamlEdit
 
 LIVE = ("active", "on_hold", "past_due", "paused")
 # The last twenty years of months.
 EDGES_KEPT = 240
+ATTEMPTS_MAX = 5
+NOTE_MAX = 500
 UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
 
 
@@ -74,6 +78,29 @@ def pulled(text: str, meters: Iterable[BillerMeter], subscriptions: Iterable[Sub
     made = edit.text() if changes else text
     parse_catalog(made, "pulled catalog")
     return Pulled(made, tuple(changes), tuple(warnings))
+
+
+def apply_periods(control: ControlLog, subscriptions: Sequence[Subscription], by: str) -> tuple[str, ...]:
+    """Writes the subscriptions' periods into the newest catalog, whoever else changes it meanwhile; what was warned of.
+
+    CatalogError where there is no catalog yet or it cannot be used, CatalogConflict where it changes all the time.
+    """
+    for attempt in range(ATTEMPTS_MAX):
+        newest = control.catalog()
+        if newest is None:
+            raise CatalogError([Problem("catalog", 0, 0, "", "there is none yet; start the flow, or pull one")])
+        made = pulled(newest.text, (), subscriptions)
+        if not made.changes:
+            return made.warnings
+        note = "; ".join(made.changes)[:NOTE_MAX]
+        try:
+            apply_text(control, made.text, origin="platform", by=by, note=note, expected=newest.number)
+        except CatalogConflict:
+            if attempt == ATTEMPTS_MAX - 1:
+                raise
+        else:
+            break
+    return made.warnings
 
 
 def edges_of(known: Sequence[datetime], start: datetime, end: datetime) -> tuple[datetime, ...]:

@@ -19,7 +19,7 @@ TOML_FILE: Final = Path("tidegate.toml")
 ELSEWHERE: Final = frozenset({
     "listen", "auth", "keys", "ingest", "request_bytes_max", "batch_max", "rate_per_key", "streams_max", "cors",
     "frames", "reconcile_every", "reconcile_once", "reconcile_settle", "reconcile_repair", "reconcile_credits",
-    "reconcile_report", "dodo_webhook_secrets",
+    "reconcile_periods", "reconcile_report", "dodo_webhook_secrets",
 })
 # fmt: on
 """Settings of the HTTP service (settings/serving.py) and of reconciliation, which the metering flow has no use for and

@@ -46,6 +46,9 @@ class ReconciliationSettings(Settings):
     reconcile_credits: bool = Field(
         False, description="Among the repairs: entries in credit ledgers, where a meter is paid in credits."
     )
+    reconcile_periods: bool = Field(
+        False, description="Before a pass, take the subscriptions' periods into the catalog."
+    )
     reconcile_report: Report | None = Field(None, description="Where findings go as lines of JSON.")
 
     @property

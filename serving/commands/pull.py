@@ -16,7 +16,7 @@ from operators.biller import Subscription
 from operators.ports import ControlLog
 from serving.commands.output import Failed, console
 from settings.catalog import read_text
-from settings.catalog_pull import LIVE, Pulled, pulled
+from settings.catalog_pull import LIVE, NOTE_MAX, Pulled, pulled
 from settings.catalogs import apply_file, apply_text
 from settings.problems import SettingsError
 from settings.reconciliation import ReconciliationSettings, load_reconciliation_settings
@@ -25,7 +25,6 @@ from settings.sinks import Dodo
 if TYPE_CHECKING:
     from connectors.dodo_reads import DodoReads
 
-NOTE_MAX = 500
 STYLES = {"+": "green", "-": "red", "@": "cyan"}
 
 

@@ -281,6 +281,24 @@ def test_another_meter_under_a_known_name_is_not_compared(metered: System) -> No
     assert causes(metered.reconcile()["acme", "tokens"]) == {"missing_there": "5"}
 
 
+def test_periods_are_taken_over_before_a_pass_if_that_is_wanted(metered: System) -> None:
+    """A period that the platform closed early is ours from then on, with the one before it kept."""
+    acme = metered.customer()
+    metered.apply()
+    metered.event(acme, tokens=5)
+    metered.run(120)
+    edge = (metered.clock.now // SECOND - 60) * SECOND
+    at = instant(edge)[:19] + "Z"
+    metered.simulator.roll(metered.subscriptions[acme], at=at, end=written(END))
+    metered.reconcile(reconcile_periods="true")
+    newest = metered.control.catalog()
+    assert newest is not None and (newest.origin, newest.by) == ("platform", "reconciliation")
+    assert f"edges: [{written(BEGIN)}, {at}, {written(END)}]" in newest.text
+    number = newest.number
+    metered.reconcile(reconcile_periods="true")
+    assert metered.control.catalog_number() == number
+
+
 def test_an_outage_of_the_platform_is_no_drift(metered: System) -> None:
     """What cannot be read is told and looked at with the next pass."""
     customers = [metered.customer() for _ in range(3)]
