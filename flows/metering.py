@@ -184,6 +184,9 @@ def _bill(
         lines = op.flat_map("bill", emissions, lambda keyed: _lines(keyed[0], keyed[1].accepted, encode_accepted))
         op.output("billing", lines, _sink(settings.billing, settings, parts=settings.shards))
         return
+    if settings.billing.rollup != "none" and not settings.recovery:
+        # What is read again after a restart would be added to windows again, whose sums the biller cannot compare.
+        raise SettingsError(["TIDEGATE_BILLING: rollup needs TIDEGATE_RECOVERY, or a restart would bill usage twice"])
     packs = op.flat_map("bill", emissions, lambda keyed: _lines(keyed[0], _full(keyed[1].accepted), pack))
     sink = settings.billing.open(
         api_key=settings.dodo_api_key,

@@ -138,6 +138,12 @@ def test_a_key_that_is_missing_or_cannot_be_one_ends_the_start_in_one_line(bille
     assert not given or given not in complained
 
 
+def test_a_rollup_without_recovery_is_refused(billed: Billed) -> None:
+    billed.come(range(1))
+    complained = billed.refused(RECOVERY="false", BILLING=billed.settings["BILLING"] + "&rollup=1m")
+    assert "rollup needs TIDEGATE_RECOVERY" in complained
+
+
 def test_the_key_is_nowhere_to_be_seen(billed: Billed) -> None:
     """Planted as the key, refused by the platform, with every library at its most talkative."""
     billed.come(range(3))
