@@ -9,6 +9,8 @@ from operators.ports import Holds, StoreError
 from serving.gate.tally import LOG
 from settings.catalog import CatalogError, parse_catalog
 
+UNKNOWN = -1
+
 
 class Catalogs:
     """Follows the store's newest version. A version is read on a thread of its own, as it may be large.
@@ -23,7 +25,8 @@ class Catalogs:
         self._given = Bounds(given, 0) if given is not None else None
         self._lock = Lock()
         self._loading: Event | None = None
-        self._number = -1 if given is None else 0
+        self._lives = 0
+        self._number = UNKNOWN if given is None else 0
         self.bounds = self._given
         self.problem = ""
 
@@ -38,34 +41,39 @@ class Catalogs:
                 Thread(target=self._load, args=(number, done), name="tidegate-catalog", daemon=True).start()
         done.wait(patience)
 
+    def forget(self) -> None:
+        """The store may be another one now, and its numbers say nothing of those before."""
+        self._lives += 1
+        self._number = UNKNOWN
+
     def _load(self, number: int, done: Event) -> None:
+        lives = self._lives
         try:
             self._take(number)
         except Exception as error:
-            # Whatever it was, the old catalog goes on, and the next to ask tries again.
-            problem = f"the newest catalog cannot be used: {error}"
+            # Whatever it was, the old catalog goes on; unless its text is wrong, the next to ask tries again.
+            why = error.problems[0] if isinstance(error, CatalogError) else error
+            problem = f"the newest catalog cannot be used: {why}"
             if problem != self.problem:
                 LOG.warning(problem)
             self.problem = problem
+            if isinstance(error, StoreError):
+                self._number = UNKNOWN
         finally:
             with self._lock:
                 self._loading = None
+                if lives != self._lives:
+                    self._number = UNKNOWN
             done.set()
 
     def _take(self, number: int) -> None:
         version = self._store.catalog() if number else None
-        if version is None:
-            self._number = 0
-            if self._given is None:
-                raise StoreError("there is none in the store; apply one, or give the gate one")
-            bounds: Bounds | None = self._given
+        self._number = version.number if version else 0
+        if version is not None:
+            bounds = Bounds(parse_catalog(version.text, f"catalog {version.number}"), version.number)
+        elif self._given is not None:
+            bounds = self._given
         else:
-            number = version.number
-            try:
-                bounds = Bounds(parse_catalog(version.text, f"catalog {number}"), number)
-            except CatalogError as error:
-                # Once read is enough: it will not get better.
-                self._number = number
-                raise StoreError(str(error.problems[0])) from None
-        self.bounds, self._number, self.problem = bounds, number, ""
+            raise LookupError("there is none in the store; apply one, or give the gate one")
+        self.bounds, self.problem = bounds, ""
         self._changed()

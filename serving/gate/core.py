@@ -24,7 +24,7 @@ from serving.gate.breaker import Breaker
 from serving.gate.catalogs import Catalogs
 from serving.gate.lane import Lane
 from serving.gate.near import Near
-from serving.gate.tally import LOG, Tally
+from serving.gate.tally import Tally
 from serving.gate.watch import Watch
 
 T = TypeVar("T")
@@ -34,6 +34,8 @@ THREADS: Final = 4
 # How many in a row one check follows; more is no catalog, but a store that lies.
 CATALOGS_MAX: Final = 5
 KNOWN_MAX: Final = 10_000
+# The part of its time that a failure takes to count as one that others would wait for.
+SLOW: Final = 0.25
 # No account has this revision, and no catalog this number.
 UNSEEN: Final = -1
 ANY: Final = -2
@@ -108,21 +110,31 @@ class Core:
 
     # What the shells do with calls.
 
+    def now(self) -> float:
+        """Monotonic seconds."""
+        return self._clocks.monotonic()
+
     def refusal(self, call: Call[T]) -> T | None:
         """The answer where the store is not to be asked."""
         if self._process != os.getpid():
             self._start()
-        if call.side.breaker.lets(self._clocks.monotonic()):
+        if call.side.breaker.lets(self.now()):
             return None
         return self._degraded(call, "the store failed several times in a row and is left alone for a moment")
 
-    def failed(self, call: Call[T], error: Exception) -> T:
-        """The answer where the store was asked, and this came of it."""
-        call.side.breaker.failed(self._clocks.monotonic())
+    def failed(self, call: Call[T], error: Exception, begun: float) -> T:
+        """The answer where the store was asked at `begun`, and this came of it.
+
+        A failure that comes at once keeps nobody waiting, and may be of one customer's totals alone: it is no reason
+        to leave the store alone.
+        """
+        now = self.now()
+        if now - begun >= call.side.timeout * SLOW:
+            call.side.breaker.failed(now)
         if isinstance(error, TimeoutError):
             return self._degraded(call, f"the store did not answer within {call.side.timeout:g} s")
         if not isinstance(error, StoreError):
-            LOG.error("the store answered nonsense, or the gate has a fault", exc_info=error)
+            self.tally.fault(error)
         return self._degraded(call, str(error) or type(error).__name__)
 
     def ended(self, call: Call[T], result: T) -> T:
@@ -132,7 +144,8 @@ class Core:
         return self._counted(result)
 
     def close(self) -> None:
-        self._closed = True
+        with self._lock:
+            self._closed, self._process = True, 0
         self._watch.stop()
         self._reading.lane.close()
         self._writing.lane.close()
@@ -142,7 +155,7 @@ class Core:
 
     def recall(self, customer: str, asked: Asked) -> Decision | None:
         """The decision, if the near cache has all that it takes."""
-        view = self._near.get(customer, self._clocks.monotonic())
+        view = self._near.get(customer, self.now())
         if view is None or not view.start <= self._clocks.wall() < view.until:
             return None
         return self._counted(self._flagged(view.decide(asked)), "near")
@@ -167,7 +180,7 @@ class Core:
             )
         until = self._clocks.wall() + _micros(expires_in)
         hold = Hold(customer, source, id, asked, until)
-        deadline = self._clocks.monotonic() + self._writing.timeout
+        deadline = self.now() + self._writing.timeout
         return Call(
             lambda: self._flagged(self._reserved(hold, deadline)),
             lambda detail: self._decide_blind(customer, asked, detail),
@@ -241,7 +254,7 @@ class Core:
                 if not decision.allowed:
                     return decision
                 seen = reserved.account.revision
-            if self._clocks.monotonic() > deadline:
+            if self.now() > deadline:
                 raise StoreError("too many others reserve for this customer at the same time")
 
     def _terms_of(self, customer: str, now: int) -> _Known:
@@ -268,7 +281,7 @@ class Core:
 
         A version that cannot be read in time, or not at all, leaves the one before it in force.
         """
-        if account.catalog != bounds.number:
+        if account.catalog != bounds.number or self._catalogs.problem:
             self._catalogs.follow(account.catalog, self._reading.timeout / 2)
         return self._catalogs.bounds is bounds
 

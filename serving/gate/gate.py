@@ -93,7 +93,8 @@ class _Gate:
     def counters(self) -> dict[str, int]:
         """What was decided since the start, by name.
 
-        `allowed`, `denied`, `denied_in_shadow`; of these `near` from memory; `degraded`; `feed_lost`.
+        `allowed`, `denied`, `denied_in_shadow`; of these `near` from memory; `degraded`; `faults` of
+        store or gate that are to be mended; `feed_lost`.
         """
         return self._core.tally.counts()
 
@@ -173,6 +174,7 @@ class Gate(_Gate):
         refusal = self._core.refusal(call)
         if refusal is not None:
             return refusal
+        begun = self._core.now()
         try:
             if self._direct:
                 return self._core.ended(call, call.run())
@@ -182,7 +184,7 @@ class Gate(_Gate):
             finally:
                 future.cancel()
         except Exception as error:
-            return self._core.failed(call, error)
+            return self._core.failed(call, error, begun)
 
 
 class AsyncGate(_Gate):
@@ -248,8 +250,9 @@ class AsyncGate(_Gate):
         refusal = self._core.refusal(call)
         if refusal is not None:
             return refusal
+        begun = self._core.now()
         try:
             future = asyncio.wrap_future(call.side.lane.submit(call.run))
             return self._core.ended(call, await asyncio.wait_for(future, call.side.timeout))
         except Exception as error:
-            return self._core.failed(call, error)
+            return self._core.failed(call, error, begun)

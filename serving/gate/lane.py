@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from queue import Full, Queue
 from threading import Lock, Thread
 from typing import Any, TypeVar
@@ -23,7 +24,6 @@ class Lane:
         self._calls: Queue[tuple[Future[Any], Callable[[], Any]] | None] = Queue(QUEUED_MAX)
         self._lock = Lock()
         self._started = 0
-        self._waiting = 0
 
     def submit(self, call: Callable[[], T]) -> "Future[T]":
         """The call's outcome, in time. One that is cancelled before its turn is not made.
@@ -40,11 +40,13 @@ class Lane:
         return future
 
     def close(self) -> None:
-        """Lets the threads end, after the calls that were submitted; waits for none."""
-        with self._lock:
+        """Lets the threads end, after the calls that were submitted; waits for none.
+
+        Where so many calls wait that there is no room to say so, the threads end with the process.
+        """
+        with self._lock, suppress(Full):
             for _ in range(self._started):
-                self._calls.put(None)
-            self._started = 0
+                self._calls.put_nowait(None)
 
     def _start(self) -> None:
         with self._lock:

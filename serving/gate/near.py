@@ -14,7 +14,8 @@ from threading import Lock
 
 from operators.gate import View
 
-CUSTOMERS_MAX = 100_000
+# A view takes about two kilobytes.
+CUSTOMERS_MAX = 20_000
 # Beyond this many the customers dropped are forgotten, and what is being read just then is not kept.
 DROPS_MAX = 10_000
 NEVER = float("-inf")

@@ -17,8 +17,8 @@ class Tally:
         self._lock = Lock()
         self._counts: Counter[str] = Counter()
         self._unsaid = 0
-        self._say_from = float("-inf")
-        self._degraded = False
+        self._say_from = self._fault_from = float("-inf")
+        self._degraded_at: float | None = None
 
     def add(self, *names: str) -> None:
         with self._lock:
@@ -32,21 +32,32 @@ class Tally:
 
     def degraded(self, detail: str) -> None:
         """One decision was made without the store."""
+        now = self._monotonic()
         with self._lock:
             self._counts["degraded"] += 1
             self._unsaid += 1
-            self._degraded = True
-            now = self._monotonic()
+            self._degraded_at = now
             if now < self._say_from:
                 return
             said, self._unsaid, self._say_from = self._unsaid, 0, now + SAID_EVERY
         LOG.warning("degraded, %d decision(s) made without the store: %s", said, detail)
 
+    def fault(self, error: Exception) -> None:
+        """What no store should answer, or no gate make of it: told with its traceback, to be mended."""
+        now = self._monotonic()
+        with self._lock:
+            self._counts["faults"] += 1
+            if now < self._fault_from:
+                return
+            self._fault_from = now + SAID_EVERY
+        LOG.error("the store answered nonsense, or the gate has a fault", exc_info=error)
+
     def recovered(self) -> None:
-        """The store answers; says so if it did not before."""
-        if not self._degraded:
+        """The store answers; says so if it did not a while before, and nothing was degraded since."""
+        degraded_at = self._degraded_at
+        if degraded_at is None or self._monotonic() < degraded_at + SAID_EVERY:
             return
         with self._lock:
-            was, self._degraded, self._unsaid, self._say_from = self._degraded, False, 0, float("-inf")
-        if was:
+            was, self._degraded_at, self._unsaid = self._degraded_at, None, 0
+        if was is not None:
             LOG.warning("the store answers again")

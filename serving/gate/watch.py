@@ -36,6 +36,7 @@ class Watch:
             try:
                 with closing(self._store.feed()) as feed:
                     # What was read before it was opened, it does not tell of.
+                    self._catalogs.forget()
                     self._near.lose()
                     while not self._stopped.is_set():
                         self.turn(feed)

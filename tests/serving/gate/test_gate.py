@@ -277,11 +277,23 @@ def test_a_decision_that_is_cancelled_leaves_the_gate_as_it_was(opened: Opened) 
     asyncio.run(main())
 
 
+def slowly(clock: Clock, error: Exception, only: str = "") -> Callable[[], object]:
+    """Fails, after a while, at every call or at those of one kind."""
+
+    def act(store: FakeHolds) -> None:
+        if not only or store.calls[-1] == only:
+            clock.seconds += 10
+            raise error
+
+    return act  # type: ignore[return-value]
+
+
 def test_a_store_that_fails_again_and_again_is_left_alone_for_a_moment(opened: Opened, kind: Any) -> None:
     store, clock = FakeHolds(catalog_text()), Clock()
     gate = opened(store, kind, clock)
     gate.check("acme", "calls")
-    store.act = fails(StoreError("away"))
+    act = slowly(clock, StoreError("away"))
+    store.act = lambda: act(store)  # type: ignore[call-arg]
     store.calls.clear()
     for _ in range(10):
         assert gate.check("acme", "calls").degraded
@@ -295,18 +307,46 @@ def test_a_store_that_fails_again_and_again_is_left_alone_for_a_moment(opened: O
 
 
 def test_a_lock_that_writers_wait_for_keeps_nobody_from_checking(opened: Opened, kind: Any) -> None:
-    store = FakeHolds(catalog_text())
-    gate = opened(store, kind)
+    store, clock = FakeHolds(catalog_text()), Clock()
+    gate = opened(store, kind, clock)
     gate.check("acme", "calls")
-
-    def locked() -> None:
-        if store.calls[-1] == "reserve":
-            raise StoreError("locked")
-
-    store.act = locked
+    act = slowly(clock, StoreError("locked"), only="reserve")
+    store.act = lambda: act(store)  # type: ignore[call-arg]
     for n in range(2 * FAILURES):
         assert gate.reserve("acme", "calls", 1, id=str(n)).degraded
         assert not gate.check("acme", "calls").degraded
+    assert store.calls.count("reserve") == FAILURES
+
+
+def test_a_customer_whose_totals_are_broken_is_nobody_elses_trouble(
+    opened: Opened, kind: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What fails at once keeps nobody waiting, so the store goes on being asked for all others."""
+    store, clock = FakeHolds(catalog_text()), Clock()
+    gate = opened(store, kind, clock)
+    store.used["broken"] = {"calls": "nonsense"}  # type: ignore[dict-item]
+    for _ in range(3 * FAILURES):
+        assert gate.check("broken", "calls").degraded
+    assert not gate.check("acme", "calls").degraded
+    assert gate.gate.counters()["faults"] == 3 * FAILURES
+    assert caplog.text.count("Traceback") == 1
+
+
+def test_the_log_of_an_outage_is_short_however_it_flickers(
+    opened: Opened, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Reads may work while writes do not, thousands of times a second."""
+    store, clock = FakeHolds(catalog_text()), Clock()
+    gate = opened(store, Gate, clock)
+    for n in range(90):
+        store.act = fails(StoreError("away")) if n % 2 else lambda: None
+        assert gate.check("acme", "calls").degraded == bool(n % 2)
+        clock.seconds += 0.01
+    store.act = lambda: None
+    clock.seconds += 2
+    assert not gate.check("acme", "calls").degraded
+    said = [record.getMessage() for record in caplog.records]
+    assert sum("degraded" in line for line in said) == 1 and sum("again" in line for line in said) == 1
 
 
 @pytest.mark.parametrize(
@@ -445,6 +485,26 @@ def test_a_catalog_that_cannot_be_read_leaves_the_one_before_in_force(
     assert (decision.allowed, decision.degraded, decision.catalog) == (True, False, 3)
 
 
+def test_a_catalog_that_could_not_be_read_for_a_moment_is_read_again(opened: Opened, kind: Any) -> None:
+    """And nothing stays flagged, whichever version it then is."""
+    store = FakeHolds(catalog_text("{cap: 1}"))
+    gate = opened(store, kind)
+    assert gate.check("acme", "calls").allowed
+
+    def no_catalog() -> None:
+        if store.calls[-1] == "catalog":
+            raise StoreError("locked")
+
+    for back in (False, True):
+        store.act = no_catalog
+        store.apply(catalog_text("{cap: 1}"))
+        assert gate.check("acme", "calls").degraded
+        store.act = lambda: None
+        store.number -= back
+        decision = gate.check("acme", "calls")
+        assert (decision.degraded, decision.catalog) == (False, store.number)
+
+
 def test_while_a_large_catalog_is_read_the_old_one_decides(opened: Opened, kind: Any) -> None:
     store = FakeHolds(catalog_text("{cap: 1}"))
     gate = opened(store, kind, timeout=timedelta(seconds=2))
@@ -576,13 +636,15 @@ def test_a_closed_gate_says_so(kind: Any) -> None:
     store = FakeHolds(catalog_text())
 
     async def ask(gate: AsyncGate) -> None:
+        assert not (await gate.check("acme", "calls")).degraded
         await gate.close()
         await gate.check("acme", "calls")
 
-    gate = kind(store)
+    gate = kind(store, near=False)
     with pytest.raises(RuntimeError, match="gate: is closed"):
         if kind is AsyncGate:
             asyncio.run(ask(gate))
+        assert not gate.check("acme", "calls").degraded
         gate.close()
         gate.check("acme", "calls")
     assert store.closed
