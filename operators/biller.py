@@ -19,8 +19,6 @@ from operators.quantity import scaled
 from operators.rollup import SUFFIX
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-ROLLED_UP = "sum"
-"""The property that the biller sums of rolled up usage."""
 
 
 class Aggregation(msgspec.Struct, frozen=True):
@@ -197,7 +195,8 @@ class Reading:
 
 
 def _is_rolled_up(ours: Meter, theirs: Meter) -> bool:
-    is_sum = (theirs.kind, theirs.key, theirs.filter) == ("sum", ROLLED_UP, None)
+    keys = ("sum", "count") if ours.kind == "count" else ("sum",)
+    is_sum = theirs.kind == "sum" and theirs.key in keys and theirs.filter is None
     return is_sum and theirs.event_name == ours.name + SUFFIX and ours.kind in ("sum", "count")
 
 
