@@ -1,7 +1,7 @@
 """The Redis store keeps the contract; and what only a server on the network can do wrong."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, ClassVar
@@ -11,9 +11,10 @@ import pytest
 from connectors.redis_control import RedisControl
 from connectors.redis_reader import RedisReader
 from connectors.redis_store import RedisWriter
+from operators.records import Counter
 from tests import redis_server
 from tests.connectors.control_contract import ControlContract, ControlPlace
-from tests.connectors.store_contract import AtOnce, Place, StoreContract
+from tests.connectors.store_contract import AtOnce, Place, StoreContract, total_of
 
 _numbers = count()
 
@@ -81,3 +82,32 @@ class TestRedisCluster(_OnServers):
     @pytest.fixture(autouse=True)
     def _on(self, nodes: list[redis_server.Server]) -> None:
         type(self).place = RedisPlace("", tuple(node.port for node in nodes), "cluster")
+
+
+def numbers_grow(place: Place) -> None:
+    """However fast writes follow each other, a follower that has seen one is told of the next."""
+    with closing(place.open_writer()) as writer, closing(place.open_reader()) as reader:
+        seq = reader.changes(0).seq
+        for version in range(1, 50):
+            writer.write([total_of("a", version=version), total_of("b", version=version)], [])
+            changes = reader.changes(seq)
+            assert changes.customers == {"a", "b"} and changes.seq > seq
+            seq = changes.seq
+
+
+def beyond_doubles(place: Place) -> None:
+    """Where doubles end, at 2^53, one more would be no more."""
+    with closing(place.open_writer()) as writer, closing(place.open_reader()) as reader:
+        for value in (2**53, 2**53 + 1, 2**62, 2**62 + 1, 2**62):
+            writer.write([total_of("a", version=value)], [Counter(0, "events", value)])
+        (stored,) = reader.read("a")
+        assert stored.total.version == 2**62 + 1
+        assert list(reader.counters()) == [Counter(0, "events", 2**62 + 1)]
+
+
+def test_every_write_has_a_number_of_its_own(server: redis_server.Server) -> None:
+    numbers_grow(RedisPlace(f"t{next(_numbers)}", (server.port,)))
+
+
+def test_versions_and_counters_are_compared_exactly(server: redis_server.Server) -> None:
+    beyond_doubles(RedisPlace(f"t{next(_numbers)}", (server.port,)))
