@@ -91,8 +91,8 @@ class Clock:
 class System:
     """`folder` has everything that a real one has. Customers are the platform's own ids."""
 
-    def __init__(self, folder: Path, *, ledger: bool = True, tier: int = 0) -> None:
-        self.folder, self.clock = folder, Clock()
+    def __init__(self, folder: Path, *, ledger: bool = True, tier: int = 0, rollup: timedelta | None = None) -> None:
+        self.folder, self.clock, self._rollup = folder, Clock(), rollup
         self.requests_before = 0
         self._platform = Platform(1, key=KEY, wall=self.clock)
         self._transport = AppTransport(build_platform(self._platform)[0])
@@ -113,16 +113,16 @@ class System:
         self._control_at = ""
         self._numbers = iter(range(1, 10**9))
         kept = Ledger(ledger_path(self.data / "outbox.db"), keep=timedelta(days=35), clock=self.clock)
-        self.outbox = Outbox(
-            self.data / "outbox.db", sync=False, ledger=kept if ledger else None, clock=self.clock
-        )
+        book = kept if ledger else None
+        path = self.data / "outbox.db"
+        self.outbox = Outbox(path, sync=False, ledger=book, unfolded=rollup is not None, clock=self.clock)
         self.sender = self._sender("restamp")
         self.is_sending = True
         self.subscriptions: dict[str, str] = {}
 
     def _sender(self, late: Any) -> Sender:
         client = self.client(Rate(self._rate.burst, self._rate.sustained - 60))
-        terms = Terms(linger=timedelta(0), late=late, concurrency=1)
+        terms = Terms(linger=timedelta(0), late=late, concurrency=1, rollup=self._rollup)
         given = dict(clock=self.clock, sleep=self.clock.sleep, uniform=lambda: 1.0)
         return Sender(self.outbox, client, lambda: self.catalog, terms, **given)  # type: ignore[arg-type]
 

@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -263,6 +264,31 @@ def test_without_a_ledger_drift_is_found_all_the_same(tmp_path: Path) -> None:
         metered.run(3600, step=60)
         metered.simulator.drop(early)
         assert causes(metered.reconcile()[globex, "tokens"]) == {"unexplained": "7"}
+
+
+def test_usage_that_is_rolled_up_is_compared_as_well(tmp_path: Path) -> None:
+    """Windows that are still open are on their way; a window that is lost is named, and sent again."""
+    with system(tmp_path, rollup=timedelta(minutes=1)) as metered:
+        metered.meters = {
+            "tokens": metered.simulator.meter("tokens.rollup", "sum", "sum", name="tokens"),
+            "calls": metered.simulator.meter("calls.rollup", "sum", "count", name="calls"),
+        }
+        acme = metered.customer()
+        metered.apply()
+        for n in range(30):
+            metered.event(acme, tokens=1 + n)
+            metered.event(acme)
+            metered.run(20)
+        assert metered.reconcile() == {}
+        assert {event["event_name"] for event in metered.simulator.events()} == {"tokens.rollup", "calls.rollup"}
+        metered.run(300)
+        lost = next(e for e in metered.simulator.events() if e["event_name"] == "tokens.rollup")
+        metered.simulator.drop(lost["event_id"])
+        found = metered.reconcile(reconcile_repair="true")
+        assert causes(found[acme, "tokens"]) == {"missing_there": str(lost["metadata"]["sum"])}
+        assert found[acme, "tokens"]["findings"][0]["ids"] == [lost["event_id"]]
+        metered.run(400)
+        assert metered.reconcile() == {}
 
 
 def test_another_meter_under_a_known_name_is_not_compared(metered: System) -> None:
