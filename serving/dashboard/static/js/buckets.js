@@ -1,6 +1,6 @@
 // The hours and days that a chart shows, those without usage too, in the customer's own zone.
 
-const HOUR = 3_600_000;
+const HOUR = 3_600_000, DAY = 24 * HOUR;
 
 /** The buckets of one meter as slots without gaps, the oldest first: `{start, end, total, events}`, times in ms. */
 export function slots(buckets, meter, unit, count, now, zone) {
@@ -15,7 +15,7 @@ export function slots(buckets, meter, unit, count, now, zone) {
   const first = starts[0];
   for (const [i, start] of starts.entries()) {
     if (!found.has(start)) {
-      found.set(start, { start, end: starts[i + 1] ?? start + HOUR * (unit === "hour" ? 1 : 24), total: "0", events: 0 });
+      found.set(start, { start, end: starts[i + 1] ?? start + (unit === "hour" ? HOUR : DAY), total: "0", events: 0 });
     }
   }
   return [...found.values()].filter((slot) => slot.start >= first).sort((one, other) => one.start - other.start);
@@ -28,11 +28,14 @@ export function merged(older, newer) {
   return [...found.values()];
 }
 
+/** In hours since each local day began, as the flow counts them (operators/periods.py). */
 function hourStarts(count, now, zone) {
-  // Zones differ from UTC by parts of an hour too.
-  const offset = offsetAt(now, zone);
-  const present = Math.floor((now + offset) / HOUR) * HOUR - offset;
-  return Array.from({ length: count }, (_, i) => present - (count - 1 - i) * HOUR);
+  const days = dayStarts(Math.ceil(count / 23) + 1, now, zone);
+  const found = days.flatMap((day, i) => {
+    const end = days[i + 1] ?? now + 1;
+    return Array.from({ length: Math.ceil((end - day) / HOUR) }, (_, hour) => day + hour * HOUR);
+  });
+  return found.slice(-count);
 }
 
 function dayStarts(count, now, zone) {
@@ -41,10 +44,10 @@ function dayStarts(count, now, zone) {
   return Array.from({ length: count }, (_, i) => midnight(Date.UTC(year, month, day - (count - 1 - i)), zone));
 }
 
-/** When a local midnight is, given as if it were UTC. Twice, as the first guess may be on the other side of a change. */
+/** When a local day begins, its midnight given as if it were UTC. Clocks may skip a midnight, or have it twice. */
 function midnight(local, zone) {
-  const guess = local - offsetAt(local, zone);
-  return local - offsetAt(guess, zone);
+  const guesses = [local - offsetAt(local - DAY, zone), local - offsetAt(local + DAY, zone)];
+  return Math.min(...guesses.filter((guess) => guess + offsetAt(guess, zone) >= local));
 }
 
 const formats = new Map();

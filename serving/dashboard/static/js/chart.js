@@ -161,7 +161,7 @@ class Flow extends Chart {
       padding: [10, 16, 0, 0],
       cursor: { y: false, drag: { setScale: false, x: false, y: false }, points: { size: 6 } },
       scales: {
-        x: { time: true, range: (plot, min, max) => [max - this.seconds(min, max), max] },
+        x: { time: true, range: () => this.stretch() },
         y: { range: (plot, min, max) => [0, max > 0 ? max * 1.12 : 1] },
       },
       axes: [
@@ -181,9 +181,10 @@ class Flow extends Chart {
     return this.write(`${rate(events[at])} events/s, ${rate(refused[at])} refused/s ${back < 1 ? "now" : `${span(back)} ago`}`);
   }
 
-  /** A minute at first, five in the end. */
-  seconds(min, max) {
-    return Math.min(Math.max(max - min, 60), 300);
+  /** Up to now: a minute at first, five in the end. */
+  stretch() {
+    const [times] = this.columns, now = times.at(-1) ?? 0;
+    return [now - Math.min(Math.max(now - (times[0] ?? now), 60), 300), now];
   }
 }
 

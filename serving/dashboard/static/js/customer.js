@@ -161,7 +161,7 @@ export class CustomerPage {
     const { count, title } = SPANS[this.by];
     const shown = slots(this.by === "hour" ? this.hours : this.days, one.meter, this.by, count, this.now, usage.zone);
     return html`<figure>
-      <figcaption>${words(one.meter)} <span class="unit">${one.unit}</span></figcaption>
+      <figcaption>${words(one.meter)} ${one.unit === one.meter ? nothing : html`<span class="unit">${one.unit}</span>`}</figcaption>
       <tide-bars aria-label="${words(one.meter)}, ${title.toLowerCase()}, as bars; the table below has the figures"
         .data=${{ slots: shown, unit: one.unit, zone: usage.zone, by: this.by }}></tide-bars>
       <details><summary>Table<span class="visually-hidden"> of ${words(one.meter)}</span></summary>${table(shown, one, usage.zone, this.by)}</details>

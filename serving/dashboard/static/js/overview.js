@@ -173,7 +173,7 @@ function near(rows) {
 
 function top(rows) {
   if (!rows.length) return empty("No events in this period.");
-  return html`<div class="scroll"><table>
+  return html`<div class="scroll"><table class="roomy">
     <thead><tr><th scope="col">Customer</th><th scope="col" class="right">Events/s</th><th scope="col" class="right">Events</th><th scope="col" class="right">Live bill</th></tr></thead>
     <tbody>${keyed(rows.slice(0, 10), (row) => row.customer, (row) => html`<tr>
       <th scope="row">${customerLink(row.customer)}<span class="plan">${visible(row.plan)}</span></th>

@@ -23,7 +23,7 @@ const MARKS = { free: "", noted: "△", overage: "+", over: "▲", grace: "▲",
 export const chip = (level, text) => html`<span class="chip ${level}"><span aria-hidden="true">${MARKS[level] ?? ""}</span>${text}</span>`;
 
 /** A name that somebody else chose: set apart, so that its direction changes nothing around it. */
-export const name = (text) => html`<bdi class="name">${visible(text)}</bdi>`;
+export const name = (text) => html`<bdi class="name" title=${visible(text)}>${visible(text)}</bdi>`;
 
 /** Control characters and direction marks as themselves, so that names that look alike are told apart. */
 export const visible = (text) =>
