@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
+from weakref import WeakMethod
 
 import confluent_kafka as rd
 
@@ -153,3 +154,18 @@ def _login(sasl: str, user: str | None, password: str | None) -> dict[str, Any]:
         return mechanism
     named = {"sasl.oauthbearer.client.id": user, "sasl.oauthbearer.client.secret": password}
     return mechanism | {"sasl.oauthbearer.method": "oidc"} | named
+
+
+def weakly(method: Callable[..., None]) -> Callable[..., None]:
+    """Calls `method` for as long as its object lives, which it does not keep alive.
+
+    A client and who listens to it would be a cycle, which the collector ends on any thread; and on a thread of
+    librdkafka's own, such as that of an administrator's answers, the end of a client is the end of the process.
+    """
+    held = WeakMethod(method)
+
+    def call(*heard: Any) -> None:
+        if (listening := held()) is not None:
+            listening(*heard)
+
+    return call

@@ -13,7 +13,7 @@ import confluent_kafka as rd
 import msgspec
 from confluent_kafka import Consumer, Message, TopicPartition
 
-from connectors.kafka_client import Cluster, KafkaError
+from connectors.kafka_client import Cluster, KafkaError, weakly
 from connectors.kafka_topic import TopicWatch
 
 MESSAGES_MAX = 16_384
@@ -74,7 +74,11 @@ class Feed:
         self._now = 0
         self._down_since: int | None = None
         self._fatal: KafkaError | None = None
-        heard = {"error_cb": self._on_error, "stats_cb": self._on_statistics, "on_commit": self._on_commit}
+        heard = {
+            "error_cb": weakly(self._on_error),
+            "stats_cb": weakly(self._on_statistics),
+            "on_commit": weakly(self._on_commit),
+        }
         self._consumer: Consumer = cluster.made(Consumer, {**settings, **heard})
 
     @property

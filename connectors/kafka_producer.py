@@ -7,7 +7,7 @@ from typing import NamedTuple
 import confluent_kafka as rd
 from confluent_kafka import Message, Producer
 
-from connectors.kafka_client import Cluster
+from connectors.kafka_client import Cluster, weakly
 
 QUEUED_MAX = 100_000
 OURS = {
@@ -47,7 +47,7 @@ class Delivery:
         self._failed: rd.KafkaError | None = None
         self._too_large: list[Record] = []
         self.ends: dict[int, int] = {}
-        settings = {**cluster.settings(OURS, OWN), "error_cb": self._on_error}
+        settings = {**cluster.settings(OURS, OWN), "error_cb": weakly(self._on_error)}
         self._producer: Producer = cluster.made(Producer, settings)
 
     def send(self, record: Record) -> None:

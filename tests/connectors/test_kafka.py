@@ -1,5 +1,6 @@
 """The Kafka source against real brokers: the contract, and what only Kafka can do wrong."""
 
+import gc
 import os
 import re
 import time
@@ -8,6 +9,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import pytest
 from confluent_kafka import ConsumerGroupTopicPartitions, Producer, TopicPartition
@@ -396,6 +398,24 @@ def test_options_that_librdkafka_or_a_promise_does_not_allow(config: dict[str, s
     """Before anything is connected."""
     with pytest.raises(ValueError, match=re.escape(said)):
         KafkaSource(["127.0.0.1:1"], "topic", config=config)
+
+
+def test_no_client_is_left_to_the_garbage_collector(kafka: Kafka) -> None:
+    """It may run on a thread of librdkafka's, which then ends the process."""
+    topic = kafka.topic()
+    kafka.put(topic, [b"1"])
+    gc.collect()
+    gc.disable()
+    try:
+        of = source(kafka, topic)
+        reader = Reader(of)
+        reader.read(1)
+        part = reader.parts[f"{topic}/0"]
+        held = [ref(part), ref(part._feed), ref(of._watch)]  # type: ignore[attr-defined]
+        del of, reader, part
+        assert [each() for each in held] == [None, None, None]
+    finally:
+        gc.enable()
 
 
 def test_a_topic_that_is_not_there_is_one_clear_error(brokers: Brokers) -> None:
