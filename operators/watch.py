@@ -96,10 +96,10 @@ class Watch:
         state = self._states.get(passed.word) or rules.fresh()
         before = list(state)
         if passed.readings == 1:
-            readings, times, totals = [passed.first], [passed.at], [passed.total]
+            readings, times, totals, unit = [passed.first], [passed.at], [passed.total], 1
         else:
-            readings, times, totals = _replayed(batch, touched, passed)
-        moments = [(place, change, rules) for place, change in _changes(passed.fold, rules, state, totals)]
+            readings, times, totals, unit = _replayed(batch, touched, passed)
+        moments = [(place, change, rules) for place, change in _changes(passed.fold, rules, state, totals, unit)]
         if closed is not None:
             corrections = np.flatnonzero(closed[readings]).tolist()
             for count, place in enumerate(corrections, int(touched.corrected[passed.place]) + 1):
@@ -109,7 +109,7 @@ class Watch:
             # Stable, so that at one reading the correction comes last.
             moments.sort(key=itemgetter(0))
         for place, change, under in moments:
-            yield readings[place], self._alert(passed.row, under, change, totals[place], times[place])
+            yield readings[place], self._alert(passed.row, under, change, totals[place] * unit, times[place])
         if state != before:
             self._move(passed.row, passed.word, rules, state)
 
@@ -251,14 +251,22 @@ def _joined(limbs: Limbs) -> list[int]:
     return values
 
 
-def _replayed(batch: Batch, touched: Touched, passed: _Passed) -> tuple[list[int], list[int], list[int]]:
-    """A row's readings in order of arrival, their times, and the total after each."""
+def _replayed(batch: Batch, touched: Touched, passed: _Passed) -> tuple[list[int], list[int], list[int], int]:
+    """A row's readings in order of arrival, their times, and the total after each, in a unit that is given too.
+
+    A total is unit times 10⁻²⁴; whole ones are counted in ones, as small integers add up sooner.
+    """
     i = passed.place
     readings = np.sort(touched.order[touched.starts[i] : touched.starts[i + 1]])
-    total = joined(int(touched.hi[i]), int(touched.mid[i]), int(touched.lo[i]))
+    before = [int(limbs[i]) for limbs in (touched.hi, touched.mid, touched.lo)]
+    limbs = [limb[readings] for limb in batch.limbs()]
+    if any(before[1:]) or any(limb.any() for limb in limbs[1:]):
+        total, values, unit = joined(*before), _joined(limbs), 1
+    else:
+        total, values, unit = before[0], limbs[0].tolist(), SCALE
     times = batch.at[readings].tolist()
-    values = _joined([limb[readings] for limb in batch.limbs()])
-    return readings.tolist(), times, list(_running(passed.fold, total, values, times, int(touched.as_of[i])))
+    totals = list(_running(passed.fold, total, values, times, int(touched.as_of[i])))
+    return readings.tolist(), times, totals, unit
 
 
 def _running(fold: int, total: int, values: list[int], times: list[int], as_of: int) -> Iterator[int]:
@@ -274,17 +282,17 @@ def _running(fold: int, total: int, values: list[int], times: list[int], as_of: 
             yield total
 
 
-def _changes(fold: int, rules: Rules, state: State, totals: list[int]) -> Iterator[tuple[int, Change]]:
+def _changes(fold: int, rules: Rules, state: State, totals: list[int], unit: int) -> Iterator[tuple[int, Change]]:
     """Where the state moves, and how."""
     if fold == LAST:
         for place, total in enumerate(totals):
-            yield from ((place, change) for change in step(rules, state, total))
+            yield from ((place, change) for change in step(rules, state, total * unit))
         return
-    # Other totals only grow, so the next level is found by bisection.
-    place = bisect_left(totals, rules.next_up(state))
+    # Other totals only grow, so the next level is found by bisection; rounded up, as totals are whole units.
+    place = bisect_left(totals, -(-rules.next_up(state) // unit))
     while place < len(totals):
-        for change in step(rules, state, totals[place]):
+        for change in step(rules, state, totals[place] * unit):
             yield place, change
         place += 1
         if place < len(totals):
-            place = bisect_left(totals, rules.next_up(state), place)
+            place = bisect_left(totals, -(-rules.next_up(state) // unit), place)
