@@ -5,6 +5,7 @@ levels of each ladder hold, and how many alerts it has sent. Levels are integers
 to that grid, so that comparing is exact whatever the percentage.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from decimal import Decimal
 from fractions import Fraction
@@ -47,12 +48,11 @@ class Rules(NamedTuple):
 
     def next_up(self, state: State) -> int:
         """No level rises while the total (times 10²⁴) is below this."""
-        waiting = [
-            ladder.ups[state[2 * i]]
-            for i, ladder in enumerate(self.ladders)
-            if state[2 * i] < len(ladder.ups)
-        ]
-        return min(waiting, default=NEVER_NEXT * SCALE)
+        lowest = NEVER_NEXT * SCALE
+        for ladder, held in zip(self.ladders, state[::2], strict=True):
+            if held < len(ladder.ups) and ladder.ups[held] < lowest:
+                lowest = ladder.ups[held]
+        return lowest
 
 
 class Change(NamedTuple):
@@ -97,7 +97,7 @@ def step(rules: Rules, state: State, total: int) -> Iterator[Change]:
     """Moves the state to a total (times 10²⁴) and yields one change for each ladder that moved."""
     for i, ladder in enumerate(rules.ladders):
         held = state[2 * i]
-        risen = sum(total >= up for up in ladder.ups)
+        risen = bisect_right(ladder.ups, total)
         if risen > held:
             change, label = "raised", ladder.labels[risen - 1]
         else:

@@ -24,7 +24,6 @@ from operators.windows import (
     LAST,
     MAX,
     Batch,
-    Flags,
     Limbs,
     Touched,
     key_of,
@@ -69,28 +68,18 @@ class Watch:
         if not len(found):
             return []
         rows, starts = rows[found], touched.starts[found]
-        words = self._periods.keys[0][rows]
-        first = touched.order[starts]
-        rules = self._roster.key_rules.values[key_of(words)]
+        words, first = self._periods.keys[0][rows], touched.order[starts]
         facts = (
-            found,
-            rows,
-            words,
-            rules,
-            batch.fold[first],
-            touched.starts[found + 1] - starts,
-            first,
-            batch.at[first],
+            *(found, rows, words, self._roster.key_rules.values[key_of(words)], batch.fold[first]),
+            *(touched.starts[found + 1] - starts, first, batch.at[first], touched.corrected[found]),
+            columns["corrected"][rows] - touched.corrected[found],
         )
-        closed = batch.corrected if batch.corrected.any() else None
         alerts: list[tuple[int, Alert]] = []
         for row in map(_Passed, *(fact.tolist() for fact in facts), self._totals(rows)):
-            alerts.extend(self._replay(batch, touched, row, closed))
+            alerts += self._replay(batch, touched, row)
         return [alert for _, alert in sorted(alerts, key=itemgetter(0))]
 
-    def _replay(
-        self, batch: Batch, touched: Touched, passed: "_Passed", closed: Flags | None
-    ) -> Iterator[tuple[int, Alert]]:
+    def _replay(self, batch: Batch, touched: Touched, passed: "_Passed") -> list[tuple[int, Alert]]:
         """The alerts of one row, each with the reading that set it off."""
         rules = self._roster.rules[passed.rules]
         state = self._states.get(passed.word) or rules.fresh()
@@ -100,18 +89,20 @@ class Watch:
         else:
             readings, times, totals, unit = _replayed(batch, touched, passed)
         moments = [(place, change, rules) for place, change in _changes(passed.fold, rules, state, totals, unit)]
-        if closed is not None:
-            corrections = np.flatnonzero(closed[readings]).tolist()
-            for count, place in enumerate(corrections, int(touched.corrected[passed.place]) + 1):
+        if passed.corrections:
+            corrections = np.flatnonzero(batch.corrected[readings]).tolist()
+            for count, place in enumerate(corrections, passed.corrected + 1):
                 if count.bit_count() == 1:
                     change = Change("correction", "correction", "announced", str(count), count.bit_length())
                     moments.append((place, change, _UNLIMITED))
             # Stable, so that at one reading the correction comes last.
             moments.sort(key=itemgetter(0))
-        for place, change, under in moments:
-            yield readings[place], self._alert(passed.row, under, change, totals[place] * unit, times[place])
         if state != before:
             self._move(passed.row, passed.word, rules, state)
+        return [
+            (readings[place], self._alert(passed.row, under, change, totals[place] * unit, times[place]))
+            for place, change, under in moments
+        ]
 
     def _move(self, row: int, word: int, rules: Rules, state: State) -> None:
         """Keeps a new state, and the next level with it."""
@@ -229,7 +220,10 @@ _UNLIMITED = Rules("", None, ())
 
 
 class _Passed(NamedTuple):
-    """A row whose alerts are looked for: what a batch left there, and the first and number of its readings."""
+    """A row whose alerts are looked for: the number and first of a batch's readings, and where they left its total.
+
+    `corrected` is how many corrections there were before, `corrections` how many came.
+    """
 
     place: int
     row: int
@@ -239,6 +233,8 @@ class _Passed(NamedTuple):
     readings: int
     first: int
     at: int
+    corrected: int
+    corrections: int
     total: int
 
 
@@ -284,9 +280,10 @@ def _running(fold: int, total: int, values: list[int], times: list[int], as_of: 
 
 def _changes(fold: int, rules: Rules, state: State, totals: list[int], unit: int) -> Iterator[tuple[int, Change]]:
     """Where the state moves, and how."""
-    if fold == LAST:
+    if fold == LAST or len(totals) == 1:
         for place, total in enumerate(totals):
-            yield from ((place, change) for change in step(rules, state, total * unit))
+            for change in step(rules, state, total * unit):
+                yield place, change
         return
     # Other totals only grow, so the next level is found by bisection; rounded up, as totals are whole units.
     place = bisect_left(totals, -(-rules.next_up(state) // unit))
