@@ -287,7 +287,7 @@ def _account(db: sqlite3.Connection, customer: str, scope: Scope, now: int) -> A
     query = _account_sql(shard_of(customer, BUCKETS))
     for kind, what, value in db.execute(query, (customer, scope.start, now)):
         if kind == "totals":
-            used = {meter: one for meter, one in _used(what, value) if meter in scope.meters}
+            used = {meter: one for meter, one in _used(what, value, scope.start) if meter in scope.meters}
         elif kind == "held":
             held[what] = _whole(value)
         elif kind == "expired":
@@ -314,12 +314,12 @@ def _account_sql(bucket: int) -> str:
         UNION ALL SELECT 'catalog', '', max(number) FROM catalogs"""
 
 
-def _used(body: Any, written_at: int) -> Iterator[tuple[str, Used]]:
-    """The totals of a period, as connectors/sqlite_totals.py packs them."""
+def _used(body: Any, written_at: int, start: int) -> Iterator[tuple[str, Used]]:
+    """The totals of a period, as connectors/sqlite_totals.py packs them: times count from the period's start."""
     try:
         entries = _TOTALS.decode(body)
         for meter, _, total, _, as_of, *_ in entries:
-            yield str(meter), Used(_whole(total), int(as_of), written_at)
+            yield str(meter), Used(_whole(total), start + int(as_of), written_at)
     except (msgspec.DecodeError, TypeError, ValueError) as error:
         raise StoreError(f"store: needs packed totals, got {str(body)[:60]!r} ({error})") from None
 
