@@ -7,6 +7,7 @@ can say what the other does not. Paths are matched as they were sent, so that %2
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar
 from urllib.parse import unquote
 
@@ -101,8 +102,13 @@ class Route:
     @property
     def name(self) -> str:
         """For metrics and the OpenAPI document: `get_customers_usage`."""
-        words = re.findall(r"[a-z]+", re.sub(r"\{[a-z]+\}|/v1/", "/", self.path))
-        return "_".join((self.method.lower(), *words))
+        return _name(self.method, self.path)
+
+
+@cache
+def _name(method: str, path: str) -> str:
+    words = re.findall(r"[a-z]+", re.sub(r"\{[a-z]+\}|/v1/", "/", path))
+    return "_".join((method.lower(), *words))
 
 
 class Found(NamedTuple):

@@ -73,6 +73,7 @@ class Service:
         self.live.start()
         with suppress(TimeoutError):
             await asyncio.wait_for(self.live.first.wait(), STORE_WITHIN_S)
+            await self.followed(self.live.number)
 
     async def followed(self, number: int) -> None:
         """Waits until this process decides by this version of the catalog, so that who changed it meets it at once.
