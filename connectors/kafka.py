@@ -208,6 +208,11 @@ class _Partition(StatefulSourcePartition[Payloads, KafkaPosition]):
     def next_awake(self) -> datetime | None:
         return self._awake
 
+    def behind(self) -> int | None:
+        """How many messages there are that were not handed out; None until a broker has said. From any thread."""
+        end = self._feed.known_end(self._partition)
+        return None if end is None else max(0, end - self._position.offset)
+
     def snapshot(self) -> KafkaPosition:
         self._taken = self._position.offset
         return self._position

@@ -132,6 +132,15 @@ class Feed:
             lambda wait: self._consumer.get_watermark_offsets(place, wait), f"topic {self._topic!r}, its offsets"
         )
 
+    def known_end(self, partition: int) -> int | None:
+        """The next offset that there will be, as the last answer of a broker said; None before the first."""
+        try:
+            _, end = self._consumer.get_watermark_offsets(TopicPartition(self._topic, partition), cached=True)
+        except (rd.KafkaException, RuntimeError):
+            # Whoever asks may do so while the consumer ends.
+            return None
+        return end if end >= 0 else None
+
     def commit(self, partition: int, offset: int, now: int) -> None:
         """Tells the group that all before `offset` is settled. Goes out with the next poll."""
         known, at = self._committed.get(partition, (-1, 0))

@@ -121,6 +121,28 @@ def test_partitions_are_read_side_by_side(kafka: Kafka) -> None:
         assert reader.states[f"{topic}/{partition}"].offset == 500
 
 
+def test_it_knows_how_far_it_is_behind(kafka: Kafka) -> None:
+    """For the lag in the metrics, and the watchdog who tells a stall from a quiet night."""
+    topic = kafka.topic()
+    kafka.put(topic, [b"x" * 100] * 1000)
+    reader = Reader(source(kafka, topic, poll_bytes=2048))
+    [part] = reader.parts.values()
+    seen = []
+
+    def caught_up() -> bool:
+        reader.poll()
+        seen.append((len(reader.payloads), part.behind()))  # type: ignore[attr-defined]
+        return seen[-1][1] == 0
+
+    until(caught_up, "it never knows that it has caught up", 0)
+    assert [read for read, _ in seen][-1] == 1000
+    told = [(read, behind) for read, behind in seen if behind is not None]
+    assert len({behind for _, behind in told}) > 10
+    assert all(read + behind == 1000 for read, behind in told)
+    reader.close()
+    assert part.behind() is None  # type: ignore[attr-defined]
+
+
 def committed(kafka: Kafka, group: str, topic: str) -> dict[int, int]:
     """What the group says of each partition, as lag tools ask for it."""
     [asked] = kafka.admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)]).values()
