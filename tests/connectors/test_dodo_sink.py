@@ -27,7 +27,7 @@ from tests.platform import KEY, platform, platform_process  # noqa: F401
 CATALOG = Catalog(
     (Meter("tokens", "llm", "sum", "tokens"),), {"p": Plan("p")}, {"acme": Customer("acme", "p", billing_id="cus_acme")}
 )
-SECONDS = 20
+SECONDS = 60
 
 
 def usage(count: int) -> list[Accepted]:
