@@ -7,7 +7,7 @@
 - near: a check from the near cache, in µs.
 - far: a check that asks the store, and the barest thing that asks it too (Redis: GET by redis-py; SQLite: one row by
   its key), turn by turn in one process. Ratios are taken round by round.
-- catalog: processes that ask without pause; from when `apply` returned to the first decision under it, in ms.
+- catalog: processes that ask a thousand times a second; ms from when `apply` returned to the first decision under it.
 - crowd: 64 clients at a cap of 10,000, with kills; by how much the total went over it.
 - settle: what the flow's writer pays per event for looking whether it ends a hold, in ns.
 """
@@ -39,6 +39,8 @@ from serving.gate import Gate
 
 PARTS: Final = ("near", "far", "catalog", "crowd", "settle")
 WAITING: Final = (0, 10, 10_000)
+# Seconds from one check to the next of those who wait for a catalog.
+BETWEEN: Final = 0.001
 PATIENCE: Final = timedelta(seconds=5)
 Report = dict[str, Any]
 
@@ -225,6 +227,7 @@ def _ask(store: str, channel: Any) -> None:
             if not decision.degraded and decision.catalog != last:
                 last = decision.catalog
                 channel.put((last, time.monotonic()))
+            time.sleep(BETWEEN)
 
 
 def _some(n: int) -> Total:

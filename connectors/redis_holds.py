@@ -52,6 +52,7 @@ class RedisHolds:
     ) -> None:
         self._keys = Keys(prefix)
         self._sleep = sleep
+        self._number = Command(self._keys.control_slot, ("GET", self._keys.catalog_number))
         self.self_timed = servers.get("form", "single") == "single"
         self._servers = {
             "read": Servers(**servers | {"timeout": read_wait, "wait": read_wait}),
@@ -145,24 +146,30 @@ class RedisHolds:
 
     def _ask(self, kind: Literal["read", "write"], command: Command) -> tuple[Any, int]:
         """The script's answer, and the newest catalog's number."""
-        number = Command(self._keys.control_slot, ("GET", self._keys.catalog_number))
-        with self._redis(kind) as redis:
-            found, newest = redis.run([command, number])
-            return complete(found, redis.servers), int(newest or 0)
+        redis = self._taken(kind)
+        try:
+            found, newest = redis.run([command, self._number])
+            answer = complete(found, redis.servers), int(newest or 0)
+        except BaseException:
+            redis.close()
+            raise
+        self._idle[kind].append(redis)
+        return answer
 
     @contextmanager
     def _redis(self, kind: Literal["read", "write"]) -> Iterator[Redis]:
-        redis = None
-        with suppress(IndexError):
-            redis = self._idle[kind].pop()
-        if redis is None:
-            redis = (TimedRedis if self.self_timed else Redis)(self._servers[kind], sleep=self._sleep)
+        redis = self._taken(kind)
         try:
             yield redis
         except BaseException:
             redis.close()
             raise
         self._idle[kind].append(redis)
+
+    def _taken(self, kind: Literal["read", "write"]) -> Redis:
+        with suppress(IndexError):
+            return self._idle[kind].pop()
+        return (TimedRedis if self.self_timed else Redis)(self._servers[kind], sleep=self._sleep)
 
 
 def _fields(scope: Scope) -> list[str]:
