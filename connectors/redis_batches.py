@@ -27,10 +27,10 @@ class Rows:
     def __len__(self) -> int:
         return len(self.periods) + len(self.charts)
 
-    def words(self, name: str, kept: int, ended: Sequence[bytes]) -> list[Any]:
-        """As the script takes them. Periods are kept for `kept` (µs) after the last of them."""
+    def words(self, name: str, now: int, kept: int, ended: Sequence[bytes]) -> list[Any]:
+        """As the script takes them. Periods are kept for `kept` (µs) after the last of them, or after now."""
         periods, charts = self.periods, self.charts
-        counts = (self.ends + kept) // 1_000, len(periods), len(charts), len(ended)
+        counts = (max(self.ends, now) + kept) // 1_000, len(periods), len(charts), len(ended)
         return [name, *counts, *periods, *periods.values(), *charts, *charts.values(), *ended]
 
 
@@ -50,33 +50,34 @@ class Batch:
                 names += keys.holds(self.bucket, name)
         return names
 
-    def words(self, kept: int) -> list[Any]:
+    def words(self, now: int, kept: int) -> list[Any]:
         words: list[Any] = []
         for name, rows in self.customers.items():
-            words += rows.words(name, kept, self.ended.get(name, ()))
+            words += rows.words(name, now, kept, self.ended.get(name, ()))
         return words
 
 
 def batches_of(totals: Sequence[Total], told: Sequence[str], now: int) -> list[Batch]:
     """All that there is of a customer in one batch, if that is not too much.
 
-    `told` are customers to name in the feed. Periods that have ended count as ending `now`.
+    `told` are customers to name in the feed.
     """
     customers: dict[str, Rows] = {name: Rows() for name in told}
     overflow: list[Batch] = []
     for total in totals:
-        name, window = total[0], total[1]
+        name, window, meter, start, end = total[:5]
         rows = customers.get(name)
         if rows is None:
             rows = customers[name] = Rows()
-        at = field_of(window, total[3], total[2])
-        if at in rows.periods or at in rows.charts or len(rows) >= SCRIPT_ROWS:
+        at = field_of(window, start, meter)
+        if at in rows.periods or at in rows.charts or len(rows.charts) + len(rows.periods) >= SCRIPT_ROWS:
             # A second reading of the same total is to be judged against the first.
             overflow.append(Batch(bucket_of(name), {name: rows}))
             rows = customers[name] = Rows()
         if window == "period":
             rows.periods[at] = row_of(total, now)
-            rows.ends = max(rows.ends, total[4], now)
+            if end > rows.ends:
+                rows.ends = end
         else:
             rows.charts[at] = row_of(total, now)
     return overflow + _grouped(customers)

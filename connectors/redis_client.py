@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
+from hiredis import pack_command
 from redis import exceptions as errors
 
 from connectors.redis_servers import Place, Servers, Wire, is_passing, refusal
@@ -128,10 +129,9 @@ class Redis:
         for i, command in enumerate(commands):
             by_server.setdefault(self._place_of(command.slot), []).append(i)
         for place, which in by_server.items():
-            connection = self._connection(place)
-            connection.send_packed_command(
-                connection.pack_commands([commands[i].words for i in which]), check_health=False
-            )
+            # By hiredis itself, as redis-py takes half as long again.
+            packed = b"".join([pack_command(commands[i].words) for i in which])
+            self._connection(place).send_packed_command([packed], check_health=False)
         replies: list[Any] = [None] * len(commands)
         for place, which in by_server.items():
             connection = self._connections[place]

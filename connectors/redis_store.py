@@ -167,4 +167,4 @@ class RedisWriter:
         last = self._waiting.last(bucket, now) if settles else ""
         charts_end = (now + max(self._keep[:2])) // 1_000
         given = (self._written[bucket], self._highest, *self._keep, charts_end, last)
-        return WRITE.call(slot_of(bucket), batch.keys(self._keys), *given, *batch.words(self._keep[2]))
+        return WRITE.call(slot_of(bucket), batch.keys(self._keys), *given, *batch.words(now, self._keep[2]))
