@@ -75,11 +75,12 @@ class Site:
         wait_until(lambda: self.api.get("/v1/key", headers=headers).status_code == 200)
         return token
 
-    def use(self, customer: str, calls: int = 0, **properties: int) -> None:
-        """Sends events of now; each property is an event of its own."""
-        events = [self._event(customer, "api.call", {}) for _ in range(calls)]
+    def use(self, customer: str, calls: int = 0, hours_ago: int = 0, **properties: int) -> None:
+        """Sends events; each property is an event of its own."""
+        at = time.time_ns() - hours_ago * 3600 * 10**9
+        events = [self._event(at, customer, "api.call", {}) for _ in range(calls)]
         names = {"tokens": "llm.tokens", "seats": "seats.set"}
-        events += [self._event(customer, names[key], {key: value}) for key, value in properties.items()]
+        events += [self._event(at, customer, names[key], {key: value}) for key, value in properties.items()]
         headers = {"content-type": "application/cloudevents-batch+json"}
         assert self.api.post("/v1/events", content=json.dumps(events), headers=headers).status_code == 202
 
@@ -97,9 +98,8 @@ class Site:
         self.stranger.close()
 
     @staticmethod
-    def _event(customer: str, name: str, properties: dict[str, Any]) -> dict[str, Any]:
-        now = time.time_ns()
-        at = f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(now // 10**9))}.{now // 1000 % 10**6:06d}Z"
+    def _event(ns: int, customer: str, name: str, properties: dict[str, Any]) -> dict[str, Any]:
+        at = f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(ns // 10**9))}.{ns // 1000 % 10**6:06d}Z"
         event = {"specversion": "1.0", "id": uuid4().hex, "source": "tests", "type": name}
         return event | {"subject": customer, "time": at, "data": properties}
 

@@ -21,10 +21,13 @@ export function slots(buckets, meter, unit, count, now, zone) {
   return [...found.values()].filter((slot) => slot.start >= first).sort((one, other) => one.start - other.start);
 }
 
-/** Newer buckets over older ones. */
-export function merged(older, newer) {
-  const found = new Map(older.map((one) => [`${one.start} ${one.meter}`, one]));
-  for (const one of newer) found.set(`${one.start} ${one.meter}`, one);
+/** Buckets of two answers, of each the newer one: as answers may cross, that is the one with more events. */
+export function merged(known, come) {
+  const found = new Map(known.map((one) => [`${one.start} ${one.meter}`, one]));
+  for (const one of come) {
+    const key = `${one.start} ${one.meter}`;
+    if (!(found.get(key)?.events > one.events)) found.set(key, one);
+  }
   return [...found.values()];
 }
 

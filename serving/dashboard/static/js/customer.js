@@ -1,6 +1,6 @@
 // One customer: what is used now of each limit, by hour and day, the live bill, and what was told. As it changes.
 
-import { customerPath, isAddressable } from "./api.js";
+import { customerPath, isAddressable, Problem } from "./api.js";
 import { merged, slots } from "./buckets.js";
 import "./chart.js";
 import { ago, grouped, span, when, words } from "./format.js";
@@ -8,6 +8,7 @@ import { isUsedUp, Pace, timeToCap } from "./pace.js";
 import { follow } from "./stream.js";
 import { alertList, bar, chip, connection, empty, failed, html, keyed, loading, name, nothing, number, panel, price } from "./view.js";
 
+const AGAIN_MS = 2000;
 const SPANS = { hour: { count: 48, title: "Last 48 hours" }, day: { count: 31, title: "Last 31 days" } };
 
 /** Follows one customer from `start` to `stop`; `changed` is called when `view` has something new. */
@@ -17,6 +18,7 @@ export class CustomerPage {
     this.state = "connecting";
     this.usage = this.problem = null;
     this.hours = this.days = [];
+    this.isLoaded = false;
     this.by = "hour";
     this.pace = new Pace();
     this.stop = () => {};
@@ -33,13 +35,13 @@ export class CustomerPage {
       this.changed();
       return;
     }
-    // The first message has all buckets that charts show, the rest come with their changes.
-    const path = `${customerPath(this.customer, "stream")}?hours=${SPANS.hour.count}&days=${SPANS.day.count}`;
-    this.stop = follow(this.api, path, {
+    const stop = follow(this.api, customerPath(this.customer, "stream"), {
       message: (_, usage) => this.take(usage),
       state: (state, problem) => {
         const was = this.state;
         this.state = state;
+        // Messages have the newest buckets alone, so older ones are asked for at first and after each absence.
+        if (state === "live" && was !== "live") this.load();
         if (state === "refused") {
           this.problem = problem;
           this.refused(problem);
@@ -47,6 +49,10 @@ export class CustomerPage {
         if (state !== was || problem) this.changed();
       },
     });
+    this.stop = () => {
+      stop();
+      clearTimeout(this.again);
+    };
   }
 
   take(usage) {
@@ -55,8 +61,25 @@ export class CustomerPage {
     if (this.usage && this.usage.period.start !== usage.period.start) this.pace = new Pace();
     for (const meter of usage.meters) this.pace.add(meter.meter, now, Number(meter.total));
     this.usage = usage;
-    this.hours = merged(this.hours, usage.hours);
-    this.days = merged(this.days, usage.days);
+    this.fill(usage);
+  }
+
+  async load() {
+    const query = `?hours=${SPANS.hour.count}&days=${SPANS.day.count}`;
+    try {
+      this.fill(await this.api.get(customerPath(this.customer, "usage") + query));
+      this.isLoaded = true;
+      this.changed();
+    } catch (problem) {
+      // The stream tells how it stands.
+      if (!(problem instanceof Problem)) throw problem;
+      this.again = setTimeout(() => this.state === "live" && this.load(), AGAIN_MS);
+    }
+  }
+
+  fill({ hours, days }) {
+    this.hours = merged(this.hours, hours);
+    this.days = merged(this.days, days);
     this.changed();
   }
 
@@ -146,7 +169,7 @@ export class CustomerPage {
     const choices = html`<div class="choice" role="group" aria-label="Time span">
       ${Object.entries(SPANS).map(([by, { title }]) => html`<button type="button" aria-pressed=${String(this.by === by)} @click=${() => this.choose(by)}>${title}</button>`)}
     </div>`;
-    const body = used.length
+    const body = !this.isLoaded ? loading("charts") : used.length
       ? html`<div class="charts">${keyed(used, (one) => one.meter, (one) => this.chart(one, usage))}</div>`
       : empty("Nothing was used yet; charts begin with the first event.");
     return panel("time", this.by === "hour" ? "By hour" : "By day", body, choices);

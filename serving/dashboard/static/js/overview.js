@@ -108,7 +108,7 @@ export class OverviewPage {
           ${panel("top", "Most events now", top(one.top))}
         </div>
         <div class="side">
-          ${panel("alerts", "Alerts", alertList(one.alerts, this.now))}
+          ${panel("alerts", "Alerts", html`<div class="tall" tabindex="0" role="region" aria-labelledby="alerts">${alertList(one.alerts, this.now)}</div>`)}
           ${panel("books", "Books", books(one), one.balanced ? chip("good", "balanced") : chip("denied", "not balanced"))}
           ${panel("letters", "Dead letters", letters(one))}
           ${panel("billing", "To the biller", outbox(one.outbox))}
@@ -129,7 +129,7 @@ export class OverviewPage {
       ${tile("Lag", one.lag === null ? "–" : span(one.lag), "from event to readable")}
       ${tile("Newest event", asOf === null ? "–" : ago(asOf), html`${grouped(one.customers)} customers`)}
       ${tile("Refused per second", rate(this.refusals), html`${grouped(gate.denied ?? 0)} of ${grouped(asked)} asked`, this.refusals > 0 ? "denied" : "")}
-      ${tile("To the biller", one.outbox ? brief(one.outbox.waiting) : "–", one.outbox ? (one.outbox.age === null ? "nothing waits" : `oldest ${span(one.outbox.age)}`) : "no outbox here")}
+      ${tile("To the biller", one.outbox ? brief(one.outbox.waiting) : "–", one.outbox ? (one.outbox.age === null ? "nothing waits" : `oldest event ${span(one.outbox.age)} old`) : "no outbox here")}
     </dl>`;
   }
 
@@ -205,7 +205,7 @@ function outbox(box) {
   const row = (title, value, level = "") => html`<div class=${level}><dt>${title}</dt><dd>${value}</dd></div>`;
   return html`<dl class="sums">
     ${row("Waiting", grouped(box.waiting))}
-    ${row("Oldest", box.age === null ? "–" : span(box.age))}
+    ${row("Oldest event", box.age === null ? "–" : `${span(box.age)} old`)}
     ${row("Kept back", grouped(box.parked), box.parked ? "noted" : "")}
     ${row("Refused", grouped(box.refused), box.refused ? "denied" : "")}
   </dl>`;
