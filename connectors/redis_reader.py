@@ -35,7 +35,7 @@ class RedisReader:
         if customer is not None:
             yield from self.read(customer)
             return
-        names = self._names()
+        names = self.names()
         for at in range(0, len(names), PAGE):
             yield from self._page(names[at : at + PAGE])
 
@@ -71,7 +71,7 @@ class RedisReader:
     def close(self) -> None:
         self._redis.close()
 
-    def _names(self) -> list[str]:
+    def names(self) -> list[str]:
         """Everybody who was ever written, sorted."""
         self._answers(self._changes(0, 0))
         names: set[str] = set()
