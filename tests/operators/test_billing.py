@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from operators.billing import (
@@ -50,6 +50,9 @@ keys = st.text(st.characters(exclude_categories=["Cs"]), max_size=110)
 numbers = st.integers(-(2**70), 2**70) | st.decimals(allow_nan=False, allow_infinity=False, places=3) | st.floats(
     allow_nan=False, allow_infinity=False
 )
+
+# A busy machine is no bug.
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 values = numbers | st.none() | st.booleans() | st.text(st.characters(exclude_categories=["Cs"]), max_size=520)
 nested = st.lists(values, max_size=3) | st.dictionaries(keys, values, max_size=2)
 
@@ -98,6 +101,7 @@ def breaks(event: dict[str, Any]) -> list[str]:
     return wrong
 
 
+@patient
 @given(st.dictionaries(keys | st.sampled_from(["tokens", "model"]), values | nested, max_size=60), st.booleans())
 def test_what_is_sent_breaks_no_rule_and_changes_no_value(data: dict[str, Any], restamp: bool) -> None:
     """One event against the rules fails a thousand; one changed value is a wrong bill."""
@@ -165,6 +169,7 @@ def test_a_number_goes_exactly_or_not_at_all(text: str, exact: bool) -> None:
         assert isinstance(made, Refusal) and made.reason == "number_not_exact"
 
 
+@patient
 @given(st.integers() | st.decimals(allow_nan=True, allow_infinity=True))
 def test_sendable_is_exact(value: int | Decimal) -> None:
     number = sendable(value)
@@ -257,6 +262,7 @@ def test_usage_is_only_billed_late_within_its_own_period(customer: str, after: i
     assert RULES.may_restamp(customer, AT, AT + after) is may
 
 
+@patient
 @given(st.lists(st.integers(1, 300_000), max_size=60), st.integers(1, 20))
 def test_batches_hold_every_event_once_in_order_within_both_limits(sizes: list[int], events_max: int) -> None:
     parts = batches(sizes, events_max)
@@ -268,6 +274,7 @@ def test_batches_hold_every_event_once_in_order_within_both_limits(sizes: list[i
         assert body <= BYTES_MAX or len(held) == 1
 
 
+@patient
 @given(st.lists(st.integers(1, 300_000), max_size=60))
 def test_no_two_neighbouring_batches_would_have_fitted_in_one(sizes: list[int]) -> None:
     parts = batches(sizes)
@@ -276,6 +283,7 @@ def test_no_two_neighbouring_batches_would_have_fitted_in_one(sizes: list[int]) 
         assert len(both) > 1000 or ENVELOPE_BYTES + sum(both) + len(both) > BYTES_MAX
 
 
+@patient
 @given(st.lists(st.builds(Accepted, st.text(), st.text(), st.integers(0, 2**60), st.just("on_time"), st.binary())))
 def test_packed_events_come_back(events: list[Accepted]) -> None:
     assert unpack(pack(events)) == events

@@ -1,10 +1,13 @@
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from operators.bisection import Bisection, Verdict, requests_max
+
+# A busy machine is no bug.
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def run(items: list[int], judge: Callable[[list[int]], Verdict]) -> tuple[list[int], list[int], int]:
@@ -22,6 +25,7 @@ def run(items: list[int], judge: Callable[[list[int]], Verdict]) -> tuple[list[i
     return bisection.culprits, good, requests
 
 
+@patient
 @given(st.integers(1, 200).flatmap(lambda n: st.tuples(st.just(n), st.sets(st.integers(0, n - 1)))))
 def test_any_set_of_culprits_is_found_and_no_good_one_is_lost_within_the_bound(case: tuple[int, set[int]]) -> None:
     """A poison event must neither stop the others nor eat the minute's requests."""
@@ -45,6 +49,7 @@ def test_every_one_in_a_thousand_costs_14_requests_at_most() -> None:
     assert most <= 14
 
 
+@patient
 @given(st.integers(1, 100), st.integers(1, 100))
 def test_what_is_only_too_large_together_is_all_good(count: int, limit: int) -> None:
     culprits, good, _ = run(list(range(count)), lambda piece: "too_large" if len(piece) > limit else "good")
@@ -58,6 +63,7 @@ def test_what_is_too_large_alone_is_a_culprit() -> None:
     assert len(good) == 9
 
 
+@patient
 @given(st.integers(1, 60), st.randoms(use_true_random=False))
 def test_a_platform_that_changes_its_mind_gets_nobody_declared_unheard(count: int, random: object) -> None:
     """Only who was refused alone is a culprit, whatever was concluded before."""

@@ -2,10 +2,13 @@ import random
 from bisect import bisect_right
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from operators.pace import MINUTE, SECOND, TIERS, Pace, Rate
+
+# A busy machine is no bug.
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 rates = st.builds(Rate, st.integers(1, 60), st.integers(1, 300))
 
@@ -29,6 +32,7 @@ def admitted(pace: Pace, until: int, pauses: random.Random | None = None) -> lis
     return times
 
 
+@patient
 @given(rates, st.integers(0, 2**32))
 def test_neither_window_ever_holds_more_than_its_number(rate: Rate, seed: int) -> None:
     """One request too many is a 429 for everything that the account does."""
@@ -37,6 +41,7 @@ def test_neither_window_ever_holds_more_than_its_number(rate: Rate, seed: int) -
     assert most_in_any(times, MINUTE) <= rate.sustained
 
 
+@patient
 @given(rates, st.integers(0, 2**32))
 def test_a_request_that_takes_longer_than_others_does_not_crowd_a_window_at_the_far_end(rate: Rate, seed: int) -> None:
     """Times as the platform sees them, up to a quarter of a second later."""
@@ -46,6 +51,7 @@ def test_a_request_that_takes_longer_than_others_does_not_crowd_a_window_at_the_
     assert most_in_any(times, MINUTE) <= rate.sustained
 
 
+@patient
 @given(rates)
 def test_what_it_asks_to_wait_for_is_not_longer_than_needed(rate: Rate) -> None:
     """Who waits as told is admitted then, and would not have been a microsecond earlier."""

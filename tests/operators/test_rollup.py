@@ -3,7 +3,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from fractions import Fraction
 
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from operators.billing import sendable
@@ -25,11 +25,15 @@ CATALOG = Catalog(
     customers={"acme": Customer("acme", "p")},
 )
 
+# A busy machine is no bug.
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
 
 def payload(data: str, name: str = "llm") -> bytes:
     return f'{{"specversion":"1.0","type":"{name}","data":{data}}}'.encode()
 
 
+@patient
 @given(st.integers(1, 10**18 * SCALE) | st.integers(1, 10**30))
 def test_parts_arrive_exactly_and_add_up(whole: int) -> None:
     """What a double would round is sent in pieces that it does not."""
@@ -40,6 +44,7 @@ def test_parts_arrive_exactly_and_add_up(whole: int) -> None:
         assert sendable(part if isinstance(part, int) else Decimal(str(part))) == part
 
 
+@patient
 @given(st.integers(1, 10**15))
 def test_a_whole_sum_is_one_part(units: int) -> None:
     assert parts(units * SCALE) == [units]
@@ -84,6 +89,7 @@ def test_a_window_is_cut_at_the_edge_of_the_billing_period() -> None:
     assert period_of(policy, "UTC", before.at)[1] == period_of(policy, "UTC", after.at)[0] == edge
 
 
+@patient
 @given(st.integers(10_957 * 86_400_000_000, 40_000 * 86_400_000_000), st.sampled_from([MINUTE, 5 * MINUTE]))
 def test_a_window_holds_its_event(at: int, length: int) -> None:
     window = Readings(CATALOG).window("acme", "tokens", at, length)
