@@ -42,11 +42,14 @@ class LogWriter:
         self._waiting_bytes = 0
         self._thread = ThreadPoolExecutor(1, "tidegate-log")
         self._writing: asyncio.Task[None] | None = None
+        self._closed = False
 
     async def put(self, payloads: Sequence[bytes], customers: Sequence[str]) -> None:
         """Appends these payloads, none of which holds a line break."""
         block = b"".join(payload + b"\n" for payload in payloads)
         assert block.count(b"\n") == len(payloads), "a payload holds a line break"
+        if self._closed:
+            raise IngestError(f"log {str(self._lane)!r}: is closed; send to another service")
         if self._waiting_bytes + len(block) > WAITING_MAX:
             raise IngestError(
                 f"log {str(self._lane)!r}: {WAITING_MAX >> 20} MiB wait to be written already; send later"
@@ -60,7 +63,8 @@ class LogWriter:
         await asyncio.shield(done)
 
     async def close(self) -> None:
-        """Writes what waits."""
+        """Writes what waits, and takes no more."""
+        self._closed = True
         if self._writing is not None:
             await self._writing
         self._thread.shutdown()
@@ -72,13 +76,16 @@ class LogWriter:
         while self._waiting:
             taken, self._waiting = self._waiting, []
             block = b"".join(piece for piece, _ in taken)
-            error: IngestError | None = None
+            error: Exception | None = None
             try:
                 await loop.run_in_executor(self._thread, self._append, block)
             except OSError as failed:
                 error = IngestError(
                     f"log {str(self._lane)!r}: cannot be written ({failed}); {_advice(failed)}"
                 )
+            except Exception as unforeseen:
+                # Whoever waits is told, whatever it was.
+                error = unforeseen
             self._waiting_bytes -= len(block)
             for _, done in taken:
                 if done.done():
