@@ -26,7 +26,7 @@ ARGS = [
 def browser() -> Iterator[Browser]:
     path = chromium()
     if path is None:
-        servers.lacking("needs a browser: /usr/bin/chromium, or the one that TIDEGATE_CHROMIUM names")
+        servers.lacking("needs a browser: /usr/bin/chromium, or the one that CHROMIUM names")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, headless=True, args=ARGS)
         servers.ran(f"Chromium {browser.version}")

@@ -191,7 +191,7 @@ def is_wider_than_its_window(page: Page) -> bool:
 
 def chromium() -> str | None:
     """Where a browser is, if there is one."""
-    named = os.environ.get("TIDEGATE_CHROMIUM", "/usr/bin/chromium")
+    named = os.environ.get("CHROMIUM", "/usr/bin/chromium")
     return named if Path(named).exists() else None
 
 
