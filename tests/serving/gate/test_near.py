@@ -198,3 +198,49 @@ def test_what_is_proven_after_a_view_was_found_says_nothing_of_it() -> None:
     near._views = Interrupted(near._views)
     near._views.near = near
     assert near.get("a", 10.0) is None
+
+
+class Scripted:
+    """A feed that takes its time, and looks at what the cache would answer meanwhile."""
+
+    def __init__(self, near: Near, watch_: list[Watch]) -> None:
+        self.now = 100.0
+        self.near, self._watch = near, watch_
+        self.seen: list[View | None] = []
+        self.proven: list[float] = []
+
+    def wait(self, seconds: float) -> News:
+        self.proven.append(self.near.proven)
+        self.seen.append(self.near.get("a", self.now))
+        self.now += 0.5
+        if len(self.seen) == 3:
+            self._watch[0].stop()
+        return News(frozenset(), 0)
+
+    def close(self) -> None:
+        pass
+
+
+def test_what_was_read_while_the_feed_was_opened_is_not_kept_and_proof_begins_before_each_wait() -> None:
+    """A change between that reading and the opening is told by nobody; nor is one in the middle of a wait, yet."""
+    near, watches = Near(10.0), list[Watch]()
+    feed = Scripted(near, watches)
+    store: Any = FakeHolds()
+
+    def opened() -> Scripted:
+        near.put("a", view_of("a", 1), near.ticket())
+        return feed
+
+    store.feed = opened
+    watches.append(
+        Watch(
+            store,
+            near,
+            Catalogs(store, Catalog(), lambda: None),
+            Tally(lambda: feed.now),
+            lambda: feed.now,
+        )
+    )
+    watches[0]._run()
+    assert feed.seen == [None, None, None]
+    assert feed.proven == [NEVER, 100.0, 100.5]
