@@ -73,6 +73,9 @@ def bracket(
     long the store may take to show what the outbox has. None where nothing can be said, as the total moves.
     """
     flights = list(flights)
+    # What came lately may be at the biller already, and in our total only later.
+    lately = [one for one in flights if one.came_at > answered_at - lag]
+    sent_lately = [one.quantity for one in lately if one.sent_at is not None and one.sent_at <= answered_at]
     if kind in ADDITIVE:
         low = before - sum(one.quantity for one in flights)
         unsent = sum(
@@ -80,11 +83,11 @@ def bracket(
             for one in flights
             if (one.sent_at is None or one.sent_at > answered_at) and one.came_at <= answered_at - lag
         )
-        return Bracket(low, max(after - unsent, low))
+        return Bracket(low, max(after - unsent + sum(sent_lately), low))
     if kind == "max":
         # A greatest value that is not on its way has arrived; one that is may be all there is.
         arrived = all(one.quantity < before for one in flights)
-        return Bracket(before if arrived else 0, after)
+        return Bracket(before if arrived else 0, max([after, *sent_lately]))
     return Bracket(after, after) if before == after and not flights else None
 
 

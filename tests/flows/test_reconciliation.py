@@ -176,7 +176,7 @@ def test_what_arrives_while_pages_are_turned_is_neither_lost_nor_doubled(metered
     for n in range(300):
         metered.event(acme, tokens=1 + n, at=metered.clock.now - n * SECOND)
     metered.run(60)
-    turned = iter(range(1, 4))
+    turned = iter(range(1, 8))
 
     def arrive() -> None:
         if next(turned, None):
@@ -323,6 +323,30 @@ def test_periods_are_taken_over_before_a_pass_if_that_is_wanted(metered: System)
     number = newest.number
     metered.reconcile(reconcile_periods="true")
     assert metered.control.catalog_number() == number
+
+
+def test_what_was_adopted_once_is_not_adopted_again(metered: System) -> None:
+    """A later drift of the same total finds the other producer's events again, and leaves them as they are."""
+    acme = metered.customer()
+    metered.apply()
+    lost = metered.event(acme, tokens=5)
+    metered.run(400)
+    when = instant(metered.clock.now - HOUR)
+    name, data = "llm.tokens", {"tokens": 9}
+    metered.simulator.insert(
+        {"event_id": "evt_other", "customer_id": acme, "event_name": name, "timestamp": when, "metadata": data}
+    )
+    metered.run(120)
+    metered.reconcile(reconcile_repair="true")
+    metered.run(120)
+    assert metered.reconcile(reconcile_repair="true") == {}
+    metered.simulator.drop(lost)
+    found = metered.reconcile(reconcile_repair="true")[acme, "tokens"]
+    assert causes(found) == {"missing_there": "5", "extra_there": "-9", "adjusted_here": "9"}
+    assert [act["act"] for act in found["repairs"]] == ["resend"]
+    metered.run(400)
+    assert metered.reconcile(reconcile_repair="true") == {}
+    assert [str(total.total) for total in metered.totals.values()] == ["14"]
 
 
 def test_an_outage_of_the_platform_is_no_drift(metered: System) -> None:
