@@ -44,7 +44,7 @@ class App:
         self.service = service
         self._router = Router(ROUTES)
         service.openapi = json.dumps(document(ROUTES)).encode()
-        self._pages = Pages(service.settings.frames)
+        self._pages = Pages(service.settings.frames, service.settings.auth)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":

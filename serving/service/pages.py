@@ -39,11 +39,14 @@ class Page(NamedTuple):
 
 
 class Pages:
-    """All of the dashboard's files by path; `frames` are the origins whose pages may embed a customer's page."""
+    """All of the dashboard's files by path.
 
-    def __init__(self, frames: Sequence[str] = ()) -> None:
-        self._pages = {path: _page(STATIC / name, path, frames) for path, name in PAGES.items()}
-        self._pages |= {path: _page(file, path, frames) for path, file in _static()}
+    `frames` are the origins whose pages may embed a customer's page; `auth` is what the service wants of its callers.
+    """
+
+    def __init__(self, frames: Sequence[str] = (), auth: str = "keys") -> None:
+        self._pages = {path: _page(_html(name, auth), name, path, frames) for path, name in PAGES.items()}
+        self._pages |= {path: _page(file.read_bytes(), file.name, path, frames) for path, file in _static()}
 
     def has(self, path: str) -> bool:
         return path in self._pages
@@ -70,12 +73,16 @@ def _static() -> Iterator[tuple[str, Path]]:
             yield f"/static/{file.relative_to(STATIC).as_posix()}", file
 
 
-def _page(file: Path, path: str, frames: Sequence[str]) -> Page:
-    body = file.read_bytes()
+def _html(name: str, auth: str) -> bytes:
+    """A page that knows whether it has to ask its reader for a key."""
+    return (STATIC / name).read_bytes().replace(b'data-auth="keys"', f'data-auth="{auth}"'.encode())
+
+
+def _page(body: bytes, name: str, path: str, frames: Sequence[str]) -> Page:
     tag = f'"{sha256(body).hexdigest()[:32]}"'.encode()
     ancestors = " ".join(frames) if path == "/embed" and frames else "'none'"
     headers = [
-        (b"content-type", MEDIA[file.suffix].encode()),
+        (b"content-type", MEDIA[Path(name).suffix].encode()),
         (b"etag", tag),
         # Asked for each time and mostly answered with 304, so that a new release is seen at once.
         (b"cache-control", b"no-cache"),

@@ -56,7 +56,6 @@ def test_an_operator_signs_out(site: Site, reader: Reader) -> None:
         page.get_by_role("button", name="Sign out").click()
         expect(page.get_by_label("API key")).to_be_visible()
         assert page.evaluate("sessionStorage.length") == 0
-    assert "401" in reader.complaints.pop()
 
 
 def test_a_customer_sees_their_own_usage_in_a_frame(site: Site, reader: Reader) -> None:
@@ -112,6 +111,4 @@ def test_an_operators_key_opens_no_frame(site: Site, reader: Reader) -> None:
         # Nor does the key that this tab has for the other page.
         page.goto("/embed?#customer=anybody")
         page.reload()
-        expect(page.get_by_role("alert")).to_contain_text("no longer good", **PATIENCE)
-    assert all("401" in one for one in reader.complaints)
-    reader.complaints.clear()
+        expect(page.get_by_role("alert")).to_contain_text("It needs a token", **PATIENCE)

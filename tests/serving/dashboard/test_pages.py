@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[3]
 FRAMER = "https://shop.example"
 
 
-async def served(path: str, method: str = "GET", frames: tuple[str, ...] = (), **headers: str) -> Any:
+async def served(path: str, method: str, frames: tuple[str, ...], auth: str, headers: dict[str, str]) -> Any:
     """Status, headers and body of an answer."""
     sent: list[Message] = []
 
@@ -26,14 +26,18 @@ async def served(path: str, method: str = "GET", frames: tuple[str, ...] = (), *
         raise AssertionError("nothing is read")
 
     given = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
-    await Pages(frames)({"type": "http", "method": method, "path": path, "headers": given}, receive, send)
+    await Pages(frames, auth)(
+        {"type": "http", "method": method, "path": path, "headers": given}, receive, send
+    )
     found = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
     return sent[0]["status"], found, sent[1]["body"]
 
 
-def get(path: str, method: str = "GET", frames: tuple[str, ...] = (), **headers: str) -> Any:
+def get(
+    path: str, method: str = "GET", frames: tuple[str, ...] = (), auth: str = "keys", **headers: str
+) -> Any:
     # Nothing is awaited but `send` above, so no loop is needed.
-    coroutine = served(path, method, frames, **headers)
+    coroutine = served(path, method, frames, auth, headers)
     try:
         coroutine.send(None)
     except StopIteration as end:
@@ -48,6 +52,12 @@ def test_the_operators_page_is_framed_by_nobody_and_the_customers_by_those_named
         assert headers["x-frame-options"] == "DENY"
     assert get("/embed")[1]["content-security-policy"].endswith("frame-ancestors 'none'")
     assert get("/embed", frames=(FRAMER,))[1]["content-security-policy"].endswith(f"frame-ancestors {FRAMER}")
+
+
+@pytest.mark.parametrize("path", ["/", "/embed"])
+@pytest.mark.parametrize("auth", ["keys", "none"])
+def test_a_page_knows_whether_it_has_to_ask_for_a_key(path: str, auth: str) -> None:
+    assert f'data-auth="{auth}"'.encode() in get(path, auth=auth)[2]
 
 
 @pytest.mark.parametrize("path", ["/", "/embed", "/static/app.css", "/static/js/operator.js"])

@@ -4,6 +4,7 @@
 
 import { Api, Problem } from "./api.js";
 import { CustomerPage } from "./customer.js";
+import { needsKey } from "./session.js";
 import { failed, html, loading, render } from "./view.js";
 
 const AGAIN_MS = 2000;
@@ -47,6 +48,10 @@ async function begin({ token, customer }, mine = ++turn) {
   changed();
   if (new URLSearchParams(location.search).has("token")) {
     show("The token belongs behind a #", "Behind a question mark it would stand in logs. This one should be revoked.");
+    return;
+  }
+  if (!token && needsKey()) {
+    show("This link is not whole", "It needs a token behind its #.");
     return;
   }
   const api = new Api(token);

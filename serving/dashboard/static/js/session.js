@@ -19,6 +19,9 @@ function attempt(act) {
   }
 }
 
+/** Whether the service wants a key at all; it writes so into its pages. */
+export const needsKey = () => document.body.dataset.auth === "keys";
+
 export class Session {
   constructor() {
     this.api = new Api(storage.get(NAME));
@@ -27,6 +30,7 @@ export class Session {
 
   /** What the reader may do: true once it is known, false where a key is needed. Raises Problem where nobody answers. */
   async open() {
+    if (!this.hasKey && needsKey()) return false;
     try {
       this.key = await this.api.get("v1/key");
       return true;

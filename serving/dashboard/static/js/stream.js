@@ -49,6 +49,15 @@ export function follow(api, path, { message, state }) {
   const over = new AbortController();
   let last = "";
 
+  /** What is wrong with the page itself must be seen, and must not end the stream. */
+  function deliver(event, data) {
+    try {
+      message(event, JSON.parse(data));
+    } catch (error) {
+      console.error(error);
+    }
+  }
+
   async function once(alive) {
     const headers = { accept: "text/event-stream", ...(last && { "last-event-id": last }) };
     const answer = await api.open(path, { headers, signal: alive.signal });
@@ -64,8 +73,8 @@ export function follow(api, path, { message, state }) {
         for (const { event, data, id } of parser.feed(value)) {
           last = id;
           state("live");
-          message(event, JSON.parse(data));
           tries = 0;
+          deliver(event, data);
         }
       }
     } finally {
@@ -85,10 +94,6 @@ export function follow(api, path, { message, state }) {
         if (error instanceof Problem && FINAL.has(error.status)) {
           state("refused", error);
           return;
-        }
-        // What is wrong with the page itself must be seen, and must not end the stream.
-        if (!(error instanceof Problem) && error.name !== "AbortError" && !(error instanceof TypeError)) {
-          console.error(error);
         }
       } finally {
         over.signal.removeEventListener("abort", stop);
