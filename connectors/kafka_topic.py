@@ -78,14 +78,15 @@ class Asker:
         return {p: each.offset if each.offset >= 0 else self.edges(p)[1] for p, each in found.items()}
 
     def _metadata(self) -> Any:
-        deadline = time.monotonic() + ANSWER_S
+        deadline, wait = time.monotonic() + ANSWER_S, 0.25
         while True:
             try:
-                return self._consumer.list_topics(self._topic, timeout=1)
+                return self._consumer.list_topics(self._topic, timeout=wait)
             except rd.KafkaException as error:
                 last: rd.KafkaError = error.args[0]
             # Only this hands over what went wrong with each connection.
             self._consumer.poll(0)
+            wait = min(2 * wait, 4)
             final = [error for error in self._failed if error.code() in FINAL]
             if final or time.monotonic() > deadline:
                 telling = [error for error in self._failed if error.code() != rd.KafkaError._ALL_BROKERS_DOWN]

@@ -55,22 +55,29 @@ class Proxy:
         self.cut()
 
     def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
+        while True:
+            try:
                 client, _ = self._listener.accept()
-                if self._refusing:
-                    client.close()
-                    continue
-                try:
-                    server = socket.create_connection(self._target)
-                except OSError:
-                    client.close()
-                    continue
-                with self._lock:
-                    self._open |= {client, server}
-                for one, other in ((client, server), (server, client)):
-                    one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                    threading.Thread(target=self._pass, args=(one, other), daemon=True).start()
+            except OSError:
+                return
+            if self._refusing:
+                client.close()
+                continue
+            # It may be cut or refused before it is made.
+            with suppress(OSError):
+                self._join(client)
+
+    def _join(self, client: socket.socket) -> None:
+        try:
+            server = socket.create_connection(self._target)
+        except OSError:
+            client.close()
+            raise
+        with self._lock:
+            self._open |= {client, server}
+        for one, other in ((client, server), (server, client)):
+            one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            threading.Thread(target=self._pass, args=(one, other), daemon=True).start()
 
     def _pass(self, one: socket.socket, other: socket.socket) -> None:
         with suppress(OSError):

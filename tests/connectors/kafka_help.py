@@ -13,7 +13,7 @@ from operators.ports import Payloads
 from tests.connectors.source_contract import payloads_in
 from tests.kafka_server import Kafka
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 def source(kafka: Kafka, topic: str, **options: Any) -> KafkaSource:

@@ -1,7 +1,7 @@
 """The crash matrix on Kafka, with SQLite and with Redis: killed anywhere, it leaves what it leaves on files unkilled.
 
-TIDEGATE_KAFKA_CRASH_SEEDS says how many kills are tried for each store (2), TIDEGATE_CRASH_FIRST where to begin. Then
-brokers die, hang and are cut off while the flow runs.
+TIDEGATE_KAFKA_CRASH_SEEDS says how many kills are tried for each store (1), TIDEGATE_CRASH_FIRST where to begin. Then
+brokers die, hang (TIDEGATE_KAFKA_PAUSE_S) and are cut off while the flow runs, TIDEGATE_KAFKA_DRILLS times (1).
 """
 
 import os
@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests import redis_server, servers
+from tests.connectors.kafka_help import until
 from tests.faults.edges import RedisKeys, SqliteFiles, Stores
 from tests.faults.harness import STARTS, Layout, Run, random_kill, watched
 from tests.faults.orders import Met
@@ -30,11 +31,11 @@ from tests.faults.test_crash_matrix import (
 )
 from tests.faults.topics import Topics
 from tests.kafka_server import Brokers, Kafka
-from tests.proxy import Proxy
+from tests.proxy import PIECE, Proxy
 
 __all__ = ["room"]
 
-SEEDS = range(FIRST, FIRST + int(os.environ.get("TIDEGATE_KAFKA_CRASH_SEEDS", "2")))
+SEEDS = range(FIRST, FIRST + int(os.environ.get("TIDEGATE_KAFKA_CRASH_SEEDS", "1")))
 LAYOUTS = (Layout(files=3), Layout(processes=2, files=3), Layout(workers=2, files=3))
 DRILLS = int(os.environ.get("TIDEGATE_KAFKA_DRILLS", "1"))
 PAUSE_S = float(os.environ.get("TIDEGATE_KAFKA_PAUSE_S", "1.5"))
@@ -104,9 +105,10 @@ def drill(room: Path, brokers: Brokers, edges: Topics, name: str, hurt: Callable
     run = Run.prepared(room / f"kafka-{name}", expected.case, Layout(files=3), edges, **settings_of(FIRST))
     # Brokers die with the thread that starts them, so it is the flow that runs in another one.
     with ThreadPoolExecutor(1) as executor:
-        flow = executor.submit(run.start, pace_ms=60)
+        flow = executor.submit(run.start, pace_ms=150)
+        until(lambda: flow.done() or (run.folder / "store.db").exists(), "the flow does not begin to write", 0.05)
         for _ in range(DRILLS):
-            if not wait([flow], 1.0).done:
+            if not wait([flow], 0.2).done:
                 hurt()
         brokers.wait()
         assert flow.result(), run.said()
@@ -114,21 +116,16 @@ def drill(room: Path, brokers: Brokers, edges: Topics, name: str, hurt: Callable
     shutil.rmtree(run.folder)
 
 
-def test_brokers_that_die_and_come_back_are_waited_for(room: Path, brokers: Brokers) -> None:
+def test_brokers_that_die_or_hang_are_waited_for(room: Path, brokers: Brokers) -> None:
     def hurt() -> None:
         brokers.kill()
         brokers.start()
-
-    drill(room, brokers, Topics(brokers), "restarts", hurt)
-
-
-def test_brokers_that_hang_are_waited_for(room: Path, brokers: Brokers) -> None:
-    def hurt() -> None:
+        brokers.wait()
         brokers.pause()
         time.sleep(PAUSE_S)
         brokers.resume()
 
-    drill(room, brokers, Topics(brokers), "pauses", hurt)
+    drill(room, brokers, Topics(brokers), "restarts", hurt)
 
 
 def test_connections_that_are_cut_and_slow_are_made_again(room: Path, brokers: Brokers) -> None:
@@ -137,11 +134,11 @@ def test_connections_that_are_cut_and_slow_are_made_again(room: Path, brokers: B
     cut: list[int] = []
 
     def hurt() -> None:
-        for delay, piece in ((0.0, 1 << 16), (0.0, 7), (0.05, 4096)):
+        for delay, piece in ((0.0, PIECE), (0.0, 7), (0.05, 4096)):
             proxy.delay, proxy.piece = delay, piece
             time.sleep(0.3)
             cut.append(proxy.cut())
-        proxy.delay, proxy.piece = 0.0, 1 << 16
+        proxy.delay, proxy.piece = 0.0, PIECE
         with proxy.away():
             time.sleep(0.3)
 
@@ -149,4 +146,4 @@ def test_connections_that_are_cut_and_slow_are_made_again(room: Path, brokers: B
         drill(room, brokers, Topics(brokers, proxy.address), "cuts", hurt)
     finally:
         proxy.close()
-    assert sum(cut) > 3, "it was cut"
+    assert sum(cut) > 1, "it was cut"
