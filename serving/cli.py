@@ -1,4 +1,4 @@
-"""`tidegate`: looks at what the flow has written. It reads stores and files, and changes nothing."""
+"""`tidegate`: what the flow has written, the catalog, the service. Each command says what it changes, if anything."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from connectors.sqlite_keys import KeysError
 from operators.ports import CatalogConflict, IngestError, StoredTotal, StoreError, StoreReader
 from serving import deliveries, outbox
 from serving.books import law, summed, unbalanced
-from serving.commands import keys, letters, pull, reconcile, serve, store
+from serving.commands import ask, catalog, keys, letters, pull, reconcile, serve, store, watch
 from serving.commands.output import AsJson, Failed, console, print_lines, table
 from serving.wording import grouped, instant, moment
 from settings.catalog import CatalogError, load_catalog
@@ -32,7 +32,6 @@ app = typer.Typer(
     name="tidegate",
     help="Looks at what Tidegate's flow has metered.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -41,6 +40,13 @@ app.add_typer(catalog_app, name="catalog")
 app.add_typer(letters.app, name="dead-letters")
 app.add_typer(keys.app, name="keys")
 app.command()(serve.serve)
+app.command()(ask.check)
+app.command()(ask.usage)
+app.command()(watch.top)
+app.command()(watch.alerts)
+catalog_app.command()(catalog.apply)
+catalog_app.command()(catalog.diff)
+catalog_app.command()(catalog.history)
 app.add_typer(store.app, name="store")
 app.add_typer(deliveries.app, name="deliveries")
 app.add_typer(outbox.app, name="outbox")
@@ -127,8 +133,8 @@ app.command()(reconcile.reconcile)
 @catalog_app.command()
 def validate(file: Annotated[Path, typer.Argument(metavar="FILE")]) -> None:
     """Says whether a catalog can be used, or all that is wrong in it, line by line."""
-    catalog = load_catalog(file)
-    sizes = {"meters": catalog.meters, "plans": catalog.plans, "customers": catalog.customers}
+    found = load_catalog(file)
+    sizes = {"meters": found.meters, "plans": found.plans, "customers": found.customers}
     print(f"{file}: ok: {', '.join(f'{len(part):,} {name}' for name, part in sizes.items())}")
 
 

@@ -6,7 +6,7 @@ read again. Of each customer a row is kept, of the newest period that has begun;
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from heapq import nlargest
 from itertools import groupby
@@ -55,47 +55,26 @@ class Row(NamedTuple):
 
 
 class Board:
-    """Used on one event loop; the reading is done on a desk's thread, one refresh at a time."""
+    """One reader's: each `refresh` reads what has changed since the one before. One thread at a time."""
 
     def __init__(
         self,
         settings: ServingSettings,
-        live: Live,
         clock: Callable[[], int],
-        monotonic: Callable[[], float],
-        decided: Callable[[], dict[str, int]],
+        decided: Callable[[], dict[str, int]] = dict,
     ) -> None:
-        """`decided` are the gate's counters."""
-        self._decided = decided
-        self._letters, self._processes = Letters(settings), Processes(settings, monotonic)
-        self._settings, self._live, self._clock, self._monotonic = settings, live, clock, monotonic
-        self._desk: Desk[StoreReader] = Desk("board", settings.store.open_reader)
-        self._lock = asyncio.Lock()
-        self._told: OverviewBody | None = None
-        self._told_at = float("-inf")
+        """`decided` are a gate's counters."""
+        self._settings, self._clock, self._decided = settings, clock, decided
+        self._letters = Letters(settings)
         self._rows: dict[str, Row] = {}
         self._seq, self._number = 0, -1
         self._moments: deque[tuple[int, int]] = deque()
         self._as_of = self._written_at = self._wrote_at = 0
 
-    async def overview(self) -> OverviewBody:
-        """As of a second ago at most. A Problem of status 503 where the store does not answer."""
-        async with self._lock:
-            if self._told is None or self._monotonic() - self._told_at >= EVERY_S:
-                number, catalog = self._live.number, self._live.catalog
-                processes = await self._processes.states()
-                self._told = await self._desk.ask(
-                    lambda reader: self._refreshed(reader, number, catalog, processes)
-                )
-                self._told_at = self._monotonic()
-            return self._told
-
-    def close(self) -> None:
-        self._desk.close()
-
-    def _refreshed(
-        self, reader: StoreReader, number: int, catalog: Catalog, processes: list[ProcessBody]
+    def refresh(
+        self, reader: StoreReader, number: int, catalog: Catalog, processes: Sequence[ProcessBody] = ()
     ) -> OverviewBody:
+        """As of now, under this catalog."""
         now = self._clock()
         changes = reader.changes(self._seq)
         if changes.complete and number == self._number and self._seq:
@@ -128,7 +107,7 @@ class Board:
             self._letters.counts(),
             self._decided(),
             next(iter(bodies(reader.notes("reconciliation", None, 1))), None),
-            processes,
+            list(processes),
         )
 
     def _take(self, catalog: Catalog, customer: str, stored: Iterable[StoredTotal], now: int) -> None:
@@ -191,6 +170,41 @@ def _marks(before: Row | None, now: int, events: int) -> tuple[tuple[int, int], 
     if now - second[0] < RATE_OVER_US / 2:
         return first, second
     return (second if now - first[0] >= RATE_OVER_US else first), (before.at, before.events)
+
+
+class SharedBoard:
+    """A board for one event loop, read on a desk's thread, for everybody who looks."""
+
+    def __init__(
+        self,
+        settings: ServingSettings,
+        live: Live,
+        clock: Callable[[], int],
+        monotonic: Callable[[], float],
+        decided: Callable[[], dict[str, int]],
+    ) -> None:
+        self._live, self._monotonic = live, monotonic
+        self._board = Board(settings, clock, decided)
+        self._processes = Processes(settings, monotonic)
+        self._desk: Desk[StoreReader] = Desk("board", settings.store.open_reader)
+        self._lock = asyncio.Lock()
+        self._told: OverviewBody | None = None
+        self._told_at = float("-inf")
+
+    async def overview(self) -> OverviewBody:
+        """As of a second ago at most. A Problem of status 503 where the store does not answer."""
+        async with self._lock:
+            if self._told is None or self._monotonic() - self._told_at >= EVERY_S:
+                number, catalog = self._live.number, self._live.catalog
+                processes = await self._processes.states()
+                self._told = await self._desk.ask(
+                    lambda reader: self._board.refresh(reader, number, catalog, processes)
+                )
+                self._told_at = self._monotonic()
+            return self._told
+
+    def close(self) -> None:
+        self._desk.close()
 
 
 def _rate_now(row: Row, now: int) -> float:

@@ -14,7 +14,7 @@ from operators.ports import ControlLog, Ingest, StoreReader
 from serving.gate import AsyncGate
 from serving.gate.gate import TIMEOUT, WRITE_TIMEOUT
 from serving.service.access import Access
-from serving.service.board import Board
+from serving.service.board import SharedBoard
 from serving.service.desk import Desk
 from serving.service.intake import Judge
 from serving.service.live import Live
@@ -44,7 +44,7 @@ class Service:
     control: Desk[ControlLog] = field(init=False)
     gate: AsyncGate = field(init=False)
     live: Live = field(init=False)
-    board: Board = field(init=False)
+    board: SharedBoard = field(init=False)
     judge: Judge = field(init=False)
     judge_of_many: Judge = field(init=False)
     metrics: Metrics = field(init=False)
@@ -58,7 +58,7 @@ class Service:
         self.reader = Desk("reader", store.open_reader)
         self.control = Desk("control", self._open_control)
         self.live = Live(store.open_reader, self._open_control)
-        self.board = Board(settings, self.live, self.clock, self.monotonic, lambda: self.gate.counters())
+        self.board = SharedBoard(settings, self.live, self.clock, self.monotonic, lambda: self.gate.counters())
         self.judge, self.judge_of_many = Judge(settings, self.clock), Judge(settings, self.clock)
         self.metrics = Metrics()
         holds = store.open_holds(read_wait=TIMEOUT, write_wait=WRITE_TIMEOUT)

@@ -1,0 +1,182 @@
+"""`tidegate check`, `usage`, `top`, `alerts`, `catalog …` and `keys`: answers, exit codes, JSON for programs."""
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from connectors.clock import wall_clock
+from connectors.sqlite import SqliteWriter
+from connectors.sqlite_control import SqliteControl
+from connectors.sqlite_keys import KeyFile
+from operators.periods import Calendar, period_of
+from operators.ports import Note
+from operators.records import Counter, Total
+from serving import cli
+from tests.serving.service.served import CATALOG
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+    def lines(self) -> list[Any]:
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> Run:
+    def tidegate(*arguments: str) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["tidegate", *arguments])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        said = end.value.code
+        out, err = (stream.decode() for stream in capfdbinary.readouterr())
+        if isinstance(said, str):
+            # As the interpreter does with what is given to sys.exit.
+            return Outcome(1, out, f"{err}{said}\n")
+        return Outcome(int(said or 0), out, err)
+
+    return tidegate
+
+
+@pytest.fixture(autouse=True)
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """acme has used 950 of 1000 calls this month, small 99 of 100; a catalog, an alert."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("SOURCE", "STORE", "CATALOG", "KEYS", "CONFIG"):
+        monkeypatch.delenv(f"TIDEGATE_{name}", raising=False)
+    monkeypatch.setenv("TIDEGATE_STORE", "sqlite:store.db")
+    control = SqliteControl("store.db")
+    control.apply(CATALOG, origin="cli", by="me", note="first")
+    control.close()
+    now = wall_clock()
+    start, end = period_of(Calendar("month"), "UTC", now)
+    writer = SqliteWriter("store.db")
+    alert = {
+        "id": "1",
+        "kind": "threshold",
+        "state": "raised",
+        "customer": "acme",
+        "meter": "calls",
+        "level": "80%",
+    }
+    writer.write(
+        [
+            Total(customer, "period", "calls", start, end, used, used, used, now - 1_500_000, 0, 0, 0, True)
+            for customer, used in (("acme", 950), ("small", 99))
+        ],
+        [Counter(0, "events", 1049), Counter(0, "accepted", 1049)],
+        [Note("alert", "1", "acme", now, json.dumps(alert).encode())],
+    )
+    writer.close()
+
+
+def test_check_answers_with_its_exit_code(run: Run) -> None:
+    yes, no = run("check", "acme", "calls", "50"), run("check", "acme", "calls", "51")
+    assert (yes.code, yes.out) == (0, "yes: within, 950 of 1,000 used\n")
+    assert (no.code, no.out) == (3, "no: cap_reached, 950 of 1,000 used\n")
+    decision = run("check", "small", "calls", "--json").lines()[0]
+    assert (decision["allowed"], decision["used"], decision["remaining"]) == (True, "99", "1")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["check", "acme", "calls", "many"], "quantity: needs a number, got 'many'"),
+        (["check", "acme", "calls", "--", "-1"], "quantity: needs a number"),
+        (["check", "acme", "calls", "--store", "sqlite:nowhere.db"], "nowhere.db"),
+        (["catalog", "apply", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
+        (["catalog", "diff", "7"], "catalog: there is no version 7"),
+        (["keys", "create", "x", "--scope", "reed"], "scope: needs ingest, check, read, admin, got 'reed'"),
+        (["keys", "create", "x", "--scope", "admin", "--customer", "acme"], "a customer's key needs read"),
+        (["keys", "create", "x", "--scope", "read", "--expires-in", "soon"], "expires-in: needs"),
+        (["keys", "revoke", "nobody"], "keys: there is none with the id 'nobody'"),
+    ],
+)
+def test_what_goes_wrong_is_one_line_and_ends_with_1(run: Run, arguments: list[str], message: str) -> None:
+    done = run(*arguments)
+    assert (done.code, done.out) == (1, "")
+    assert message in done.err and "Traceback" not in done.err
+
+
+def test_usage_of_a_customer(run: Run) -> None:
+    done = run("usage", "acme")
+    assert re.search(r"^acme: plan free, .* UTC \(UTC\), catalog 1$", done.out, re.MULTILINE)
+    assert re.search(r"calls +950 +1,000 +95 % +80 % +0", done.out)
+    assert "acme calls threshold 80% raised" in done.out
+    body = run("usage", "acme", "--json").lines()[0]
+    assert next((meter["meter"], meter["total"]) for meter in body["meters"]) == ("calls", "950")
+
+
+def test_top_shows_who_is_near_a_limit_first(run: Run) -> None:
+    done = run("top", "--once")
+    assert done.code == 0
+    assert re.search(r"small +free +calls +99 +99 %.*\n.*acme +free +calls +950 +95 %", done.out)
+    body = run("top", "--once", "--json").lines()[0]
+    assert [row["customer"] for row in body["near"]] == ["small", "acme"]
+    assert (body["customers"], body["counters"]["events"], body["lag"]) == (
+        2,
+        1049,
+        pytest.approx(1.5, abs=1),
+    )
+
+
+def test_alerts_of_all_or_one(run: Run) -> None:
+    assert re.search(r"acme +calls +threshold +80% +raised", run("alerts").out)
+    assert run("alerts", "--customer", "small").out == "No alerts.\n"
+    assert [alert["id"] for alert in run("alerts", "--json").lines()] == ["1"]
+
+
+def test_a_catalog_is_compared_applied_and_remembered(run: Run) -> None:
+    Path("new.yaml").write_text(CATALOG.replace("cap: 1000", "cap: 2000"))
+    differs = run("catalog", "diff", "new.yaml")
+    assert differs.code == 3
+    assert "-      calls: {cap: 1000}\n+      calls: {cap: 2000}\n" in differs.out
+    applied = run("catalog", "apply", "new.yaml", "--note", "they asked", "--expect", "1")
+    assert (applied.code, applied.out) == (0, "catalog: is now version 2\n")
+    assert run("catalog", "apply", "new.yaml").out == "catalog: is already version 2\n"
+    assert run("catalog", "diff", "new.yaml").code == 0
+    assert run("catalog", "diff", "1", "2").code == 3
+    late = run("catalog", "apply", "new.yaml", "--expect", "1")
+    assert (late.code, "at version 2 by now" in late.err) == (1, True)
+    assert [(one["number"], one["note"]) for one in run("catalog", "history", "--json").lines()] == [
+        (2, "they asked"),
+        (1, "first"),
+    ]
+    assert re.search(r"2 +\S+ \S+ +cli +\S+ +they asked", run("catalog", "history").out)
+    assert run("check", "acme", "calls", "1000").code == 0
+
+
+def test_a_wrong_catalog_is_told_line_by_line_and_not_applied(run: Run) -> None:
+    Path("bad.yaml").write_text("meters:\n  - name: calls\n")
+    done = run("catalog", "apply", "bad.yaml")
+    assert done.code == 1 and done.err.startswith("bad.yaml:2")
+    assert len(run("catalog", "history", "--json").lines()) == 1
+
+
+def test_keys_are_made_listed_and_revoked(run: Run) -> None:
+    made = run("keys", "create", "page", "--scope", "read", "--customer", "acme", "--expires-in", "90d")
+    token = made.out.strip()
+    id = token.split("_")[1]
+    assert f"Key {id}; the token is not shown again." in made.err
+    (key,) = run("keys", "list", "--json").lines()
+    assert (key["id"], key["name"], key["scopes"], key["customer"]) == (id, "page", ["read"], "acme")
+    assert key["expires_at"] > key["created_at"] and key["revoked_at"] is None
+    # Nothing of the secret is told, or kept.
+    secret = token.split("_", 2)[2]
+    assert secret not in run("keys", "list").out + run("keys", "list", "--json").out
+    assert secret.encode() not in b"".join(path.read_bytes() for path in Path("data").iterdir())
+    assert run("keys", "revoke", id).code == 0
+    assert "revoked" in run("keys", "list").out
+    keys = KeyFile("data/keys.db")
+    assert keys.find(token, 0) is None
+    keys.close()
