@@ -276,8 +276,9 @@ class Brokers(Kafka):
             # So that a broker that died or stopped is noticed in seconds.
             "broker.heartbeat.interval.ms": 300,
             "broker.session.timeout.ms": 2000,
-            "log.retention.check.interval.ms": 500,
-            "log.initial.task.delay.ms": 100,
+            # Tests give messages times of their own, also old and future ones.
+            "log.retention.ms": -1,
+            "log.message.timestamp.after.max.ms": (1 << 63) - 1,
             "file.delete.delay.ms": 100,
             "log.cleaner.dedupe.buffer.size": 2 << 20,
             "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
