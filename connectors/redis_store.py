@@ -33,8 +33,8 @@ from connectors.redis_client import Command, Redis
 from connectors.redis_notes import Notes
 from connectors.redis_rebuild import Rebuilds
 from connectors.redis_rows import BUCKETS, Keys, bucket_of, slot_of
-from connectors.redis_scripts import COUNT, WRITE
 from connectors.redis_servers import Servers
+from connectors.redis_write_scripts import COUNT, WRITE
 from operators.ports import Note, Settled, StoreError
 from operators.records import Counter, Total
 from operators.resends import RESEND
