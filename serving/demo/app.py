@@ -76,7 +76,7 @@ class Stage:
             return False
         self.biller = Biller(url, self.catalog, self.folder / "biller.json")
         self.biller.set_up(self.began)
-        port = _free_port()
+        port, metrics = _free_port(PORT), _free_port(0)
         settings = {
             "TIDEGATE_CATALOG": "catalog.yaml",
             "TIDEGATE_STORE": f"sqlite:{self.store.name}",
@@ -89,6 +89,7 @@ class Stage:
             "TIDEGATE_BRANCHES": "store,alerts,billing",
             "TIDEGATE_BILLING": f"dodo://{url.removeprefix('http://')}?tls=false&tier=1",
             "TIDEGATE_DODO_API_KEY": KEY,
+            "TIDEGATE_METRICS": f"127.0.0.1:{metrics}",
         }
         self._child("flow", "bytewax.run", "flows.metering", settings=settings)
         if not self._waited(over, self.store.exists):
@@ -335,9 +336,9 @@ def _address(said: str) -> str:
     return found[0] if found else ""
 
 
-def _free_port() -> int:
+def _free_port(usual: int) -> int:
     """The usual port, or another where somebody has it."""
-    for port in (PORT, 0):
+    for port in (usual, 0):
         with socket.socket() as free, suppress(OSError):
             free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             free.bind(("127.0.0.1", port))
