@@ -12,7 +12,7 @@ emission.
 
 import gc
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from functools import partial
 from itertools import chain
@@ -52,6 +52,7 @@ from settings.problems import SettingsError
 from settings.settings import Settings, load_settings
 
 LOOK_EVERY = 0.01
+TOTALS_AT_ONCE = 50_000
 """Seconds between looks for a newer catalog."""
 
 Directed = tuple[str, tuple[int, Chunk | ControlItem]]
@@ -59,7 +60,7 @@ Directed = tuple[str, tuple[int, Chunk | ControlItem]]
 
 
 class StoreSink(DynamicSink[Emission]):
-    """Writes totals and counters on the worker that made them, one transaction per batch of emissions."""
+    """Writes totals and counters on the worker that made them, a transaction for some emissions each."""
 
     def __init__(self, open_writer: Callable[[], StoreWriter], telemetry: Telemetry, *, live: bool) -> None:
         self._open_writer = open_writer
@@ -77,6 +78,10 @@ class _StorePartition(StatelessSinkPartition[Emission]):
         self._live = live
 
     def write_batch(self, items: list[Emission]) -> None:
+        for together in _batches(items):
+            self._write(together)
+
+    def _write(self, items: list[Emission]) -> None:
         totals = Totals(chain.from_iterable(emission.totals.parts for emission in items))
         counters = list(chain.from_iterable(emission.counters for emission in items))
         notes = list(chain.from_iterable(emission.notes for emission in items))
@@ -95,6 +100,19 @@ class _StorePartition(StatelessSinkPartition[Emission]):
 
     def close(self) -> None:
         self._writer.close()
+
+
+def _batches(items: list[Emission]) -> Iterator[list[Emission]]:
+    """The emissions in their order, as many at a time as one transaction takes well: a huge one outgrows caches."""
+    together: list[Emission] = []
+    totals = 0
+    for emission in items:
+        totals += len(emission.totals)
+        if together and totals > TOTALS_AT_ONCE:
+            yield together
+            together, totals = [], len(emission.totals)
+        together.append(emission)
+    yield together
 
 
 def flow() -> Dataflow:
