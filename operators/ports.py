@@ -173,8 +173,8 @@ class ControlLog(Protocol):
     def resend(self, *, anew: bool = False) -> str:
         """Asks the flow to write every total again, or joins who has asked already, unless `anew`; the Resend's id.
 
-        Every shard answers by a note (operators/resends.py). A store that can tell that it lost totals keeps its readers
-        away from where they are missing until then, by StoreIncomplete.
+        Every shard answers by a note (operators/resends.py). A store that can tell that it lost totals keeps its
+        readers away from where they are missing until then, by StoreIncomplete.
         """
         ...
 
@@ -206,7 +206,8 @@ class Ingest(Protocol):
     async def put(self, payloads: Sequence[bytes], customers: Sequence[str]) -> None:
         """Returns when all of them are durable, a payload per customer; IngestError where they may not be.
 
-        A payload is one line of JSON, an event. After an error some may be there all the same: sending again is harmless.
+        A payload is one line of JSON, an event. After an error some may be there all the same: sending again is
+        harmless.
         """
         ...
 
