@@ -25,7 +25,7 @@ OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # The flow's own stand before those that a service has beside them.
 FIELDS = WebhookSettings.model_fields | ReconciliationSettings.model_fields | Settings.model_fields
-ROLES = ("source", "store", "alerts", "dead_letters", "billing")
+ROLES = ("source", "ingest", "store", "alerts", "dead_letters", "billing")
 
 
 def written(value: Any) -> str:
@@ -52,7 +52,7 @@ def written(value: Any) -> str:
 
 def schemes(role: str) -> Iterator[type[Address]]:
     # There may be several places for alerts.
-    annotation = Alert if role == "alerts" else Settings.model_fields[role].annotation
+    annotation = Alert if role == "alerts" else ServingSettings.model_fields[role].annotation
     annotation = get_args(annotation)[0] if role == "alerts" else annotation
     yield from (get_args(annotation) or (annotation,))  # type: ignore[misc]
 

@@ -1,0 +1,90 @@
+"""The log that the service writes, read: the contract of sources, over segments and unfinished ends."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from connectors.file import FileError
+from connectors.log import LogSource
+from connectors.log_writer import DIGITS
+from tests.connectors.source_contract import Partition, Source, SourceContract, payloads_in, read
+
+POLL_BYTES = 48
+PER_SEGMENT = 3
+
+
+def segment(folder: str | Path, number: int) -> Path:
+    path = Path(folder) / "0" / f"{number:0{DIGITS}d}.ndjson"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def source(folder: str | Path, follow: bool = False) -> LogSource:
+    return LogSource(str(folder), 1, follow, POLL_BYTES)
+
+
+class TestLog(SourceContract):
+    """Segments of a few lines, all but the last with a torn line at the end, as a killed writer leaves it."""
+
+    @contextmanager
+    def holding(self, payloads: list[bytes]) -> Iterator[Callable[[], Source]]:
+        with TemporaryDirectory() as folder:
+            parts = [payloads[i : i + PER_SEGMENT] for i in range(0, len(payloads), PER_SEGMENT)] or [[]]
+            for number, part in enumerate(parts, 1):
+                torn = b'{"torn":' if number < len(parts) else b""
+                segment(folder, number).write_bytes(b"".join(line + b"\n" for line in part) + torn)
+            yield lambda: source(folder)
+
+    @contextmanager
+    def waiting(self) -> Iterator[Partition]:
+        with TemporaryDirectory() as folder:
+            segment(folder, 1).write_bytes(b'{"id":"1"}\n')
+            partition = source(folder, follow=True).build_part("in", "0", None)
+            assert len(read(partition, 3)) == 1
+            yield partition
+            partition.close()
+
+
+def test_a_new_segment_is_followed_and_what_came_before_it_is_read_first(tmp_path: Path) -> None:
+    partition = source(tmp_path, follow=True).build_part("in", "0", None)
+    # Nobody has written yet.
+    assert read(partition, 3) == []
+    segment(tmp_path, 1).write_bytes(b"one\n")
+    assert payloads_in(read(partition, 3)) == [b"one"]
+    with segment(tmp_path, 1).open("ab") as file:
+        file.write(b"two\ntorn")
+    segment(tmp_path, 2).write_bytes(b"three\n")
+    assert payloads_in(read(partition, 8)) == [b"two", b"three"]
+    partition.close()
+
+
+def test_old_segments_may_be_deleted_once_they_are_read(tmp_path: Path) -> None:
+    segment(tmp_path, 1).write_bytes(b"one\n")
+    segment(tmp_path, 2).write_bytes(b"two\n")
+    partition = source(tmp_path, follow=True).build_part("in", "0", None)
+    assert payloads_in(read(partition, 8)) == [b"one", b"two"]
+    position = partition.snapshot()
+    partition.close()
+    segment(tmp_path, 1).unlink()
+    segment(tmp_path, 3).write_bytes(b"three\n")
+    resumed = source(tmp_path).build_part("in", "0", position)
+    assert payloads_in(read(resumed)) == [b"three"]
+    resumed.close()
+
+
+def test_a_segment_that_is_gone_before_it_was_read_is_an_error(tmp_path: Path) -> None:
+    segment(tmp_path, 1).write_bytes(b"one\n")
+    partition = source(tmp_path, follow=True).build_part("in", "0", None)
+    read(partition, 3)
+    position = partition.snapshot()
+    partition.close()
+    segment(tmp_path, 1).unlink()
+    with pytest.raises(FileError, match="is gone"):
+        source(tmp_path).build_part("in", "0", position)
+
+
+def test_each_lane_is_a_partition() -> None:
+    assert LogSource("log", 3).list_parts() == ["0", "1", "2"]
