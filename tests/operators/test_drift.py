@@ -92,6 +92,9 @@ def test_the_bracket_is_as_tight_as_what_is_on_its_way() -> None:
     assert bracket("sum", 100, 103, [waits, sent], 50, 0) == Bracket(88, 96)
     assert bracket("max", 100, 100, [Flight(99, 10, None)], 50, 0) == Bracket(100, 100)
     assert bracket("max", 100, 100, [Flight(100, 10, None)], 50, 0) == Bracket(0, 100)
+    # It came and was sent while our store was still behind.
+    assert bracket("max", 100, 100, [Flight(120, 45, 46)], 50, 60) == Bracket(0, 120)
+    assert bracket("sum", 100, 100, [Flight(20, 45, 46)], 50, 60) == Bracket(80, 120)
 
 
 def test_a_last_value_is_judged_only_while_nothing_moves() -> None:
