@@ -1,0 +1,57 @@
+"""Customers and keys by number, and what the catalog says of each."""
+
+from decimal import Decimal
+
+import numpy as np
+
+from operators.catalog import Catalog, Customer, Limit, Meter, Plan
+from operators.periods import DAY, HOUR, Calendar
+from operators.roster import Roster
+
+METERS = (Meter("calls", "call", "count"), Meter("tokens", "call", "sum", "n"))
+FREE = Plan("free", Calendar("month"), None, {"calls": Limit(cap=Decimal(10))})
+PRO = Plan("pro", Calendar("day"), "Asia/Kathmandu", {"calls": Limit(cap=Decimal(1000))})
+CATALOG = Catalog(
+    METERS,
+    {"free": FREE, "pro": PRO},
+    {
+        "big": Customer("big", "pro"),
+        "also big": Customer("also big", "pro"),
+        "special": Customer("special", "free", limits={"calls": Limit(cap=Decimal(77))}),
+    },
+    default_plan="free",
+)
+NAMES = ["stranger", "big", "another stranger", "special", "also big"]
+
+
+def limit_of(roster: Roster, name: str, meter: int) -> str | None:
+    key = roster.keys(roster.rows([name]), np.array([meter]))
+    return roster.rules[int(roster.key_rules.values[key[0]])].limit
+
+
+def test_a_customer_keeps_its_row() -> None:
+    """State is kept by row: another one would give a customer somebody else's totals."""
+    roster = Roster(CATALOG)
+    assert roster.rows(["a", "b", "a"]).tolist() == [0, 1, 0]
+    assert roster.rows(["c", "b", "a"]).tolist() == [2, 1, 0]
+    assert roster.names == ["a", "b", "c"] and roster.add("b") == 1
+
+
+def test_many_at_once_get_the_limits_that_each_would_get_alone() -> None:
+    """Strangers are alike, customers of one plan too, and who has limits of their own is like nobody else."""
+    together = Roster(CATALOG)
+    rows = together.rows(NAMES)
+    together.keys(np.repeat(rows, 2), np.tile([0, 1], len(rows)))
+    limits = {"stranger": "10", "another stranger": "10", "big": "1000", "also big": "1000", "special": "77"}
+    for name, limit in limits.items():
+        assert limit_of(together, name, 0) == limit_of(Roster(CATALOG), name, 0) == limit
+        assert limit_of(together, name, 1) is None
+
+
+def test_each_has_the_windows_of_its_own_zone_and_period() -> None:
+    roster = Roster(CATALOG)
+    edges = roster.edges(roster.rows(["stranger", "big"]), np.full(2, 20_000 * DAY))
+    # Kathmandu is 5:45 ahead, and its plan bills by the day.
+    assert (edges.day - 20_000 * DAY).tolist() == [0, -(5 * HOUR + 45 * HOUR // 60)]
+    assert edges.period[1] == edges.day[1] and edges.period_end[1] - edges.period[1] == DAY
+    assert edges.period_end[0] - edges.period[0] == 31 * DAY

@@ -1,0 +1,69 @@
+"""Alerts hang on the order of a customer's events, not on how they were cut into chunks."""
+
+from datetime import timedelta
+from decimal import Decimal
+
+import pytest
+
+from operators.catalog import Catalog, Kind, Limit, Meter, Plan, Threshold
+from operators.decode import Decoder
+from operators.periods import Calendar
+from operators.ports import Payloads
+from operators.shard import Shard
+
+LEVELS = tuple(Threshold(percent=Decimal(percent)) for percent in (50, 80, 100))
+
+
+def told(kind: Kind, values: list[str], at_once: int) -> list[tuple[str, str, str]]:
+    """Kind, level and total of each alert; readings come `at_once` in a chunk."""
+    plan = Plan("p", Calendar("month"), None, {"used": Limit(cap=Decimal(10), thresholds=LEVELS)})
+    catalog = Catalog((Meter("used", "use", kind, "n"),), {"p": plan}, default_plan="p")
+    decoder = Decoder(catalog, shards=1, clock="event")
+    shard = Shard(0, catalog, timedelta(days=1), "event")
+    lines = [
+        f'{{"specversion":"1.0","id":"{n}","source":"s","type":"use","subject":"acme",'
+        f'"time":"2026-01-10T10:00:{n:02}Z","data":{{"n":{value}}}}}'.encode()
+        for n, value in enumerate(values)
+    ]
+    alerts = []
+    for start in range(0, len(lines), at_once):
+        block = b"\n".join(lines[start : start + at_once])
+        for _, chunk in decoder.decode(Payloads(block, 0, None, "")):
+            alerts += shard.apply(chunk).alerts
+    return [(alert.kind, alert.level, alert.total) for alert in alerts]
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3, 60])
+@pytest.mark.parametrize("part", ["", ".000000000001", ".000000000000000000000001"])
+def test_levels_are_told_at_the_reading_that_passes_them(at_once: int, part: str) -> None:
+    """Whole numbers, and such as need more places, go different ways: to the same reading."""
+    values = ["1"] * 4 + [f"0{part}", "1", "3", "0", "1", "0", "5"]
+    cut = part.rstrip("0")
+    assert told("sum", values, at_once) == [
+        ("threshold", "50%", f"5{cut}"),
+        ("threshold", "80%", f"8{cut}"),
+        ("threshold", "100%", f"14{cut}"),
+        ("cap_reached", "10", f"14{cut}"),
+    ]
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 60])
+def test_only_the_highest_of_several_levels_is_told(at_once: int) -> None:
+    assert told("max", ["4", "9", "3", "10"], at_once) == [
+        ("threshold", "80%", "9"),
+        ("threshold", "100%", "10"),
+        ("cap_reached", "10", "10"),
+    ]
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 60])
+def test_a_level_that_falls_is_resolved(at_once: int) -> None:
+    """Seats may be given back: the last reading also falls."""
+    assert told("last", ["5", "4", "10", "4"], at_once) == [
+        ("threshold", "50%", "5"),
+        ("threshold", "50%", "4"),
+        ("threshold", "100%", "10"),
+        ("cap_reached", "10", "10"),
+        ("threshold", "100%", "4"),
+        ("cap_released", "10", "4"),
+    ]
