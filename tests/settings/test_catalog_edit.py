@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from operators.catalog import Catalog, Customer
+from settings import catalog_edit
 from settings.catalog import CatalogError, parse_catalog
 from settings.catalog_edit import override_of, with_override
 from settings.yaml_nodes import Plain
@@ -126,3 +127,15 @@ def test_what_the_catalog_would_not_take_is_refused(entry: Any) -> None:
 def test_a_customer_without_a_plan_to_fall_back_on_is_refused() -> None:
     with pytest.raises(CatalogError):
         with_override(CALLS, "new", "calls", {"cap": 1})
+
+
+def test_an_edit_that_went_astray_is_never_applied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the text is like, what comes of it is read again before it counts."""
+    real = catalog_edit._with
+
+    def astray(text: str, *given: Any) -> str:
+        return real(text, *given).replace("cap: 5000000", "cap: 1")
+
+    monkeypatch.setattr(catalog_edit, "_with", astray)
+    with pytest.raises(CatalogError, match="cannot be changed in this text"):
+        with_override(EXAMPLE, "cus_001", "calls", {"cap": 5})

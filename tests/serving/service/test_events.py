@@ -141,6 +141,13 @@ def test_of_a_mixed_batch_the_good_are_taken_and_each_is_answered_for(
     assert "mixed good" in ids and not ids & {"mixed bad", "mixed nested"}
 
 
+def test_a_list_in_a_list_is_no_event_though_all_in_it_are_good(api: httpx.Client, served: Served) -> None:
+    """As a line of its own the flow would take its elements for events that nobody was answered for."""
+    answer = api.post(URL, json=[[event("hidden")], event("plain")])
+    assert [result["status"] for result in answer.json()["results"]] == ["rejected", "accepted"]
+    assert "hidden" not in {line.get("id") for line in lines(served) if isinstance(line, dict)}
+
+
 def test_where_none_can_be_metered_it_is_a_problem_with_every_reason(api: httpx.Client) -> None:
     answer = api.post(URL, json=[event("no time", time=None), {"event_id": "x"}])
     assert (answer.status_code, answer.headers["content-type"]) == (422, "application/problem+json")

@@ -225,6 +225,38 @@ def test_the_stream_of_a_key_that_was_revoked_ends(tmp_path: Path, monkeypatch: 
     asyncio.run(scenario())
 
 
+def test_what_changes_while_a_state_is_read_is_told_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A total is written right after the first state was read, and before it was sent."""
+    real = streams.usage_of
+
+    async def scenario() -> None:
+        async with running(tmp_path) as (service, app, served):
+            asked: list[int] = []
+
+            async def usage_of(*given: Any) -> Any:
+                found = await real(*given)
+                asked.append(service.live.seq)
+                # The first is only to see whether it can be told at all.
+                if len(asked) == 2:
+                    writer = served.writer()
+                    writer.write([total("acme", 1)], [])
+                    writer.close()
+                    while service.live.seq == asked[-1]:
+                        await asyncio.sleep(0.002)
+                return found
+
+            monkeypatch.setattr(streams, "usage_of", usage_of)
+            listener = Listener(app, "/v1/customers/acme/stream", served.tokens["read"])
+            await listener.next()
+            await listener.next()
+            listener.leave()
+            await listener.task
+
+    asyncio.run(scenario())
+
+
 def test_no_more_streams_than_allowed_and_a_place_is_free_again(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with running(tmp_path, streams_max=1) as (service, app, served):
