@@ -36,7 +36,8 @@ from connectors.telemetry import Telemetry
 from connectors.tracing import open_spans
 from flows.shards import Emission, ShardLogic
 from operators.billing import pack
-from operators.chunk import Chunk, Customers
+from operators.chunk import Chunk
+from operators.customers import Customers
 from operators.decode import Decoder
 from operators.keys import shard_of
 from operators.ports import Adjustment, Note, Payloads, StoreError, StoreWriter

@@ -5,16 +5,11 @@ numbers in as few bytes as they need. The events' own bytes ride along as offset
 chunk leaves its process are they cut out of it.
 """
 
-from collections.abc import Iterable, Sequence
-from threading import Lock
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from xxhash import xxh3_64_intdigest
-
-from operators.keys import customer_digest, shard_of
-from operators.ports import Payloads
 
 Ints = NDArray[np.int64]
 
@@ -73,45 +68,10 @@ class Columns(NamedTuple):
             self.at[kept],
             self.starts[kept],
             self.ends[kept],
-            _chosen(readings, np.flatnonzero(kept[readings.event]), place),
+            chosen(readings, np.flatnonzero(kept[readings.event]), place),
             place[self.unread_event[unread]],
             self.unread_meter[unread],
         )
-
-
-class Customers:
-    """Customers by number, with what routing and identity need of each. It grows and never forgets.
-
-    Worker threads of one process share it: numbers are given under a lock, and arrays are replaced, not resized.
-    """
-
-    def __init__(self, shards: int) -> None:
-        self.shards = shards
-        self.number: dict[str, int] = {}
-        self.names: list[list[str]] = [[] for _ in range(shards)]
-        self.shard = np.empty(1024, np.int64)
-        self.local = np.empty(1024, np.int64)
-        self.digest = np.empty((1024, 2), np.uint64)
-        self._lock = Lock()
-
-    def add(self, customers: Iterable[str]) -> None:
-        """Gives numbers to those that have none."""
-        with self._lock:
-            new = [customer for customer in dict.fromkeys(customers) if customer not in self.number]
-            if not new:
-                return
-            first, last = len(self.number), len(self.number) + len(new)
-            if last > len(self.shard):
-                self.shard = np.resize(self.shard, 2 * last)
-                self.local = np.resize(self.local, 2 * last)
-                self.digest = np.resize(self.digest, (2 * last, 2))
-            digests = b"".join(map(customer_digest, new))
-            self.digest[first:last] = np.frombuffer(digests, np.uint64).reshape(-1, 2)
-            for number, customer in enumerate(new, first):
-                shard = self.shard[number] = shard_of(customer, self.shards)
-                self.local[number] = len(self.names[shard])
-                self.names[shard].append(customer)
-            self.number.update(zip(new, range(first, last), strict=True))
 
 
 class Chunk:
@@ -221,110 +181,7 @@ def _small(values: Ints) -> NDArray[Any]:
     return values.astype(np.min_scalar_type(int(values.max(initial=0))))
 
 
-def joined(parts: list[Columns]) -> Columns | None:
-    """The columns of consecutive pieces as one; None where there are none."""
-    if len(parts) < 2:
-        return parts[0] if parts else None
-    shifts = np.cumsum([0, *(len(part.at) for part in parts[:-1])]).tolist()
-    rows = np.cumsum([0, *(len(part.readings.event) for part in parts[:-1])]).tolist()
-    readings = [part.readings for part in parts]
-    his = [r.hi for r in readings]
-    return Columns(
-        np.concatenate([part.customer for part in parts]),
-        np.concatenate([part.digest for part in parts]),
-        np.concatenate([part.mark for part in parts]),
-        np.concatenate([part.at for part in parts]),
-        np.concatenate([part.starts for part in parts]),
-        np.concatenate([part.ends for part in parts]),
-        Readings(
-            np.concatenate([r.event + shift for r, shift in zip(readings, shifts, strict=True)]),
-            np.concatenate([r.meter for r in readings]),
-            np.concatenate(his),
-            concatenated([r.mid for r in readings], his),
-            concatenated([r.lo for r in readings], his),
-            np.concatenate([r.unique_at + shift for r, shift in zip(readings, rows, strict=True)]),
-            np.concatenate([r.unique_lo for r in readings]),
-            np.concatenate([r.unique_hi for r in readings]),
-        ),
-        np.concatenate([p.unread_event + shift for p, shift in zip(parts, shifts, strict=True)]),
-        np.concatenate([p.unread_meter for p in parts]),
-    )
-
-
-def split(
-    columns: Columns | None, rejects: list[Reject], payloads: Payloads, customers: Customers
-) -> list[tuple[int, Chunk]]:
-    """Events parted by their customer's shard, each shard's in order of arrival, readings too.
-
-    Rejects have no customer that could be trusted; they go to a shard by their bytes, to be counted there.
-    """
-    rejected: dict[int, list[Reject]] = {}
-    for reject in rejects:
-        rejected.setdefault(xxh3_64_intdigest(reject.payload) % customers.shards, []).append(reject)
-    if columns is None:
-        columns = _NOTHING
-    shard = customers.shard[columns.customer]
-    order = np.argsort(shard.astype(np.uint16), kind="stable")
-    bounds = np.searchsorted(shard[order], np.arange(customers.shards + 1)).tolist()
-    place = np.empty(len(order), np.int64)
-    place[order] = np.arange(len(order))
-    # Everything is put in order once; each shard's part is then a slice of it.
-    local, mark, at = customers.local[columns.customer[order]], columns.mark[order], columns.at[order]
-    digest_lo, digest_hi = columns.digest[order, 0], columns.digest[order, 1]
-    starts, ends = columns.starts[order], columns.ends[order]
-    where = place[columns.readings.event]
-    readings = _chosen(columns.readings, np.argsort(where, kind="stable"), place)
-    cuts = np.searchsorted(readings.event, bounds).tolist()
-    unique_cuts = np.searchsorted(readings.unique_at, cuts).tolist()
-    unread_at = place[columns.unread_event]
-    chunks = []
-    for number in range(customers.shards):
-        first, last = bounds[number], bounds[number + 1]
-        if first == last and number not in rejected:
-            continue
-        part = slice(first, last)
-        unread = (unread_at >= first) & (unread_at < last)
-        chunk = Chunk(
-            names=customers.names[number],
-            shared=True,
-            customer=local[part],
-            digest_lo=digest_lo[part],
-            digest_hi=digest_hi[part],
-            mark=mark[part],
-            at=at[part],
-            readings=_sliced(
-                readings,
-                slice(cuts[number], cuts[number + 1]),
-                slice(unique_cuts[number], unique_cuts[number + 1]),
-                first,
-            ),
-            unread_event=unread_at[unread] - first,
-            unread_meter=columns.unread_meter[unread],
-            block=payloads.block,
-            starts=starts[part],
-            ends=ends[part],
-            received_at=payloads.received_at,
-            rejects=rejected.get(number, []),
-        )
-        chunks.append((number, chunk))
-    return chunks
-
-
-def _sliced(readings: Readings, rows: slice, unique: slice, first: int) -> Readings:
-    """These rows of readings in order, for a chunk that begins at event `first`."""
-    return Readings(
-        readings.event[rows] - first,
-        readings.meter[rows],
-        readings.hi[rows],
-        None if readings.mid is None else readings.mid[rows],
-        None if readings.lo is None else readings.lo[rows],
-        readings.unique_at[unique] - rows.start,
-        readings.unique_lo[unique],
-        readings.unique_hi[unique],
-    )
-
-
-def _chosen(readings: Readings, rows: Ints, place: Ints) -> Readings:
+def chosen(readings: Readings, rows: Ints, place: Ints) -> Readings:
     """These rows of the readings, in this order; `place` gives each event its new number."""
     unique = readings.unique_at, readings.unique_lo, readings.unique_hi
     if len(readings.unique_at):
@@ -355,14 +212,3 @@ def concatenated(limbs: Sequence[Ints | None], like: Sequence[Ints]) -> Ints | N
 _NONE = np.empty(0, np.int64)
 _NO_WORDS = np.empty(0, np.uint64)
 NO_READINGS = Readings(_NONE, _NONE, _NONE, None, None, _NONE, _NO_WORDS, _NO_WORDS)
-_NOTHING = Columns(
-    _NONE,
-    np.empty((0, 2), np.uint64),
-    np.empty(0, np.uint32),
-    _NONE,
-    _NONE,
-    _NONE,
-    NO_READINGS,
-    _NONE,
-    _NONE,
-)

@@ -19,9 +19,11 @@ from xxhash import xxh3_64_digest, xxh3_64_intdigest, xxh3_128_digest
 
 from operators import times
 from operators.catalog import Catalog, Meter
-from operators.chunk import Chunk, Columns, Customers, Ints, Reject, joined, split
+from operators.chunk import Chunk, Columns, Ints, Reject
+from operators.customers import Customers
 from operators.groups import distinct
 from operators.keys import ID_SEED, source_digest
+from operators.parting import joined, split
 from operators.periods import MAX_AT
 from operators.ports import Payloads
 from operators.readings import Gathered, Name
