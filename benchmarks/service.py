@@ -35,8 +35,11 @@ plans: {free: {limits: {calls: {cap: 1000000}}}}
 SERVER_CORE, CLIENT_CORE = 0, 1
 
 
-def main(seconds: float = 5.0, churn: float = 100.0) -> None:
-    """Asks for so many seconds each, while `churn` customers a second are written, as a flow would."""
+def main(seconds: float = 5.0, churn: float = 100.0, rate: float = 0.0) -> None:
+    """Asks for so many seconds each, while `churn` customers a second are written, as a flow would.
+
+    `rate` is that of the second part, half of what was reached if it is 0.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
         token = _prepare(path)
@@ -56,7 +59,9 @@ def main(seconds: float = 5.0, churn: float = 100.0) -> None:
                 with suppress(ProcessLookupError):
                     os.sched_setaffinity(int(thread.name), {SERVER_CORE})
             os.sched_setaffinity(0, {CLIENT_CORE})
-            asyncio.run(_measure(server.pid, port, token, seconds, path / "data" / "tidegate.db", churn))
+            asyncio.run(
+                _measure(server.pid, port, token, seconds, path / "data" / "tidegate.db", churn, rate)
+            )
             _wrk(url, token, seconds)
         finally:
             server.terminate()
@@ -125,7 +130,9 @@ def _cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-async def _measure(pid: int, port: int, token: str, seconds: float, store: Path, churn: float) -> None:
+async def _measure(
+    pid: int, port: int, token: str, seconds: float, store: Path, churn: float, paced: float
+) -> None:
     loop = asyncio.get_running_loop()
     clients = [(await loop.create_connection(_Client, "127.0.0.1", port))[1] for _ in range(CONNECTIONS)]
     requests = [_request(customer, token) for customer in range(CUSTOMERS)]
@@ -138,11 +145,12 @@ async def _measure(pid: int, port: int, token: str, seconds: float, store: Path,
         f"{rate:,.0f} checks/s on one core, {CONNECTIONS} connections, {churn:g} customers written a second; "
         f"{each * 1e6:.0f} µs of CPU each, so {1 / each:,.0f} checks/s on a core that nobody else uses"
     )
-    took = sorted(await _at_a_rate(clients, requests, rate / 2, seconds))
+    paced = paced or rate / 2
+    took = sorted(await _at_a_rate(clients, requests, paced, seconds))
     shown = ", ".join(
         f"p{part:g} {took[int(len(took) * part / 100)] * 1e3:.2f} ms" for part in (50, 90, 99, 99.9)
     )
-    print(f"at {rate / 2:,.0f} a second: {shown}, {len(took):,} requests")
+    print(f"at {paced:,.0f} a second: {shown}, {len(took):,} requests")
     degraded = sum(client.degraded for client in clients)
     print(f"decided without the store, in all: {degraded:,}")
     writing.cancel()
