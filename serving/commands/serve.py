@@ -6,7 +6,9 @@ from typing import Annotated
 import typer
 
 from connectors.sqlite_keys import KeyFile
+from settings.reconciliation import WebhookSettings
 from settings.serving import ServingSettings, load_serving_settings
+from settings.settings import load_settings_of
 
 
 def serve(
@@ -20,11 +22,13 @@ def serve(
 ) -> None:
     """Serves the API and the dashboard until it is stopped."""
     # Only here, as its libraries are of the extra `serve`.
+    from serving.platform_webhooks import open_webhooks
     from serving.service.server import serve as run
 
     given = {"listen": listen, "auth": auth, "store": store}
     settings = load_serving_settings({name: text for name, text in given.items() if text is not None})
-    run(settings, lambda address: _say(settings, address))
+    webhooks = open_webhooks(load_settings_of(WebhookSettings))
+    run(settings, lambda address: _say(settings, address), webhooks)
 
 
 def _say(settings: ServingSettings, address: str) -> None:

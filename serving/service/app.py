@@ -15,6 +15,8 @@ from typing import Any, Final
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from serving import platform_webhooks
+from serving.platform_webhooks import Webhooks
 from serving.service import requests
 from serving.service.access import own_customer
 from serving.service.openapi import document
@@ -38,10 +40,13 @@ _log = logging.getLogger("tidegate.service")
 
 
 class App:
-    """The API of one service. Its lifespan is the service's."""
+    """The API of one service, and the endpoint for the platform's webhooks. Its lifespan is the service's."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, webhooks: Webhooks | None = None) -> None:
         self.service = service
+        self._webhooks = webhooks
+        # Deliveries are signed, so they pass none of the gates for keys.
+        self._hook = platform_webhooks.routes(webhooks)[0] if webhooks is not None else None
         self._router = Router(ROUTES)
         service.openapi = json.dumps(document(ROUTES)).encode()
         self._pages = Pages(service.settings.frames, service.settings.auth)
@@ -50,7 +55,9 @@ class App:
         if scope["type"] == "lifespan":
             await self._live(receive, send)
         elif scope["type"] == "http":
-            if self._pages.has(scope["path"]):
+            if self._hook is not None and scope["path"] == self._hook.path:
+                await self._hook.handle(scope, receive, send)
+            elif self._pages.has(scope["path"]):
                 await self._pages(scope, receive, send)
             else:
                 await self._serve(scope, receive, send)
@@ -65,6 +72,8 @@ class App:
         await send({"type": "lifespan.startup.complete"})
         await receive()
         await self.service.close()
+        if self._webhooks is not None:
+            await asyncio.to_thread(self._webhooks.close)
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -118,9 +127,9 @@ class App:
         return found
 
 
-def build(service: Service) -> ASGIApp:
+def build(service: Service, webhooks: Webhooks | None = None) -> ASGIApp:
     """The application, with CORS if there are origins whose pages may call it."""
-    app: ASGIApp = App(service)
+    app: ASGIApp = App(service, webhooks)
     if service.settings.cors:
         app = CORSMiddleware(
             app,

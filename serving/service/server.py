@@ -8,6 +8,7 @@ from ipaddress import ip_address
 
 import uvicorn
 
+from serving.platform_webhooks import Webhooks
 from serving.service.app import build
 from serving.service.state import Service
 from settings.serving import ServingSettings
@@ -16,15 +17,17 @@ BACKLOG = 1024
 DRAIN_S = 5
 
 
-def serve(settings: ServingSettings, ready: Callable[[str], None]) -> None:
+def serve(settings: ServingSettings, ready: Callable[[str], None], webhooks: Webhooks | None = None) -> None:
     """Serves until SIGTERM or SIGINT; `ready` is told the address once requests are taken.
+
+    With `webhooks` it takes the platform's deliveries too.
 
     Raises OSError where it cannot listen, KeysError, SettingsError, IngestError as they say.
     """
     service = Service(settings)
     with listening_on(*settings.listen) as listening:
         ready(_shown(listening))
-        server = server_of(service)
+        server = server_of(service, webhooks)
         # uvicorn ends in order and then raises the signal once more, for whoever had a handler before.
         signal.signal(signal.SIGTERM, lambda *_: None)
         server.run(sockets=[listening])
@@ -32,10 +35,10 @@ def serve(settings: ServingSettings, ready: Callable[[str], None]) -> None:
             sys.exit(1)
 
 
-def server_of(service: Service) -> "Server":
+def server_of(service: Service, webhooks: Webhooks | None = None) -> "Server":
     """A server of this service, to be run on a socket that listens."""
     config = uvicorn.Config(
-        build(service),
+        build(service, webhooks),
         loop="uvloop",
         http="httptools",
         ws="none",

@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 
+from serving.platform_webhooks import Webhooks
 from serving.service.server import listening_on, server_of
 from serving.service.state import Service
 from settings.serving import ServingSettings, load_serving_settings
@@ -43,13 +44,15 @@ class Local:
 
 
 @contextmanager
-def local(folder: Path, served: Served | None = None, **choices: Any) -> Iterator[Local]:
+def local(
+    folder: Path, served: Served | None = None, webhooks: Webhooks | None = None, **choices: Any
+) -> Iterator[Local]:
     """A service in this folder, with `choices` as settings; `clock` and `monotonic` are the service's."""
     served = served or Served(folder, start=False)
     given = {name: choices.pop(name) for name in ("clock", "monotonic") if name in choices}
     service = Service(settings_of(served, **choices), **given)
     with listening_on("127.0.0.1", 0) as listening:
-        server = server_of(service)
+        server = server_of(service, webhooks)
         thread = Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         deadline = time.monotonic() + START_S
