@@ -33,6 +33,7 @@ class Metrics:
                 ("streams", "Streams that are open."),
                 ("catalog_version", "The newest catalog that is known."),
                 ("store_reachable", "1 while the store can be followed."),
+                ("drift_findings", "Totals that differ from the biller's, after the last reconciliation."),
             )
         }
         # Looked up once: labels() takes longer than counting.

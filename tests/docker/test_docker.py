@@ -75,7 +75,8 @@ def exported(place: Place) -> set[str]:
     """The names of metrics that a flow and its code tell."""
     code = "".join(path.read_text() for path in (ROOT / "connectors").glob("*.py"))
     code += "".join(path.read_text() for path in (ROOT / "serving").rglob("*.py"))
-    return set(re.findall(r'"(tidegate_[a-z_]+)"', code))
+    gauges = re.findall(r'^ +\("([a-z_]+)", "', (ROOT / "serving" / "service" / "metrics.py").read_text(), re.MULTILINE)
+    return {*re.findall(r'"(tidegate_[a-z_]+)"', code), *(f"tidegate_{name}" for name in gauges)}
 
 
 def test_rules_and_dashboard_ask_for_metrics_that_there_are(place: Place) -> None:

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import msgspec
+
 from serving.service.metrics import MEDIA
 from serving.service.problems import unavailable
 from serving.service.routing import Answer, Call, Nothing, Route, Success
@@ -26,6 +28,9 @@ async def metrics(service: Service, call: Call[Nothing, Nothing, None]) -> Answe
         "catalog_version": float(service.live.number),
         "store_reachable": float(not service.live.problem),
     }
+    if not service.live.problem:
+        told = await service.reader.ask(lambda reader: reader.notes("reconciliation", None, 1))
+        gauges["drift_findings"] = sum(float(msgspec.json.decode(note.body)["open_drift"]) for note in told)
     return Answer(200, service.metrics.text(service.gate.counters(), gauges), MEDIA)
 
 
