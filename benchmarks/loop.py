@@ -23,7 +23,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from decimal import Context, Decimal, Inexact, InvalidOperation, Overflow, setcontext
+from decimal import Context, Decimal, Inexact, InvalidOperation, Overflow, localcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -178,7 +178,11 @@ def _chunks(paths: list[Path]) -> Iterator[bytes]:
 
 def meter(paths: list[Path]) -> Outcome:
     """Meters all events of `paths`, in order."""
-    setcontext(Context(prec=60, traps=[Inexact, InvalidOperation, Overflow]))
+    with localcontext(Context(prec=60, traps=[Inexact, InvalidOperation, Overflow])):
+        return _meter(paths)
+
+
+def _meter(paths: list[Path]) -> Outcome:
     outcome = Outcome()
     decoder = msgspec.json.Decoder(Event)
     decode_lines = decoder.decode_lines

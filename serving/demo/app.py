@@ -52,8 +52,9 @@ T = TypeVar("T")
 class Stage:
     """All processes of the demo, with everything that they write in one folder."""
 
-    def __init__(self, folder: Path, rate: float, seed: int) -> None:
+    def __init__(self, folder: Path, rate: float, seed: int, port: int) -> None:
         self.folder = folder
+        self._port = port
         self.store = folder / "tidegate.db"
         self.alerts = folder / "alerts.ndjson"
         self.dead_letters = folder / "dead-letters.ndjson"
@@ -76,7 +77,7 @@ class Stage:
             return False
         self.biller = Biller(url, self.catalog, self.folder / "biller.json")
         self.biller.set_up(self.began)
-        port, metrics = _free_port(PORT), _free_port(0)
+        port, metrics = _free_port(self._port), _free_port(0)
         settings = {
             "TIDEGATE_CATALOG": "catalog.yaml",
             "TIDEGATE_STORE": f"sqlite:{self.store.name}",
@@ -158,6 +159,9 @@ def demo(
     ] = False,
     rate: Annotated[float, typer.Option(envvar="DEMO_RATE", min=1, help="Events a second.")] = 200,
     seed: Annotated[int, typer.Option(envvar="DEMO_SEED", min=0, help="Another seed, other usage.")] = 1,
+    port: Annotated[
+        int, typer.Option(envvar="DEMO_PORT", min=0, max=65535, help="Of the dashboard; another if it is taken.")
+    ] = PORT,
     folder: Annotated[Path, typer.Option(envvar="DEMO_FOLDER", help="For all that it writes.")] = Path(
         "data/demo"
     ),
@@ -168,7 +172,7 @@ def demo(
         signal.signal(number, lambda *_: over.set())
     console = Console()
     with _own(folder, keep), ExitStack() as stack:
-        stage = Stage(folder.absolute(), rate, seed)
+        stage = Stage(folder.absolute(), rate, seed, port)
         stack.callback(stage.stop)
         if not stage.start(over):
             return
