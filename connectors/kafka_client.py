@@ -30,6 +30,8 @@ PASSING = frozenset(
         rd.KafkaError._TIMED_OUT,
         rd.KafkaError._TIMED_OUT_QUEUE,
         rd.KafkaError._TRANSPORT,
+        # Of a partition that the topic is known to have: a client that connects again may not have heard of it yet.
+        rd.KafkaError._UNKNOWN_PARTITION,
         rd.KafkaError._WAIT_COORD,
         rd.KafkaError.BROKER_NOT_AVAILABLE,
         rd.KafkaError.COORDINATOR_LOAD_IN_PROGRESS,

@@ -24,7 +24,7 @@ from tests.model import Model
 from tests.traffic import Case, traffic
 
 FIRST = int(os.environ.get("TIDEGATE_CRASH_FIRST", "0"))
-SEEDS = range(FIRST, FIRST + int(os.environ.get("TIDEGATE_CRASH_SEEDS", "6")))
+SEEDS = range(FIRST, FIRST + int(os.environ.get("TIDEGATE_CRASH_SEEDS", "3")))
 KILLS_PER_TRAFFIC = 6
 LAYOUTS = {
     "threads": Layout(workers=2, files=3),

@@ -33,7 +33,7 @@ from tests.model import Clock, Model, Told
 from tests.operators.strategies import METERS, NOON, catalogs, events
 from tests.traffic import HOUR, MINUTE, Case, Sent, traffic, written
 
-SEEDS = int(os.environ.get("TIDEGATE_ORACLE_SEEDS", "12"))
+SEEDS = int(os.environ.get("TIDEGATE_ORACLE_SEEDS", "6"))
 EVENTS = int(os.environ.get("TIDEGATE_ORACLE_EVENTS", "1000"))
 SHARDS = 4
 
