@@ -50,7 +50,7 @@ constraints:  ## pins constraints.txt and, for the image, constraints-run.txt an
 	build/pip-tools/bin/pip-compile $(PINS) $(addprefix --extra ,$(EXTRAS)) --constraint build/constraints.txt \
 		--output-file build/constraints-run.txt pyproject.toml
 	for name in constraints constraints-run; do \
-		(head -2 $$name.txt && grep -v '^#' build/$$name.txt) > build/$$name.new && mv build/$$name.new $$name.txt; \
+		(head -2 $$name.txt && grep -Ev '^(#|$$)' build/$$name.txt) > build/$$name.new && mv build/$$name.new $$name.txt; \
 	done
 
 clean:  ## removes the environment, caches and the demo's folder
