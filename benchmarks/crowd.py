@@ -222,12 +222,14 @@ def _flow(crowd: Crowd, stop: Any, ready: Any) -> None:
 
 def _batches(path: Path, stop: Any) -> Iterator[list[str]]:
     """The ids so far, and what comes, until `stop` is set and all has been read."""
+    rest = b""
     with path.open("rb") as file:
         while True:
             ending = stop.is_set()
-            lines = file.read(BATCH_BYTES)
-            # The rest of the last line is still to be read.
-            lines += file.readline() if lines and not lines.endswith(b"\n") else b""
+            read = rest + file.read(BATCH_BYTES)
+            # A line that crosses a page may be seen in halves, whole though it was written.
+            whole = read.rfind(b"\n") + 1
+            lines, rest = read[:whole], read[whole:]
             if lines:
                 yield [line.split(b" ")[0].decode() for line in lines.splitlines()]
             elif ending:
