@@ -1,12 +1,18 @@
 """What each script of a write is to do: totals by bucket and customer, and the holds that end with them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby, pairwise
+from operator import itemgetter
 from typing import Any, Final
 
-from connectors.redis_rows import Keys, bucket_of, field_of, row_of
+import numpy as np
+
+from connectors.redis_rows import Keys, bucket_of, field_of, fields_of, row_of, rows_of
 from operators.ports import Settled
 from operators.records import Total
+from operators.totals import Part, Totals
+from operators.windows import PERIOD_WINDOW, key_of, window_of
 
 # Rows a script writes: a server does nothing else meanwhile, for a few milliseconds.
 SCRIPT_ROWS: Final = 500
@@ -14,24 +20,25 @@ SCRIPT_ROWS: Final = 500
 READ_ANEW_US: Final = 3_600_000_000
 
 
+@dataclass(slots=True)
 class Rows:
-    """A customer's rows by field, and when (µs) the last of the periods ends."""
+    """Rows of one customer, names and contents, and when (µs) the last of the periods ends."""
 
-    __slots__ = ("charts", "ends", "periods")
-
-    def __init__(self) -> None:
-        self.periods: dict[str, bytes] = {}
-        self.charts: dict[str, bytes] = {}
-        self.ends = 0
+    chart_fields: Sequence[str] = ()
+    charts: Sequence[bytes] = ()
+    period_fields: Sequence[str] = ()
+    periods: Sequence[bytes] = ()
+    ends: int = 0
 
     def __len__(self) -> int:
         return len(self.periods) + len(self.charts)
 
     def words(self, name: str, now: int, kept: int, ended: Sequence[bytes]) -> list[Any]:
         """As the script takes them. Periods are kept for `kept` (µs) after the last of them, or after now."""
-        periods, charts = self.periods, self.charts
-        counts = (max(self.ends, now) + kept) // 1_000, len(periods), len(charts), len(ended)
-        return [name, *counts, *periods, *periods.values(), *charts, *charts.values(), *ended]
+        counts = (max(self.ends, now) + kept) // 1_000, len(self.periods), len(self.charts), len(ended)
+        return [
+            name, *counts, *self.period_fields, *self.periods, *self.chart_fields, *self.charts, *ended
+        ]  # fmt: skip
 
 
 @dataclass
@@ -57,44 +64,84 @@ class Batch:
         return words
 
 
-def batches_of(totals: Sequence[Total], told: Sequence[str], now: int) -> list[Batch]:
-    """All that there is of a customer in one batch, if that is not too much.
+def batches_of(totals: Sequence[Total], told: Iterable[str], now: int) -> Iterator[Batch]:
+    """All that one part has of a customer in one batch, if that is not too much. `told` are more to name in the feed.
 
-    `told` are customers to name in the feed.
+    They are made while they are asked for, so that a server may work on the first while the last is made.
     """
-    customers: dict[str, Rows] = {name: Rows() for name in told}
-    overflow: list[Batch] = []
+    if isinstance(totals, Totals):
+        for part in totals.parts:
+            yield from _grouped(_of_part(part, now))
+    else:
+        for layer in _layers(totals):
+            yield from _grouped(_one_by_one(layer, now))
+    yield from _grouped((name, Rows()) for name in told)
+
+
+def _of_part(part: Part, now: int) -> Iterator[tuple[str, Rows]]:
+    """A part's rows by customer. Those of a customer stand side by side, the periods behind the charts."""
+    customer = key_of(part.place)
+    is_period = window_of(part.place) == PERIOD_WINDOW
+    first = np.flatnonzero(np.concatenate(([True], customer[1:] != customer[:-1])))
+    cuts = _cut(np.append(first, len(customer)))
+    periods = np.add.reduceat(is_period, cuts[:-1], dtype=np.int64).tolist()
+    ends = np.maximum.reduceat(np.where(is_period, part.end, 0), cuts[:-1]).tolist()
+    names = [part.names[each] for each in customer[cuts[:-1]].tolist()]
+    fields, rows = fields_of(part), rows_of(part, now)
+    for (begin, end), name, count, last in zip(pairwise(cuts.tolist()), names, periods, ends, strict=True):
+        middle = end - count
+        yield name, Rows(fields[begin:middle], rows[begin:middle], fields[middle:end], rows[middle:end], last)
+
+
+def _cut(cuts: Any) -> Any:
+    """The cuts, with more of them where a customer has more rows than a script writes."""
+    wide = np.flatnonzero(np.diff(cuts) > SCRIPT_ROWS).tolist()
+    more = [np.arange(cuts[at] + SCRIPT_ROWS, cuts[at + 1], SCRIPT_ROWS) for at in wide]
+    return np.sort(np.concatenate([cuts, *more])) if more else cuts
+
+
+def _layers(totals: Iterable[Total]) -> Iterable[list[Total]]:
+    """The totals, so that none stands twice in a layer: a second reading of one is to be judged against the first."""
+    turns: dict[tuple[object, ...], int] = {}
+    layers: dict[int, list[Total]] = {}
     for total in totals:
-        name, window, meter, start, end = total[:5]
-        rows = customers.get(name)
-        if rows is None:
-            rows = customers[name] = Rows()
-        at = field_of(window, start, meter)
-        if at in rows.periods or at in rows.charts or len(rows.charts) + len(rows.periods) >= SCRIPT_ROWS:
-            # A second reading of the same total is to be judged against the first.
-            overflow.append(Batch(bucket_of(name), {name: rows}))
-            rows = customers[name] = Rows()
-        if window == "period":
-            rows.periods[at] = row_of(total, now)
-            if end > rows.ends:
-                rows.ends = end
-        else:
-            rows.charts[at] = row_of(total, now)
-    return overflow + _grouped(customers)
+        turn = turns[total[:4]] = turns.get(total[:4], -1) + 1
+        layers.setdefault(turn, []).append(total)
+    return layers.values()
 
 
-def _grouped(customers: dict[str, Rows]) -> list[Batch]:
-    batches: list[Batch] = []
-    latest: dict[int, tuple[Batch, int]] = {}
-    for name, rows in customers.items():
+def _one_by_one(totals: list[Total], now: int) -> Iterator[tuple[str, Rows]]:
+    """The same of totals in any order."""
+    for name, own in groupby(sorted(totals, key=itemgetter(0)), itemgetter(0)):
+        all_own = list(own)
+        for begin in range(0, len(all_own), SCRIPT_ROWS):
+            some = all_own[begin : begin + SCRIPT_ROWS]
+            charts = [total for total in some if total.window != "period"]
+            periods = [total for total in some if total.window == "period"]
+            yield (
+                name,
+                Rows(
+                    [field_of(total.window, total.start, total.meter) for total in charts],
+                    [row_of(total, now) for total in charts],
+                    [field_of(total.window, total.start, total.meter) for total in periods],
+                    [row_of(total, now) for total in periods],
+                    max((total.end for total in periods), default=0),
+                ),
+            )
+
+
+def _grouped(customers: Iterable[tuple[str, Rows]]) -> Iterator[Batch]:
+    """By bucket, as many as a script writes at once, or a little more; a customer at most once in a batch."""
+    open_batches: dict[int, tuple[Batch, int]] = {}
+    for name, rows in customers:
         bucket = bucket_of(name)
-        batch, size = latest.get(bucket, (None, 0))
-        if batch is None or size >= SCRIPT_ROWS:
+        batch, size = open_batches.get(bucket) or (Batch(bucket), 0)
+        if name in batch.customers or size >= SCRIPT_ROWS:
+            yield batch
             batch, size = Batch(bucket), 0
-            batches.append(batch)
         batch.customers[name] = rows
-        latest[bucket] = batch, size + len(rows) + 1
-    return batches
+        open_batches[bucket] = batch, size + len(rows) + 1
+    yield from (batch for batch, _ in open_batches.values())
 
 
 class Waiting:

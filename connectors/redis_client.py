@@ -1,6 +1,7 @@
 """Commands to the Redis servers that hold a slot: one server, the primary that Sentinel names, or a cluster.
 
-What is asked at once travels in one round trip per server: all commands are sent, then all replies are read. A
+What is asked at once travels in one round trip per server: all commands are sent, FLIGHT at a time while they are made,
+then all replies are read. A
 connection that is lost, a server that is loading, failing over or moving a slot is tried again for `wait`, with
 pauses that double and have jitter; then StoreError says what to do. So commands must bear being run twice.
 
@@ -11,8 +12,9 @@ client was turned down: it bounds its retries by number and not by time. Used by
 import hashlib
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from itertools import chain, islice
 from typing import Any, Final, NamedTuple
 
 from hiredis import pack_command
@@ -23,6 +25,7 @@ from operators.ports import StoreError
 
 VERSION: Final = (7, 0)
 PAUSE, PAUSE_MAX = 0.02, 1.0
+FLIGHT: Final = 8
 
 
 class Command(NamedTuple):
@@ -65,17 +68,23 @@ class Redis:
         self._slots: list[tuple[int, Place]] = []
         self._known: set[Place] = set()
 
-    def run(self, commands: Sequence[Command]) -> list[Any]:
-        """The replies, in order."""
+    def run(self, commands: Iterable[Command]) -> list[Any]:
+        """The replies, in order. Servers work on the first commands while the last are still made."""
         give_up, pause = self._monotonic() + self.servers.wait.total_seconds(), PAUSE
+        made: list[Command] = []
+        coming = _kept(commands, made)
         while True:
             try:
-                return self._attempt(commands)
+                return self._attempt(made, coming)
             except (errors.RedisError, OSError) as error:
                 self.close()
                 wait = pause * random.uniform(0.5, 1)
                 if not is_passing(error, self.servers) or self._monotonic() + wait > give_up:
                     raise refusal(error, self.servers) from error
+            except BaseException:
+                # There may be replies that nobody has read, which the next command would take for its own.
+                self.close()
+                raise
             self._sleep(wait)
             pause = min(2 * pause, PAUSE_MAX)
 
@@ -111,35 +120,40 @@ class Redis:
         self._connections.clear()
         self._slots.clear()
 
-    def _attempt(self, commands: Sequence[Command]) -> list[Any]:
-        replies = self._exchange(commands)
+    def _attempt(self, made: list[Command], coming: Iterator[Command]) -> list[Any]:
+        replies = self._exchange(chain(tuple(made), coming))
         unknown = [i for i, reply in enumerate(replies) if isinstance(reply, errors.NoScriptError)]
         if unknown:
-            needed = {(commands[i].slot, commands[i].words[1]) for i in unknown}
-            loads = [Command(slot, ("SCRIPT", "LOAD", SCRIPTS[sha].text)) for slot, sha in sorted(needed)]
-            _check(self._exchange(loads))
-            for i, reply in zip(unknown, self._exchange([commands[i] for i in unknown]), strict=True):
+            needed = {(made[i].slot, made[i].words[1]) for i in unknown}
+            _check(
+                self._exchange(
+                    Command(slot, ("SCRIPT", "LOAD", SCRIPTS[sha].text)) for slot, sha in sorted(needed)
+                )
+            )
+            for i, reply in zip(unknown, self._exchange(made[i] for i in unknown), strict=True):
                 replies[i] = reply
         _check(replies)
         return replies
 
-    def _exchange(self, commands: Sequence[Command]) -> list[Any]:
+    def _exchange(self, commands: Iterable[Command]) -> list[Any]:
         """Sends all, then reads all. A reply that is an error is given back as one."""
-        by_server: dict[Place, list[int]] = {}
-        for i, command in enumerate(commands):
-            by_server.setdefault(self._place_of(command.slot), []).append(i)
-        for place, which in by_server.items():
-            # By hiredis itself, as redis-py takes half as long again.
-            packed = b"".join([pack_command(commands[i].words) for i in which])
-            self._connection(place).send_packed_command([packed], check_health=False)
-        replies: list[Any] = [None] * len(commands)
-        for place, which in by_server.items():
-            connection = self._connections[place]
-            for i in which:
-                try:
-                    replies[i] = connection.read_response(disable_decoding=True)
-                except errors.ResponseError as error:
-                    replies[i] = error
+        asked: list[Place] = []
+        coming = iter(commands)
+        while flight := list(islice(coming, FLIGHT)):
+            by_server: dict[Place, list[bytes]] = {}
+            for command in flight:
+                place = self._place_of(command.slot)
+                asked.append(place)
+                # By hiredis itself, as redis-py takes half as long again.
+                by_server.setdefault(place, []).append(pack_command(command.words))
+            for place, packed in by_server.items():
+                self._connection(place).send_packed_command([b"".join(packed)], check_health=False)
+        replies: list[Any] = []
+        for place in asked:
+            try:
+                replies.append(self._connections[place].read_response(disable_decoding=True))
+            except errors.ResponseError as error:
+                replies.append(error)
         return replies
 
     def _connection(self, place: Place) -> Wire:
@@ -156,6 +170,13 @@ class Redis:
             self._slots = self.servers.look_up(self._known)
             self._known = {place for _, place in self._slots}
         return next(place for first, place in reversed(self._slots) if first <= slot)
+
+
+def _kept(commands: Iterable[Command], made: list[Command]) -> Iterator[Command]:
+    """The commands, each noted when it is made, for another attempt."""
+    for command in commands:
+        made.append(command)
+        yield command
 
 
 def _fact(info: bytes, name: str) -> str:

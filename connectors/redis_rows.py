@@ -25,12 +25,15 @@ from itertools import count
 from typing import Any, Final
 
 import msgspec
+import numpy as np
 from redis.crc import key_slot
 
 from operators.keys import shard_of
 from operators.ports import StoredTotal, Used
 from operators.quantity import SCALE, scaled
 from operators.records import Total, Window
+from operators.totals import WINDOW_NAMES, Part
+from operators.windows import key_of, place_of, start_of, window_of
 
 SCHEMA: Final = 1
 BUCKETS: Final = 64
@@ -43,8 +46,7 @@ _HEAD = re.compile(rb"(\d+)([su])(\S+) ")
 _pack = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder(list[Any]).decode
 # What most rows have, and leave out: not late, not corrected, not adjusted, total as it stands in front.
-_NOTHING_RARE = (0, 0, 0)
-_USUAL = (*_NOTHING_RARE, None)
+_USUAL = (0, 0, 0, None)
 
 
 def bucket_of(customer: str) -> int:
@@ -109,18 +111,57 @@ def field_of(window: Window, start: int, meter: str) -> str:
     return f"{window[0]}{start}u {meter}" if rest else f"{window[0]}{minutes} {meter}"
 
 
+def fields_of(part: Part) -> list[str]:
+    """The names of a part's rows."""
+    # There are many rows of few windows and meters.
+    known, at = np.unique(place_of(part.place, part.meter), return_inverse=True)
+    columns = window_of(known).tolist(), start_of(known).tolist(), key_of(known).tolist()
+    names = [
+        field_of(WINDOW_NAMES[window], start, part.meters[meter])
+        for window, start, meter in zip(*columns, strict=True)
+    ]
+    return [names[row] for row in at.tolist()]
+
+
+def rows_of(part: Part, written_at: int) -> list[bytes]:
+    """A part's rows without their names."""
+    start, everything = start_of(part.place), slice(0, len(part.place))
+    columns = (part.end - start, part.events, part.as_of - start, written_at - start)
+    times = list(zip(*(column.tolist() for column in columns), strict=True))
+    amounts, versions, steady = part.amounts(everything), part.version.tolist(), part.steady.tolist()
+    rows = [
+        (b"%ds%d " if is_steady else b"%du%d ") % (version, amount) + _pack(time)
+        if amount.__class__ is int
+        else b""
+        for is_steady, version, amount, time in zip(steady, versions, amounts, times, strict=True)
+    ]
+    rare = {*np.flatnonzero(part.late | part.corrected).tolist(), *part.adjusted}
+    rare.update(row for row, amount in enumerate(amounts) if amount.__class__ is not int)
+    if rare:
+        adjustments = part.adjustments(everything)
+        for row in rare:
+            odd = int(part.late[row]), int(part.corrected[row]), adjustments[row]
+            rows[row] = _row(versions[row], steady[row], amounts[row], times[row], odd)
+    return rows
+
+
 def row_of(total: Total, written_at: int) -> bytes:
-    """A total without its name. An int stands as it is; decimal text in plain digits, and as it came if it differs."""
-    _, _, _, start, end, number, version, events, as_of, late, corrected, adjustment, steady = total
-    times = end - start, events, as_of - start, written_at - start
-    if number.__class__ is int and (late, corrected, adjustment) == _NOTHING_RARE:
-        # Most are like this, and there are hundreds of thousands a second.
-        return (b"%ds%d " if steady else b"%du%d ") % (version, number) + _pack(times)
+    """A total without its name."""
+    start = total.start
+    times = total.end - start, total.events, total.as_of - start, written_at - start
+    odd = total.late, total.corrected, total.adjustment
+    return _row(total.version, total.steady, total.total, times, odd)
+
+
+def _row(
+    version: int, steady: bool, number: int | str, times: tuple[int, ...], odd: tuple[int, int, int | str]
+) -> bytes:
+    """An int stands as it is; decimal text in plain digits, and as it came if it differs."""
     kept: bool | str | None = None
     if isinstance(number, str):
         plain = f"{Decimal(number):f}"
         number, kept = plain, True if plain == number else number
-    rare = (late, corrected, adjustment, kept)
+    rare = (*odd, kept)
     kind = STEADY if steady else FALLS
     return f"{version}{kind}{number} ".encode() + _pack(times if rare == _USUAL else times + rare)
 

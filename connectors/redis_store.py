@@ -6,7 +6,7 @@ and notes belong to no customer and lie in a slot of their own, with the control
 Guarantees: what a `write` says of one customer is one script, seen whole or not at all; over several customers a
 write is no transaction, as they may live on several servers. A total replaces a stored one only if its version is
 newer and it is not a steady total that would go back, digit by digit; a counter only grows; so a replay changes
-nothing, nor does the order of writes. One round trip per server and FLIGHT rows. The feed names everybody who was ever
+nothing, nor does the order of writes. One round trip per server. The feed names everybody who was ever
 written, each once, by the number of the last write: a time of the server's clock that only grows, past all numbers the
 writer has seen. A reader that follows it misses nothing, unless a server's clock is set back while nobody writes.
 
@@ -22,7 +22,7 @@ Source: https://redis.io/docs/latest/develop/programmability/eval-intro/
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from itertools import chain
 from typing import Any, Final
@@ -39,7 +39,6 @@ from operators.ports import Note, Settled, StoreError
 from operators.records import Counter, Total
 from operators.resends import RESEND
 
-FLIGHT_SCRIPTS: Final = 64
 LOSSES_MAX: Final = 5
 ROUNDS_MAX: Final = 50
 MICROSECOND: Final = timedelta(microseconds=1)
@@ -93,10 +92,7 @@ class RedisWriter:
         )
         # Where there are no totals to tell whose events they are, all buckets are asked for holds.
         everywhere = [Batch(bucket) for bucket in range(BUCKETS)] if settled and not totals else []
-        batches = batches_of(totals, told, now) + everywhere
-        self._place_ended(batches, settled)
-        for at in range(0, len(batches), FLIGHT_SCRIPTS):
-            self._fly(batches[at : at + FLIGHT_SCRIPTS], settled, now)
+        self._fly(chain(batches_of(totals, told, now), everywhere), settled, now)
         if counters:
             given = [word for shard, name, value in counters for word in (f"{shard} {name}", value)]
             self._redis.run([COUNT.call(self._keys.control_slot, [self._keys.control("counters")], *given)])
@@ -106,17 +102,19 @@ class RedisWriter:
     def close(self) -> None:
         self._redis.close()
 
-    def _fly(self, batches: list[Batch], settled: Sequence[Settled], now: int) -> None:
+    def _fly(self, batches: Iterable[Batch], settled: Sequence[Settled], now: int) -> None:
         """Writes them; once more what finds that its bucket has lost something, or has holds not yet known of."""
+        batches = self._place_ended(batches, settled)
         losses = rounds = 0
-        while batches:
+        while rounds == 0 or batches:
             rounds += 1
             # Where holds come faster than they can be looked at, one made in this moment waits for its own end.
             settles = bool(settled) and rounds < ROUNDS_MAX
-            replies = self._redis.run([self._command(batch, now, settles) for batch in batches])
+            flown: list[Batch] = []
+            replies = self._redis.run(self._commands(batches, flown, now, settles))
             lost: dict[int, bytes] = {}
             again: list[Batch] = []
-            for batch, reply in zip(batches, replies, strict=True):
+            for batch, reply in zip(flown, replies, strict=True):
                 if isinstance(reply, int):
                     self._written[batch.bucket] = reply
                     self._highest = max(self._highest, reply)
@@ -133,17 +131,21 @@ class RedisWriter:
             if lost:
                 losses += 1
                 self._recover(lost, losses)
-            batches = again
-            self._place_ended(batches, settled)
+            batches = self._place_ended(again, settled)
 
-    def _place_ended(self, batches: list[Batch], settled: Sequence[Settled]) -> None:
+    def _place_ended(self, batches: Iterable[Batch], settled: Sequence[Settled]) -> Iterable[Batch]:
         """Puts the holds whose events these are to their customers; to one of the bucket, where there are no totals."""
-        for customer, identities in self._waiting.ended(settled).items():
+        ended = self._waiting.ended(settled)
+        if not ended:
+            return batches
+        batches = list(batches)
+        for customer, identities in ended.items():
             own = [batch for batch in batches if customer in batch.customers]
             of_bucket = [batch for batch in batches if batch.bucket == bucket_of(customer)]
             for batch in own[-1:] or of_bucket[-1:]:
                 batch.customers.setdefault(customer, Rows())
                 batch.ended[customer] = identities
+        return batches
 
     def _recover(self, lost: dict[int, bytes], losses: int) -> None:
         if losses > LOSSES_MAX:
@@ -174,9 +176,16 @@ class RedisWriter:
             rebuild = self._rebuilds.fill(unmarked)
             _LOG.warning("store %s: has lost totals; rebuild %s fills it again", self._redis.servers, rebuild)
 
-    def _command(self, batch: Batch, now: int, settles: bool) -> Command:
-        bucket = batch.bucket
-        last = self._waiting.last(bucket, now) if settles else ""
+    def _commands(
+        self, batches: Iterable[Batch], flown: list[Batch], now: int, settles: bool
+    ) -> Iterator[Command]:
+        """A script for each batch, which is noted in `flown`."""
         charts_end = (now + max(self._keep[:2])) // 1_000
-        given = (self._written[bucket], self._highest, *self._keep, charts_end, last)
-        return WRITE.call(slot_of(bucket), batch.keys(self._keys), *given, *batch.words(now, self._keep[2]))
+        for batch in batches:
+            bucket = batch.bucket
+            last = self._waiting.last(bucket, now) if settles else ""
+            given = (self._written[bucket], self._highest, *self._keep, charts_end, last)
+            flown.append(batch)
+            yield WRITE.call(
+                slot_of(bucket), batch.keys(self._keys), *given, *batch.words(now, self._keep[2])
+            )

@@ -7,7 +7,7 @@ hiredis is asked directly, as redis-py takes as long to pack a command as the se
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -55,17 +55,17 @@ class TimedRedis(Redis):
         self._deadline = _Deadline()
         self._parser: _Parser | None = None
 
-    def run(self, commands: Sequence[Command]) -> list[Any]:
+    def run(self, commands: Iterable[Command]) -> list[Any]:
         self._deadline.at = self._monotonic() + self._limit
         return super().run(commands)
 
-    def _exchange(self, commands: Sequence[Command]) -> list[Any]:
+    def _exchange(self, commands: Iterable[Command]) -> list[Any]:
         wire = self._connection(self._place_of(0))
         assert self._parser is not None
         # In one piece, as each would be sent by itself.
-        packed = b"".join([pack_command(command.words) for command in commands])
-        wire.send_packed_command([packed], check_health=False)
-        return [self._parser.read_response(disable_decoding=True) for _ in commands]
+        packed = [pack_command(command.words) for command in commands]
+        wire.send_packed_command([b"".join(packed)], check_health=False)
+        return [self._parser.read_response(disable_decoding=True) for _ in packed]
 
     def _connected(self, place: Place) -> Wire:
         return self.servers.connected(place, parser_class=self._parsing)

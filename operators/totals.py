@@ -24,7 +24,7 @@ from operators.windows import (
     UNSENT,
     Adjusted,
     key_of,
-    row_of,
+    place_of,
     start_of,
     window_of,
 )
@@ -160,7 +160,7 @@ def taken(tables: Iterable[Table], roster: Roster, adjusted: Mapping[int, Adjust
     ascending = sorted(range(len(names)), key=names.__getitem__)
     rank = np.empty(len(names), np.int64)
     rank[ascending] = np.arange(len(names))
-    place = row_of(words, rank[customer])
+    place = place_of(words, rank[customer])
     order = np.argsort(place, kind="stable")
     meter = roster.key_meter.values[key]
     part = Part(

@@ -119,9 +119,9 @@ def unpacked(word: int) -> tuple[int, int]:
     return word >> _KEY, (word & _START) * SECOND
 
 
-def row_of(words: Words, customer: Ints) -> Words:
-    """The words with a number of the customer in place of the key: equal for all meters of one window."""
-    return (words & np.uint64((1 << _KEY) - 1)) | (customer.astype(np.uint64) << np.uint64(_KEY))
+def place_of(words: Words, number: Ints) -> Words:
+    """The words with another number in place of the key, such as the customer's: equal for all meters of one window."""
+    return (words & np.uint64((1 << _KEY) - 1)) | (number.astype(np.uint64) << np.uint64(_KEY))
 
 
 def window_of(words: Words) -> Ints:

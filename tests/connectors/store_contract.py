@@ -19,8 +19,12 @@ from typing import Any, ClassVar, Literal, Protocol
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from operators.ports import Note, StoredTotal, StoreReader, StoreWriter
+from operators.decode import Decoder
+from operators.ports import Adjustment, Note, Payloads, StoredTotal, StoreReader, StoreWriter
 from operators.records import Counter, Total, Window
+from operators.shard import Shard
+from operators.totals import Totals
+from tests.traffic import traffic
 
 Key = tuple[str, str, str, int]
 
@@ -318,6 +322,32 @@ class StoreContract(ABC):
             writer.write(first, [])
             writer.write(second, [])
             holds(reader, written([first, second]))
+
+    def test_totals_in_columns_are_stored_as_what_they_are(self) -> None:
+        """Shards hand out columns: decimals, late events, adjustments and all."""
+        case = traffic(5, 800)
+        decoder = Decoder(case.catalog, shards=2, clock="event")
+        shards = [Shard(number, case.catalog, case.lateness, "event") for number in range(2)]
+        with self.opened() as (writer, reader):
+            batches, follower = list[Sequence[Total]](), Follower(reader)
+            for begin in range(0, 800, 200):
+                lines = b"\n".join(case.lines[begin : begin + 200])
+                for number, chunk in decoder.decode(Payloads(lines, 0, None, "")):
+                    shards[number].apply(chunk)
+                summed = next(total for total in shards[0].totals() if total.steady and total.window == "hour")
+                key: dict[str, Any] = {"customer": summed.customer, "meter": summed.meter, "at": summed.start}
+                shards[0].adjust(Adjustment(id="1", quantity="-1000000.5", reason="", by="", **key), 0)
+                shards[0].resend()
+                totals = Totals(part for shard in shards for part in shard.totals().parts)
+                writer.write(totals, [])
+                follower.catch_up()
+                assert follower.is_right(), "whoever is in columns is named in the feed"
+                batches.append(totals)
+            holds(reader, written(batches))
+        assert len(totals) == len(list(totals)) and totals[-1] == list(totals)[-1]
+        kept = [total for batch in batches for total in batch]
+        assert any(total.adjustment for total in kept) and any(isinstance(total.total, str) for total in kept)
+        assert any(total.late for total in kept) and any(total.corrected for total in kept)
 
     @contract
     @given(histories, histories, chances)

@@ -6,24 +6,20 @@ import signal
 import sqlite3
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from connectors import sqlite_feed, sqlite_file, sqlite_totals
 from connectors.sqlite import SqliteReader, SqliteWriter
-from operators.decode import Decoder
 from operators.keys import shard_of
-from operators.ports import Adjustment, Changes, Payloads, StoreError
+from operators.ports import Changes, StoreError
 from operators.records import Counter, Total
-from operators.shard import Shard
-from operators.totals import Totals
 from tests.connectors.store_contract import (
     HOUR,
     SHARE,
@@ -40,7 +36,6 @@ from tests.connectors.store_contract import (
     versions_in,
     written,
 )
-from tests.traffic import traffic
 
 NO_WAIT = timedelta(0)
 
@@ -85,31 +80,6 @@ def test_no_row_falls_between_two_statements(path: Path, rows: int) -> None:
             totals = of_one_bucket(rows, version)
             writer.write(totals[::-1], [])
             holds(reader, written([totals]))
-
-
-def test_totals_in_columns_are_stored_as_what_they_are(path: Path) -> None:
-    """Shards hand out columns: decimals, late events, adjustments and all; of one table of the store, or of several."""
-    case = traffic(5, 800)
-    decoder = Decoder(case.catalog, shards=2, clock="event")
-    shards = [Shard(number, case.catalog, case.lateness, "event") for number in range(2)]
-    with closing(SqliteWriter(path)) as writer, closing(SqliteReader(path)) as reader:
-        batches: list[Sequence[Total]] = []
-        for begin in range(0, 800, 200):
-            for number, chunk in decoder.decode(Payloads(b"\n".join(case.lines[begin : begin + 200]), 0, None, "")):
-                shards[number].apply(chunk)
-            summed = next(total for total in shards[0].totals() if total.steady and total.window == "hour")
-            key: dict[str, Any] = {"customer": summed.customer, "meter": summed.meter, "at": summed.start}
-            shards[0].adjust(Adjustment(id="1", quantity="-1000000.5", reason="", by="", **key), 0)
-            shards[0].resend()
-            totals = Totals(part for shard in shards for part in shard.totals().parts)
-            writer.write(totals, [])
-            assert reader.changes(len(batches)).customers == {total.customer for total in totals}
-            batches.append(totals)
-        holds(reader, written(batches))
-        assert len(totals) == len(list(totals)) and totals[-1] == list(totals)[-1]
-        kept = [total for batch in batches for total in batch]
-        assert any(total.adjustment for total in kept) and any(isinstance(total.total, str) for total in kept)
-        assert any(total.late for total in kept) and any(total.corrected for total in kept)
 
 
 def test_a_customer_stays_in_its_table(path: Path) -> None:
