@@ -158,17 +158,20 @@ def _opened(store: Path, flow: "subprocess.Popen[bytes]") -> StoreReader:
 
 
 def _watch(
-    reader: StoreReader, flow: "subprocess.Popen[bytes]", is_written: Callable[[], bool]
+    reader: StoreReader, flow: "subprocess.Popen[bytes]", is_written: Callable[[], bool], look_s: float = LOOK_S
 ) -> list[list[Sighting]]:
-    """When each watched customer's count was seen to grow, and to what; until nothing grows any more."""
+    """When each watched customer's count was seen to grow, and to what; until nothing grows any more.
+
+    It rests for `look_s` between two looks.
+    """
     sightings: list[list[Sighting]] = [[] for _ in range(WATCHED)]
     names = {_name(customer): customer for customer in range(WATCHED)}
     seq = reader.changes(0).seq
     last = time.monotonic()
     while flow.poll() is None and not (is_written() and time.monotonic() - last > SETTLED_S):
+        time.sleep(look_s)
         changes = reader.changes(seq)
         if changes.seq == seq:
-            time.sleep(LOOK_S)
             continue
         seq, last = changes.seq, time.monotonic()
         for name in names.keys() & changes.customers if changes.complete else names:
