@@ -1,8 +1,8 @@
 """Recovery on by default: the folder that Bytewax keeps its snapshots in, made and handed to `bytewax.run`.
 
 `python -m bytewax.run` takes recovery from its command line or from BYTEWAX_… variables, and reads them before it
-imports the flow. So a flow that finds itself started without them makes the folder and starts its own command over,
-in the same process, with the variables set.
+imports the flow. So a flow that finds itself started without them starts its own command over, in the same process,
+with the variables set, and makes the folder then.
 Source: https://docs.bytewax.io/stable/guide/concepts/recovery.html
 """
 
@@ -14,11 +14,12 @@ import sys
 import uuid
 from datetime import timedelta
 from pathlib import Path
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 from bytewax.recovery import init_db_dir
 
 _VARIABLE = "BYTEWAX_RECOVERY_DIRECTORY"
+_FOLDER = "recovery"
 
 # Locks end with their file, so these are kept until the process ends.
 _HELD: list[TextIO] = []
@@ -41,7 +42,7 @@ def prepare(data_dir: Path, parts: int, shards: int) -> Path:
 
     RecoveryError where it was made for another number of shards: customers would be looked for in the wrong one.
     """
-    folder = data_dir / "recovery"
+    folder = data_dir / _FOLDER
     data_dir.mkdir(parents=True, exist_ok=True)
     with (data_dir / "recovery.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -97,12 +98,12 @@ def process_id() -> str:
 
 def lineage(data_dir: Path) -> str:
     """The name of the recovery store's life: as long as it is the same, positions in it count."""
-    return (data_dir / "recovery" / "lineage").read_text()
+    return (data_dir / _FOLDER / "lineage").read_text()
 
 
-def start_over(folder: Path, epoch: timedelta) -> None:
-    """Replaces this process by the same command with recovery on. Does not return."""
-    os.environ[_VARIABLE] = str(folder)
+def start_over(data_dir: Path, epoch: timedelta) -> NoReturn:
+    """Replaces this process by the same command with recovery on, in the folder that `prepare` then makes."""
+    os.environ[_VARIABLE] = str(data_dir / _FOLDER)
     os.environ.setdefault("BYTEWAX_SNAPSHOT_INTERVAL", str(int(epoch.total_seconds())))
     os.environ.setdefault("BYTEWAX_RECOVERY_BACKUP_INTERVAL", "0")
     # Polls are blocks of megabytes: glibc would give each back to the kernel, and take its pages anew.

@@ -196,7 +196,7 @@ print(json.dumps([os.getpid() == int(os.environ['FIRST']), sys.argv, sys.flags.o
         assert first == "first"
         same, arguments, optimize, variables = json.loads(last)
         assert (same, arguments[1:], optimize) == (True, ["a b", "--c"], 1)
-        assert variables == ["folder", "7", "0"]
+        assert variables == ["folder/recovery", "7", "0"]
 
 
 def test_what_was_chosen_by_variable_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,4 +209,4 @@ def test_what_was_chosen_by_variable_stays(tmp_path: Path, monkeypatch: pytest.M
     assert len(begun) == 1
     assert os.environ["BYTEWAX_SNAPSHOT_INTERVAL"] == "3"
     assert os.environ["BYTEWAX_RECOVERY_BACKUP_INTERVAL"] == "60"
-    assert os.environ[VARIABLE] == str(tmp_path)
+    assert os.environ[VARIABLE] == str(tmp_path / "recovery")

@@ -209,16 +209,16 @@ def watch_store(killer: Killer) -> None:
 def watch_steps(killer: Killer, pace: timedelta) -> None:
     """Wraps polls, snapshots and buildings; and slows the source down, so that a short input sees many epochs."""
     from connectors import file, journal, recovery
-    from flows import metering
+    from flows import shards, store_sink
 
     watch(killer, file._LinesRead, "next_batch", "poll")
     watch(killer, file._FilePartition, "snapshot", "snapshot source")
     watch(killer, file._FilePartition, "__init__", "build source")
     watch(killer, file._LinesWritten, "snapshot", "snapshot sink")
     watch(killer, file._LinesWritten, "__init__", "build sink")
-    watch(killer, metering.ShardLogic, "snapshot", "snapshot shard")
-    watch(killer, metering.ShardLogic, "__init__", "build shard")
-    watch(killer, metering.StoreSink, "build", "build store")
+    watch(killer, shards.ShardLogic, "snapshot", "snapshot shard")
+    watch(killer, shards.ShardLogic, "__init__", "build shard")
+    watch(killer, store_sink.StoreSink, "build", "build store")
     watch(killer, journal.Journal, "append", "journal append")
     watch(killer, journal.Journal, "__init__", "journal open")
     watch(killer, recovery, "init_db_dir", "recovery init")
@@ -295,7 +295,7 @@ def main(orders: Orders) -> None:
     from connectors import recovery
     from connectors.drain import Drain
     from connectors.telemetry import Telemetry
-    from flows import metering
+    from flows import dataflow
     from settings.settings import load_settings
 
     killer = Killer(orders.kill)
@@ -312,7 +312,7 @@ def main(orders: Orders) -> None:
     killer.start()
     folder = recovery.prepare(settings.data_dir, settings.recovery_parts, settings.shards)
     cli_main(
-        metering.build(settings, fixed(catalog), Drain(), Telemetry()),
+        dataflow.build(settings, fixed(catalog), Drain(), Telemetry()),
         workers_per_process=orders.workers,
         process_id=orders.process if orders.addresses else None,
         addresses=orders.addresses or None,

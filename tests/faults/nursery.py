@@ -108,9 +108,9 @@ def _import_all() -> None:
     import httpx
 
     import connectors.dodo_sink
-    import flows.metering
+    import flows.dataflow
 
-    assert bytewax.recovery and bytewax.run and httpx and connectors.dodo_sink and flows.metering
+    assert bytewax.recovery and bytewax.run and httpx and connectors.dodo_sink and flows.dataflow
 
 
 def _flow(epoch_ms: int) -> None:
@@ -120,16 +120,16 @@ def _flow(epoch_ms: int) -> None:
     from connectors import recovery, sender
     from connectors.drain import Drain
     from connectors.telemetry import Telemetry
-    from flows import metering
+    from flows import dataflow
     from settings.settings import load_settings
 
     # Patience is not what is tested here, and would be most of the time.
     sender.PAUSE_MAX = 0.2
     settings = load_settings()
-    catalogs = metering.open_catalogs(settings)
+    catalogs = dataflow.open_catalogs(settings)
     folder = recovery.prepare(settings.data_dir, settings.recovery_parts, settings.shards)
     cli_main(
-        metering.build(settings, catalogs, Drain(), Telemetry()),
+        dataflow.build(settings, catalogs, Drain(), Telemetry()),
         epoch_interval=timedelta(milliseconds=epoch_ms),
         recovery_config=RecoveryConfig(folder, timedelta(0)),
     )

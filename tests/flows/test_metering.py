@@ -13,7 +13,7 @@ from bytewax.testing import run_main
 
 from connectors.drain import Drain
 from connectors.telemetry import Telemetry
-from flows import metering
+from flows import dataflow
 from flows.shards import Emission, ShardLogic
 from operators.decode import Decoder
 from operators.ports import Payloads
@@ -51,7 +51,7 @@ def in_process(place: Place, monkeypatch: pytest.MonkeyPatch, **settings: str) -
             monkeypatch.setenv(name, value)
     monkeypatch.chdir(place.folder)
     loaded = load_settings()
-    run_main(metering.build(loaded, metering.open_catalogs(loaded), Drain(), Telemetry()))
+    run_main(dataflow.build(loaded, dataflow.open_catalogs(loaded), Drain(), Telemetry()))
 
 
 def eventually(is_so: Callable[[], Any]) -> None:
@@ -93,7 +93,7 @@ def test_what_waited_to_be_written_is_written_after_a_crash(
             monkeypatch.setenv(name, value)
     monkeypatch.chdir(place.folder)
     settings = load_settings()
-    catalogs = metering.open_catalogs(settings)
+    catalogs = dataflow.open_catalogs(settings)
     decoder = Decoder(catalogs.current, number=1, shards=1, clock="event", future=settings.future)
 
     def given(logic: ShardLogic, scenario: str) -> list[Emission]:

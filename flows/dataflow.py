@@ -1,0 +1,210 @@
+"""The steps of the metering flow, and how they hang together.
+
+    source ─ decode ─┬─ meter (per shard) ─┬─ store
+    control ─────────┘                     ├─ alerts
+                                           ├─ dead letters
+                                           └─ billing
+
+An item of the stream is never an event: a poll is parted into chunks, one per shard, and a chunk becomes one emission.
+"""
+
+import gc
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import bytewax.operators as op
+import msgspec
+from bytewax.dataflow import Dataflow
+from bytewax.operators import KeyedStream
+
+from connectors import recovery
+from connectors.clock import wall_clock
+from connectors.control import ControlSource
+from connectors.drain import Drain, DrainedSource
+from connectors.health import HealthError, Watchdog, serve
+from connectors.outbox_reader import OutboxReader, Standing
+from connectors.telemetry import Telemetry
+from connectors.tracing import open_spans
+from flows.decoding import Decoding
+from flows.shards import Emission, ShardLogic
+from flows.store_sink import StoreSink
+from operators.billing import pack
+from operators.ports import Note, StoreError
+from operators.records import Accepted
+from operators.routing import shard_of_name
+from operators.wire import encode_accepted, encode_alert, encode_dead_letter
+from settings.alerts import Delivered, Routed
+from settings.catalog import CatalogError
+from settings.catalogs import Catalogs, FileWatch, apply_file
+from settings.logs import configure
+from settings.problems import SettingsError
+from settings.settings import Settings
+
+
+def started(settings: Settings) -> Dataflow:
+    """The flow, all that it needs opened and held; ends the process with one clear line if that can't be."""
+    try:
+        # First of all, so that a wrong catalog leaves nothing behind.
+        catalogs = open_catalogs(settings)
+        if settings.recovery:
+            recovery.prepare(settings.data_dir, settings.recovery_parts, settings.shards)
+            recovery.hold(settings.data_dir)
+        drain = Drain()
+        drain.install()
+        configure(settings.log)
+        telemetry = Telemetry()
+        if settings.traces is not None:
+            telemetry.span = open_spans(settings.traces, recovery.process_id())
+        if settings.metrics is not None:
+            watch(settings, telemetry)
+        return build(settings, catalogs, drain, telemetry)
+    except (SettingsError, CatalogError, StoreError, HealthError, recovery.RecoveryError) as error:
+        sys.exit(str(error))
+
+
+def open_catalogs(settings: Settings) -> Catalogs:
+    """The catalogs of the store, the settings' file applied. CatalogError where there is none, or a wrong one."""
+    log = settings.store.open_control()
+    apply_file(log, settings.catalog)
+    return Catalogs(log)
+
+
+def watch(settings: Settings, telemetry: Telemetry) -> int:
+    """Serves metrics and health, and tells of a stall as an alert in the store. The port, which grows by process."""
+    assert settings.metrics is not None
+    host, port = settings.metrics
+    process = recovery.process_id()
+
+    def tell(stalled: bool, behind: int) -> None:
+        state = "raised" if stalled else "resolved"
+        fields = {"kind": "stalled", "state": state, "process": process, "behind": behind}
+        now = wall_clock()
+        with closing(settings.store.open()) as store:
+            store.write([], [], [Note("alert", f"stalled/{process}", "", now, msgspec.json.encode(fields))])
+
+    watchdog = Watchdog(telemetry, settings.stall, tell)
+    return serve(telemetry, watchdog, host, port + int(process) if port and process.isdigit() else port)
+
+
+def build(settings: Settings, catalogs: Catalogs, drain: Drain, telemetry: Telemetry) -> Dataflow:
+    """The flow for these settings, ready to run until its sources end or `drain` is asked."""
+    branches = settings.branches
+    # Decoded events are thousands of short-lived dicts without cycles, which the collector would visit for nothing.
+    gc.set_threshold(200_000, 50, 50)
+
+    metering = Dataflow("metering")
+    source = settings.source.open(**_source_limits(settings))
+    polls = op.input("source", metering, DrainedSource(source, drain, telemetry))
+    decoding = Decoding(settings, catalogs, telemetry)
+    chunks = op.flat_map_batch("decode", polls, decoding.chunks)
+    control = op.input("control", metering, DrainedSource(_control(settings, catalogs), drain))
+    inputs = op.merge("inputs", chunks, op.flat_map("direct", control, decoding.direct))
+    emissions = op.stateful_batch("meter", inputs, lambda position: ShardLogic(settings, catalogs, telemetry, position))
+    if "store" in branches:
+        written = op.map("totals", emissions, lambda keyed: keyed[1])
+        # With a journal from before there are totals, which a store without any has lost.
+        resumed = settings.recovery and (settings.data_dir / "journal").exists()
+        writer = partial(settings.store.open_writer, resumed=resumed)
+        op.output("store", written, StoreSink(writer, telemetry, live=settings.now == "wall"))
+    if "alerts" in branches:
+        for number, address in enumerate(settings.alerts, 1):
+            alerts = op.flat_map(f"alert_{number}", emissions, partial(_alerts, address))
+            op.output(f"alerts_{number}", alerts, _alert_sink(address, settings))
+    dead = op.flat_map("dead", emissions, lambda keyed: _lines(keyed[0], keyed[1].dead, encode_dead_letter))
+    op.output("dead_letters", dead, _sink(settings.dead_letters, settings))
+    if "billing" in branches:
+        _bill(emissions, settings, catalogs, telemetry)
+    return metering
+
+
+def _bill(
+    emissions: KeyedStream[Emission], settings: Settings, catalogs: Catalogs, telemetry: Telemetry
+) -> None:
+    """The branch of accepted events: line by line to files, packed to a biller, which maps customers by the catalog."""
+    if settings.billing.scheme == "file":
+        lines = op.flat_map("bill", emissions, lambda keyed: _lines(keyed[0], keyed[1].accepted, encode_accepted))
+        op.output("billing", lines, _sink(settings.billing, settings, parts=settings.shards))
+        return
+    if settings.billing.rollup != "none" and not settings.recovery:
+        # What is read again after a restart would be added to windows again, whose sums the biller cannot compare.
+        raise SettingsError(["TIDEGATE_BILLING: rollup needs TIDEGATE_RECOVERY, or a restart would bill usage twice"])
+    packs = op.flat_map("bill", emissions, lambda keyed: _lines(keyed[0], _full(keyed[1].accepted), pack))
+    sink = settings.billing.open(
+        api_key=settings.dodo_api_key,
+        data_dir=settings.data_dir,
+        parts=settings.shards,
+        catalog=lambda: catalogs.current,
+        sync=settings.sync,
+        open_store=settings.store.open,
+    )
+    op.output("billing", packs, sink)
+    telemetry.outbox = partial(_standing, settings.billing.outbox_path(settings.data_dir))
+
+
+def _standing(outbox: Path) -> Standing:
+    with closing(OutboxReader(outbox)) as reader:
+        return reader.standing()
+
+
+def _full(accepted: list[Accepted]) -> list[list[Accepted]]:
+    return [accepted] if accepted else []
+
+
+def _control(settings: Settings, catalogs: Catalogs) -> ControlSource:
+    look = FileWatch(settings.catalog).look
+    return ControlSource(
+        settings.store.open_control,
+        endless=settings.source.endless,
+        catalog_number=catalogs.newest,
+        look=look,
+    )
+
+
+def _lines(key: str, records: list[Any], encode: Callable[[Any], bytes]) -> list[tuple[str, bytes]]:
+    shard = str(shard_of_name(key))
+    return [(shard, encode(record)) for record in records]
+
+
+def _source_limits(settings: Settings) -> dict[str, Any]:
+    match settings.source.scheme:
+        case "file":
+            return {"poll_bytes": settings.poll_bytes}
+        case "kafka":
+            return {"poll_bytes": settings.poll_bytes, "starts": _starts(settings)}
+        case _:
+            return {}
+
+
+def _alerts(address: Routed, keyed: tuple[str, Emission]) -> list[tuple[str, bytes]]:
+    """The alerts that an address wants, by shard, or by their ids where they are delivered one by one."""
+    key, emission = keyed
+    wanted = [alert for alert in emission.alerts if address.wants(alert.kind, alert.customer)]
+    if isinstance(address, Delivered):
+        return [(alert.id, encode_alert(alert)) for alert in wanted]
+    return _lines(key, wanted, encode_alert)
+
+
+def _alert_sink(address: Any, settings: Settings) -> Any:
+    if not isinstance(address, Delivered):
+        return _sink(address, settings)
+    queue = settings.data_dir / f"deliveries-{recovery.process_id()}.db"
+    return address.open(queue=queue, secrets=settings.delivery_secrets)
+
+
+def _starts(settings: Settings) -> Path | None:
+    """Where it is kept what Kafka's topics were like when the recovery store began, with which it lives and dies."""
+    return settings.data_dir / "recovery" / "kafka-starts.json" if settings.recovery else None
+
+
+def _sink(address: Any, settings: Settings, **given: Any) -> Any:
+    """A sink that does not repeat what a resume replays, where it can: files and Kafka do not."""
+    if address.scheme == "kafka":
+        return address.open(starts=_starts(settings), **given)
+    if address.scheme != "file":
+        return address.open(**given)
+    lineage = recovery.lineage(settings.data_dir) if settings.recovery else ""
+    return address.open(lineage=lineage, fsync=settings.sync, **given)

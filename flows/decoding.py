@@ -1,0 +1,71 @@
+"""The flow's step from polls to chunks, and the way of control records to their shards."""
+
+from collections.abc import Iterable
+from time import monotonic
+
+from connectors.control import ControlItem
+from connectors.telemetry import Telemetry
+from operators.chunk import Chunk
+from operators.customers import Customers
+from operators.decode import Decoder
+from operators.keys import shard_of
+from operators.ports import Adjustment, Payloads
+from operators.routing import shard_names
+from settings.catalogs import Catalogs
+from settings.settings import Settings
+
+LOOK_EVERY = 0.01
+"""Seconds between looks for a newer catalog."""
+
+Directed = tuple[str, tuple[int, Chunk | ControlItem]]
+"""An item and the shard that it goes to: its name, as a Bytewax key, and its number."""
+
+
+class Decoding:
+    """Polls to chunks under the newest catalog that this process was told of, and control records to their shards."""
+
+    def __init__(self, settings: Settings, catalogs: Catalogs, telemetry: Telemetry) -> None:
+        self._settings = settings
+        self._catalogs = catalogs
+        self._telemetry = telemetry
+        self._names = shard_names(settings.shards)
+        self._number = catalogs.newest
+        self._decoder = self._decoder_of(self._number, None)
+        self._look_at = 0.0
+
+    def chunks(self, polls: list[Payloads]) -> Iterable[Directed]:
+        """Each poll's chunks, to their shards."""
+        self._follow()
+        names = self._names
+        for poll in polls:
+            with self._telemetry.span("decode", bytes=len(poll.block)):
+                chunks = self._decoder.decode(poll)
+            yield from ((names[shard], (shard, chunk)) for shard, chunk in chunks)
+
+    def direct(self, item: ControlItem) -> Iterable[Directed]:
+        """A control record to the shard of its customer, or to all of them."""
+        if isinstance(item, Adjustment):
+            shard = shard_of(item.customer, self._settings.shards)
+            return [(self._names[shard], (shard, item))]
+        return [(name, (shard, item)) for shard, name in enumerate(self._names)]
+
+    def _follow(self) -> None:
+        """Decodes under a newer catalog from now on. Each process asks for itself, as control comes to one worker."""
+        now = monotonic()
+        if now >= self._look_at:
+            self._look_at = now + LOOK_EVERY
+            newest = self._catalogs.follow()
+            if newest > self._number:
+                self._decoder = self._decoder_of(newest, self._decoder.customers)
+                self._number = newest
+
+    def _decoder_of(self, number: int, customers: Customers | None) -> Decoder:
+        return Decoder(
+            self._catalogs.get(number),
+            shards=self._settings.shards,
+            clock=self._settings.now,
+            future=self._settings.future,
+            payload_bytes_max=self._settings.payload_bytes_max,
+            number=number,
+            customers=customers,
+        )
