@@ -1,9 +1,17 @@
+import os
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from tests import servers
+
+# Hundreds of processes of these tests import the application: compiled once, whatever the environment says, and
+# without a thread per core for linear algebra, which nothing here does.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
