@@ -34,8 +34,12 @@ WRITES_MAX = 20_000
 KILLS = 3
 SHARE = 60
 
-# A child that imports is a child like those of Bytewax; a forked one would share our connections.
-processes = multiprocessing.get_context("spawn")
+# Children of a process that has imported these and done nothing else: one forked from here would share our
+# connections, and one that begins with nothing imports for most of a second.
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(
+    ["tests.connectors.holds_contract", "connectors.sqlite_holds", "connectors.redis_holds", "serving.gate"]
+)
 
 # Run by each subclass, and by stores that are broken on purpose: what fails there says nothing here.
 contract = settings(

@@ -1,7 +1,6 @@
 """The gate in several real processes: every one follows the catalog, and a crowd never gets more than there is."""
 
 import asyncio
-import multiprocessing
 import os
 import threading
 import time
@@ -18,7 +17,7 @@ from benchmarks.crowd import Crowd
 from connectors.sqlite_control import SqliteControl
 from connectors.sqlite_holds import SqliteHolds
 from serving.gate import AsyncGate, Gate
-from tests.connectors.store_contract import child
+from tests.connectors.store_contract import child, processes
 from tests.serving.gate.fakes import METERS
 from tests.serving.gate.test_sqlite_faults import write
 
@@ -44,7 +43,7 @@ def test_every_process_follows_the_catalog(tmp_path: Path) -> None:
     """Support raises a cap on the phone, and the customer's next request passes, wherever it lands."""
     path = tmp_path / "store.db"
     write(path, 5, 1)
-    channel = multiprocessing.get_context("spawn").Queue()
+    channel = processes.Queue()
     with (
         closing(SqliteControl(path)) as control,
         child(_ask, path, True, channel),
