@@ -36,6 +36,7 @@ STDIN = "-"
 PAUSE_ACTIVE_US = 1_000
 PAUSE_IDLE_US = 5_000
 ACTIVE_FOR_US = 1_000_000
+LINE_SPAN = 64 << 10
 DIGEST_SPAN = 4096
 # A pipe gives 64 KiB a read at most, so this fills a block of 1 MiB and bounds a poll of tiny writes.
 STDIN_READS_MAX = 16
@@ -232,7 +233,8 @@ class _FilePartition(_LinesRead):
                 return None
         # Asked before reading, so that all of the old file has been read when it is answered.
         replaced = self._follow and self._is_replaced(self._fd)
-        chunk = os.pread(self._fd, size, self._offset + self._rest_bytes)
+        at = self._offset + self._rest_bytes
+        chunk = os.pread(self._fd, self._whole_lines(self._fd, size, at), at)
         found = os.fstat(self._fd).st_size
         if found < self._size:
             raise self._changed(f"has {found} bytes where {self._size} were seen")
@@ -243,6 +245,14 @@ class _FilePartition(_LinesRead):
         if replaced:
             raise self._changed("was replaced by another file while it was followed")
         return None if self._follow else b""
+
+    def _whole_lines(self, fd: int, size: int, at: int) -> int:
+        """How much of the next `size` bytes ends with a line: cutting megabytes later would copy them."""
+        size = min(size, os.fstat(fd).st_size - at)
+        if size <= LINE_SPAN:
+            return max(size, 1)
+        last = os.pread(fd, LINE_SPAN, at + size - LINE_SPAN).rfind(b"\n") + 1
+        return size - LINE_SPAN + last if last else size
 
     def _put_back(self, chunk: bytes, cut: int) -> None:
         pass  # It is read again from where the block ended, which saves copying the next block together.

@@ -7,11 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from connectors import file
 from connectors.file import DirSink, FileError, FilePosition, FileSink, FileSource, Written
 from operators.ports import Payloads
 from tests.connectors.sink_contract import Place, Sink, SinkContract
@@ -132,10 +134,12 @@ contents = st.lists(
 
 
 @settings(deadline=None)
-@given(contents, st.integers(1, 100), st.lists(st.integers(0, 8), max_size=4))
-def test_blocks_are_the_file_cut_at_newlines(content: bytes, poll_bytes: int, stops: list[int]) -> None:
+@given(contents, st.integers(1, 100), st.sampled_from([1, 8, 30, 64 << 10]), st.lists(st.integers(0, 8), max_size=4))
+def test_blocks_are_the_file_cut_at_newlines(
+    content: bytes, poll_bytes: int, line_span: int, stops: list[int]
+) -> None:
     """The decoder sees the producer's own bytes, so that ids and amounts survive untouched."""
-    with TemporaryDirectory() as directory:
+    with TemporaryDirectory() as directory, patch.object(file, "LINE_SPAN", line_span):
         path = f"{directory}/in"
         Path(path).write_bytes(content)
         source = FileSource(path, poll_bytes=poll_bytes)
