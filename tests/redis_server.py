@@ -108,6 +108,19 @@ class Server:
             self._process.wait()
             self._process = None
 
+    def appended(self) -> int:
+        """How many bytes its append-only file has."""
+        return self._append_only_file().stat().st_size
+
+    def forget(self, size: int) -> None:
+        """Of a killed server: keeps so many bytes of that file, as a power cut before they were forced to disk does."""
+        assert self._process is None
+        os.truncate(self._append_only_file(), size)
+
+    def _append_only_file(self) -> Path:
+        (found,) = self.folder.glob("appendonlydir/*.incr.aof")
+        return found
+
     def _listens(self) -> bool:
         assert self._process
         assert self._process.poll() is None, (self.folder / "log").read_text()
