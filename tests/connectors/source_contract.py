@@ -89,7 +89,7 @@ class SourceContract(ABC):
         """A customer is billed for what was sent, no more and no less."""
         with self.holding(payloads) as opened:
             got = [self._lives(opened, name, []) for name in opened().list_parts()]
-        self._equal(got, payloads)
+            self._equal(got, payloads)
 
     @contract
     @given(payload_lists, st.lists(st.tuples(st.integers(0, 6), st.integers(0, 3)), max_size=6))
@@ -98,7 +98,7 @@ class SourceContract(ABC):
         with self.holding(payloads) as opened:
             names = opened().list_parts()
             got = [self._lives(opened, name, lives) for name in names]
-        self._equal(got, payloads)
+            self._equal(got, payloads)
 
     def _lives(self, opened: Callable[[], Source], name: str, lives: list[tuple[int, int]]) -> list[Payloads]:
         kept: list[Payloads] = []
