@@ -51,6 +51,9 @@ class Proxy:
             self._refusing = False
 
     def close(self) -> None:
+        # Wakes the thread that waits for connections, and that alone frees the port.
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self.cut()
 

@@ -4,13 +4,14 @@ import base64
 import json
 import re
 from abc import ABC, abstractmethod
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter
 
 from connectors.sqlite import SqliteReader
-from operators.ports import StoreReader
+from operators.ports import Resend, StoreReader
 from settings.stores import Store
 
 _STORE: TypeAdapter[Any] = TypeAdapter(Store)
@@ -83,19 +84,29 @@ class SqliteFiles(Stores):
 
 
 class RedisKeys(Stores):
-    """One server, a prefix per run."""
+    """One server, a prefix per run; `through` is how the flow reaches it, with these options of the address."""
 
-    def __init__(self, port: int) -> None:
-        self._port = port
+    def __init__(self, port: int, through: str | None = None, **options: str) -> None:
+        self._place = f"127.0.0.1:{port}"
+        self._through = through or self._place
+        # The traffic may lie years back, and windows are to be there all the same.
+        self._options = {"hours": "3660d", "days": "3660d", "periods": "3660d", **options}
 
     def address(self, folder: Path) -> str:
-        # The traffic may lie years back, and windows are to be there all the same.
-        kept = "hours=3660d&days=3660d&periods=3660d"
-        return f"redis://127.0.0.1:{self._port}?prefix={re.sub('[^a-z0-9-]', '-', folder.name)}&{kept}"
+        return self._address(self._through, folder, self._options)
 
     def reader(self, folder: Path) -> StoreReader:
-        reader: StoreReader = _STORE.validate_python(self.address(folder)).open_reader()
+        reader: StoreReader = _STORE.validate_python(self._address(self._place, folder, {})).open_reader()
         return reader
+
+    def resends(self, folder: Path) -> int:
+        """How often all totals were asked for again."""
+        with closing(_STORE.validate_python(self._address(self._place, folder, {})).open_control()) as control:
+            return sum(isinstance(one.record, Resend) for one in control.after(""))
+
+    def _address(self, place: str, folder: Path, options: dict[str, str]) -> str:
+        given = {"prefix": re.sub("[^a-z0-9-]", "-", folder.name), **options}
+        return f"redis://{place}?{'&'.join(f'{name}={value}' for name, value in given.items())}"
 
 
 def lines_of(path: Path) -> list[bytes]:

@@ -122,6 +122,30 @@ class Run:
 
     def start(self, kill: Kill | None = None, victim: int = 0, pace_ms: int = 5) -> bool:
         """Starts it and waits for its end; whether it came to the end of its input."""
+        codes = self._ran(kill, victim, pace_ms)
+        noted = self._noted()
+        if not any(codes):
+            return True
+        assert noted, f"exit codes {codes} of start {self.starts}:\n{self.said()}"
+        killed = codes[victim % len(codes)]
+        assert killed in (-signal.SIGKILL, -signal.SIGALRM), f"exit code {killed}:\n{self.said()}"
+        self.kills += noted
+        return False
+
+    def start_while(self, excuse: str, pace_ms: int = 5) -> bool:
+        """Starts it again and again until it comes to the end of its input, as long as its last words are `excuse`."""
+        while any(codes := self._ran(None, 0, pace_ms)):
+            assert self.starts < STARTS, self.said()
+            said = "".join(path.read_text() for path in self.folder.glob(f"said-{self.starts:02}-*"))
+            assert excuse in said, f"exit codes {codes} of start {self.starts}:\n{self.said()}"
+        return True
+
+    def said(self) -> str:
+        """The last words of each process."""
+        return "\n".join(path.read_text()[-3000:] for path in sorted(self.folder.glob("said-*")))
+
+    def _ran(self, kill: Kill | None, victim: int, pace_ms: int) -> list[int]:
+        """Starts it and waits for its end; the exit codes."""
         self.starts += 1
         count = self.layout.processes
         addresses = free_addresses(count) if count > 1 else []
@@ -137,19 +161,7 @@ class Run:
             )
             for number in range(count)
         ]
-        codes = ended(begun)
-        noted = self._noted()
-        if not any(codes):
-            return True
-        assert noted, f"exit codes {codes} of start {self.starts}:\n{self.said()}"
-        killed = codes[victim % count]
-        assert killed in (-signal.SIGKILL, -signal.SIGALRM), f"exit code {killed}:\n{self.said()}"
-        self.kills += noted
-        return False
-
-    def said(self) -> str:
-        """The last words of each process."""
-        return "\n".join(path.read_text()[-3000:] for path in sorted(self.folder.glob("said-*")))
+        return ended(begun)
 
     @property
     def met(self) -> Met:
