@@ -28,6 +28,8 @@ from settings.settings import Settings
 # chunks of many, which is when writing less often lets it be worked off sooner.
 PACE, BACKLOG_PACE = timedelta(microseconds=5), timedelta(microseconds=80)
 BACKLOG_EVENTS = 200
+# Totals of events that are an hour old are not much fresher for being written each second, those of now are.
+AGE_SHARE, PAUSE_MAX = 10, timedelta(seconds=5)
 COUNTERS_EVERY = timedelta(seconds=1)
 
 
@@ -47,12 +49,22 @@ class Emission(NamedTuple):
     happened_at: int
 
 
+def pause(settings: Settings, totals: int, events: int, age: timedelta) -> timedelta:
+    """From a write of so many totals of a shard to its next, `events` being its last batch, the latest that old.
+
+    `coalesce`, or a pace per total and shard if that is longer. In a backlog writing then takes about a twentieth of
+    the time, or more where that would make totals much older than their events are anyway.
+    """
+    rows = totals * settings.shards
+    found = max(settings.coalesce, rows * PACE)
+    return max(found, min(rows * BACKLOG_PACE, age / AGE_SHARE, PAUSE_MAX)) if events >= BACKLOG_EVENTS else found
+
+
 class ShardLogic(StatefulBatchLogic[tuple[int, Chunk | ControlItem], Emission, Position | None]):
     """One shard.
 
-    Alerts and dead letters leave at once. Totals leave at once too, then pause for `coalesce` or for a pace per total
-    and shard, whichever is longer; in a backlog writing then takes about a twentieth of the time. What they settle
-    leaves with them.
+    Alerts and dead letters leave at once. Totals leave at once too, then for the next `pause`. What they settle leaves
+    with them.
     """
 
     def __init__(
@@ -100,7 +112,9 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Chunk | ControlItem], Emission, P
 
     def on_notify(self) -> tuple[Iterable[Emission], bool]:
         assert self._shard is not None
-        return self._emit(self._shard, [], [], datetime.now(UTC), True), StatefulBatchLogic.RETAIN
+        now = datetime.now(UTC)
+        # It may be the counters alone that are due.
+        return self._emit(self._shard, [], [], now, self._pending and now >= self._next), StatefulBatchLogic.RETAIN
 
     def on_eof(self) -> tuple[Iterable[Emission], bool]:
         if self._shard is None:
@@ -203,8 +217,8 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Chunk | ControlItem], Emission, P
             notes, self._notes = self._notes, notes
             settled, self._settled = self._settled, settled
             self._pending = False
-            pace = BACKLOG_PACE if self._events >= BACKLOG_EVENTS else PACE
-            self._next = now + max(self._settings.coalesce, len(totals) * self._settings.shards * pace)
+            age = timedelta(microseconds=wall_clock() - self._happened_at)
+            self._next = now + pause(self._settings, len(totals), self._events, age)
         if self._counters_due is None:
             self._counters_due = now + COUNTERS_EVERY
         if now >= self._counters_due:

@@ -3,7 +3,7 @@
 import sqlite3
 from collections.abc import Callable, Iterable
 from contextlib import closing
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import combinations
 from time import monotonic, sleep
 from typing import Any
@@ -14,7 +14,7 @@ from bytewax.testing import run_main
 from connectors.drain import Drain
 from connectors.telemetry import Telemetry
 from flows import dataflow
-from flows.shards import Emission, ShardLogic
+from flows.shards import Emission, ShardLogic, pause
 from operators.decode import Decoder
 from operators.ports import Payloads
 from settings.settings import load_settings
@@ -111,6 +111,7 @@ def test_what_waited_to_be_written_is_written_after_a_crash(
     first = ShardLogic(settings, catalogs, Telemetry(), None)
     assert written(given(first, "first.jsonl")) == FIRST
     assert written(given(first, "second.jsonl")) == {}
+    assert written(first.on_notify()[0]) == {}, "counters are due sooner, and take no totals along"
     position = first.snapshot()
     assert first._journal
     first._journal._lock.close()
@@ -121,6 +122,26 @@ def test_what_waited_to_be_written_is_written_after_a_crash(
     assert FIRST | written(second.on_notify()[0]) == SECOND
     assert second._journal
     second._journal._lock.close()
+
+
+@pytest.mark.parametrize(
+    ("totals", "events", "age", "expected"),
+    [
+        (10, 5, timedelta(0), timedelta(milliseconds=10)),
+        (1_000, 5, timedelta(0), timedelta(milliseconds=20)),
+        (1_000, 500, timedelta(0), timedelta(milliseconds=20)),
+        (1_000, 500, timedelta(seconds=1), timedelta(milliseconds=100)),
+        (1_000, 500, timedelta(days=1), timedelta(milliseconds=320)),
+        (1_000_000, 500, timedelta(days=1), timedelta(seconds=20)),
+        (100_000, 500, timedelta(days=1), timedelta(seconds=5)),
+        (1_000, 5, timedelta(days=1), timedelta(milliseconds=20)),
+    ],
+)
+def test_only_a_backlog_is_written_seldom(
+    totals: int, events: int, age: timedelta, expected: timedelta
+) -> None:
+    """Customers who use something now see it now; a day that is worked off in a minute need not be seen each second."""
+    assert pause(load_settings({"source": "file:-", "shards": "4"}), totals, events, age) == expected
 
 
 @pytest.mark.parametrize("polls", ["4096", "1048576"])
