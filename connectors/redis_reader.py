@@ -73,7 +73,17 @@ class RedisReader:
 
     def names(self) -> list[str]:
         """Everybody who was ever written, sorted."""
-        self._answers(self._changes(0, 0))
+        born, names = self._born(), self._scanned()
+        # What was emptied meanwhile, and may be filled again already, was scanned in part.
+        while (now := self._born()) != born:
+            born, names = now, self._scanned()
+        return sorted(names)
+
+    def _born(self) -> list[int]:
+        """When each bucket began to be filled; StoreIncomplete where one is not all there."""
+        return [born for born, *_ in self._answers(self._changes(0, 0))]
+
+    def _scanned(self) -> set[str]:
         names: set[str] = set()
         cursors = dict.fromkeys(range(BUCKETS), b"0")
         while cursors:
@@ -83,7 +93,7 @@ class RedisReader:
             ])  # fmt: skip
             names.update(name.decode() for _, members in replies for name in members[::2])
             cursors = {b: at for b, (at, _) in zip(cursors, replies, strict=True) if at != b"0"}
-        return sorted(names)
+        return names
 
     def _page(self, customers: list[str]) -> list[StoredTotal]:
         return [

@@ -11,6 +11,7 @@ import pytest
 
 from connectors.redis_control import RedisControl
 from connectors.redis_reader import RedisReader
+from connectors.redis_store import RedisWriter
 from operators.ports import StoreIncomplete
 from operators.records import Total
 from tests import redis_server
@@ -119,6 +120,22 @@ def test_a_store_that_was_emptied_between_two_runs_is_filled_again(
         follow_until(server, first, [first])
         place.append("second.jsonl")
         waited_for(lambda: seen_in(server) == both, "all totals")
+
+
+def test_a_store_emptied_while_it_is_listed_is_not_taken_for_one_with_nobody(server: redis_server.Server) -> None:
+    at: dict[str, Any] = {"hosts": [("127.0.0.1", server.port)]}
+    with closing(RedisWriter(**at, resumed=False)) as writer, reader_of(server) as reader:
+        writer.write([Total("a", "hour", "m", 0, 1, 1, 1, 1, 0, 0, 0, 0, True)], [])
+        assert reader.names() == ["a"]
+        scanned = reader._scanned
+
+        def emptied_and_scanned() -> set[str]:
+            server.ask("FLUSHALL")
+            return scanned()
+
+        reader._scanned = emptied_and_scanned  # type: ignore[method-assign]
+        with pytest.raises(StoreIncomplete):
+            list(reader.totals())
 
 
 def tidegate(place: Place, server: redis_server.Server, *words: str) -> "subprocess.CompletedProcess[str]":
