@@ -36,6 +36,16 @@ class Rebuilds:
         commands = [Command(slot_of(b), ("EXISTS", self._keys.state(b))) for b in range(BUCKETS)]
         return [bucket for bucket, found in enumerate(self._redis.run(commands)) if not found]
 
+    def newest(self) -> list[tuple[int, int]]:
+        """When each bucket was marked, and the number of its last write; 0 where there is none."""
+        born = [Command(slot_of(b), ("HGET", self._keys.state(b), "born")) for b in range(BUCKETS)]
+        last = [Command(slot_of(b), ("ZREVRANGE", self._keys.index(b), 0, 0, "WITHSCORES")) for b in range(BUCKETS)]
+        replies = self._redis.run(born + last)
+        return [
+            (int(marked or 0), int(float(top[1])) if top else 0)
+            for marked, top in zip(replies[:BUCKETS], replies[BUCKETS:], strict=True)
+        ]
+
     def mark(self, buckets: Iterable[int], rebuild: str = "") -> None:
         """Marks them, as being filled by `rebuild` if there is one; StoreError if they are of another schema."""
         commands = [MARK.call(slot_of(b), [self._keys.state(b)], SCHEMA, rebuild) for b in buckets]

@@ -25,12 +25,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from itertools import chain
+from pathlib import Path
 from typing import Any, Final
 
 from connectors.clock import wall_clock
 from connectors.redis_batches import Batch, Rows, Waiting, batches_of
 from connectors.redis_client import Command, Redis
 from connectors.redis_notes import Notes
+from connectors.redis_numbers import Numbers
 from connectors.redis_rebuild import Rebuilds
 from connectors.redis_rows import BUCKETS, Keys, bucket_of, slot_of
 from connectors.redis_servers import Servers
@@ -40,6 +42,7 @@ from operators.records import Counter, Total
 from operators.resends import RESEND
 
 LOSSES_MAX: Final = 5
+FELL_BACK: Final = "fell back behind what it acknowledged"
 ROUNDS_MAX: Final = 50
 MICROSECOND: Final = timedelta(microseconds=1)
 _LOG = logging.getLogger(__name__)
@@ -51,8 +54,9 @@ class RedisWriter:
     """Writes totals, counters and notes under `prefix`, and keeps charts and periods for these times.
 
     `resumed` is for the flow to say whether it has totals from before: then a store without any has lost them, else it
-    is a new one. Others leave it out, and begin no store. `servers` are the fields of Servers. Raises StoreError, after
-    which a part of that write may be stored; writing it again is safe.
+    is a new one. Others leave it out, and begin no store. `numbers` is a file of this worker's, in a folder of such
+    files, that says at the next start what the store acknowledged. `servers` are the fields of Servers. Raises
+    StoreError, after which a part of that write may be stored; writing it again is safe.
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class RedisWriter:
         days: timedelta = DAYS,
         periods: timedelta = PERIODS,
         resumed: bool | None = None,
+        numbers: Path | None = None,
         clock: Callable[[], int] = wall_clock,
         sleep: Callable[[float], None] = time.sleep,
         **servers: Any,
@@ -71,9 +76,9 @@ class RedisWriter:
         self._notes, self._rebuilds = Notes(self._redis, self._keys), Rebuilds(self._redis, self._keys)
         self._clock = clock
         self._keep = [kept // MICROSECOND for kept in (hours, days, periods)]
-        # The number of this writer's last write to each bucket, which the bucket can't fall behind; the highest of all.
-        self._written = [0] * BUCKETS
-        self._highest = 0
+        # Of the last write to each bucket, which it can't fall behind.
+        self._numbers = Numbers(numbers, known=bool(resumed))
+        self._highest = max(self._numbers.last)
         self._waiting = Waiting(BUCKETS)
         self._redis.check()
         self._take_over(resumed)
@@ -101,6 +106,7 @@ class RedisWriter:
 
     def close(self) -> None:
         self._redis.close()
+        self._numbers.close()
 
     def _fly(self, batches: Iterable[Batch], settled: Sequence[Settled], now: int) -> None:
         """Writes them; once more what finds that its bucket has lost something, or has holds not yet known of."""
@@ -116,7 +122,7 @@ class RedisWriter:
             again: list[Batch] = []
             for batch, reply in zip(flown, replies, strict=True):
                 if isinstance(reply, int):
-                    self._written[batch.bucket] = reply
+                    self._numbers.last[batch.bucket] = reply
                     self._highest = max(self._highest, reply)
                     self._waiting.forget(chain.from_iterable(batch.ended.values()))
                     continue
@@ -132,6 +138,7 @@ class RedisWriter:
                 losses += 1
                 self._recover(lost, losses)
             batches = self._place_ended(again, settled)
+        self._numbers.keep()
 
     def _place_ended(self, batches: Iterable[Batch], settled: Sequence[Settled]) -> Iterable[Batch]:
         """Puts the holds whose events these are to their customers; to one of the bucket, where there are no totals."""
@@ -156,13 +163,8 @@ class RedisWriter:
         gone = {bucket for bucket, word in lost.items() if word == b"lost"}
         # With those that nothing is written to just now, or ever.
         gone |= set(self._rebuilds.unmarked() if gone else ())
-        rebuild = self._rebuilds.fill(gone, max(self._written[bucket] for bucket in lost))
-        what = (
-            f"is empty in {len(gone)} of {BUCKETS} parts" if gone else "fell back behind what it acknowledged"
-        )
-        _LOG.warning("store %s: %s; rebuild %s fills it again", self._redis.servers, what, rebuild)
-        # All of them, as the others will have fallen back too, and are taken care of.
-        self._written = [0] * BUCKETS
+        rebuild = self._rebuilds.fill(gone, max(self._numbers.last[bucket] for bucket in lost))
+        self._tell(f"is empty in {len(gone)} of {BUCKETS} parts" if gone else FELL_BACK, rebuild)
 
     def _take_over(self, resumed: bool | None) -> None:
         """Marks what has no mark: as empty in a new store, as incomplete in one that there was before."""
@@ -170,11 +172,23 @@ class RedisWriter:
         if len(unmarked) < BUCKETS:
             # Says what is there of another schema too.
             self._rebuilds.mark(set(range(BUCKETS)) - set(unmarked))
-        if len(unmarked) == BUCKETS and resumed is False:
+        if resumed is False:
+            # Also where some are marked: by another worker that begins the same store just now.
             self._rebuilds.mark(unmarked)
-        elif unmarked and (resumed or len(unmarked) < BUCKETS):
-            rebuild = self._rebuilds.fill(unmarked)
-            _LOG.warning("store %s: has lost totals; rebuild %s fills it again", self._redis.servers, rebuild)
+        elif unmarked and resumed:
+            self._tell("has lost totals", self._rebuilds.fill(unmarked))
+        elif resumed:
+            known = list(zip(self._numbers.last, self._rebuilds.newest(), strict=True))
+            # What was marked since is filled by whoever marked it.
+            self._numbers.last = [0 if born > number else number for number, (born, _) in known]
+            if any(max(newest) < number for number, newest in known):
+                self._tell(FELL_BACK, self._rebuilds.fill((), self._highest))
+
+    def _tell(self, what: str, rebuild: str) -> None:
+        _LOG.warning("store %s: %s; rebuild %s fills it again", self._redis.servers, what, rebuild)
+        # All of them, as other buckets will have fallen back too, and are taken care of.
+        self._numbers.last = [0] * BUCKETS
+        self._numbers.keep()
 
     def _commands(
         self, batches: Iterable[Batch], flown: list[Batch], now: int, settles: bool
@@ -184,7 +198,7 @@ class RedisWriter:
         for batch in batches:
             bucket = batch.bucket
             last = self._waiting.last(bucket, now) if settles else ""
-            given = (self._written[bucket], self._highest, *self._keep, charts_end, last)
+            given = (self._numbers.last[bucket], self._highest, *self._keep, charts_end, last)
             flown.append(batch)
             yield WRITE.call(
                 slot_of(bucket), batch.keys(self._keys), *given, *batch.words(now, self._keep[2])

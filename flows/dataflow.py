@@ -33,7 +33,7 @@ from flows.decoding import Decoding
 from flows.shards import Emission, ShardLogic
 from flows.store_sink import StoreSink
 from operators.billing import pack
-from operators.ports import Note, StoreError
+from operators.ports import Note, StoreError, StoreWriter
 from operators.records import Accepted
 from operators.routing import shard_of_name
 from operators.wire import encode_accepted, encode_alert, encode_dead_letter
@@ -106,10 +106,7 @@ def build(settings: Settings, catalogs: Catalogs, drain: Drain, telemetry: Telem
     emissions = op.stateful_batch("meter", inputs, lambda position: ShardLogic(settings, catalogs, telemetry, position))
     if "store" in branches:
         written = op.map("totals", emissions, lambda keyed: keyed[1])
-        # With a journal from before there are totals, which a store without any has lost.
-        resumed = settings.recovery and (settings.data_dir / "journal").exists()
-        writer = partial(settings.store.open_writer, resumed=resumed)
-        op.output("store", written, StoreSink(writer, telemetry, live=settings.now == "wall"))
+        op.output("store", written, StoreSink(_writers(settings), telemetry, live=settings.now == "wall"))
     if "alerts" in branches:
         for number, address in enumerate(settings.alerts, 1):
             alerts = op.flat_map(f"alert_{number}", emissions, partial(_alerts, address))
@@ -167,6 +164,16 @@ def _control(settings: Settings, catalogs: Catalogs) -> ControlSource:
 def _lines(key: str, records: list[Any], encode: Callable[[Any], bytes]) -> list[tuple[str, bytes]]:
     shard = str(shard_of_name(key))
     return [(shard, encode(record)) for record in records]
+
+
+def _writers(settings: Settings) -> Callable[[int], StoreWriter]:
+    """What opens the store for a worker, given by its number."""
+    store, folder = settings.store, settings.data_dir
+    if not settings.recovery:
+        return lambda worker: store.open_writer(resumed=False)
+    # With a journal from before there are totals, which a store without any has lost.
+    resumed = (folder / "journal").exists()
+    return lambda worker: store.open_writer(resumed=resumed, numbers=folder / "store" / f"worker-{worker}")
 
 
 def _source_limits(settings: Settings) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The flow's sink for totals: on the worker that made them, a transaction for some emissions each."""
 
+import logging
 from collections.abc import Callable, Iterator
 from itertools import chain
 from time import monotonic
@@ -9,22 +10,23 @@ from bytewax.outputs import DynamicSink, StatelessSinkPartition
 from connectors.clock import wall_clock
 from connectors.telemetry import Telemetry
 from flows.shards import Emission
-from operators.ports import StoreWriter
+from operators.ports import StoreError, StoreWriter
 from operators.totals import Totals
 
 TOTALS_AT_ONCE = 50_000
+_LOG = logging.getLogger("tidegate.store")
 
 
 class StoreSink(DynamicSink[Emission]):
     """Writes totals and counters on the worker that made them, a transaction for some emissions each."""
 
-    def __init__(self, open_writer: Callable[[], StoreWriter], telemetry: Telemetry, *, live: bool) -> None:
+    def __init__(self, open_writer: Callable[[int], StoreWriter], telemetry: Telemetry, *, live: bool) -> None:
         self._open_writer = open_writer
         self._telemetry = telemetry
         self._live = live
 
     def build(self, step_id: str, worker_index: int, worker_count: int) -> "_StorePartition":
-        return _StorePartition(self._open_writer(), self._telemetry, self._live)
+        return _StorePartition(self._open_writer(worker_index), self._telemetry, self._live)
 
 
 class _StorePartition(StatelessSinkPartition[Emission]):
@@ -43,8 +45,13 @@ class _StorePartition(StatelessSinkPartition[Emission]):
         notes = list(chain.from_iterable(emission.notes for emission in items))
         settled = list(chain.from_iterable(emission.settled for emission in items))
         began = monotonic()
-        with self._telemetry.span("store.write", totals=len(totals), notes=len(notes)):
-            self._writer.write(totals, counters, notes, settled)
+        try:
+            with self._telemetry.span("store.write", totals=len(totals), notes=len(notes)):
+                self._writer.write(totals, counters, notes, settled)
+        except StoreError as error:
+            # In a cluster Bytewax says only that the other processes are gone.
+            _LOG.error("%s", error)
+            raise
         self._telemetry.write_seconds.observe(monotonic() - began)
         self._telemetry.rows.inc(len(totals))
         now = wall_clock()

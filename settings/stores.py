@@ -1,6 +1,7 @@
 """Where totals are kept and read."""
 
 from datetime import timedelta
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
@@ -19,8 +20,11 @@ class StoreAddress(Address):
     control: ClassVar[str]
     holds: ClassVar[str]
 
-    def open_writer(self, *, resumed: bool, **given: Any) -> Any:
-        """The flow's writer. `resumed` says that the flow has totals from before, which the store should have too."""
+    def open_writer(self, *, resumed: bool, numbers: Path | None = None, **given: Any) -> Any:
+        """The flow's writer. `resumed` says that the flow has totals from before, which the store should have too.
+
+        `numbers` is a place for a file about this worker's writes, in a folder for the files of all workers.
+        """
         return self.open(**given)
 
     def open_reader(self, **given: Any) -> Any:
@@ -81,8 +85,8 @@ class RedisStore(StoreAddress, Dsn):
         timedelta(seconds=60), description="How long to try again while servers are away or fail over."
     )
 
-    def open_writer(self, *, resumed: bool, **given: Any) -> Any:
-        return self.open(resumed=resumed, **given)
+    def open_writer(self, *, resumed: bool, numbers: Path | None = None, **given: Any) -> Any:
+        return self.open(resumed=resumed, numbers=numbers, **given)
 
     def arguments(self) -> dict[str, Any]:
         """Of the writer."""

@@ -192,6 +192,32 @@ def test_a_failover_that_lost_writes_is_noticed_and_healed() -> None:
             assert asked_for(given) == [rebuild]
 
 
+def test_a_store_that_fell_back_while_nobody_wrote_is_noticed_and_healed(tmp_path: Path) -> None:
+    """Flow and Redis lose power together: what Redis had acknowledged last is asked for, though it has all the rest."""
+    numbers = tmp_path / "store" / "worker-0"
+    with redis_server.single("appendonly yes", "appendfsync always") as server:
+        given = at(server, **SHORT)
+        with closing(writer_of(given, numbers=numbers)) as writer:
+            writer.write(batch_of(1), [])
+            kept = server.appended()
+        with closing(writer_of(given, resumed=True, numbers=numbers)) as writer:
+            assert asked_for(given) == []
+            writer.write(batch_of(2), [])
+        server.kill()
+        server.forget(kept)
+        server.start()
+        # Of another number of workers, who share what is known.
+        with closing(writer_of(given, resumed=True, numbers=numbers.with_name("worker-1"))) as writer:
+            (rebuild,) = asked_for(given)
+            with closing(RedisReader(**given)) as reader:
+                assert reader.read("cus_42")[0].total.version == 1
+                writer.write(batch_of(2), [], [done(rebuild, 0, 1)])
+                holds(reader, written([batch_of(2)]))
+        for worker in ("worker-0", "worker-1"):
+            writer_of(given, resumed=True, numbers=numbers.with_name(worker)).close()
+        assert asked_for(given) == [rebuild]
+
+
 def test_an_emptied_store_is_closed_until_every_shard_has_written_all(server: Server) -> None:
     """Half of the totals would let everybody pass whose usage is in the other half."""
     given = at(server)
