@@ -11,7 +11,6 @@ Equal parameters give equal bytes; a data set that is there already is not writt
 
 import argparse
 import json
-import zlib
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -25,7 +24,7 @@ from numpy.typing import NDArray
 
 from operators.catalog import Catalog, Condition, Filter, Limit, Meter, Plan, Threshold
 
-VERSION = 1
+VERSION = 2
 METERS = ("tokens_in", "tokens_out", "requests", "gpu_seconds", "context")
 KINDS = 3
 COMPLETION, JOB, SESSION = range(KINDS)
@@ -188,10 +187,21 @@ def _is_complete(manifest: Path) -> bool:
     return all(path.exists() and path.stat().st_size == size for path, size in paths.items())
 
 
+def _balanced(customer: NDArray[np.int64], workload: Workload) -> NDArray[np.int64]:
+    """The part that each customer's events go to, so that parts have about as many each."""
+    events = np.bincount(customer, minlength=workload.customers)
+    part_of = np.zeros(len(events), np.int64)
+    loads = [0] * workload.parts
+    for number in np.argsort(-events, kind="stable").tolist():
+        part_of[number] = lightest = loads.index(min(loads))
+        loads[lightest] += int(events[number])
+    return part_of
+
+
 def _write(workload: Workload, target: Path) -> None:
     columns = _draw(workload)
     names = [f"cust-{number:06d}" for number in range(workload.customers)]
-    part_of = np.array([zlib.crc32(name.encode()) % workload.parts for name in names])
+    part_of = _balanced(columns.customer[columns.order], workload)
     outs = {"all.ndjson": (target / "all.ndjson").open("wb")}
     for part in range(workload.parts if workload.parts > 1 else 0):
         outs[f"part-{part}.ndjson"] = (target / f"part-{part}.ndjson").open("wb")
