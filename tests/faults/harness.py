@@ -238,15 +238,16 @@ def ended(processes: list[subprocess.Popen[bytes]]) -> list[int]:
     """The exit codes; once one process has died, the others are given a moment and then killed as well."""
     deadline = monotonic() + SECONDS
     try:
-        while any(process.poll() is None for process in processes):
-            if any(process.returncode for process in processes):
+        # All are asked, as one that died before it connected leaves the other waiting for it.
+        while None in (codes := [process.poll() for process in processes]):
+            if any(codes):
                 deadline = min(deadline, monotonic() + 3)
-            running = next(process for process in processes if process.poll() is None)
+            running = processes[codes.index(None)]
             try:
                 running.wait(0.05)
             except subprocess.TimeoutExpired:
                 if monotonic() > deadline:
-                    assert any(process.returncode for process in processes), "the flow hangs"
+                    assert any(codes), "the flow hangs"
                     running.kill()
     finally:
         for process in processes:
