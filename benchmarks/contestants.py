@@ -30,10 +30,11 @@ class Failed(Exception):
 
 @dataclass(frozen=True)
 class Command:
-    """What to start: Python's arguments, and what the environment has besides PATH and HOME."""
+    """What to start, and when: Python's arguments, and what the environment has besides PATH and HOME."""
 
     arguments: Sequence[str]
     environment: Mapping[str, str] = field(default_factory=dict)
+    delay_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ def run(commands: Sequence[Command], directory: Path) -> tuple[Usage, ...]:
             "arguments": [sys.executable, *command.arguments],
             "environment": environment(**command.environment),
             "directory": str(directory),
+            "delay_s": command.delay_s,
             "log": str(directory / f"log-{number}"),
             "output": str(directory / f"output-{number}"),
         }
@@ -135,6 +137,8 @@ def flow_settings(source: str, catalog: Path, directory: Path, **more: str) -> d
 
 
 FLOW = ("-m", "bytewax.run", "flows.metering")
+# Processes of a cluster connect to those before them, and to one that does not listen yet only a second later.
+IN_ORDER_S = 0.2
 
 
 def flow_1(dataset: Dataset, directory: Path, **settings: str) -> Measured:
@@ -149,7 +153,7 @@ def flow_2(dataset: Dataset, directory: Path, **settings: str) -> Measured:
     settings = {"recovery_parts": "2", **settings}
     chosen = flow_settings(f"file:{dataset.glob}", dataset.catalog, directory, **settings)
     addresses = ";".join(f"localhost:{port}" for port in free_ports(2))
-    commands = [Command((*FLOW, "-i", str(i), "-a", addresses), chosen) for i in range(2)]
+    commands = [Command((*FLOW, "-i", str(i), "-a", addresses), chosen, IN_ORDER_S * i) for i in range(2)]
     return Measured(dataset.events, run(commands, directory), (0, 0))
 
 

@@ -24,7 +24,7 @@ from pydantic import TypeAdapter
 from rich.console import Console
 
 from benchmarks import kafka_by_hand, kafka_latency, oracle
-from benchmarks.contestants import FLOW, Command, Failed, Measured, flow_settings, free_ports, run
+from benchmarks.contestants import FLOW, IN_ORDER_S, Command, Failed, Measured, flow_settings, free_ports, run
 from benchmarks.generate import Dataset, add_arguments, generate, workload_of
 from benchmarks.oracle import Row
 from benchmarks.run import WIDTH, Report, Runs, line_of, ratio, show
@@ -89,7 +89,8 @@ class Bench:
         )  # fmt: skip
         addresses = ";".join(f"127.0.0.1:{port}" for port in free_ports(count))
         spread = [("-i", str(number), "-a", addresses) if count > 1 else () for number in range(count)]
-        return [Command((*FLOW[:2], *options, FLOW[2]), settings) for options in spread]
+        commands = enumerate(spread)
+        return [Command((*FLOW[:2], *options, FLOW[2]), settings, IN_ORDER_S * i) for i, options in commands]
 
     def _by_hand(self, topic: str, count: int) -> list[Command]:
         shares = [",".join(str(p) for p in range(PARTITIONS) if p % count == number) for number in range(count)]

@@ -15,6 +15,7 @@ from typing import Any
 
 
 def _launch(command: dict[str, Any], usage: dict[str, Any]) -> None:
+    time.sleep(command["delay_s"])
     with open(command["log"], "wb") as log, open(command["output"], "wb") as output:
         usage["started"] = time.monotonic()
         process = subprocess.Popen(
