@@ -2,8 +2,8 @@
 
 An event costs a few dozen bytes here instead of a tree of objects, and a chunk pickles as a handful of byte strings,
 numbers in as few bytes as they need. The events' own bytes ride along as offsets into the poll's block; only where a
-chunk leaves its process are they cut out of it, and compressed: most are never looked at again, and what crosses is
-copied half a dozen times on its way.
+chunk leaves its process are they cut out of it, and compressed, as most are never looked at again: that costs about
+what it saves on one machine, and is a third of the bytes on a network.
 """
 
 from collections.abc import Sequence
