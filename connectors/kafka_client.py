@@ -137,7 +137,9 @@ class Cluster:
 
     def error(self, error: rd.KafkaError, what: str) -> KafkaError:
         """In words: what was asked of which cluster, what it said, and what to do about it."""
-        advice = _ADVICE.get(error.code())
+        # A handshake that fails while a client tries again may be told as a lost connection.
+        is_tls = "certificate" in error.str() and error.code() == rd.KafkaError._TRANSPORT
+        advice = _ADVICE.get(rd.KafkaError._SSL if is_tls else error.code())
         said = f"{error.name()}: {self.safe(error.str())}" + (f"; {advice}" if advice else "")
         return KafkaError(f"{self.name}: {what}: {said}")
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
+import confluent_kafka as rd
 import pytest
 from confluent_kafka.admin import (
     AclBinding,
@@ -18,7 +19,7 @@ from confluent_kafka.admin import (
 )
 
 from connectors.kafka import KafkaSource
-from connectors.kafka_client import KafkaError
+from connectors.kafka_client import Cluster, KafkaError
 from tests.connectors.kafka_help import Reader, until
 from tests.kafka_server import USERS, Brokers
 from tests.servers import lacking
@@ -81,8 +82,14 @@ def test_a_certificate_that_nobody_vouches_for(
     guarded: Brokers, topic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("connectors.kafka_topic.ANSWER_S", 1.0)
-    with pytest.raises(KafkaError, match=r"_SSL: .*certificate verify failed.*config\.ssl\.ca\.location"):
+    with pytest.raises(KafkaError, match=r"certificate verify failed.*config\.ssl\.ca\.location"):
         reads(guarded, "tls", topic, tls=True)
+
+
+def test_a_handshake_that_is_told_as_a_lost_connection_gets_the_advice_for_tls() -> None:
+    """It depends on when librdkafka is asked how it speaks of the same thing."""
+    said = rd.KafkaError(rd.KafkaError._TRANSPORT, "ssl://h:9093: SSL handshake failed: certificate verify failed")
+    assert "config.ssl.ca.location" in str(Cluster(["h:9093"]).error(said, "its metadata"))
 
 
 def test_a_token_of_ones_own_making(guarded: Brokers, topic: str) -> None:
