@@ -171,9 +171,8 @@ def test_the_group_is_told_what_is_durable_and_no_more(brokers: Brokers) -> None
     assert lag(brokers, group, topic) == 1
     again = Reader(source(brokers, topic, group=group), states)
     assert again.read(1) == [b"4"]
-    again.snapshot()
-    again.poll()
-    until(lambda: again.poll() or lag(brokers, group, topic) == 0, "the lag stays")
+    # At each snapshot, as one commit may fail, and is made up for by the next.
+    until(lambda: bool(again.snapshot()) and (again.poll() or lag(brokers, group, topic) == 0), "the lag stays")
     reader.close()
     again.close()
 

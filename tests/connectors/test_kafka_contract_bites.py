@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from connectors import kafka as connector
 from connectors.kafka import KafkaPosition, _Partition
+from connectors.kafka_feed import MESSAGES_MIN
 from operators.ports import Payloads
 from tests.connectors.source_contract import HANGS_AFTER_S, SourceContract, payload_lists
 from tests.connectors.test_kafka import TestContract as KafkaContract
@@ -98,8 +99,8 @@ def run(contract: SourceContract, test: Any) -> None:
         brief(given(payload_lists)(lambda payloads: test.hypothesis.inner_test(contract, payloads)))()
     else:
         act = test.hypothesis.inner_test
-        # Chance may stop at the very end each time, where some of these do nothing wrong.
-        act(contract, [b'{"n":%d}' % n for n in range(8)], [(1, 0), (1, 1), (1, 0)])
+        # Chance may stop at the very end each time, where some of these do nothing wrong; a poll has a third of these.
+        act(contract, [b'{"n":%d}' % n for n in range(3 * MESSAGES_MIN)], [(1, 0), (1, 1), (1, 0)])
         brief(given(payload_lists, LIVES)(lambda payloads, lives: act(contract, payloads, lives)))()
 
 
