@@ -16,7 +16,7 @@ from multiprocessing.process import BaseProcess
 from random import Random
 from typing import Any, ClassVar, Literal, Protocol
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from operators.decode import Decoder
@@ -378,6 +378,7 @@ class StoreContract(ABC):
             holds(reader, written([history[-1:]]))
 
     @contract
+    @example([[Counter(0, "events", 2)], [Counter(0, "events", 1)]])
     @given(
         st.lists(
             st.lists(st.builds(Counter, st.integers(0, 2), texts, st.integers(0, 2**63 - 1)), max_size=4),

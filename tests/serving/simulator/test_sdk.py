@@ -1,8 +1,10 @@
 """The platform's official SDK, as it is published, drives the simulator; what the SDK does is seen here too."""
 
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from types import SimpleNamespace
 from typing import Any
 
 import dodopayments
@@ -18,7 +20,9 @@ from tests.serving.simulator.conftest import NOW, Inside, event, ingest
 def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """How long the SDK would have waited between its tries."""
     waits: list[float] = []
-    monkeypatch.setattr("dodopayments._base_client.time.sleep", waits.append)
+    # The module's own `time`, as other threads of this process sleep, too.
+    slow = SimpleNamespace(**vars(time) | {"sleep": waits.append})
+    monkeypatch.setattr("dodopayments._base_client.time", slow)
     return waits
 
 
