@@ -1,9 +1,9 @@
 """Commands to the Redis servers that hold a slot: one server, the primary that Sentinel names, or a cluster.
 
-What is asked at once travels in one round trip per server: all commands are sent, FLIGHT at a time while they are made,
-then all replies are read. A
-connection that is lost, a server that is loading, failing over or moving a slot is tried again for `wait`, with
-pauses that double and have jitter; then StoreError says what to do. So commands must bear being run twice.
+What is asked at once travels in one round trip per server: all commands are sent, FLIGHT at a time while they are
+made, then all replies are read. A connection that is lost, a server that is loading, failing over or moving a slot is
+tried again for `wait`, with pauses that double and have jitter; then StoreError says what to do. So commands must
+bear being run twice.
 
 Every wait has a limit: `timeout` for connecting and for each read, `wait` for all attempts. redis-py's own cluster
 client was turned down: it bounds its retries by number and not by time. Used by one thread at a time.

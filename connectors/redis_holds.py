@@ -61,6 +61,7 @@ class RedisHolds:
         self._questions: dict[tuple[str, Scope], Callable[[int], Command]] = {}
         # Lists take and give at the end, and atomically so.
         self._idle: dict[str, list[Redis]] = {"read": [], "write": []}
+        self._closed = False
 
     def account(self, customer: str, scope: Scope, now: int) -> Account:
         """One round trip to each of two servers at most."""
@@ -117,10 +118,12 @@ class RedisHolds:
         return RedisFeed(self._servers["read"], self._keys)
 
     def close(self) -> None:
-        """Closes what is idle; calls under way keep what they have."""
+        """Closes what is idle at once, and what is in use by calls under way when these end."""
+        self._closed = True
         for idle in self._idle.values():
-            while idle:
-                idle.pop().close()
+            with suppress(IndexError):
+                while True:
+                    idle.pop().close()
 
     def _question(self, customer: str, scope: Scope) -> Callable[[int], Command]:
         """What asks for an account at any time, worked out once."""
@@ -153,7 +156,7 @@ class RedisHolds:
         except BaseException:
             redis.close()
             raise
-        self._idle[kind].append(redis)
+        self._put_back(kind, redis)
         return answer
 
     @contextmanager
@@ -164,7 +167,13 @@ class RedisHolds:
         except BaseException:
             redis.close()
             raise
+        self._put_back(kind, redis)
+
+    def _put_back(self, kind: Literal["read", "write"], redis: Redis) -> None:
         self._idle[kind].append(redis)
+        # Asked afterwards, as another thread may close all meanwhile.
+        if self._closed:
+            self.close()
 
     def _taken(self, kind: Literal["read", "write"]) -> Redis:
         with suppress(IndexError):

@@ -123,10 +123,13 @@ class Servers:
     def connected(self, place: Place, **more: Any) -> Wire:
         """A connection to a server that takes writes."""
         connection = self.connection(*place, **more)
-        _connect(connection)
-        if self.form == "sentinel" and _asked(connection, "ROLE")[0] != b"master":
+        try:
+            _connect(connection)
+            if self.form == "sentinel" and _asked(connection, "ROLE")[0] != b"master":
+                raise errors.ConnectionError(f"{place[0]}:{place[1]} is no primary yet")
+        except BaseException:
             connection.disconnect()
-            raise errors.ConnectionError(f"{place[0]}:{place[1]} is no primary yet")
+            raise
         return connection
 
     def look_up(self, known: Iterable[Place] = ()) -> list[tuple[int, Place]]:

@@ -73,6 +73,7 @@ class SqliteHolds:
         self._wait: dict[Mode, timedelta] = {"ro": read_wait, "rw": write_wait}
         # Lists take and give at the end, and atomically so.
         self._idle: dict[Mode, list[tuple[sqlite3.Connection, os.stat_result]]] = {"ro": [], "rw": []}
+        self._closed = False
 
     def account(self, customer: str, scope: Scope, now: int) -> Account:
         """One statement, so all of one moment."""
@@ -158,10 +159,12 @@ class SqliteHolds:
         return SqliteFeed(self._path, wait=self._wait["ro"])
 
     def close(self) -> None:
-        """Closes what is idle; calls under way keep what they have."""
+        """Closes what is idle at once, and what is in use by calls under way when these end."""
+        self._closed = True
         for idle in self._idle.values():
-            while idle:
-                idle.pop()[0].close()
+            with suppress(IndexError):
+                while True:
+                    idle.pop()[0].close()
 
     @contextmanager
     def _connection(self, mode: Mode, act: str) -> Iterator[sqlite3.Connection]:
@@ -174,6 +177,9 @@ class SqliteHolds:
                 db.close()
                 raise
             self._idle[mode].append((db, opened))
+            # Asked afterwards, as another thread may close all meanwhile.
+            if self._closed:
+                self.close()
 
     def _taken(self, mode: Mode) -> tuple[sqlite3.Connection, os.stat_result] | None:
         with suppress(IndexError):

@@ -37,7 +37,7 @@ class Proxy:
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
                 # Wakes the thread that reads from it, which closing alone does not.
                 end.shutdown(socket.SHUT_RD)
-                end.close()
+            end.close()
         return len(cut) // 2
 
     @contextmanager

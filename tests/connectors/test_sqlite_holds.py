@@ -1,5 +1,6 @@
 """Holds in the embedded store keep the contract; and what only a file can do wrong."""
 
+import os
 import sqlite3
 import tempfile
 from collections.abc import Iterator
@@ -7,6 +8,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -138,6 +140,19 @@ def test_a_store_of_many_open_holds_is_read_in_one_piece(path: Path) -> None:
             str(row) for row in db.execute(f"EXPLAIN QUERY PLAN {sqlite_holds._account_sql(0)}", ("a", 0, 0))
         )
         assert "SCAN" not in plan and "holds_open" in plan
+
+
+def test_a_call_under_way_leaves_nothing_open(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    holds = SqliteHolds(path)
+    account = sqlite_holds._account
+
+    def closed_meanwhile(*given: Any) -> Any:
+        holds.close()
+        return account(*given)
+
+    monkeypatch.setattr(sqlite_holds, "_account", closed_meanwhile)
+    assert holds.account("a", SCOPE, NOW).held == {}
+    assert path not in [Path(os.readlink(fd)) for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink()]
 
 
 @pytest.mark.parametrize("replaced", [False, True])
