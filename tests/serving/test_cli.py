@@ -4,15 +4,14 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from connectors.sqlite import SqliteWriter
 from operators.records import Counter
-from serving import cli
 from tests.serving.samples import total
+from tests.serving.tidegate import Run
 
 ROOT = Path(__file__).resolve().parents[2]
 STORE = "sqlite:store.db"
@@ -30,30 +29,6 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ends = {"events": 10, "accepted": 7, "rejects": 1, "duplicates": 2}
     writer.write(totals, [Counter(0, name, value) for name, value in ends.items()])
     writer.close()
-
-
-class Outcome:
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-
-Run = Callable[..., Outcome]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> Run:
-    def tidegate(*arguments: str) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["tidegate", *arguments])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        said, code = end.value.code, end.value.code
-        if isinstance(said, str):
-            # As the interpreter does with what is given to sys.exit.
-            code = 1
-        out, err = (stream.decode() for stream in capfdbinary.readouterr())
-        return Outcome(int(code or 0), out, err + (f"{said}\n" if isinstance(said, str) else ""))
-
-    return tidegate
 
 
 def test_totals_for_programs_are_one_object_a_line_with_the_exact_total_as_text(run: Run) -> None:

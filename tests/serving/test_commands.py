@@ -2,10 +2,7 @@
 
 import json
 import re
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
 
@@ -16,36 +13,8 @@ from connectors.sqlite_keys import KeyFile
 from operators.periods import Calendar, period_of
 from operators.ports import Note
 from operators.records import Counter, Total
-from serving import cli
 from tests.serving.service.served import CATALOG
-
-
-class Outcome(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-    def lines(self) -> list[Any]:
-        return [json.loads(line) for line in self.out.splitlines()]
-
-
-Run = Callable[..., Outcome]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> Run:
-    def tidegate(*arguments: str) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["tidegate", *arguments])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        said = end.value.code
-        out, err = (stream.decode() for stream in capfdbinary.readouterr())
-        if isinstance(said, str):
-            # As the interpreter does with what is given to sys.exit.
-            return Outcome(1, out, f"{err}{said}\n")
-        return Outcome(int(said or 0), out, err)
-
-    return tidegate
+from tests.serving.tidegate import Run
 
 
 @pytest.fixture(autouse=True)

@@ -1,11 +1,9 @@
 """`tidegate dead-letters`: what was not metered is shown, retried or dropped, and every act is written down."""
 
 import json
-import sys
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
@@ -15,7 +13,7 @@ from connectors.outbox_reader import OutboxReader
 from connectors.sqlite_control import SqliteControl
 from operators.ports import Adjustment
 from operators.records import Accepted
-from serving import cli
+from tests.serving.tidegate import Run
 
 LATE = "2026-10-01T10:00:00Z"
 CATALOG = """
@@ -30,19 +28,9 @@ meters:
 """
 
 
-class Outcome(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Outcome]
-
-
-@pytest.fixture
-def run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
-) -> Run:
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three letters, and settings that name where things are."""
     monkeypatch.chdir(tmp_path)
     Path("catalog.yaml").write_text(CATALOG)
     monkeypatch.setenv("TIDEGATE_DEAD_LETTERS", "file:dead.ndjson")
@@ -54,17 +42,6 @@ def run(
         letter("b" * 32, "not_json", "GET /"),
         letter("b" * 31 + "c", "future", event()),
     )
-
-    def tidegate(*arguments: str) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["tidegate", *arguments])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        said = end.value.code
-        out, err = (stream.decode() for stream in capfdbinary.readouterr())
-        code = 1 if isinstance(said, str) else int(said or 0)
-        return Outcome(code, out, err + (said if isinstance(said, str) else ""))
-
-    return tidegate
 
 
 def event(tokens: Any = 0.1, **properties: Any) -> str:
