@@ -28,8 +28,8 @@ demo: $(READY)  ## meters a made-up AI product, live; DEMO_SECONDS=60 ends it by
 test: $(READY)  ## all tests, on all cores; ARGS="-k totals" for some
 	$(BIN)/python -m pytest -q --numprocesses auto --dist loadgroup $(ARGS)
 
-lint: $(READY)  ## ruff
-	$(BIN)/ruff check .
+lint: $(READY)  ## ruff, and whether all is written as it formats it
+	$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet .
 
 format: $(READY)  ## writes the code as ruff formats it
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .

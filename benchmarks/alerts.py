@@ -77,7 +77,9 @@ def measure(folder: Path, alerts: int, per_second: float, rate: int) -> list[flo
         "PYTHONPATH": str(ROOT),
     }
     command = [sys.executable, "-m", "bytewax.run", "flows.metering"]
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("TIDEGATE_", "BYTEWAX_"))}
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(("TIDEGATE_", "BYTEWAX_"))
+    }
     appended: dict[str, float] = {}
     with (
         (folder / "flow.log").open("wb") as log,
@@ -110,7 +112,9 @@ def measure(folder: Path, alerts: int, per_second: float, rate: int) -> list[flo
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--alerts", type=int, default=500)
     parser.add_argument("--per-second", type=float, default=25)
     parser.add_argument("--rate", type=int, default=2000)

@@ -103,7 +103,9 @@ def measure(folder: Path, shape: Callable[[random.Random], list[int]], events: i
         "TIDEGATE_RECOVERY_PARTS": str(processes),
         "PYTHONPATH": str(ROOT),
     }
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("TIDEGATE_", "BYTEWAX_"))}
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(("TIDEGATE_", "BYTEWAX_"))
+    }
     addresses = _addresses(processes)
     began = ended = 0.0
     cluster = [
@@ -132,7 +134,9 @@ def measure(folder: Path, shape: Callable[[random.Random], list[int]], events: i
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--events", type=int, default=2_000_000)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)

@@ -75,7 +75,9 @@ class Bench:
         directory.mkdir(parents=True)
         redis_server_flush(self.port)
         count = int(name[-1])
-        commands = self._flow(topic, dataset, directory, count) if "flow" in name else self._by_hand(topic, count)
+        commands = (
+            self._flow(topic, dataset, directory, count) if "flow" in name else self._by_hand(topic, count)
+        )
         usages = run(commands, directory)
         measured = Measured(dataset.events, usages, (0,) * count)
         self._check(name, dataset)
@@ -93,7 +95,9 @@ class Bench:
         return [Command((*FLOW[:2], *options, FLOW[2]), settings, IN_ORDER_S * i) for i, options in commands]
 
     def _by_hand(self, topic: str, count: int) -> list[Command]:
-        shares = [",".join(str(p) for p in range(PARTITIONS) if p % count == number) for number in range(count)]
+        shares = [
+            ",".join(str(p) for p in range(PARTITIONS) if p % count == number) for number in range(count)
+        ]
         at = self.kafka.bootstrap, topic
         return [Command(("-m", "benchmarks.kafka_by_hand", *at, share, str(self.port))) for share in shares]
 
@@ -122,7 +126,9 @@ class Bench:
         for number in range(self.rounds):
             for name, way in ways.items():
                 runs[name].append(measured := way())
-                self.console.print(f"round {number + 1}, {name}: {measured.rate():,.0f} events/s, every total exact")
+                self.console.print(
+                    f"round {number + 1}, {name}: {measured.rate():,.0f} events/s, every total exact"
+                )
         return runs
 
 
@@ -164,8 +170,14 @@ def main() -> None:
         scratch = Path(folder)
         try:
             if chosen.latency:
-                store = f"redis://127.0.0.1:{server.port}" if chosen.store == "redis" else f"sqlite:{scratch}/totals.db"
-                report = kafka_latency.report(kafka, scratch, store, chosen.seconds, chosen.rate, chosen.rounds)
+                store = (
+                    f"redis://127.0.0.1:{server.port}"
+                    if chosen.store == "redis"
+                    else f"sqlite:{scratch}/totals.db"
+                )
+                report = kafka_latency.report(
+                    kafka, scratch, store, chosen.seconds, chosen.rate, chosen.rounds
+                )
             else:
                 workload = workload_of(chosen)
                 one = generate(replace(workload, events=1, keys=5, duplicates=0.0, parts=1), chosen.dir)

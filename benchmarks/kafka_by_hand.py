@@ -70,13 +70,23 @@ def arguments(event: Event) -> list[str]:
     """Fields and amounts, of each reading in its hour, day and month."""
     at = event.time
     windows = (f"hour {at:%Y-%m-%dT%H}", f"day {at:%Y-%m-%d}", f"period {at:%Y-%m}")
-    return [text for meter, amount in readings(event) for window in windows for text in (f"{meter} {window}", amount)]
+    return [
+        text
+        for meter, amount in readings(event)
+        for window in windows
+        for text in (f"{meter} {window}", amount)
+    ]
 
 
 def meter(brokers: str, topic: str, partitions: list[int], port: int) -> int:
     """Meters the partitions up to where they end now; how many messages there were."""
     consumer = Consumer(
-        {"bootstrap.servers": brokers, "group.id": "by-hand", "enable.auto.commit": False, "fetch.queue.backoff.ms": 5}
+        {
+            "bootstrap.servers": brokers,
+            "group.id": "by-hand",
+            "enable.auto.commit": False,
+            "fetch.queue.backoff.ms": 5,
+        }
     )
     store = redis.Redis(port=port)
     sha = store.script_load(SCRIPT)

@@ -158,7 +158,10 @@ def _opened(store: Path, flow: "subprocess.Popen[bytes]") -> StoreReader:
 
 
 def _watch(
-    reader: StoreReader, flow: "subprocess.Popen[bytes]", is_written: Callable[[], bool], look_s: float = LOOK_S
+    reader: StoreReader,
+    flow: "subprocess.Popen[bytes]",
+    is_written: Callable[[], bool],
+    look_s: float = LOOK_S,
 ) -> list[list[Sighting]]:
     """When each watched customer's count was seen to grow, and to what; until nothing grows any more.
 

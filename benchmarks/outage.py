@@ -49,7 +49,10 @@ def measured(way: str, simulator: Simulator, directory: Path, seconds: float, ra
     simulator.switch(unknown_customer="accept_unattributed")
     if way == "outage":
         simulator.fault("error", status=503, times=None)
-    names = (f"  cust-{number:06d}: {{plan: standard, billing_id: cus_{number}}}\n" for number in range(CUSTOMERS + 1))
+    names = (
+        f"  cust-{number:06d}: {{plan: standard, billing_id: cus_{number}}}\n"
+        for number in range(CUSTOMERS + 1)
+    )
     catalog = CATALOG_YAML.replace("customers: {}\n", f"customers:\n{''.join(names)}")
     seen = latency.measure(
         directory,

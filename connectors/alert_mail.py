@@ -43,7 +43,9 @@ class MailDeliverer:
         self._sender, self._to = sender, tuple(to)
         self._user, self._password = user, password
         templates = Environment(
-            loader=PackageLoader("connectors"), autoescape=select_autoescape(("html.j2",)), undefined=StrictUndefined
+            loader=PackageLoader("connectors"),
+            autoescape=select_autoescape(("html.j2",)),
+            undefined=StrictUndefined,
         )
         self._text, self._html = (templates.get_template(f"alerts.{kind}.j2") for kind in ("txt", "html"))
 

@@ -22,7 +22,9 @@ class SlackDeliverer:
 
     def __init__(self, url: str, transport: httpx.BaseTransport | None = None) -> None:
         self._url = url
-        self._client = httpx.Client(timeout=TIMEOUT, follow_redirects=False, transport=transport, trust_env=False)
+        self._client = httpx.Client(
+            timeout=TIMEOUT, follow_redirects=False, transport=transport, trust_env=False
+        )
 
     def __repr__(self) -> str:
         return "SlackDeliverer()"

@@ -33,12 +33,19 @@ class WebhookDeliverer:
     at_once = 1
 
     def __init__(
-        self, url: str, secrets: Sequence[str], *, private: bool = False, transport: httpx.BaseTransport | None = None
+        self,
+        url: str,
+        secrets: Sequence[str],
+        *,
+        private: bool = False,
+        transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._url = httpx.URL(url)
         self._signers = [Webhook(secret) for secret in secrets]
         self._private = private
-        self._client = httpx.Client(timeout=TIMEOUT, follow_redirects=False, transport=transport, trust_env=False)
+        self._client = httpx.Client(
+            timeout=TIMEOUT, follow_redirects=False, transport=transport, trust_env=False
+        )
 
     def __repr__(self) -> str:
         return f"WebhookDeliverer({self._url.host})"
@@ -86,7 +93,9 @@ class WebhookDeliverer:
             raise Refused(f"{self._url.host}: is not known ({error.strerror})") from None
         addresses = [str(sockaddr[0]) for *_, sockaddr in found]
         if not self._private and not all(ipaddress.ip_address(address).is_global for address in addresses):
-            raise Refused(f"{self._url.host}: is no public address; allow it with private=true if it is meant")
+            raise Refused(
+                f"{self._url.host}: is no public address; allow it with private=true if it is meant"
+            )
         return addresses[0]
 
 

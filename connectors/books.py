@@ -83,7 +83,13 @@ class Books:
             if entry.state is State.unfolded:
                 pending += reads.of_body(entry.body) or 0 if entry.at in span else 0
             elif entry.state is not State.folded:
-                body = entry.body if entry.body is not None else kept[entry.id].body if entry.id in kept else None
+                body = (
+                    entry.body
+                    if entry.body is not None
+                    else kept[entry.id].body
+                    if entry.id in kept
+                    else None
+                )
                 own[entry.id] = _of_outbox(entry, body, reads)
         rolling = self._outbox.rolling_up([customer]) if self._outbox else []
         pending += sum(w.quantity for w in rolling if w.meter == meter.ours.name and w.at in span)
@@ -141,7 +147,15 @@ def _of_ledger(event: Kept, reads: _Reads) -> Own:
     there_at = event.at if event.restamped_at is None else event.restamped_at
     quantity = reads.of_body(event.body)
     return Own(
-        event.id, event.at, there_at, "acknowledged", "", quantity, event.sent_at or 0, event.sent_at, event.settled_at
+        event.id,
+        event.at,
+        there_at,
+        "acknowledged",
+        "",
+        quantity,
+        event.sent_at or 0,
+        event.sent_at,
+        event.settled_at,
     )
 
 

@@ -145,7 +145,8 @@ class Queue:
                 [(target, message.id) for message in messages],
             )
             self._db.execute(
-                "DELETE FROM deliveries WHERE target = ? AND state = 'delivered' AND due_at < ?", (target, oldest)
+                "DELETE FROM deliveries WHERE target = ? AND state = 'delivered' AND due_at < ?",
+                (target, oldest),
             )
             self._db.execute("COMMIT")
 
@@ -156,7 +157,9 @@ class Queue:
         with self._lock:
             self._db.execute("BEGIN IMMEDIATE")
             for message in messages:
-                pause = refused.again or PAUSES[min(message.tries, len(PAUSES) - 1)] * random.uniform(0.8, 1.2)
+                pause = refused.again or PAUSES[min(message.tries, len(PAUSES) - 1)] * random.uniform(
+                    0.8, 1.2
+                )
                 self._db.execute(
                     """UPDATE deliveries SET tries = tries + 1, due_at = ?, error = ?,
                     state = CASE WHEN ? OR made_at <= ? THEN 'undelivered' ELSE 'waiting' END
@@ -214,7 +217,9 @@ class Sender:
         try:
             self._deliverer.deliver(messages)
         except (Refused, OSError) as error:
-            self._note(messages, error if isinstance(error, Refused) else Refused(f"{type(error).__name__}: {error}"))
+            self._note(
+                messages, error if isinstance(error, Refused) else Refused(f"{type(error).__name__}: {error}")
+            )
         else:
             self._failures = 0
             self.delivered += len(messages)

@@ -89,8 +89,15 @@ class DodoClient:
         sleep: Callable[[float], object] = time.sleep,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        if not api_key.isascii() or not api_key.isprintable() or " " in api_key or not 0 < len(api_key) <= 512:
-            raise DodoError("dodo: the API key needs 1 to 512 visible ASCII characters; set TIDEGATE_DODO_API_KEY")
+        if (
+            not api_key.isascii()
+            or not api_key.isprintable()
+            or " " in api_key
+            or not 0 < len(api_key) <= 512
+        ):
+            raise DodoError(
+                "dodo: the API key needs 1 to 512 visible ASCII characters; set TIDEGATE_DODO_API_KEY"
+            )
         # It writes every header down at this level, the one with the key too.
         logging.getLogger("hpack").setLevel(logging.INFO)
         self.base_url = base_url
@@ -99,7 +106,11 @@ class DodoClient:
         self._http = httpx.Client(
             base_url=base_url,
             auth=_Bearer(api_key),
-            headers={"Accept": "application/json", "Content-Type": "application/json", "User-Agent": "Tidegate"},
+            headers={
+                "Accept": "application/json",
+                "Content-Type": "application/json",
+                "User-Agent": "Tidegate",
+            },
             timeout=TIME_OUT,
             limits=httpx.Limits(max_connections=CONNECTIONS_MAX, max_keepalive_connections=CONNECTIONS_MAX),
             http2=transport is None and base_url.startswith("https:"),
@@ -132,7 +143,9 @@ class DodoClient:
         """`ok` if there is such a customer, status 404 if not."""
         return _named(self.get(f"/customers/{part(customer_id)}"), "customer_id", customer_id)
 
-    def pages(self, path: str, params: Mapping[str, str | int] | None = None, size: int = PAGE) -> Iterator[list[Any]]:
+    def pages(
+        self, path: str, params: Mapping[str, str | int] | None = None, size: int = PAGE
+    ) -> Iterator[list[Any]]:
         """The items of each page, from page 0 to the first that is not full. DodoError where one cannot be read."""
         number = 0
         while True:

@@ -134,7 +134,9 @@ class DodoReads:
             page = self._get(path, {**(params or {}), "page_size": PAGE, "page_number": number})
             items = page.get("items")
             if not isinstance(items, list):
-                raise DodoError(f"dodo: page {number} of {path} has no items; needs an object with a list of them")
+                raise DodoError(
+                    f"dodo: page {number} of {path} has no items; needs an object with a list of them"
+                )
             yield from items
             if len(items) < PAGE:
                 return
@@ -153,7 +155,9 @@ class DodoReads:
             self.requests += 1
             answer = ask()
             if answer.kind == "unauthorized":
-                raise Unauthorized(f"dodo: the platform refuses the API key ({answer}); see TIDEGATE_DODO_API_KEY")
+                raise Unauthorized(
+                    f"dodo: the platform refuses the API key ({answer}); see TIDEGATE_DODO_API_KEY"
+                )
             if answer.kind not in ("limited", "unknown", "unreached") or answer.status in (404, 409):
                 return answer
             if attempt < ATTEMPTS_MAX - 1:

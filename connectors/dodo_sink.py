@@ -76,7 +76,9 @@ class DodoSink(FixedPartitionedSink[bytes, None]):
 
         def open_works() -> _Works:
             book = Ledger(ledger_path(outbox), keep=ledger, bytes_max=ledger_bytes_max) if ledger else None
-            kept = Outbox(outbox, bytes_max=bytes_max, sync=sync, unfolded=terms.rollup is not None, ledger=book)
+            kept = Outbox(
+                outbox, bytes_max=bytes_max, sync=sync, unfolded=terms.rollup is not None, ledger=book
+            )
 
             def client(sleep: Callable[[float], None]) -> DodoClient:
                 return DodoClient(base_url, api_key, rate, sleep=sleep)
@@ -311,5 +313,3 @@ class _Works:
             return False
         self._outbox.noted(news[-1][0])
         return True
-
-

@@ -84,7 +84,9 @@ class Book:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(self._lock)
-            raise BookError(f"{folder}: another reconciliation runs on it; wait until it ends, or stop it") from None
+            raise BookError(
+                f"{folder}: another reconciliation runs on it; wait until it ends, or stop it"
+            ) from None
         self.path = folder / "book.db"
         self._db = _connected(self.path, "rwc")
         with self._transaction():
@@ -97,7 +99,9 @@ class Book:
         """Begins the next pass over these subscriptions; its number. `meters` is the caller's own."""
         with self._transaction():
             number = int(self._db.execute("SELECT coalesce(max(number), 0) + 1 FROM passes").fetchone()[0])
-            self._db.execute("INSERT INTO passes (number, started_at, meters) VALUES (?, ?, ?)", (number, now, meters))
+            self._db.execute(
+                "INSERT INTO passes (number, started_at, meters) VALUES (?, ?, ?)", (number, now, meters)
+            )
             rows = [(number, 1, s.subscription_id, msgspec.json.encode(s), now) for s in subscriptions]
             self._add(rows)
             self._db.execute("DELETE FROM tasks WHERE pass < ?", (number,))
@@ -115,11 +119,16 @@ class Book:
         query = """SELECT pass, round, record FROM tasks WHERE outcome IS NULL AND due_at <= ?
             ORDER BY round, due_at, subscription_id LIMIT ?"""
         rows = self._db.execute(query, (now, limit)).fetchall()
-        return [Task(number, round, msgspec.json.decode(record, type=Subscription)) for number, round, record in rows]
+        return [
+            Task(number, round, msgspec.json.decode(record, type=Subscription))
+            for number, round, record in rows
+        ]
 
     def due_at(self) -> int | None:
         """When the next task is due; None where all are done."""
-        found: int | None = self._db.execute("SELECT min(due_at) FROM tasks WHERE outcome IS NULL").fetchone()[0]
+        found: int | None = self._db.execute(
+            "SELECT min(due_at) FROM tasks WHERE outcome IS NULL"
+        ).fetchone()[0]
         return found
 
     def look_again(self, number: int, due_at: int) -> int:
@@ -130,7 +139,12 @@ class Book:
             return self._db.execute(query, (due_at, number)).rowcount
 
     def settle(
-        self, task: Task, outcome: Outcome, standings: Sequence[Standing], figures: Mapping[str, int], detail: str = ""
+        self,
+        task: Task,
+        outcome: Outcome,
+        standings: Sequence[Standing],
+        figures: Mapping[str, int],
+        detail: str = "",
     ) -> None:
         """A task is done: its standings are kept, its figures added to those of the pass."""
         suspects = sum(one.status == "suspect" for one in standings)
@@ -177,7 +191,9 @@ class Book:
         known: dict[str, int] = msgspec.json.decode(row[0])
         for name, value in figures.items():
             known[name] = known.get(name, 0) + value
-        self._db.execute("UPDATE passes SET figures = ? WHERE number = ?", (msgspec.json.encode(known), number))
+        self._db.execute(
+            "UPDATE passes SET figures = ? WHERE number = ?", (msgspec.json.encode(known), number)
+        )
 
     def _add(self, rows: Sequence[tuple[Any, ...]]) -> None:
         query = "INSERT INTO tasks (pass, round, subscription_id, record, due_at) VALUES (?, ?, ?, ?, ?)"
@@ -220,7 +236,9 @@ class BookReader:
 
     def due_at(self) -> int | None:
         """When the next task is due."""
-        found: int | None = self._db.execute("SELECT min(due_at) FROM tasks WHERE outcome IS NULL").fetchone()[0]
+        found: int | None = self._db.execute(
+            "SELECT min(due_at) FROM tasks WHERE outcome IS NULL"
+        ).fetchone()[0]
         return found
 
     def open(self) -> list[Standing]:

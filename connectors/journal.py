@@ -159,7 +159,9 @@ class Journal:
                 length, checksum = _HEAD.unpack(head)
                 body = file.read(length)
                 if len(body) < length or zlib.crc32(body) != checksum:
-                    raise JournalError(f"journal {path}: damaged before byte {file.tell()}; restore it from a backup")
+                    raise JournalError(
+                        f"journal {path}: damaged before byte {file.tell()}; restore it from a backup"
+                    )
                 yield Frame(stream, body, False)
 
 

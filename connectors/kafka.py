@@ -138,7 +138,9 @@ class KafkaSource(FixedPartitionedSource[Payloads, KafkaPosition]):
         position = resume_state or KafkaPosition(self._starts[partition], -1, self._topic.id)
         feed = self._feed()
         until = None if self._follow else feed.edges(partition)[1]
-        return _Partition(self._reading, feed, self._name, partition, position, until, tell=bool(resume_state))
+        return _Partition(
+            self._reading, feed, self._name, partition, position, until, tell=bool(resume_state)
+        )
 
     def _first(self, asker: Asker, partitions: Sequence[int]) -> Starts:
         if isinstance(self._start, datetime):
@@ -150,7 +152,9 @@ class KafkaSource(FixedPartitionedSource[Payloads, KafkaPosition]):
         feed: Feed | None = getattr(self._worker, "feed", None)
         if feed is None or feed.is_idle:
             assert self._watch, "list_parts comes first"
-            feed = Feed(self._cluster, self._settings, self._name, self._watch, self._poll_bytes, self._outage)
+            feed = Feed(
+                self._cluster, self._settings, self._name, self._watch, self._poll_bytes, self._outage
+            )
             self._worker.feed = feed
         return feed
 

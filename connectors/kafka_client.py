@@ -87,7 +87,9 @@ class Cluster:
         kept = [value for name, value in (config or {}).items() if _SECRETIVE.search(name)]
         self._secrets = [text for text in (password, *kept) if text]
         self._settings: dict[str, Any] = {
-            "bootstrap.servers": ",".join(str(host) if ":" in str(host) else f"{host}:9092" for host in hosts),
+            "bootstrap.servers": ",".join(
+                str(host) if ":" in str(host) else f"{host}:9092" for host in hosts
+            ),
             "client.id": "tidegate",
             "security.protocol": ("sasl_" if sasl else "") + ("ssl" if tls else "plaintext"),
             # Back at once after a broker was; it is asked ten times a second at most.
@@ -107,7 +109,9 @@ class Cluster:
         """
         for name in self._config:
             if name in own or name in ("bootstrap.servers", "security.protocol"):
-                raise ValueError(f"config.{name}: can't be changed here; what the connector promises depends on it")
+                raise ValueError(
+                    f"config.{name}: can't be changed here; what the connector promises depends on it"
+                )
         return {**self._settings, **ours, **self._config, **own}
 
     def made(self, make: Callable[[dict[str, Any]], Any], settings: dict[str, Any]) -> Any:

@@ -33,7 +33,9 @@ _REFUSED = frozenset(
         rd.KafkaError.INVALID_GROUP_ID,
     }
 )
-_GONE = frozenset({rd.KafkaError._AUTO_OFFSET_RESET, rd.KafkaError.OFFSET_OUT_OF_RANGE, rd.KafkaError._LOG_TRUNCATION})
+_GONE = frozenset(
+    {rd.KafkaError._AUTO_OFFSET_RESET, rd.KafkaError.OFFSET_OUT_OF_RANGE, rd.KafkaError._LOG_TRUNCATION}
+)
 
 _error, _partition = Message.error, Message.partition
 
@@ -57,7 +59,13 @@ class Feed:
     """The messages of a topic by partition, for one worker. Nothing here waits but `edges` and `close`."""
 
     def __init__(
-        self, cluster: Cluster, settings: Mapping[str, Any], topic: str, watch: TopicWatch, poll_bytes: int, outage: int
+        self,
+        cluster: Cluster,
+        settings: Mapping[str, Any],
+        topic: str,
+        watch: TopicWatch,
+        poll_bytes: int,
+        outage: int,
     ) -> None:
         self._cluster = cluster
         self._topic = topic
@@ -129,7 +137,8 @@ class Feed:
         """The first offset that there is, and the next that there will be; waits for the broker."""
         place = TopicPartition(self._topic, partition)
         return self._cluster.answer(
-            lambda wait: self._consumer.get_watermark_offsets(place, wait), f"topic {self._topic!r}, its offsets"
+            lambda wait: self._consumer.get_watermark_offsets(place, wait),
+            f"topic {self._topic!r}, its offsets",
         )
 
     def known_end(self, partition: int) -> int | None:

@@ -63,7 +63,9 @@ class KafkaIngest:
                 raise self._refused(f"event {sent + 1}: {self._cluster.safe(error.args[0].str())}") from None
         failed = await asyncio.shield(put.done)
         if failed is not None:
-            raise IngestError(str(self._cluster.error(failed, f"topic {self._topic!r}, an event is not delivered")))
+            raise IngestError(
+                str(self._cluster.error(failed, f"topic {self._topic!r}, an event is not delivered"))
+            )
 
     async def close(self) -> None:
         """Delivers what waits; IngestError where that takes too long."""
@@ -71,7 +73,9 @@ class KafkaIngest:
         self._ended.set()
         self._thread.join()
         if left:
-            raise self._refused(f"{left} events are not delivered; whoever sent them was not told that they are")
+            raise self._refused(
+                f"{left} events are not delivered; whoever sent them was not told that they are"
+            )
 
     def _refused(self, why: str) -> IngestError:
         return IngestError(f"{self._cluster.name}: topic {self._topic!r}: {why}")

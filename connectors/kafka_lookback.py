@@ -45,9 +45,13 @@ def ids_since(cluster: Cluster, topic: str, starts: Starts) -> Counter[str]:
                     left.discard(message.partition())
                 elif error.code() != rd.KafkaError.GROUP_AUTHORIZATION_FAILED:
                     # Nothing is asked of the group, which has only to be named.
-                    raise cluster.error(error, f"topic {topic!r}, reading what was written; or set replays=repeat")
+                    raise cluster.error(
+                        error, f"topic {topic!r}, reading what was written; or set replays=repeat"
+                    )
             if time.monotonic() > deadline:
-                raise KafkaError(f"{cluster.name}: topic {topic!r}: what was written cannot be read in {ANSWER_S} s")
+                raise KafkaError(
+                    f"{cluster.name}: topic {topic!r}: what was written cannot be read in {ANSWER_S} s"
+                )
     finally:
         consumer.close()
     return found

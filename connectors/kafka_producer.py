@@ -89,7 +89,9 @@ class Delivery:
             smaller = self._cut(refused)
             if smaller is None:
                 error = rd.KafkaError(rd.KafkaError.MSG_SIZE_TOO_LARGE)
-                raise self._cluster.error(error, f"topic {self._topic!r}, a message of {len(refused.value)} bytes")
+                raise self._cluster.error(
+                    error, f"topic {self._topic!r}, a message of {len(refused.value)} bytes"
+                )
             self._produce(smaller)
             self._flush()
 

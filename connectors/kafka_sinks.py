@@ -163,7 +163,9 @@ class DeadLetterSink(KafkaSink):
 
 
 class _Partition(StatefulSinkPartition[bytes, Delivered]):
-    def __init__(self, sink: KafkaSink, delivery: Delivery, topic: Topic, ends: Starts, there: Counter[str]) -> None:
+    def __init__(
+        self, sink: KafkaSink, delivery: Delivery, topic: Topic, ends: Starts, there: Counter[str]
+    ) -> None:
         self._sink = sink
         self._delivery = delivery
         self._topic = topic

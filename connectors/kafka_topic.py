@@ -60,7 +60,8 @@ class Asker:
         """The first offset that there is, and the next one that there will be."""
         place = TopicPartition(self._topic, partition)
         return self._cluster.answer(
-            lambda wait: self._consumer.get_watermark_offsets(place, wait), f"topic {self._topic!r}, its offsets"
+            lambda wait: self._consumer.get_watermark_offsets(place, wait),
+            f"topic {self._topic!r}, its offsets",
         )
 
     def since(self, at: int, partitions: Sequence[int]) -> Starts:

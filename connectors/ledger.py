@@ -94,7 +94,9 @@ class Ledger:
         ]
         try:
             with _transaction(self._db):
-                self._db.executemany("INSERT INTO blocks (bucket, hour, events, body) VALUES (?, ?, ?, ?)", rows)
+                self._db.executemany(
+                    "INSERT INTO blocks (bucket, hour, events, body) VALUES (?, ?, ?, ?)", rows
+                )
             self._trim()
         except sqlite3.Error as error:
             raise _explained(self._path, "write", error) from error
@@ -137,7 +139,9 @@ class LedgerReader:
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path).absolute()
         if not self._path.is_file():
-            raise LedgerError(f"ledger {str(self._path)!r}: there is no such file; a flow that bills to dodo: makes it")
+            raise LedgerError(
+                f"ledger {str(self._path)!r}: there is no such file; a flow that bills to dodo: makes it"
+            )
         try:
             self._db = _connect(self._path, "ro")
             _check(self._path, self._db)

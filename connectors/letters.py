@@ -65,7 +65,9 @@ class Letters:
                 if letter.id.startswith(id):
                     known = found.setdefault(id, letter)
                     if known.id != letter.id:
-                        raise LetterError(f"dead letter {id!r}: fits {known.id} and {letter.id}; give more of it")
+                        raise LetterError(
+                            f"dead letter {id!r}: fits {known.id} and {letter.id}; give more of it"
+                        )
         return found
 
     def acts(self) -> Mapping[str, LetterAct]:
@@ -80,7 +82,9 @@ class Letters:
 
     def note(self, at: str, ids: Iterable[str], act: Done, why: str) -> None:
         """Appends an act for each of these; on disk when this returns."""
-        lines = b"".join(msgspec.json.encode(LetterAct(at, id, act, getpass.getuser(), why)) + b"\n" for id in ids)
+        lines = b"".join(
+            msgspec.json.encode(LetterAct(at, id, act, getpass.getuser(), why)) + b"\n" for id in ids
+        )
         fd = os.open(self._acts_path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         try:
             # A kill may have cut the last line short.
@@ -97,7 +101,9 @@ class Letters:
         try:
             found = msgspec.json.decode(line, type=dict[str, Any])
             payload = found["payload"].encode() if "payload" in found else _bytes(found["payload_base64"])
-            return Letter(number, found["id"], found["reason"], found["detail"], found["received_at"], payload)
+            return Letter(
+                number, found["id"], found["reason"], found["detail"], found["received_at"], payload
+            )
         except (msgspec.MsgspecError, KeyError, TypeError, AttributeError):
             text = f"{self._path}:{number}: needs a dead letter, got {line[:-1][:40]!r}; name the right file"
         raise LetterError(text)

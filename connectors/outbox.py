@@ -245,7 +245,9 @@ class Outbox:
     def hold(self, rows: Iterable[Row], until: int) -> None:
         """Leaves them out until then (µs since the epoch)."""
         with self.transaction():
-            self._db.executemany("UPDATE events SET hold_until = ? WHERE seq = ?", [(until, r.seq) for r in rows])
+            self._db.executemany(
+                "UPDATE events SET hold_until = ? WHERE seq = ?", [(until, r.seq) for r in rows]
+            )
 
     def suspect(self, row: Row, until: int, reason: str, detail: str) -> None:
         """Leaves an event out until then that was refused, and writes down what for."""
@@ -303,7 +305,15 @@ class Outbox:
                 if self._db.execute(asked, (event.id, why)).fetchone():
                     continue
                 if not self._moved(self._db.execute(query, (event.payload, event.id)), State.acknowledged):
-                    row = (event.id, event.customer, event.at, int(State.waiting), event.payload, now, running)
+                    row = (
+                        event.id,
+                        event.customer,
+                        event.at,
+                        int(State.waiting),
+                        event.payload,
+                        now,
+                        running,
+                    )
                     if not self._db.execute(_ADD, row).rowcount:
                         continue
                     self.count(now_waiting=1)
@@ -431,16 +441,26 @@ class Outbox:
         return count
 
     def _act(
-        self, act: str, query: str, states: Iterable[State], after: State, ids: Iterable[str], by: str, why: str
+        self,
+        act: str,
+        query: str,
+        states: Iterable[State],
+        after: State,
+        ids: Iterable[str],
+        by: str,
+        why: str,
     ) -> list[str]:
         found = []
         with self.transaction():
             now = self._clock()
             for id in ids:
-                if any(self._moved(self._db.execute(query, (id, int(state))), state, after) for state in states):
+                if any(
+                    self._moved(self._db.execute(query, (id, int(state))), state, after) for state in states
+                ):
                     found.append(id)
                     self._db.execute(
-                        "INSERT INTO acts (at, by, act, id, reason) VALUES (?, ?, ?, ?, ?)", (now, by, act, id, why)
+                        "INSERT INTO acts (at, by, act, id, reason) VALUES (?, ?, ?, ?, ?)",
+                        (now, by, act, id, why),
                     )
             self.count(**{f"{act}_by_hand": len(found)})
         return found
@@ -485,11 +505,17 @@ class Outbox:
             WHERE seq > ? ORDER BY seq LIMIT ?"""
         gone: dict[int, list[tuple[int]]] = {}
         looked_at = 0
-        for seq, state, came_up, restamped_at, is_whole in self._db.execute(query, (self._swept, SWEPT_AT_ONCE)):
+        for seq, state, came_up, restamped_at, is_whole in self._db.execute(
+            query, (self._swept, SWEPT_AT_ONCE)
+        ):
             if came_up >= until:
                 break
             self._swept, looked_at = seq, looked_at + 1
-            if state in SETTLED and not is_whole and (restamped_at is None or restamped_at < now - BOOKS_KEPT):
+            if (
+                state in SETTLED
+                and not is_whole
+                and (restamped_at is None or restamped_at < now - BOOKS_KEPT)
+            ):
                 gone.setdefault(state, []).append((seq,))
         for state, seqs in gone.items():
             self._db.executemany("DELETE FROM events WHERE seq = ?", seqs)
@@ -507,14 +533,18 @@ class Outbox:
 
 def bytes_used(db: sqlite3.Connection) -> int:
     """Bytes of the file that hold something."""
-    pages, free, size = (db.execute(f"PRAGMA {n}").fetchone()[0] for n in ("page_count", "freelist_count", "page_size"))
+    pages, free, size = (
+        db.execute(f"PRAGMA {n}").fetchone()[0] for n in ("page_count", "freelist_count", "page_size")
+    )
     return int((pages - free) * size)
 
 
 def connect(path: Path, mode: str) -> sqlite3.Connection:
     """A connection to a file that is an outbox of this schema, else OutboxError."""
     if not path.is_file():
-        raise OutboxError(f"outbox {str(path)!r}: there is no such file; a flow with the billing branch creates it")
+        raise OutboxError(
+            f"outbox {str(path)!r}: there is no such file; a flow with the billing branch creates it"
+        )
     db = sqlite3.connect(
         f"{path.as_uri()}?mode={mode}",
         uri=True,

@@ -82,7 +82,9 @@ class OutboxReader:
             counts: dict[str, int] = dict(db.execute("SELECT name, value FROM counts"))
             # What waits, whether to be sent or to be rolled up first.
             oldest = [
-                db.execute(f"SELECT at FROM events WHERE state = {state} ORDER BY {column} LIMIT 1").fetchone()
+                db.execute(
+                    f"SELECT at FROM events WHERE state = {state} ORDER BY {column} LIMIT 1"
+                ).fetchone()
                 for state, column in ((0, "at"), (6, "seq"))
             ]
             alerts: dict[str, str] = dict(db.execute("SELECT kind, text FROM standing ORDER BY kind"))
@@ -104,7 +106,9 @@ class OutboxReader:
         """What is parked or refused, the first that came first, for one reason or for any."""
         assert state in (State.parked, State.refused)
         # Literal, or the index of what is kept back would not be used.
-        where = f"state = {int(state)} AND state IN (2, 3)" + (" AND reason = ?" if reason is not None else "")
+        where = f"state = {int(state)} AND state IN (2, 3)" + (
+            " AND reason = ?" if reason is not None else ""
+        )
         given = () if reason is None else (reason,)
         return self._entries(f"WHERE {where} ORDER BY seq LIMIT ?", *given, limit)
 
@@ -186,5 +190,3 @@ class OutboxReader:
 def _entry(row: tuple[object, ...]) -> Entry:
     entry = Entry._make(row)
     return entry._replace(state=State(entry.state))
-
-

@@ -39,7 +39,10 @@ class Rebuilds:
     def newest(self) -> list[tuple[int, int]]:
         """When each bucket was marked, and the number of its last write; 0 where there is none."""
         born = [Command(slot_of(b), ("HGET", self._keys.state(b), "born")) for b in range(BUCKETS)]
-        last = [Command(slot_of(b), ("ZREVRANGE", self._keys.index(b), 0, 0, "WITHSCORES")) for b in range(BUCKETS)]
+        last = [
+            Command(slot_of(b), ("ZREVRANGE", self._keys.index(b), 0, 0, "WITHSCORES"))
+            for b in range(BUCKETS)
+        ]
         replies = self._redis.run(born + last)
         return [
             (int(marked or 0), int(float(top[1])) if top else 0)

@@ -151,7 +151,9 @@ class Repairer:
         finally:
             books.close()
         if not events:
-            raise _Refused("the bytes of these events are gone; the ledger reaches back as long as it is kept")
+            raise _Refused(
+                "the bytes of these events are gone; the ledger reaches back as long as it is kept"
+            )
         # Rolled up or not, what is there is left as it is.
         outbox = Outbox(self._outbox, unfolded=True)
         try:

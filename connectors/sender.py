@@ -164,7 +164,11 @@ class Sender:
         What was sent without an answer may have to be looked up one by one, so these are to be few.
         """
         limit = 1 if self._unauthorized else TRIED_WITH
-        rows = self._outbox.again(self._tried)[:limit] or self._outbox.youngest(limit) or self._outbox.too_old(limit)
+        rows = (
+            self._outbox.again(self._tried)[:limit]
+            or self._outbox.youngest(limit)
+            or self._outbox.too_old(limit)
+        )
         self._tried = [row.seq for row in rows]
         return rows
 
@@ -207,7 +211,11 @@ class Sender:
         if restamp and self._terms.late == "park":
             return (State.parked, TOO_OLD, "older than 55 minutes, and late=park"), 0
         if restamp and not self._rules.may_restamp(row.customer, row.at, now):
-            return (State.parked, PERIOD_CLOSED, "older than 55 minutes, and its billing period has closed"), 0
+            return (
+                State.parked,
+                PERIOD_CLOSED,
+                "older than 55 minutes, and its billing period has closed",
+            ), 0
         made = self._rules.outgoing(row.id, billing_id, row.at, row.body, restamp=restamp)
         if isinstance(made, Refusal):
             # It may go once the catalog reads less of it, unlike what the platform itself turns down.
@@ -252,7 +260,9 @@ class Sender:
             # The platform's own limit is below ours, so later batches keep to half of what was too large.
             self._bytes_max = min(self._bytes_max, max(sum(len(item.body) for item in fit) // 2, BYTES_LEAST))
             self._outbox.not_taken(map(self._as_known, rows))
-        elif answer.kind in ("limited", "unauthorized", "unreached") or (answer.kind == "refused" and len(fit) == 1):
+        elif answer.kind in ("limited", "unauthorized", "unreached") or (
+            answer.kind == "refused" and len(fit) == 1
+        ):
             self._outbox.not_taken(map(self._as_known, rows))
         else:
             # Of a refused batch, too, some may have been taken.
@@ -330,7 +340,10 @@ class Sender:
         if who == "stranger":
             gone = {other for other in others if other.billing_id == item.billing_id}
             self._outbox.keep_back(
-                [other.row for other in gone], State.parked, STRANGER, f"the platform has no customer {item.billing_id}"
+                [other.row for other in gone],
+                State.parked,
+                STRANGER,
+                f"the platform has no customer {item.billing_id}",
             )
             return gone
         reason = "too_large" if answer.kind == "too_large" else "refused_by_platform"
@@ -350,7 +363,9 @@ class Sender:
             case "known":
                 self._outbox.keep_back([row], state, *refusal)
             case "stranger":
-                self._outbox.keep_back([row], State.parked, STRANGER, f"the platform has no customer {billing_id}")
+                self._outbox.keep_back(
+                    [row], State.parked, STRANGER, f"the platform has no customer {billing_id}"
+                )
             case "unclear":
                 self._outbox.hold([row], self._clock() + SHOWS_AFTER)
 
@@ -405,7 +420,9 @@ class Sender:
             parked = self._outbox.parked_for(STRANGER)
             self._outbox.release(STRANGER, [who for who in parked if self._rules.billing_id(who) == found])
         age = self._terms.alert_age
-        text = f"events wait that are older than {age}; after 55 minutes they cannot be billed at their own time"
+        text = (
+            f"events wait that are older than {age}; after 55 minutes they cannot be billed at their own time"
+        )
         limit = now - age // timedelta(microseconds=1)
         self._outbox.alert("old", text if self._outbox.waits_since_before(limit, now - MINUTE) else None)
         used = self._outbox.used()

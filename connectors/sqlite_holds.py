@@ -225,7 +225,9 @@ class Settling:
         self._look(db)
         if not self._waiting:
             return []
-        return [customer for events in settled for key in self._found(events) for customer in _settle(db, key)]
+        return [
+            customer for events in settled for key in self._found(events) for customer in _settle(db, key)
+        ]
 
     def _look(self, db: sqlite3.Connection) -> None:
         if len(self._waiting) > self._enough:

@@ -158,7 +158,18 @@ def _taken_apart(rows: Iterable[tuple[str, Any, int, str, int]]) -> list[StoredT
     for customer, window, start, body, written_at in rows:
         for meter, end, total, version, as_of, *rest in _decode(body):
             events, *others = rest or (version, *NOTHING_ODD)
-            record = (customer, window, meter, start, start + end, total, version, events, start + as_of, *others)
+            record = (
+                customer,
+                window,
+                meter,
+                start,
+                start + end,
+                total,
+                version,
+                events,
+                start + as_of,
+                *others,
+            )
             found.append(StoredTotal(Total._make(record), written_at))
     return sorted(found, key=lambda stored: stored.total[1:4])
 
@@ -168,7 +179,9 @@ def _taken_apart(rows: Iterable[tuple[str, Any, int, str, int]]) -> list[StoredT
 def _merged(old: str, new: str) -> str | None:
     """The body of a row after another of it came; None where nothing in it is newer."""
     kept: dict[Any, Entry] = {entry[METER]: entry for entry in _decode(old)}
-    newer = [entry for entry in _decode(new) if entry[METER] not in kept or _is_newer(entry, kept[entry[METER]])]
+    newer = [
+        entry for entry in _decode(new) if entry[METER] not in kept or _is_newer(entry, kept[entry[METER]])
+    ]
     kept.update((entry[METER], entry) for entry in newer)
     return _encode(list(kept.values())).decode() if newer else None
 

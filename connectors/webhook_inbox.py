@@ -58,7 +58,9 @@ class Inbox:
         with self._explained(), self._lock:
             self._db.execute("BEGIN IMMEDIATE")
             try:
-                is_new = self._db.execute("INSERT OR IGNORE INTO seen VALUES (?, ?)", (id, sent_at)).rowcount > 0
+                is_new = (
+                    self._db.execute("INSERT OR IGNORE INTO seen VALUES (?, ?)", (id, sent_at)).rowcount > 0
+                )
                 if is_new and subscription is not None:
                     row = (subscription.subscription_id, sent_at, msgspec.json.encode(subscription))
                     self._db.execute(

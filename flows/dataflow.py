@@ -103,7 +103,9 @@ def build(settings: Settings, catalogs: Catalogs, drain: Drain, telemetry: Telem
     chunks = op.flat_map_batch("decode", polls, decoding.chunks)
     control = op.input("control", metering, DrainedSource(_control(settings, catalogs), drain))
     inputs = op.merge("inputs", chunks, op.flat_map("direct", control, decoding.direct))
-    emissions = op.stateful_batch("meter", inputs, lambda position: ShardLogic(settings, catalogs, telemetry, position))
+    emissions = op.stateful_batch(
+        "meter", inputs, lambda position: ShardLogic(settings, catalogs, telemetry, position)
+    )
     if "store" in branches:
         written = op.map("totals", emissions, lambda keyed: keyed[1])
         op.output("store", written, StoreSink(_writers(settings), telemetry, live=settings.now == "wall"))
@@ -123,12 +125,16 @@ def _bill(
 ) -> None:
     """The branch of accepted events: line by line to files, packed to a biller, which maps customers by the catalog."""
     if settings.billing.scheme == "file":
-        lines = op.flat_map("bill", emissions, lambda keyed: _lines(keyed[0], keyed[1].accepted, encode_accepted))
+        lines = op.flat_map(
+            "bill", emissions, lambda keyed: _lines(keyed[0], keyed[1].accepted, encode_accepted)
+        )
         op.output("billing", lines, _sink(settings.billing, settings, parts=settings.shards))
         return
     if settings.billing.rollup != "none" and not settings.recovery:
         # What is read again after a restart would be added to windows again, whose sums the biller cannot compare.
-        raise SettingsError(["TIDEGATE_BILLING: rollup needs TIDEGATE_RECOVERY, or a restart would bill usage twice"])
+        raise SettingsError(
+            ["TIDEGATE_BILLING: rollup needs TIDEGATE_RECOVERY, or a restart would bill usage twice"]
+        )
     packs = op.flat_map("bill", emissions, lambda keyed: _lines(keyed[0], _full(keyed[1].accepted), pack))
     sink = settings.billing.open(
         api_key=settings.dodo_api_key,

@@ -127,7 +127,8 @@ class Looker:
         off = {
             self._customer(task.subscription)
             for task, answered in zip(tasks, answers, strict=True)
-            if not isinstance(answered, str) and any(a.total != a.before or a.total != a.after for a in answered)
+            if not isinstance(answered, str)
+            and any(a.total != a.before or a.total != a.after for a in answered)
         }
         first = min((a.asked_at for found in answers if not isinstance(found, str) for a in found), default=0)
         with closing(self._open_books()) as books:
@@ -172,7 +173,9 @@ class Looker:
         look = look._replace(total=sight.total, before=sight.before, after=sight.after)
         own_by_id = {event.id: event for event in own}
         findings = tuple(explain(sight))
-        return Explained(look, findings, own_by_id, is_calm, adopted, applied, self._rewritten_at(look.customer))
+        return Explained(
+            look, findings, own_by_id, is_calm, adopted, applied, self._rewritten_at(look.customer)
+        )
 
     def _ask(self, task: Task, meters: Mapping[str, Matched]) -> list[_Answered] | str:
         """What the platform says of each meter and period that both sides count; why not, if it cannot be read."""
@@ -211,7 +214,11 @@ class Looker:
             _whole(micros(subscription.previous_billing_date)), _whole(micros(subscription.next_billing_date))
         )
         now = self._clock()
-        if subscription.status != "active" or now not in current or any(now in span_of(cycle) for cycle in cycles):
+        if (
+            subscription.status != "active"
+            or now not in current
+            or any(now in span_of(cycle) for cycle in cycles)
+        ):
             return []
         answered = []
         whole = self.reads.subscription(subscription.subscription_id)
@@ -340,7 +347,9 @@ def _quantity(text: int | str) -> int:
 
 def _folded(meter: Matched, theirs: Span, listed: Sequence[There]) -> int:
     """What the platform's events come to."""
-    values = [(event.at, event.quantity) for event in listed if event.at in theirs and event.quantity is not None]
+    values = [
+        (event.at, event.quantity) for event in listed if event.at in theirs and event.quantity is not None
+    ]
     match meter.kind:
         case "max":
             return max((value for _, value in values), default=0)

@@ -114,7 +114,9 @@ class _Works:
         self._open += [reader, self._store, control, alerts, self._book]
         looker = Looker(self.reads, reader, books, self._catalog, terms, self._clock, settings.shards)
         self._looker = looker
-        repairer = Repairer(Journal(folder / "repairs.ndjson"), books, outbox, control, self.reads, self._clock)
+        repairer = Repairer(
+            Journal(folder / "repairs.ndjson"), books, outbox, control, self.reads, self._clock
+        )
         self._repairer = repairer
         self.judge = Judge(self._book, terms.settle_us, self._clock)
         self._explainer = Explainer(
@@ -266,7 +268,9 @@ class _AlertOut:
             return address.open(queue=queue, secrets=self._settings.delivery_secrets)
         if address.scheme == "file":
             path = Path(address.path)
-            return address.model_copy(update={"path": str(path.with_name(f"{path.stem}-drift{path.suffix}"))}).open()
+            return address.model_copy(
+                update={"path": str(path.with_name(f"{path.stem}-drift{path.suffix}"))}
+            ).open()
         return address.open(starts=None) if address.scheme == "kafka" else address.open()
 
 

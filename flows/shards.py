@@ -57,7 +57,11 @@ def pause(settings: Settings, totals: int, events: int, age: timedelta) -> timed
     """
     rows = totals * settings.shards
     found = max(settings.coalesce, rows * PACE)
-    return max(found, min(rows * BACKLOG_PACE, age / AGE_SHARE, PAUSE_MAX)) if events >= BACKLOG_EVENTS else found
+    return (
+        max(found, min(rows * BACKLOG_PACE, age / AGE_SHARE, PAUSE_MAX))
+        if events >= BACKLOG_EVENTS
+        else found
+    )
 
 
 class ShardLogic(StatefulBatchLogic[tuple[int, Chunk | ControlItem], Emission, Position | None]):
@@ -114,7 +118,9 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Chunk | ControlItem], Emission, P
         assert self._shard is not None
         now = datetime.now(UTC)
         # It may be the counters alone that are due.
-        return self._emit(self._shard, [], [], now, self._pending and now >= self._next), StatefulBatchLogic.RETAIN
+        return self._emit(
+            self._shard, [], [], now, self._pending and now >= self._next
+        ), StatefulBatchLogic.RETAIN
 
     def on_eof(self) -> tuple[Iterable[Emission], bool]:
         if self._shard is None:
@@ -234,5 +240,7 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Chunk | ControlItem], Emission, P
         if totals:
             received_at, self._received_at = self._received_at, 0
             happened_at, self._happened_at = self._happened_at, 0
-        emission = Emission(totals, counters, alerts, dead, accepted, notes, settled, received_at, happened_at)
+        emission = Emission(
+            totals, counters, alerts, dead, accepted, notes, settled, received_at, happened_at
+        )
         return [emission] if any(emission) else []

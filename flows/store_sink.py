@@ -20,7 +20,9 @@ _LOG = logging.getLogger("tidegate.store")
 class StoreSink(DynamicSink[Emission]):
     """Writes totals and counters on the worker that made them, a transaction for some emissions each."""
 
-    def __init__(self, open_writer: Callable[[int], StoreWriter], telemetry: Telemetry, *, live: bool) -> None:
+    def __init__(
+        self, open_writer: Callable[[int], StoreWriter], telemetry: Telemetry, *, live: bool
+    ) -> None:
         self._open_writer = open_writer
         self._telemetry = telemetry
         self._live = live

@@ -122,11 +122,17 @@ class Explainer:
         explained_at: int = known.get("explained_at", 0)
         return self._clock() - explained_at < (HOLDS_FOR if is_same else HOLDS_AT_LEAST)
 
-    def _circumstances(self, standing: Standing, explained: Explained, credit: CreditTerms | None) -> Circumstances:
+    def _circumstances(
+        self, standing: Standing, explained: Explained, credit: CreditTerms | None
+    ) -> Circumstances:
         look, now = explained.look, self._clock()
         done = self._repairer.journal.of(look.customer, look.meter.ours.name, instant(look.ours.start))
-        resent = frozenset(id for entry in done if entry.act in ("resend", "late", "debit") for id in entry.ids)
-        adjusting = [e for e in done if e.act == "adjust" and e.state != "refused" and e.id not in explained.applied]
+        resent = frozenset(
+            id for entry in done if entry.act in ("resend", "late", "debit") for id in entry.ids
+        )
+        adjusting = [
+            e for e in done if e.act == "adjust" and e.state != "refused" and e.id not in explained.applied
+        ]
         return Circumstances(
             kind=look.meter.kind,
             now=now,
@@ -213,7 +219,13 @@ class Settler:
         """The repairs and what became of each: made, or only named."""
         look = verdict.look
         subject = Subject(
-            task.number, look.customer, look.billed_as, look.meter.ours.name, look.ours, look.after, look.total
+            task.number,
+            look.customer,
+            look.billed_as,
+            look.meter.ours.name,
+            look.ours,
+            look.after,
+            look.total,
         )
         made = []
         for act in verdict.acts:
@@ -276,7 +288,9 @@ def alert_of(standing: Standing, state: str, now: int) -> tuple[str, str, bytes]
     parts = ["drift", standing.customer, standing.meter, standing.span.start, state, standing.turn]
     id = xxh3_128_hexdigest(msgspec.json.encode(parts))
     found = _findings(standing)
-    causes = ", ".join(finding["cause"] for finding in found.get("findings", ()) if finding["cause"] != "in_flight")
+    causes = ", ".join(
+        finding["cause"] for finding in found.get("findings", ()) if finding["cause"] != "in_flight"
+    )
     words = f"differs from the biller's total by {found['drift']}" + (f" ({causes})" if causes else "")
     line = {
         "id": id,
@@ -314,7 +328,13 @@ def _finding(one: Any) -> dict[str, Any]:
 
 
 def _repair(act: Repair, state: str) -> dict[str, Any]:
-    return {"act": act.act, "state": state, "why": act.why, "quantity": text(act.quantity), "events": len(act.ids)}
+    return {
+        "act": act.act,
+        "state": state,
+        "why": act.why,
+        "quantity": text(act.quantity),
+        "events": len(act.ids),
+    }
 
 
 def _unread(found: Judged, now: int) -> bytes:

@@ -122,7 +122,9 @@ def matched(catalog: Catalog, meters: Iterable[BillerMeter]) -> tuple[dict[str, 
     for meter in meters:
         read = meter_of(meter)
         if read is None:
-            others.append(Unmatched(meter.id, meter.name, f"its aggregation {meter.aggregation.type!r} is unknown"))
+            others.append(
+                Unmatched(meter.id, meter.name, f"its aggregation {meter.aggregation.type!r} is unknown")
+            )
             continue
         ours = [own for own in catalog.meters if is_same(own, read)]
         rolled = [own for own in catalog.meters if _is_rolled_up(own, read)]
@@ -185,7 +187,9 @@ class Reading:
             if self._passes
             else [True] * len(properties)
         )
-        return [self._one(found) if passes else None for found, passes in zip(properties, passed, strict=True)]
+        return [
+            self._one(found) if passes else None for found, passes in zip(properties, passed, strict=True)
+        ]
 
     def _one(self, properties: Mapping[str, Any]) -> int | None:
         if self._kind == "count":

@@ -98,7 +98,9 @@ class Rules:
         event: dict[str, Any] = {"event_id": id, "customer_id": billing_id, "event_name": name}
         if restamp:
             if ORIGINAL_TIME in needed or (len(metadata) == PAIRS_MAX and needed.issuperset(metadata)):
-                detail = f"needs room for {ORIGINAL_TIME!r} among {PAIRS_MAX} properties, which meters read all"
+                detail = (
+                    f"needs room for {ORIGINAL_TIME!r} among {PAIRS_MAX} properties, which meters read all"
+                )
                 return Refusal("no_room_for_original_time", detail)
             trimmed += _make_room(metadata, needed)
             metadata[ORIGINAL_TIME] = instant(at)
@@ -188,7 +190,9 @@ def _sent(key: str, raw: msgspec.Raw) -> str | int | float | bool | Refusal:
         return Refusal("value_too_long", f"{key}: needs {VALUE_MAX} characters at most, got {len(value)}")
     number = sendable(value)
     if number is None:
-        return Refusal("number_not_exact", f"{key}: {str(value)[:40]} fits neither 64 bits nor a double exactly")
+        return Refusal(
+            "number_not_exact", f"{key}: {str(value)[:40]} fits neither 64 bits nor a double exactly"
+        )
     return number
 
 

@@ -211,7 +211,9 @@ class Decoder:
 
         code = np.array(known_names, np.int64)
         # The digest is the integer's bytes, of which a column is made sooner than of integers.
-        mark = np.frombuffer(b"".join(map(xxh3_64_digest, data)), ">u8").astype(np.uint64) ^ self._hash_of[code]
+        mark = (
+            np.frombuffer(b"".join(map(xxh3_64_digest, data)), ">u8").astype(np.uint64) ^ self._hash_of[code]
+        )
         mark = ((mark * _K1 + at.view(np.uint64) * _K2) >> np.uint64(32)).astype(np.uint32)
         customer = np.array(numbers, np.int64)
         digest = self.customers.digest[customer] ^ _words(known_sources)
@@ -220,9 +222,7 @@ class Decoder:
         for event, (reason, detail) in gathered.wrong.items():
             kept[event] = False
             rejects.append(Reject(reason, detail, payloads.block[starts[event] : ends[event]]))
-        columns = Columns(
-            customer, digest, mark, at, starts, ends, gathered.readings(), *gathered.unread()
-        )
+        columns = Columns(customer, digest, mark, at, starts, ends, gathered.readings(), *gathered.unread())
         return columns if kept.all() else columns.keep(kept)
 
     def _gathered(self, name: Ints, data: list[msgspec.Raw], kept: NDArray[np.bool_]) -> Gathered:

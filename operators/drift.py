@@ -289,7 +289,9 @@ def _compare(sight: Sight, events: _Events, found: _Found) -> None:
         known = events.own.get(there.id)
         if known is not None and known.at not in sight.ours:
             found.add("boundary", -there.quantity, [there.id], "counted here in another period")
-    marks = {there.mark for there in events.inside if there.id in events.own or there.id in events.unbooked_ids}
+    marks = {
+        there.mark for there in events.inside if there.id in events.own or there.id in events.unbooked_ids
+    }
     for there in events.strangers():
         if there.quantity is not None:
             is_twin = there.mark in marks

@@ -109,5 +109,3 @@ def unique_digest(value: object) -> bytes | None:
         shift = exponent + len(significant) - len(stripped) if isinstance(exponent, int) else exponent
         return xxh3_128_digest(f"n{sign}{stripped}e{shift}".encode())
     return None
-
-

@@ -84,7 +84,14 @@ def _there(finding: Finding, where: Circumstances) -> list[Repair]:
         if finding.cause == "doubled_there":
             return [Repair("credit", "doubled there, and paid in credits", -finding.quantity, finding.ids)]
         if finding.cause == "late_after_close":
-            return [Repair("debit", "came after the period closed, and paid in credits", finding.quantity, finding.ids)]
+            return [
+                Repair(
+                    "debit",
+                    "came after the period closed, and paid in credits",
+                    finding.quantity,
+                    finding.ids,
+                )
+            ]
     return []
 
 
@@ -94,12 +101,18 @@ def _send_again(finding: Finding, where: Circumstances) -> list[Repair]:
     old = [id for id in ids if where.now - where.own[id].at > AGE_MAX]
     acts = []
     if young:
-        acts.append(Repair("resend", "missing there, and young enough to go at its own time", ids=tuple(young)))
+        acts.append(
+            Repair("resend", "missing there, and young enough to go at its own time", ids=tuple(young))
+        )
     if old and where.now < where.theirs.end - PERIOD_MARGIN:
-        acts.append(Repair("late", "missing there, too old for its own time, its period open", ids=tuple(old)))
+        acts.append(
+            Repair("late", "missing there, too old for its own time, its period open", ids=tuple(old))
+        )
     elif old and where.in_credits and where.kind in ADDITIVE and not where.resent.intersection(finding.ids):
         quantity = sum(where.own[id].quantity or 0 for id in old)
-        acts.append(Repair("debit", "missing there, its period closed, paid in credits", quantity, tuple(old)))
+        acts.append(
+            Repair("debit", "missing there, its period closed, paid in credits", quantity, tuple(old))
+        )
     return acts
 
 

@@ -193,7 +193,9 @@ class Roster:
         self._keys[meter, customer] = np.arange(first, first + len(meter))
         self.key_customer.extend(customer)
         self.key_meter.extend(meter)
-        pairs, place = np.unique(self._limits.values[customer] * len(self.meters) + meter, return_inverse=True)
+        pairs, place = np.unique(
+            self._limits.values[customer] * len(self.meters) + meter, return_inverse=True
+        )
         limits, meters = (part.tolist() for part in np.divmod(pairs, len(self.meters)))
         rules = [
             self._rules_of(self._limited[number], self.meters[counted].name)

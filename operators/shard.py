@@ -48,12 +48,19 @@ from operators.windows import (
 )
 
 ON_TIME, LATE_OPEN, LATE_CLOSED = 0, 1, 2
-LATE_NAMES: tuple[Literal["on_time", "late_open", "late_closed"], ...] = ("on_time", "late_open", "late_closed")
+LATE_NAMES: tuple[Literal["on_time", "late_open", "late_closed"], ...] = (
+    "on_time",
+    "late_open",
+    "late_closed",
+)
 
 TOO_LATE = 3
 VERDICTS = (("accepted", NEW), ("duplicates", DUPLICATE), ("conflicts", CONFLICT), ("too_late", TOO_LATE))
 DETAILS = {
-    TOO_LATE: ("too_late", "older than the lateness before the customer's now; an operator may adjust by hand"),
+    TOO_LATE: (
+        "too_late",
+        "older than the lateness before the customer's now; an operator may adjust by hand",
+    ),
     CONFLICT: ("conflict", "another event of this identity was accepted before; the first one stands"),
 }
 

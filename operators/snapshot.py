@@ -106,7 +106,9 @@ def delta(shard: "Shard") -> list[Frame]:
         key_version=np.array([place[version] for version in versions], np.int64).tobytes(),
         buckets=_changed(shard.buckets, whole),
         periods=_changed(shard.periods, whole),
-        values={name: _rows(t, np.arange(saved.values.get(name, 0), len(t))) for name, t in shard.values.items()},
+        values={
+            name: _rows(t, np.arange(saved.values.get(name, 0), len(t))) for name, t in shard.values.items()
+        },
         states={word: shard.watch.held(word) for word in moved},
         counts=shard.counts,
         marks=[(hour, rows.tobytes()) for hour, rows in _marks(shard, whole)],

@@ -99,7 +99,9 @@ class Part(NamedTuple):
         return adjustments
 
     def _adjusted(self, rows: slice) -> Iterable[tuple[int, tuple[Amount, Amount]]]:
-        return ((row - rows.start, found) for row, found in self.adjusted.items() if rows.start <= row < rows.stop)
+        return (
+            (row - rows.start, found) for row, found in self.adjusted.items() if rows.start <= row < rows.stop
+        )
 
     def totals(self) -> Iterator[Total]:
         """Row by row."""

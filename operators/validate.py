@@ -96,7 +96,9 @@ def _text(event: dict[str, msgspec.Raw], field: str, reason: str, length: int) -
 def _instant(field: str, stamp: object, transport_time: int | None) -> int:
     if stamp is None:
         if transport_time is None:
-            raise _Unfit("time_missing", f"{field}: needs RFC 3339 text, and this transport has no time of its own")
+            raise _Unfit(
+                "time_missing", f"{field}: needs RFC 3339 text, and this transport has no time of its own"
+            )
         at = transport_time
     elif isinstance(stamp, str):
         try:

@@ -88,7 +88,9 @@ class Watch:
             readings, times, totals, unit = [passed.first], [passed.at], [passed.total], 1
         else:
             readings, times, totals, unit = _replayed(batch, touched, passed)
-        moments = [(place, change, rules) for place, change in _changes(passed.fold, rules, state, totals, unit)]
+        moments = [
+            (place, change, rules) for place, change in _changes(passed.fold, rules, state, totals, unit)
+        ]
         if passed.corrections:
             corrections = np.flatnonzero(batch.corrected[readings]).tolist()
             for count, place in enumerate(corrections, passed.corrected + 1):
@@ -278,7 +280,9 @@ def _running(fold: int, total: int, values: list[int], times: list[int], as_of: 
             yield total
 
 
-def _changes(fold: int, rules: Rules, state: State, totals: list[int], unit: int) -> Iterator[tuple[int, Change]]:
+def _changes(
+    fold: int, rules: Rules, state: State, totals: list[int], unit: int
+) -> Iterator[tuple[int, Change]]:
     """Where the state moves, and how."""
     if fold == LAST or len(totals) == 1:
         for place, total in enumerate(totals):

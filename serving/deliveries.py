@@ -35,7 +35,9 @@ def list_deliveries(
     table = Table("to", "state", "tries", "next", "alert", "last answer", box=None, header_style="bold")
     for one in found:
         fields = _fields(one)
-        table.add_row(one.target, one.state, str(one.tries), str(fields["due"]), str(fields["text"]), one.error)
+        table.add_row(
+            one.target, one.state, str(one.tries), str(fields["due"]), str(fields["text"]), one.error
+        )
     Console().print(table)
 
 

@@ -45,7 +45,9 @@ def outbox(context: typer.Context, as_json: AsJson = False) -> None:
         standing, reasons = reader.standing(), reader.reasons()
     now = wall_clock()
     if as_json:
-        kept = [{"state": state.name, "reason": why, "events": count} for (state, why), count in reasons.items()]
+        kept = [
+            {"state": state.name, "reason": why, "events": count} for (state, why), count in reasons.items()
+        ]
         print(json.dumps(_fields(standing, now) | {"kept_back": kept}))
         return
     console = Console(highlight=False)
@@ -141,14 +143,20 @@ def _chosen(reader: OutboxReader, ids: list[str] | None, reason: str | None) -> 
     """The ids that were given, or all of a reason."""
     if bool(ids) == bool(reason):
         raise OutboxError("outbox: needs event ids or a --reason, one of the two; see `tidegate outbox list`")
-    kept = [entry for state in KEPT_BACK for entry in reader.kept_back(state, reason, SHOWN_MAX)] if reason else []
+    kept = (
+        [entry for state in KEPT_BACK for entry in reader.kept_back(state, reason, SHOWN_MAX)]
+        if reason
+        else []
+    )
     return [*(ids or ()), *(entry.id for entry in kept)]
 
 
 def _place() -> tuple[Settings, Path]:
     settings = load_settings({"source": "file:-"})
     if not isinstance(settings.billing, Dodo):
-        raise OutboxError(f"outbox: billing goes to {settings.billing}, which has none; set TIDEGATE_BILLING to dodo:")
+        raise OutboxError(
+            f"outbox: billing goes to {settings.billing}, which has none; set TIDEGATE_BILLING to dodo:"
+        )
     return settings, settings.billing.outbox_path(settings.data_dir)
 
 

@@ -16,7 +16,9 @@ KINDS: Final = (
 
 
 def _listed(value: Any) -> Any:
-    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+    return (
+        tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+    )
 
 
 Listed = Annotated[tuple[str, ...], BeforeValidator(_listed)]
@@ -26,7 +28,9 @@ class Routed(Address):
     """`kinds` and `customers` narrow what goes there; a customer that ends in `*` stands for all that begin so."""
 
     kinds: Listed = Field((), description="Kinds of alerts that go there, by commas; all if not given.")
-    customers: Listed = Field((), description="Customers whose alerts go there, by commas; acme* takes all so named.")
+    customers: Listed = Field(
+        (), description="Customers whose alerts go there, by commas; acme* takes all so named."
+    )
 
     @field_validator("kinds")
     @classmethod
@@ -36,14 +40,17 @@ class Routed(Address):
         return kinds
 
     def arguments(self) -> dict[str, Any]:
-        return {name: value for name, value in super().arguments().items() if name not in ("kinds", "customers")}
+        return {
+            name: value for name, value in super().arguments().items() if name not in ("kinds", "customers")
+        }
 
     def wants(self, kind: str, customer: str) -> bool:
         """Whether an alert goes there."""
         if self.kinds and kind not in self.kinds:
             return False
         return not self.customers or any(
-            customer.startswith(name[:-1]) if name.endswith("*") else customer == name for name in self.customers
+            customer.startswith(name[:-1]) if name.endswith("*") else customer == name
+            for name in self.customers
         )
 
 
@@ -96,7 +103,9 @@ class AlertWebhook(Delivered, Dsn):
     hosts: tuple[Host, ...] = Field(min_length=1, max_length=1)
     path: str = Field("", description="The path of the URL.")
     tls: bool = Field(True, description="Speak HTTPS.")
-    private: bool = Field(False, description="Also to addresses that are not public, such as 10.0.0.1 or localhost.")
+    private: bool = Field(
+        False, description="Also to addresses that are not public, such as 10.0.0.1 or localhost."
+    )
 
     @property
     def target(self) -> str:
@@ -134,7 +143,9 @@ class AlertMail(Delivered, Dsn):
     hosts: tuple[Host, ...] = Field(min_length=1, max_length=1)
     sender: str = Field(pattern=r"^[^@\s]+@[^@\s]+$", description="The mail's From.")
     to: Listed = Field(min_length=1, description="Who gets it, by commas.")
-    tls: Literal["starttls", "tls", "none"] = Field("starttls", description="How the connection is encrypted.")
+    tls: Literal["starttls", "tls", "none"] = Field(
+        "starttls", description="How the connection is encrypted."
+    )
 
     @model_validator(mode="after")
     def _hides_its_password(self) -> Self:

@@ -88,7 +88,9 @@ def apply_periods(control: ControlLog, subscriptions: Sequence[Subscription], by
     for attempt in range(ATTEMPTS_MAX):
         newest = control.catalog()
         if newest is None:
-            raise CatalogError([Problem("catalog", 0, 0, "", "there is none yet; start the flow, or pull one")])
+            raise CatalogError(
+                [Problem("catalog", 0, 0, "", "there is none yet; start the flow, or pull one")]
+            )
         made = pulled(newest.text, (), subscriptions)
         if not made.changes:
             return made.warnings
@@ -147,7 +149,9 @@ def _by_customer(subscriptions: Iterable[Subscription], warnings: list[str]) -> 
         who = one.customer.customer_id
         if who in found:
             ids = f"{found[who].subscription_id} and {one.subscription_id}"
-            warnings.append(f"customer {who} has several subscriptions, {ids}; periods of the later one are taken")
+            warnings.append(
+                f"customer {who} has several subscriptions, {ids}; periods of the later one are taken"
+            )
         found[who] = one
     return dict(sorted(found.items()))
 

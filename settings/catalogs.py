@@ -58,7 +58,14 @@ class Catalogs:
 
 
 def apply_text(
-    log: ControlLog, text: str, *, origin: str, by: str, note: str = "", expected: int | None = None, name: str = ""
+    log: ControlLog,
+    text: str,
+    *,
+    origin: str,
+    by: str,
+    note: str = "",
+    expected: int | None = None,
+    name: str = "",
 ) -> CatalogVersion:
     """Validates `text` and makes it the next version.
 
@@ -142,5 +149,3 @@ class FileWatch:
         except FileNotFoundError:
             return None
         return found.st_mtime_ns, found.st_size, found.st_ino
-
-

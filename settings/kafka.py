@@ -23,7 +23,8 @@ class KafkaAddress(Dsn):
     path: str = Field(pattern=TOPIC, description="The topic.")
     tls: bool = Field(False, description="Encrypt, and check the brokers' certificates.")
     sasl: Literal["plain", "scram-sha-256", "scram-sha-512", "oauthbearer"] | None = Field(
-        None, description="How user and password log in; for `oauthbearer` they are the client's id and secret."
+        None,
+        description="How user and password log in; for `oauthbearer` they are the client's id and secret.",
     )
     config: dict[str, SecretStr] = Field(default_factory=dict, repr=False)
 

@@ -38,11 +38,15 @@ class ReconciliationSettings(Settings):
         timedelta(minutes=15),
         description="Between the starts of two passes; one that takes longer is followed at once.",
     )
-    reconcile_once: bool = Field(False, description="Make one pass, or finish the one that was begun, and end.")
+    reconcile_once: bool = Field(
+        False, description="Make one pass, or finish the one that was begun, and end."
+    )
     reconcile_settle: Annotated[Duration, between("1s", "1h")] = Field(
         timedelta(minutes=3), description="How long the platform may take to show what it acknowledged."
     )
-    reconcile_repair: bool = Field(False, description="Make the repairs that are allowed, instead of only naming them.")
+    reconcile_repair: bool = Field(
+        False, description="Make the repairs that are allowed, instead of only naming them."
+    )
     reconcile_credits: bool = Field(
         False, description="Among the repairs: entries in credit ledgers, where a meter is paid in credits."
     )

@@ -59,6 +59,7 @@ def _listened(value: Any) -> Any:
 
 HostPort = Annotated[tuple[str, int], BeforeValidator(_listened)]
 
+
 class Settings(BaseSettings):
     """Everything that may be chosen about a flow. Addresses are text: `scheme:path?option=value`."""
 
@@ -83,14 +84,17 @@ class Settings(BaseSettings):
         (AlertStdout(),), description="Where alerts go: one address, or several with spaces between them."
     )
     webhook_secrets: SecretStr | None = Field(
-        None, description="What webhook: signs with: whsec_… secrets with spaces between them, the newest first."
+        None,
+        description="What webhook: signs with: whsec_… secrets with spaces between them, the newest first.",
     )
     slack_url: SecretStr | None = Field(None, description="The incoming webhook that slack: posts to.")
     dead_letters: DeadLetters = Field(
         DeadLetterFile(path="data/dead-letters.ndjson"), description="Where refused events go."
     )
     billing: Billing = Field(BillingFile(path="data/billing/"), description="Where usage is billed.")
-    dodo_api_key: SecretStr | None = Field(None, description="The API key of Dodo Payments, for dodo: billing.")
+    dodo_api_key: SecretStr | None = Field(
+        None, description="The API key of Dodo Payments, for dodo: billing."
+    )
     branches: Branches = Field(
         ("store", "alerts"), description="What runs here: store, alerts, billing. Dead letters always do."
     )
@@ -119,8 +123,7 @@ class Settings(BaseSettings):
         16, ge=1, le=1024, description="Parts of the state, a power of two. Fixed at the first start."
     )
     poll_bytes: ByteSize = Field(
-        ByteSize(16 * MIB),
-        ge=4 * KIB, le=64 * MIB, description="How much a source hands out at once."
+        ByteSize(16 * MIB), ge=4 * KIB, le=64 * MIB, description="How much a source hands out at once."
     )
     payload_bytes_max: ByteSize = Field(
         ByteSize(MIB), ge=KIB, le=16 * MIB, description="The longest payload; longer ones are dead letters."

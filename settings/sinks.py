@@ -54,14 +54,19 @@ class Dodo(Address):
     path: Literal["test", "live"] | None = Field(None, description="The environment: test or live.")
     hosts: tuple[Host, ...] = Field((), max_length=1)
     tls: bool = Field(True, description="Speak HTTPS; without it only to a simulator.")
-    tier: int = Field(0, ge=0, le=2, description="The account's rate tier: 240, 1000 or 5000 requests a minute.")
+    tier: int = Field(
+        0, ge=0, le=2, description="The account's rate tier: 240, 1000 or 5000 requests a minute."
+    )
     share: float = Field(1, gt=0, le=1, description="The part of the tier's limit that this machine may use.")
-    reads: int = Field(60, ge=0, le=3000, description="Requests a minute of that share left to reconciliation.")
+    reads: int = Field(
+        60, ge=0, le=3000, description="Requests a minute of that share left to reconciliation."
+    )
     late: Literal["restamp", "park"] = Field(
         "restamp", description="Usage over 55 minutes old: billed at the time it arrives, or kept back."
     )
     unmapped: Literal["park", "skip"] = Field(
-        "park", description="Usage of customers without a billing_id: kept until they have one, or not billed."
+        "park",
+        description="Usage of customers without a billing_id: kept until they have one, or not billed.",
     )
     rollup: Literal["none", "1m", "5m"] = Field(
         "none", description="One event per customer, meter and window of this length instead of each event."
@@ -73,7 +78,9 @@ class Dodo(Address):
     alert_age: Annotated[Duration, between("1m", "50m")] = Field(
         timedelta(minutes=20), description="Age of waiting usage from which an alert is raised."
     )
-    outbox: str | None = Field(None, description="The outbox's file; `outbox.db` in the data directory if not given.")
+    outbox: str | None = Field(
+        None, description="The outbox's file; `outbox.db` in the data directory if not given."
+    )
     bytes_max: ByteSize = Field(
         ByteSize(16 * GIB), ge=MIB, description="How large the outbox may grow before the flow stops."
     )
@@ -90,7 +97,9 @@ class Dodo(Address):
     @model_validator(mode="after")
     def _says_where(self) -> Self:
         if bool(self.path) == bool(self.hosts):
-            raise ValueError("needs dodo:test, dodo:live or dodo://HOST:PORT, as live must never be a default")
+            raise ValueError(
+                "needs dodo:test, dodo:live or dodo://HOST:PORT, as live must never be a default"
+            )
         if self.path and not self.tls:
             raise ValueError("needs tls, which only dodo://HOST:PORT may go without")
         return self
@@ -112,9 +121,7 @@ class Dodo(Address):
         part = min(self.reads / whole.sustained, 0.9)
         return whole.share(1 - part), whole.share(part)
 
-    def open(
-        self, *, api_key: SecretStr | None = None, data_dir: Path = Path("data"), **given: Any
-    ) -> Any:
+    def open(self, *, api_key: SecretStr | None = None, data_dir: Path = Path("data"), **given: Any) -> Any:
         """The sink; `given` are the number of parts, where the catalog is from, and the flow's own choices."""
         terms = {name: getattr(self, name) for name in TERMS}
         return load(self.connector)(
@@ -145,7 +152,8 @@ class KafkaSinkAddress(KafkaAddress):
     """`replays` says what becomes of records that a restart comes to again."""
 
     replays: Literal["skip", "repeat"] = Field(
-        "skip", description="After a restart leave out what the topic has already; `repeat` needs no right to read it."
+        "skip",
+        description="After a restart leave out what the topic has already; `repeat` needs no right to read it.",
     )
 
 

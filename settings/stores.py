@@ -76,7 +76,8 @@ class RedisStore(StoreAddress, Dsn):
         timedelta(days=92), description="How long totals per day are kept, at least."
     )
     periods: Annotated[Duration, between("35d", "36600d")] = Field(
-        timedelta(days=400), description="How long totals of billing periods are kept after their end, at least."
+        timedelta(days=400),
+        description="How long totals of billing periods are kept after their end, at least.",
     )
     timeout: Annotated[Duration, between("50ms", "5m")] = Field(
         timedelta(seconds=5), description="How long to wait for a connection, and for each answer."
@@ -103,7 +104,9 @@ class RedisStore(StoreAddress, Dsn):
 
     def _servers(self) -> dict[str, Any]:
         fields = super().arguments()
-        kept = {name: value for name, value in fields.items() if name not in ("hours", "days", "periods", "path")}
+        kept = {
+            name: value for name, value in fields.items() if name not in ("hours", "days", "periods", "path")
+        }
         return kept | {"form": self.form}
 
 

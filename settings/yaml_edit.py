@@ -74,7 +74,9 @@ class YamlEdit:
         for key, value in values.items():
             known = _child(node, key)
             if known is None:
-                new.append(f"{indent}{scalar(key)}:{_block(value) if not indent else f' {flow(value)}' + chr(10)}")
+                new.append(
+                    f"{indent}{scalar(key)}:{_block(value) if not indent else f' {flow(value)}' + chr(10)}"
+                )
             elif isinstance(value, Into):
                 self._set(known, value)
             else:
@@ -109,7 +111,11 @@ class YamlEdit:
         is_block = isinstance(node, yaml.CollectionNode) and not node.flow_style
         if not is_block and "\n" not in written:
             return written
-        return str(yaml.serialize(_flowed(node), Dumper=yaml.SafeDumper, width=ENDLESS)).removesuffix("...\n").strip()
+        return (
+            str(yaml.serialize(_flowed(node), Dumper=yaml.SafeDumper, width=ENDLESS))
+            .removesuffix("...\n")
+            .strip()
+        )
 
     def _insert_behind(self, node: Any, lines: str) -> None:
         """Behind the line that the node ends on, with what comment it has."""

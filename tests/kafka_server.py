@@ -47,9 +47,16 @@ JAVA = (
     "-XX:+UseSerialGC",
     "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
 )
-LISTENERS = {"plain": "PLAINTEXT", "wire": "PLAINTEXT", "sasl": "SASL_PLAINTEXT", "tls": "SSL", "sasl_tls": "SASL_SSL"}
+LISTENERS = {
+    "plain": "PLAINTEXT",
+    "wire": "PLAINTEXT",
+    "sasl": "SASL_PLAINTEXT",
+    "tls": "SSL",
+    "sasl_tls": "SASL_SSL",
+}
 USERS = {"ada": "ada-secret", "eve": "eve-secret"}
 MECHANISMS = {"SCRAM-SHA-256": ScramMechanism.SCRAM_SHA_256, "SCRAM-SHA-512": ScramMechanism.SCRAM_SHA_512}
+
 
 class Kafka:
     """What a test has of a cluster, whichever it is: `bootstrap`, fresh topics and a producer."""
@@ -232,7 +239,16 @@ class Brokers(Kafka):
         if not shutil.which("openssl"):
             return ["plain", "wire", "sasl"]
         key, certificate = self._folder / "tls.key", self.certificate
-        command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+        command = [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+        ]
         command += ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"]
         command += ["-days", "2", "-keyout", str(key), "-out", str(certificate)]
         subprocess.run(command, check=True, capture_output=True)
@@ -294,7 +310,9 @@ class Brokers(Kafka):
             for scram in ("scram-sha-256", "scram-sha-512"):
                 found[f"{at}.{scram}.{jaas}"] = f"{security}.scram.ScramLoginModule required;"
             oauth, module = f"{at}.oauthbearer", f"{security}.oauthbearer"
-            found[f"{oauth}.{jaas}"] = f'{module}.OAuthBearerLoginModule required unsecuredLoginStringClaim_sub="-";'
+            found[f"{oauth}.{jaas}"] = (
+                f'{module}.OAuthBearerLoginModule required unsecuredLoginStringClaim_sub="-";'
+            )
             found[f"{oauth}.sasl.server.callback.handler.class"] = (
                 f"{module}.internals.unsecured.OAuthBearerUnsecuredValidatorCallbackHandler"
             )

@@ -90,7 +90,9 @@ def test_every_option_of_a_scheme_has_its_row(role: str) -> None:
             field = address.model_fields[name]
             default = "required" if field.is_required() else written(field.default)
             cell = rf"^\| (?:`[a-z+]+:`, )*`{re.escape(address.model_fields['scheme'].default)}:`(?:, `[a-z+]+:`)*"
-            assert re.search(rf"{cell} \| `{name}` \| {re.escape(default)} \| ", CONNECTORS, re.MULTILINE), name
+            assert re.search(rf"{cell} \| `{name}` \| {re.escape(default)} \| ", CONNECTORS, re.MULTILINE), (
+                name
+            )
 
 
 def test_links_lead_somewhere() -> None:

@@ -43,7 +43,9 @@ ID_SHOWN = 12
 # Nobody knows whether these were counted; an operator does, and an adjustment says so.
 ADJUSTABLE = ("too_late", "conflict")
 
-Ids = Annotated[list[str], typer.Argument(metavar="ID...", help="Ids as `list` shows them; their beginning will do.")]
+Ids = Annotated[
+    list[str], typer.Argument(metavar="ID...", help="Ids as `list` shows them; their beginning will do.")
+]
 Why = Annotated[str, typer.Option(help="Why; it is written down.")]
 
 app = typer.Typer(help="Events that were not metered, and usage that was not billed.", no_args_is_help=True)
@@ -95,7 +97,9 @@ def show(id: Annotated[str, typer.Argument(metavar="ID")], as_json: AsJson = Fal
 def retry(
     ids: Ids,
     apply: Annotated[bool, typer.Option("--apply", help="Apply the adjustments that are named.")] = False,
-    to: Annotated[Path | None, typer.Option(help="Append the events to this file, which a source follows.")] = None,
+    to: Annotated[
+        Path | None, typer.Option(help="Append the events to this file, which a source follows.")
+    ] = None,
     why: Why = "",
 ) -> None:
     """Usage that was refused goes out again; an event goes to a source again, or becomes an adjustment."""
@@ -122,7 +126,9 @@ def retry(
 
 
 @app.command()
-def drop(ids: Ids, why: Annotated[str, typer.Option(help="Why nobody is to be billed; it is written down.")]) -> None:
+def drop(
+    ids: Ids, why: Annotated[str, typer.Option(help="Why nobody is to be billed; it is written down.")]
+) -> None:
     """Gives letters up for good. Nothing is deleted; the act is written down."""
     settings = _settings()
     found, rest = _sorted_out(settings, ids)
@@ -171,7 +177,9 @@ def _adjust(settings: Settings, letters: Letters, found: Sequence[Letter], *, ap
         catalogs = Catalogs(control)
         catalog = catalogs.current if catalogs.newest else load_catalog(settings.catalog)
         rows = []
-        for letter in track(found, "adjusting", console=Console(stderr=True), disable=not apply or len(found) < 100):
+        for letter in track(
+            found, "adjusting", console=Console(stderr=True), disable=not apply or len(found) < 100
+        ):
             made = adjustments(catalog, letter, getpass.getuser(), why)
             rows += [(a.customer, a.meter, moment(a.at), a.quantity, letter.id[:ID_SHOWN]) for a in made]
             if apply:
@@ -179,7 +187,9 @@ def _adjust(settings: Settings, letters: Letters, found: Sequence[Letter], *, ap
                     control.append(adjustment)
                 letters.note(instant(wall_clock()), [letter.id], "adjusted", why)
     print_table(("customer", "meter", "at (UTC)", "quantity>", "letter"), rows, "No meter adds these up.")
-    done = "are appended to the control log; the flow applies each once" if apply else "would do it; add --apply"
+    done = (
+        "are appended to the control log; the flow applies each once" if apply else "would do it; add --apply"
+    )
     print(f"{len(rows):,} adjustments {done}. The biller is not told of them.")
 
 
@@ -241,7 +251,9 @@ def _show_letter(settings: Settings, letter: Letter, act: LetterAct | None, as_j
     if act is None:
         command = f"tidegate dead-letters retry {letter.id[:ID_SHOWN]}"
         hint = f"{command} --apply" if letter.reason in ADJUSTABLE else f"{command} --to FILE"
-        console().print(f"What can be done: {hint}, or tidegate dead-letters drop {letter.id[:ID_SHOWN]} --why …")
+        console().print(
+            f"What can be done: {hint}, or tidegate dead-letters drop {letter.id[:ID_SHOWN]} --why …"
+        )
 
 
 def _print_fields(fields: Mapping[str, Any]) -> None:

@@ -111,6 +111,8 @@ def _with_meters(reads: "DodoReads", listed: list[Subscription]) -> Iterator[Sub
 
 
 def _diff(before: str, after: str) -> Iterator[Text]:
-    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), "in force", "pulled", n=1, lineterm="")
+    lines = difflib.unified_diff(
+        before.splitlines(), after.splitlines(), "in force", "pulled", n=1, lineterm=""
+    )
     for line in lines:
         yield Text(line, style=STYLES.get(line[:1], ""))

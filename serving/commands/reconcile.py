@@ -90,7 +90,9 @@ class _Look:
             return
         if last is not None and last.ended_at is None:
             words = _words(last, due_at)
-            self._progress.update(self._task, description=words, total=last.done + last.left, completed=last.done)
+            self._progress.update(
+                self._task, description=words, total=last.done + last.left, completed=last.done
+            )
 
 
 def _words(last: Pass, due_at: int | None) -> str:

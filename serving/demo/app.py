@@ -146,21 +146,26 @@ class Stage:
         while not (found := what()):
             self.check()
             if time.monotonic() > deadline:
-                raise DemoError(f"The demo did not start within {START_S:.0f} s; see the logs in {self.folder}")
+                raise DemoError(
+                    f"The demo did not start within {START_S:.0f} s; see the logs in {self.folder}"
+                )
             if over.wait(0.05):
                 return None
         return found
 
 
 def demo(
-    seconds: Annotated[float | None, typer.Option(envvar="DEMO_SECONDS", help="Ends so long after the start.")] = None,
+    seconds: Annotated[
+        float | None, typer.Option(envvar="DEMO_SECONDS", help="Ends so long after the start.")
+    ] = None,
     keep: Annotated[
         bool, typer.Option(envvar="DEMO_KEEP", help="Goes on where the last demo ended.")
     ] = False,
     rate: Annotated[float, typer.Option(envvar="DEMO_RATE", min=1, help="Events a second.")] = 200,
     seed: Annotated[int, typer.Option(envvar="DEMO_SEED", min=0, help="Another seed, other usage.")] = 1,
     port: Annotated[
-        int, typer.Option(envvar="DEMO_PORT", min=0, max=65535, help="Of the dashboard; another if it is taken.")
+        int,
+        typer.Option(envvar="DEMO_PORT", min=0, max=65535, help="Of the dashboard; another if it is taken."),
     ] = PORT,
     folder: Annotated[Path, typer.Option(envvar="DEMO_FOLDER", help="For all that it writes.")] = Path(
         "data/demo"

@@ -21,7 +21,9 @@ class DemoError(Exception):
 class Child:
     """A Python module as a process in `folder`, which dies with this one, however that ends."""
 
-    def __init__(self, name: str, folder: Path, *command: str, settings: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, name: str, folder: Path, *command: str, settings: Mapping[str, str] | None = None
+    ) -> None:
         self.name = name
         self.log = folder / f"{name}.log"
         # What the shell has set for another flow stays out of this one; so do .env and tidegate.toml, by the folder.
@@ -50,7 +52,9 @@ class Child:
         if code is not None:
             said = self.log.read_text(errors="replace").splitlines()[-LOG_LINES:]
             raise DemoError(
-                "\n".join([f"The {self.name} ended by itself with {code}. Its last words, of {self.log}:", *said])
+                "\n".join(
+                    [f"The {self.name} ended by itself with {code}. Its last words, of {self.log}:", *said]
+                )
             )
 
     def said(self) -> str:

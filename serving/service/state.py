@@ -58,7 +58,9 @@ class Service:
         self.reader = Desk("reader", store.open_reader)
         self.control = Desk("control", self._open_control)
         self.live = Live(store.open_reader, self._open_control)
-        self.board = SharedBoard(settings, self.live, self.clock, self.monotonic, lambda: self.gate.counters())
+        self.board = SharedBoard(
+            settings, self.live, self.clock, self.monotonic, lambda: self.gate.counters()
+        )
         self.judge, self.judge_of_many = Judge(settings, self.clock), Judge(settings, self.clock)
         self.metrics = Metrics()
         holds = store.open_holds(read_wait=TIMEOUT, write_wait=WRITE_TIMEOUT)

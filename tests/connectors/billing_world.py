@@ -55,7 +55,12 @@ class World:
         """A new process: what was in memory is gone."""
         self.outbox = Outbox(self.path, sync=False, clock=lambda: self.now, **self._given)
         self.client = DodoClient(
-            "http://simulator", KEY, self._rate, clock=lambda: self.now, sleep=self.wait, transport=self.transport
+            "http://simulator",
+            KEY,
+            self._rate,
+            clock=lambda: self.now,
+            sleep=self.wait,
+            transport=self.transport,
         )
         self.sender = Sender(
             self.outbox, self, lambda: self.catalog, self.terms,
@@ -97,7 +102,13 @@ class World:
     # What comes and what happens
 
     def come(
-        self, count: int = 1, *, ago: float = 0, customer: str = "acme", poison: Iterable[int] = (), **data: Any
+        self,
+        count: int = 1,
+        *,
+        ago: float = 0,
+        customer: str = "acme",
+        poison: Iterable[int] = (),
+        **data: Any,
     ) -> list[Accepted]:
         """Events that are accepted now, of `ago` seconds before, one microsecond apart.
 
@@ -184,18 +195,16 @@ class World:
 
 def accepted(at: int, customer: str = "acme", **data: Any) -> Accepted:
     body = {"specversion": "1.0", "id": "x", "source": "s", "type": "llm", "subject": customer, "data": data}
-    return Accepted(f"{secrets.token_hex(16)}-{at // HOUR:x}", customer, at, "on_time", json.dumps(body).encode())
+    return Accepted(
+        f"{secrets.token_hex(16)}-{at // HOUR:x}", customer, at, "on_time", json.dumps(body).encode()
+    )
 
 
 @contextmanager
-def world(
-    folder: Path, terms: Terms | None = None, rate: Rate = TIERS[0], **outbox: Any
-) -> Iterator[World]:
+def world(folder: Path, terms: Terms | None = None, rate: Rate = TIERS[0], **outbox: Any) -> Iterator[World]:
     with in_process() as simulator:
         made = World(folder, simulator, terms or Terms(concurrency=1), rate, **outbox)
         try:
             yield made
         finally:
             made.close()
-
-

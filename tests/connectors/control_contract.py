@@ -62,7 +62,12 @@ class ControlContract(ABC):
                 assert (other.catalog(), other.catalog(1), other.catalog(3)) == (second, first, None)
                 assert other.catalogs() == [second, first]
                 assert other.catalogs(limit=1) == [second]
-            assert (second.text, second.origin, second.by, second.note) == ("meters: 2", "api", "key_1", "why")
+            assert (second.text, second.origin, second.by, second.note) == (
+                "meters: 2",
+                "api",
+                "key_1",
+                "why",
+            )
 
     def test_who_looked_at_an_older_catalog_applies_nothing(self) -> None:
         with self.fresh_control() as place, closing(place.open_control()) as log:
@@ -81,7 +86,9 @@ class ControlContract(ABC):
                 with closing(place.open_control()) as log:
                     for _ in range(10):
                         try:
-                            number = log.apply(name, origin="api", by=name, expected=log.catalog_number()).number
+                            number = log.apply(
+                                name, origin="api", by=name, expected=log.catalog_number()
+                            ).number
                             outcomes.append(f"{number}{name}")
                         except CatalogConflict:
                             outcomes.append("")

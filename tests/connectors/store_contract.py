@@ -338,7 +338,9 @@ class StoreContract(ABC):
                 lines = b"\n".join(case.lines[begin : begin + 200])
                 for number, chunk in decoder.decode(Payloads(lines, 0, None, "")):
                     shards[number].apply(chunk)
-                summed = next(total for total in shards[0].totals() if total.steady and total.window == "hour")
+                summed = next(
+                    total for total in shards[0].totals() if total.steady and total.window == "hour"
+                )
                 key: dict[str, Any] = {"customer": summed.customer, "meter": summed.meter, "at": summed.start}
                 shards[0].adjust(Adjustment(id="1", quantity="-1000000.5", reason="", by="", **key), 0)
                 shards[0].resend()

@@ -65,7 +65,10 @@ def asked(answer: httpx.Response | Exception) -> Answer:
         (httpx.Response(429), "limited"),
         (httpx.Response(500, json={"ingested_count": 1}), "unknown"),
         (httpx.Response(503), "unknown"),
-        (httpx.Response(200, headers={"content-encoding": "gzip"}, stream=httpx.ByteStream(b"no gzip")), "unknown"),
+        (
+            httpx.Response(200, headers={"content-encoding": "gzip"}, stream=httpx.ByteStream(b"no gzip")),
+            "unknown",
+        ),
         (httpx.ConnectError("refused"), "unreached"),
         (httpx.ConnectTimeout("slow"), "unreached"),
         (httpx.PoolTimeout("busy"), "unreached"),
@@ -101,7 +104,9 @@ def test_the_platforms_words_are_kept_short_and_on_one_line() -> None:
         ({}, None),
     ],
 )
-def test_a_wish_to_be_left_alone_is_read_in_both_forms_and_bounded(headers: dict[str, str], wait: float | None) -> None:
+def test_a_wish_to_be_left_alone_is_read_in_both_forms_and_bounded(
+    headers: dict[str, str], wait: float | None
+) -> None:
     assert asked(httpx.Response(429, headers=headers)).retry_after == wait
 
 
@@ -178,7 +183,10 @@ def test_pages_are_read_from_the_first_to_the_first_short_one() -> None:
 
 
 def test_a_page_that_cannot_be_read_is_an_error_and_no_end() -> None:
-    with client(lambda _: httpx.Response(200, json={"items": None})) as dodo, pytest.raises(DodoError, match="page 0"):
+    with (
+        client(lambda _: httpx.Response(200, json={"items": None})) as dodo,
+        pytest.raises(DodoError, match="page 0"),
+    ):
         list(dodo.pages("/events"))
     with client(lambda _: httpx.Response(503)) as dodo, pytest.raises(DodoError, match="503"):
         list(dodo.pages("/events"))
@@ -186,7 +194,12 @@ def test_a_page_that_cannot_be_read_is_an_error_and_no_end() -> None:
 
 def test_an_event_is_only_there_if_the_answer_is_of_it() -> None:
     """What a proxy says instead must not make an event acknowledged."""
-    for body, kind in (({"event_id": "a"}, "ok"), ({"event_id": "b"}, "unknown"), ({}, "unknown"), ([], "unknown")):
+    for body, kind in (
+        ({"event_id": "a"}, "ok"),
+        ({"event_id": "b"}, "unknown"),
+        ({}, "unknown"),
+        ([], "unknown"),
+    ):
         with client(lambda _, body=body: httpx.Response(200, json=body)) as dodo:
             assert dodo.event("a").kind == kind
     with client(lambda _: httpx.Response(404)) as dodo:

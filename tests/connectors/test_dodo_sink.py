@@ -25,7 +25,9 @@ from tests.connectors.billing_world import MINUTE, accepted
 from tests.platform import KEY, platform, platform_process  # noqa: F401
 
 CATALOG = Catalog(
-    (Meter("tokens", "llm", "sum", "tokens"),), {"p": Plan("p")}, {"acme": Customer("acme", "p", billing_id="cus_acme")}
+    (Meter("tokens", "llm", "sum", "tokens"),),
+    {"p": Plan("p")},
+    {"acme": Customer("acme", "p", billing_id="cus_acme")},
 )
 SECONDS = 60
 
@@ -81,7 +83,10 @@ def test_what_every_shard_hands_over_arrives_once(tmp_path: Path, platform: Simu
     assert standing(tmp_path).counts["replayed"] == 240
 
 
-def test_handing_over_waits_for_nobody_and_a_snapshot_only_for_the_disk(tmp_path: Path, platform: Simulator) -> None:  # noqa: F811
+def test_handing_over_waits_for_nobody_and_a_snapshot_only_for_the_disk(
+    tmp_path: Path,
+    platform: Simulator,  # noqa: F811
+) -> None:
     """The platform does not answer and another process keeps the outbox locked: events flow on."""
     platform.customer("cus_acme")
     platform.fault("hang", times=None, delay_s=0.1)
@@ -115,7 +120,10 @@ def test_a_snapshot_without_anything_new_costs_nothing(tmp_path: Path, platform:
         db.close()
 
 
-def test_an_outbox_that_cannot_be_written_stops_the_flow_with_the_reason(tmp_path: Path, platform: Simulator) -> None:  # noqa: F811
+def test_an_outbox_that_cannot_be_written_stops_the_flow_with_the_reason(
+    tmp_path: Path,
+    platform: Simulator,  # noqa: F811
+) -> None:
     platform.fault("error", times=None)
     full = pytest.raises(OutboxError, match="that are allowed")
     with full, opened(tmp_path, platform.url, bytes_max=400_000) as (_, parts):

@@ -134,7 +134,12 @@ contents = st.lists(
 
 
 @settings(deadline=None)
-@given(contents, st.integers(1, 100), st.sampled_from([1, 8, 30, 64 << 10]), st.lists(st.integers(0, 8), max_size=4))
+@given(
+    contents,
+    st.integers(1, 100),
+    st.sampled_from([1, 8, 30, 64 << 10]),
+    st.lists(st.integers(0, 8), max_size=4),
+)
 def test_blocks_are_the_file_cut_at_newlines(
     content: bytes, poll_bytes: int, line_span: int, stops: list[int]
 ) -> None:

@@ -24,6 +24,7 @@ from tests.kafka_server import Brokers, Kafka
 # As long as a drill, not as every run of the tests.
 PAUSE_S = float(os.environ.get("TIDEGATE_KAFKA_PAUSE_S", "1.5"))
 
+
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """What changes about a topic is noticed at once, not within seconds."""
@@ -65,9 +66,18 @@ class TestContract(SourceContract):
 def test_each_message_is_a_payload_or_some(kafka: Kafka) -> None:
     """Producers differ: one event a message, an array, NDJSON, or JSON written over several lines."""
     topic = kafka.topic()
-    kafka.put(topic, [b'{"id":1}', b'{"id":2}\n{"id":3}\n', b'{\n  "id": 4\n}\n', b'[{"id":5},\n{"id":6}]', None])
+    kafka.put(
+        topic, [b'{"id":1}', b'{"id":2}\n{"id":3}\n', b'{\n  "id": 4\n}\n', b'[{"id":5},\n{"id":6}]', None]
+    )
     read = Reader(source(kafka, topic, follow=False)).to_the_end()
-    assert read == [b'{"id":1}', b'{"id":2}', b'{"id":3}', b'{   "id": 4 } ', b'[{"id":5}, {"id":6}]', b"null"]
+    assert read == [
+        b'{"id":1}',
+        b'{"id":2}',
+        b'{"id":3}',
+        b'{   "id": 4 } ',
+        b'[{"id":5}, {"id":6}]',
+        b"null",
+    ]
 
 
 def test_an_event_without_a_time_has_that_of_its_message(kafka: Kafka) -> None:
@@ -78,7 +88,9 @@ def test_an_event_without_a_time_has_that_of_its_message(kafka: Kafka) -> None:
     reader = Reader(source(kafka, topic, follow=False))
     reader.to_the_end()
     times = [
-        poll.time_of(poll.block.index(payload)) for poll in reader.polls for payload in poll.block.split(b"\n")
+        poll.time_of(poll.block.index(payload))
+        for poll in reader.polls
+        for payload in poll.block.split(b"\n")
     ]
     assert times == [(at + number) * 1000 for number in (0, 1, 1, 2, 3)]
     [first, *_] = reader.polls
@@ -146,7 +158,9 @@ def test_it_knows_how_far_it_is_behind(kafka: Kafka) -> None:
 def committed(kafka: Kafka, group: str, topic: str) -> dict[int, int]:
     """What the group says of each partition, as lag tools ask for it."""
     [asked] = kafka.admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)]).values()
-    return {place.partition: place.offset for place in asked.result(10).topic_partitions if place.topic == topic}
+    return {
+        place.partition: place.offset for place in asked.result(10).topic_partitions if place.topic == topic
+    }
 
 
 def lag(kafka: Kafka, group: str, topic: str) -> int:
@@ -172,7 +186,9 @@ def test_the_group_is_told_what_is_durable_and_no_more(brokers: Brokers) -> None
     again = Reader(source(brokers, topic, group=group), states)
     assert again.read(1) == [b"4"]
     # At each snapshot, as one commit may fail, and is made up for by the next.
-    until(lambda: bool(again.snapshot()) and (again.poll() or lag(brokers, group, topic) == 0), "the lag stays")
+    until(
+        lambda: bool(again.snapshot()) and (again.poll() or lag(brokers, group, topic) == 0), "the lag stays"
+    )
     reader.close()
     again.close()
 
@@ -269,7 +285,9 @@ def test_messages_deleted_before_they_were_read_are_an_error(brokers: Brokers) -
     states = {f"{topic}/0": KafkaPosition(2, -1, source_id(brokers, topic))}
     deleted_up_to(brokers, topic, 7)
     reader = Reader(source(brokers, topic), states)
-    with pytest.raises(KafkaError, match=r"partition 0: 5 messages from offset 2 on were deleted .* lost=skip"):
+    with pytest.raises(
+        KafkaError, match=r"partition 0: 5 messages from offset 2 on were deleted .* lost=skip"
+    ):
         reader.read(1)
     reader.close()
 
@@ -279,7 +297,11 @@ def test_or_they_are_passed_over_and_that_is_said(brokers: Brokers, caplog: pyte
     brokers.put(topic, [b"%d" % n for n in range(10)])
     states = {f"{topic}/0": KafkaPosition(2, -1, source_id(brokers, topic))}
     deleted_up_to(brokers, topic, 7)
-    assert Reader(source(brokers, topic, lost="skip", follow=False), states).to_the_end() == [b"7", b"8", b"9"]
+    assert Reader(source(brokers, topic, lost="skip", follow=False), states).to_the_end() == [
+        b"7",
+        b"8",
+        b"9",
+    ]
     assert "5 messages from offset 2 on were deleted" in caplog.text
 
 
@@ -365,7 +387,10 @@ def test_a_broker_that_dies_is_waited_for_but_not_for_ever(
     reader.read(1)
     impatient.read(1)
     brokers.kill()
-    until(lambda: reader.poll() or impatient.poll() or caplog.text.count("waiting for one") == 2, "it is not said")
+    until(
+        lambda: reader.poll() or impatient.poll() or caplog.text.count("waiting for one") == 2,
+        "it is not said",
+    )
     clock.now += 29_000_000
     impatient.poll()
     clock.now += 2_000_000
@@ -446,5 +471,7 @@ def test_a_topic_that_is_not_there_is_one_clear_error(brokers: Brokers) -> None:
 
 def test_brokers_that_are_not_there_are_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("connectors.kafka_topic.ANSWER_S", 1.0)
-    with pytest.raises(KafkaError, match=r"kafka '127\.0\.0\.1:1': topic 'x': .*Connection refused.*check the address"):
+    with pytest.raises(
+        KafkaError, match=r"kafka '127\.0\.0\.1:1': topic 'x': .*Connection refused.*check the address"
+    ):
         KafkaSource(["127.0.0.1:1"], "x").list_parts()

@@ -55,12 +55,15 @@ class _LosesTheLastMessageOfAPoll(_Partition):
 class _ForgetsLineBreaks(_Partition):
     def _payloads(self, messages: list[Message], now: int) -> list[Payloads]:
         return [
-            Payloads(poll.block.replace(b"\n", b""), now, None, "x") for poll in super()._payloads(messages, now)
+            Payloads(poll.block.replace(b"\n", b""), now, None, "x")
+            for poll in super()._payloads(messages, now)
         ]
 
 
 class _BeginsAnew(_Partition):
-    def __init__(self, reading: Any, feed: Any, topic: str, partition: int, at: Any, *rest: Any, **more: Any) -> None:
+    def __init__(
+        self, reading: Any, feed: Any, topic: str, partition: int, at: Any, *rest: Any, **more: Any
+    ) -> None:
         super().__init__(reading, feed, topic, partition, at._replace(offset=0), *rest, **more)
 
 

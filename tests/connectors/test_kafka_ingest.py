@@ -74,5 +74,7 @@ def test_an_event_that_is_too_large_is_an_error_and_its_neighbours_are_not(broke
 def test_more_than_the_queue_holds_is_refused(kafka: Kafka) -> None:
     """Backpressure: memory is bounded, and the client told to come again."""
     topic = kafka.topic()
-    [outcome] = putting(kafka, topic, ([b"1"] * 500, ["c"] * 500), queue_buffering_max_messages="100", linger_ms="500")
+    [outcome] = putting(
+        kafka, topic, ([b"1"] * 500, ["c"] * 500), queue_buffering_max_messages="100", linger_ms="500"
+    )
     assert isinstance(outcome, IngestError) and "send later" in str(outcome)

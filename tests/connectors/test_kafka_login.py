@@ -45,7 +45,9 @@ def topic(guarded: Brokers) -> str:
 
 
 def allow(brokers: Brokers, user: str, kind: ResourceType, act: AclOperation) -> None:
-    rule = AclBinding(kind, "*", ResourcePatternType.LITERAL, f"User:{user}", "*", act, AclPermissionType.ALLOW)
+    rule = AclBinding(
+        kind, "*", ResourcePatternType.LITERAL, f"User:{user}", "*", act, AclPermissionType.ALLOW
+    )
     for done in brokers.admin.create_acls([rule]).values():
         done.result(10)
 
@@ -88,7 +90,9 @@ def test_a_certificate_that_nobody_vouches_for(
 
 def test_a_handshake_that_is_told_as_a_lost_connection_gets_the_advice_for_tls() -> None:
     """It depends on when librdkafka is asked how it speaks of the same thing."""
-    said = rd.KafkaError(rd.KafkaError._TRANSPORT, "ssl://h:9093: SSL handshake failed: certificate verify failed")
+    said = rd.KafkaError(
+        rd.KafkaError._TRANSPORT, "ssl://h:9093: SSL handshake failed: certificate verify failed"
+    )
     assert "config.ssl.ca.location" in str(Cluster(["h:9093"]).error(said, "its metadata"))
 
 
@@ -114,9 +118,16 @@ def tokens() -> Iterator[tuple[str, list[str]]]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             asked.append(self.headers["Authorization"])
-            parts = ({"alg": "none", "typ": "JWT"}, {"sub": "ada", "iat": 1_700_000_000, "exp": 4_000_000_000})
-            token = ".".join(base64.urlsafe_b64encode(json.dumps(p).encode()).rstrip(b"=").decode() for p in parts)
-            body = json.dumps({"access_token": f"{token}.", "token_type": "Bearer", "expires_in": 3600}).encode()
+            parts = (
+                {"alg": "none", "typ": "JWT"},
+                {"sub": "ada", "iat": 1_700_000_000, "exp": 4_000_000_000},
+            )
+            token = ".".join(
+                base64.urlsafe_b64encode(json.dumps(p).encode()).rstrip(b"=").decode() for p in parts
+            )
+            body = json.dumps(
+                {"access_token": f"{token}.", "token_type": "Bearer", "expires_in": 3600}
+            ).encode()
             self.send_response(200)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))
@@ -155,6 +166,8 @@ def test_a_user_who_may_not_use_the_group(guarded: Brokers) -> None:
 
 
 def deny(brokers: Brokers, user: str, kind: ResourceType, name: str, act: AclOperation) -> None:
-    rule = AclBinding(kind, name, ResourcePatternType.LITERAL, f"User:{user}", "*", act, AclPermissionType.DENY)
+    rule = AclBinding(
+        kind, name, ResourcePatternType.LITERAL, f"User:{user}", "*", act, AclPermissionType.DENY
+    )
     for done in brokers.admin.create_acls([rule]).values():
         done.result(10)

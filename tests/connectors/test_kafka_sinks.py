@@ -20,19 +20,27 @@ from tests.kafka_server import Brokers, Kafka
 Part = StatefulSinkPartition[bytes, Delivered]
 
 
-def opened(kind: type[KafkaSink], kafka: Kafka, topic: str, state: Delivered | None = None, **options: Any) -> Part:
+def opened(
+    kind: type[KafkaSink], kafka: Kafka, topic: str, state: Delivered | None = None, **options: Any
+) -> Part:
     sink = kind(kafka.bootstrap.split(","), topic, **options)
     [name] = sink.list_parts()
     return sink.build_part("out", name, state)
 
 
 def alert(number: int, customer: str = "cus_1") -> bytes:
-    return json.dumps({"id": f"a{number}", "kind": "threshold", "customer": customer, "level": "80%"}).encode()
+    return json.dumps(
+        {"id": f"a{number}", "kind": "threshold", "customer": customer, "level": "80%"}
+    ).encode()
 
 
 def dead(payload: bytes, number: int = 1) -> bytes:
     letter = DeadLetter(
-        id=f"d{number}", reason="not_json", detail="needs é", payload=payload, received_at=1_790_000_000_000_000
+        id=f"d{number}",
+        reason="not_json",
+        detail="needs é",
+        payload=payload,
+        received_at=1_790_000_000_000_000,
     )
     return encode_dead_letter(letter)
 
@@ -83,7 +91,9 @@ def test_an_alert_that_is_too_large_ends_the_flow(brokers: Brokers) -> None:
     """Cut, it would be no alert."""
     topic = brokers.topic(max_message_bytes="200")
     part = opened(AlertSink, brokers, topic)
-    with pytest.raises(KafkaError, match=r"a message of \d+ bytes: MSG_SIZE_TOO_LARGE.*raise its max\.message\.bytes"):
+    with pytest.raises(
+        KafkaError, match=r"a message of \d+ bytes: MSG_SIZE_TOO_LARGE.*raise its max\.message\.bytes"
+    ):
         part.write_batch([alert(1, "c" * 300)])
         part.snapshot()
     part.close()
@@ -106,7 +116,9 @@ def test_what_is_not_delivered_in_time_ends_the_flow(brokers: Brokers) -> None:
     part = opened(AlertSink, brokers, topic, config={"delivery.timeout.ms": "400"})
     with away(brokers):
         part.write_batch([alert(1)])
-        with pytest.raises(KafkaError, match=r"not delivered: _MSG_TIMED_OUT.*brokers and replicas did not take it"):
+        with pytest.raises(
+            KafkaError, match=r"not delivered: _MSG_TIMED_OUT.*brokers and replicas did not take it"
+        ):
             part.snapshot()
     part.close()
 

@@ -26,7 +26,12 @@ class Clock:
 
 
 def accepted(number: int, at: int, customer: str = "acme") -> Accepted:
-    body = {"event_id": f"e{number}", "customer_id": customer, "event_name": "n", "metadata": {"tokens": number}}
+    body = {
+        "event_id": f"e{number}",
+        "customer_id": customer,
+        "event_name": "n",
+        "metadata": {"tokens": number},
+    }
     return Accepted(f"{number:032x}-{at // HOUR:x}", customer, at, "on_time", json.dumps(body).encode())
 
 
@@ -75,7 +80,9 @@ def test_what_the_outbox_forgets_the_ledger_has_whole(tmp_path: Path) -> None:
 def test_only_the_events_asked_for_come(tmp_path: Path) -> None:
     clock = Clock()
     outbox = opened(tmp_path, clock)
-    settle(outbox, [accepted(1, NOON - 1), accepted(2, NOON), accepted(3, NOON + 1), accepted(4, NOON, "other")])
+    settle(
+        outbox, [accepted(1, NOON - 1), accepted(2, NOON), accepted(3, NOON + 1), accepted(4, NOON, "other")]
+    )
     run(outbox, clock, 26 * 60)
     ledger = LedgerReader(ledger_path(outbox.path))
     assert [e.at for e in ledger.events("acme", NOON, NOON + 1)] == [NOON]
@@ -89,7 +96,9 @@ def test_the_oldest_hours_go_first(tmp_path: Path) -> None:
     for hour in range(100):
         clock.now = NOON + hour * HOUR
         bodies = [noise.randbytes(2000) if hour > 80 else b"x" for _ in range(20)]
-        ledger.add(Kept(f"{hour}-{n}", "acme", clock.now, None, None, clock.now, b) for n, b in enumerate(bodies))
+        ledger.add(
+            Kept(f"{hour}-{n}", "acme", clock.now, None, None, clock.now, b) for n, b in enumerate(bodies)
+        )
     reader = LedgerReader(tmp_path / "l.db")
     hours = sorted({(e.at - NOON) // HOUR for e in reader.events("acme", NOON, NOON + 200 * HOUR)})
     assert hours == list(range(hours[0], 100)) and hours[0] > 80
@@ -147,7 +156,11 @@ def test_an_event_costs_less_than_a_hundred_bytes(tmp_path: Path) -> None:
         events = []
         for _ in range(5000):
             at = NOON + noise.randrange(600 * SECOND)
-            data = {"tokens": noise.randrange(5000), "model": noise.choice(["small", "large"]), "cached": False}
+            data = {
+                "tokens": noise.randrange(5000),
+                "model": noise.choice(["small", "large"]),
+                "cached": False,
+            }
             body = {
                 "specversion": "1.0", "id": f"{noise.getrandbits(64):016x}", "source": "/api/eu-1",
                 "type": "llm.tokens", "subject": noise.choice(customers), "time": "2026-11-22T10:00:00.250Z",

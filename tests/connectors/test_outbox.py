@@ -171,7 +171,9 @@ def test_a_flow_that_takes_no_snapshots_is_forgotten_nothing_of(outbox: Outbox, 
     assert outbox.add(came) == 0
 
 
-def test_what_is_kept_back_and_what_was_restamped_stays(outbox: Outbox, reader: OutboxReader, clock: Clock) -> None:
+def test_what_is_kept_back_and_what_was_restamped_stays(
+    outbox: Outbox, reader: OutboxReader, clock: Clock
+) -> None:
     outbox.tidy()
     outbox.add(events(2))
     first, second = outbox.oldest(2)
@@ -223,13 +225,18 @@ def test_an_alert_is_told_once_per_change(outbox: Outbox, reader: OutboxReader) 
     assert reader.standing().alerts == {"old": "too old"}
     assert outbox.alert("old", None)
     assert not outbox.alert("old", None)
-    assert [(alert.kind, alert.state) for alert in reader.alerts()] == [("old", "raised"), ("old", "resolved")]
+    assert [(alert.kind, alert.state) for alert in reader.alerts()] == [
+        ("old", "raised"),
+        ("old", "resolved"),
+    ]
     assert len(outbox.unnoted()) == 2
     outbox.noted(2)
     assert not outbox.unnoted()
 
 
-def test_on_its_way_is_what_waits_and_what_was_just_taken(outbox: Outbox, reader: OutboxReader, clock: Clock) -> None:
+def test_on_its_way_is_what_waits_and_what_was_just_taken(
+    outbox: Outbox, reader: OutboxReader, clock: Clock
+) -> None:
     outbox.add(events(3))
     first, second, third = outbox.oldest(3)
     outbox.acknowledge([first])

@@ -107,7 +107,9 @@ def test_kills_and_replays_count_nothing_twice(here: World) -> None:
     """All of the input comes again and again, between crashes, in any portion."""
     rng = random.Random(7)
     events = [
-        accepted(NOON - rng.randint(0, 20 * 60) * SECOND, rng.choice(("acme", "bolt")), tokens=rng.randint(0, 9))
+        accepted(
+            NOON - rng.randint(0, 20 * 60) * SECOND, rng.choice(("acme", "bolt")), tokens=rng.randint(0, 9)
+        )
         for _ in range(400)
     ]
     expected = sums(events)
@@ -145,6 +147,8 @@ def test_a_difference_below_nothing_is_parked(tmp_path: Path) -> None:
 
 
 def test_meters_that_do_not_add_up_are_an_alert(here: World) -> None:
-    here.catalog = Catalog((Meter("peak", "llm", "max", "tokens"),), here.catalog.plans, here.catalog.customers)
+    here.catalog = Catalog(
+        (Meter("peak", "llm", "max", "tokens"),), here.catalog.plans, here.catalog.customers
+    )
     here.sender.turn()
     assert here.standing().alerts["not_rolled_up"].endswith("peak")

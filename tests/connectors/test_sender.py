@@ -106,7 +106,9 @@ def test_a_poison_event_in_a_thousand_costs_no_good_event_and_at_most_22_request
 
 @pytest.mark.parametrize("atomic", [True, False])
 @pytest.mark.parametrize("swapped", [True, False])
-def test_poison_anywhere_is_found_whatever_a_refused_batch_leaves(here: World, atomic: bool, swapped: bool) -> None:
+def test_poison_anywhere_is_found_whatever_a_refused_batch_leaves(
+    here: World, atomic: bool, swapped: bool
+) -> None:
     here.simulator.switch(atomic_batches=atomic, swap_400_422=swapped)
     events = here.come(300, ago=20, poison=(0, 7, 150, 151, 299))
     here.simulator.fault("refuse", match="poison", times=None)
@@ -436,7 +438,9 @@ def test_what_grew_too_old_while_others_were_sent_does_not_go_out_as_young(tmp_p
             found = reader.find(event.id for event in events)
         late = [entry for entry in found.values() if entry.restamped_at]
         for entry in found.values():
-            sent = (entry.restamped_at or entry.settled_at) - (0 if entry.restamped_at else here.trip * SECOND)
+            sent = (entry.restamped_at or entry.settled_at) - (
+                0 if entry.restamped_at else here.trip * SECOND
+            )
             assert (sent - entry.at > 55 * MINUTE) == (entry.restamped_at is not None)
         assert 0 < len(late) < 40
 

@@ -406,4 +406,6 @@ def test_a_reader_cannot_write(path: Path) -> None:
 
 def test_keys_of_the_contract_lie_in_many_tables() -> None:
     """Else it would not try the ways between tables."""
-    assert len({shard_of(key_of(total)[0], sqlite_file.BUCKETS) for total in batch_of(1)}) == sqlite_file.BUCKETS
+    assert (
+        len({shard_of(key_of(total)[0], sqlite_file.BUCKETS) for total in batch_of(1)}) == sqlite_file.BUCKETS
+    )

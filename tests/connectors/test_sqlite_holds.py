@@ -171,7 +171,11 @@ def test_a_feed_of_a_file_that_is_gone_says_so(path: Path, replaced: bool) -> No
 def test_a_feed_that_was_left_behind_tells_all(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread that slept through more writes than the feed keeps cannot say who was written."""
     monkeypatch.setattr(sqlite_feed, "FEED_WRITES", 3)
-    with closing(SqliteHolds(path)) as holds, closing(SqliteHolds(path)) as other, closing(other.feed()) as feed:
+    with (
+        closing(SqliteHolds(path)) as holds,
+        closing(SqliteHolds(path)) as other,
+        closing(other.feed()) as feed,
+    ):
         for n, told in ((3, {"0", "1", "2"}), (9, None)):
             for customer in range(n):
                 holds.reserve(hold_of(str(customer), str(n), calls=1), {}, SCOPE, NOW)

@@ -53,7 +53,12 @@ def test_compose_fits_its_schema_and_its_services_each_other() -> None:
             source = volume.split(":")[0]
             assert not source.startswith(".") or (DOCKER / source).exists(), source
     known = {f"TIDEGATE_{name.upper()}" for name in ServingSettings.model_fields}
-    used = {name for one in services.values() for name in one.get("environment", {}) if name.startswith("TIDEGATE_")}
+    used = {
+        name
+        for one in services.values()
+        for name in one.get("environment", {})
+        if name.startswith("TIDEGATE_")
+    }
     assert used - known - {"TIDEGATE_HEALTH"} == set()
 
 
@@ -75,7 +80,9 @@ def exported(place: Place) -> set[str]:
     """The names of metrics that a flow and its code tell."""
     code = "".join(path.read_text() for path in (ROOT / "connectors").glob("*.py"))
     code += "".join(path.read_text() for path in (ROOT / "serving").rglob("*.py"))
-    gauges = re.findall(r'^ +\("([a-z_]+)", "', (ROOT / "serving" / "service" / "metrics.py").read_text(), re.MULTILINE)
+    gauges = re.findall(
+        r'^ +\("([a-z_]+)", "', (ROOT / "serving" / "service" / "metrics.py").read_text(), re.MULTILINE
+    )
     return {*re.findall(r'"(tidegate_[a-z_]+)"', code), *(f"tidegate_{name}" for name in gauges)}
 
 

@@ -59,7 +59,8 @@ class Files(Edges):
     def dead(self, folder: Path) -> list[Dead]:
         letters = map(json.loads, lines_of(folder / "dead.ndjson"))
         return [
-            Dead(each["id"], each["reason"], each.get("payload", each.get("payload_base64"))) for each in letters
+            Dead(each["id"], each["reason"], each.get("payload", each.get("payload_base64")))
+            for each in letters
         ]
 
 
@@ -101,7 +102,9 @@ class RedisKeys(Stores):
 
     def resends(self, folder: Path) -> int:
         """How often all totals were asked for again."""
-        with closing(_STORE.validate_python(self._address(self._place, folder, {})).open_control()) as control:
+        with closing(
+            _STORE.validate_python(self._address(self._place, folder, {})).open_control()
+        ) as control:
             return sum(isinstance(one.record, Resend) for one in control.after(""))
 
     def _address(self, place: str, folder: Path, options: dict[str, str]) -> str:

@@ -354,7 +354,11 @@ def random_kill(rng: random.Random, met: Met, calls: int, resumed: bool) -> Kill
     phase: Phase = rng.choice(("before", "half", "half", "after", "soon"))
     if resumed and rng.random() < 0.6:
         # What there is to meet depends on where input and outputs lie; a cut is met only after a kill.
-        apt = [kind for kind in RESUMING if kind in met.operations or kind.startswith(("cut", "unlink", "kafka look"))]
+        apt = [
+            kind
+            for kind in RESUMING
+            if kind in met.operations or kind.startswith(("cut", "unlink", "kafka look"))
+        ]
         return Kill(rng.choice(apt), rng.randint(1, 3), phase)
     kinds = sorted(met.operations)
     [kind] = rng.choices(kinds, [met.operations[kind] ** 0.4 for kind in kinds])

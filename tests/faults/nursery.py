@@ -50,7 +50,11 @@ class Nursery:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.faults.nursery", str(os.getpid())],
             cwd=ROOT,
-            env={name: value for name, value in os.environ.items() if not name.startswith(("TIDEGATE_", "BYTEWAX_"))},
+            env={
+                name: value
+                for name, value in os.environ.items()
+                if not name.startswith(("TIDEGATE_", "BYTEWAX_"))
+            },
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )

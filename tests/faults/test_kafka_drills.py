@@ -157,7 +157,9 @@ def test_a_redis_that_dies_or_hangs_or_is_on_a_bad_line_is_waited_for(
         server.go_on()
 
     with closing(Proxy(f"127.0.0.1:{server.port}")) as proxy:
-        drill(room, "redis", number, Topics(kafka), RedisKeys(server.port, proxy.address, timeout=timeout), hurt)
+        drill(
+            room, "redis", number, Topics(kafka), RedisKeys(server.port, proxy.address, timeout=timeout), hurt
+        )
     assert sum(cut) > 1, "it was cut"
 
 
@@ -177,11 +179,22 @@ def test_a_redis_that_stays_away_ends_the_flow_which_goes_on_when_started_again(
         return run.start_while("after 0.5 s of trying; see that the servers run", PACE_MS)
 
     stores = RedisKeys(server.port, wait="500ms")
-    drill(room, "redis-away", number, Topics(kafka), stores, hurt, layout=LAYOUTS[number % len(LAYOUTS)], starts=starts)
+    drill(
+        room,
+        "redis-away",
+        number,
+        Topics(kafka),
+        stores,
+        hurt,
+        layout=LAYOUTS[number % len(LAYOUTS)],
+        starts=starts,
+    )
 
 
 @drills
-def test_a_redis_that_forgets_what_it_acknowledged_is_told_it_again(room: Path, kafka: Kafka, number: int) -> None:
+def test_a_redis_that_forgets_what_it_acknowledged_is_told_it_again(
+    room: Path, kafka: Kafka, number: int
+) -> None:
     """A power cut with `appendfsync everysec`. The flow that ends is asked for all totals, the next one writes them."""
     with redis_server.single("appendonly yes", "appendfsync everysec") as server:
         stores = RedisKeys(server.port)

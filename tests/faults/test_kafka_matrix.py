@@ -43,7 +43,9 @@ def server() -> Iterator[redis_server.Server]:
         yield started
 
 
-def crash(room: Path, kafka: Kafka, stores: Stores, seed: int, store: str, hurt: Callable[[], None] | None) -> None:
+def crash(
+    room: Path, kafka: Kafka, stores: Stores, seed: int, store: str, hurt: Callable[[], None] | None
+) -> None:
     """Kills a run here and there until it is let go on, and compares what it left with what files would have.
 
     `hurt` is done to a server at some moment of each start, or after it where it was killed before.

@@ -91,7 +91,9 @@ class Clock:
 class System:
     """`folder` has everything that a real one has. Customers are the platform's own ids."""
 
-    def __init__(self, folder: Path, *, ledger: bool = True, tier: int = 0, rollup: timedelta | None = None) -> None:
+    def __init__(
+        self, folder: Path, *, ledger: bool = True, tier: int = 0, rollup: timedelta | None = None
+    ) -> None:
         self.folder, self.clock, self._rollup = folder, Clock(), rollup
         self.requests_before = 0
         self._platform = Platform(1, key=KEY, wall=self.clock)
@@ -146,11 +148,15 @@ class System:
         self.catalog = parse_catalog(whole)
         apply_text(self.control, whole, origin="cli", by="test")
 
-    def customer(self, *, start: datetime = BEGIN, end: datetime = END, meters: Any = None, **fields: Any) -> str:
+    def customer(
+        self, *, start: datetime = BEGIN, end: datetime = END, meters: Any = None, **fields: Any
+    ) -> str:
         """A customer with a subscription to all meters; known to the catalog with the next `apply`."""
         id = self.simulator.customer()
         product = self.simulator.product(list(self.meters.values()) if meters is None else meters)
-        subscription = self.simulator.subscription(id, product, start=written(start), end=written(end), **fields)
+        subscription = self.simulator.subscription(
+            id, product, start=written(start), end=written(end), **fields
+        )
         past = [edge for pair in fields.get("past", ()) for edge in pair]
         self.edges[id] = sorted({*past, written(start), written(end)})
         self.subscriptions[id] = subscription
@@ -160,7 +166,9 @@ class System:
 
     def event(self, customer: str, tokens: int = 0, *, at: int | None = None, **how: Any) -> str:
         """An accepted event: in the store, unless `here` is false, and in the outbox."""
-        name, properties = ("llm.tokens", {"tokens": tokens}) if tokens else ("api.call", how.get("properties", {}))
+        name, properties = (
+            ("llm.tokens", {"tokens": tokens}) if tokens else ("api.call", how.get("properties", {}))
+        )
         at = self.clock.now if at is None else at
         number = next(self._numbers)
         body = {"event_id": f"e{number}", "customer_id": customer, "event_name": name, "metadata": properties}
@@ -180,7 +188,10 @@ class System:
         changed = scaled(quantity) if adjustment is None else scaled_text(adjustment)
         total = text(scaled_text(old.total) + changed)
         made = old._replace(
-            total=total, version=old.version + 1, events=old.events + (adjustment is None), as_of=max(at, old.as_of)
+            total=total,
+            version=old.version + 1,
+            events=old.events + (adjustment is None),
+            as_of=max(at, old.as_of),
         )
         if adjustment is not None:
             made = made._replace(adjustment=text(scaled_text(old.adjustment) + changed), steady=False)
@@ -253,7 +264,9 @@ class System:
         """What is suspect or drift; of several periods of one total, the first."""
         standings = self.standings()
         standings.reverse()
-        return {(one.customer, one.meter): json.loads(one.findings) | {"status": one.status} for one in standings}
+        return {
+            (one.customer, one.meter): json.loads(one.findings) | {"status": one.status} for one in standings
+        }
 
     def standings(self) -> list[Standing]:
         with closing(BookReader(self.data / "reconciliation")) as reader:
@@ -288,4 +301,3 @@ def written(at: datetime) -> str:
 
 def scaled_text(quantity: int | str) -> int:
     return scaled(Decimal(quantity))
-

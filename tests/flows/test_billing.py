@@ -52,7 +52,13 @@ class Billed(Place):
         time = (datetime.now(UTC) - timedelta(minutes=ago)).isoformat()
         with (self.folder / "in.ndjson").open("a") as file:
             for number in numbers:
-                fields = {"specversion": "1.0", "id": f"e{number}", "source": "s", "type": "llm", "subject": customer}
+                fields = {
+                    "specversion": "1.0",
+                    "id": f"e{number}",
+                    "source": "s",
+                    "type": "llm",
+                    "subject": customer,
+                }
                 file.write(json.dumps(fields | {"time": time, "data": {"tokens": number}}) + "\n")
 
     def tidegate(self, *arguments: str, code: int = 0, **settings: str) -> str:
@@ -118,7 +124,9 @@ def test_what_is_kept_back_is_listed_retried_and_dropped(billed: Billed) -> None
     assert second["id"] in billed.tidegate("outbox", "list", "--reason", "no_billing_id")
     assert "1 are dropped" in billed.tidegate("outbox", "drop", first["id"], "--why", "a test")
     assert "needs event ids or a --reason" in billed.tidegate("outbox", "retry", code=1)
-    (billed.folder / "catalog.yaml").write_text(f"{CATALOG}  unmapped: {{plan: free, billing_id: cus_acme}}\n")
+    (billed.folder / "catalog.yaml").write_text(
+        f"{CATALOG}  unmapped: {{plan: free, billing_id: cus_acme}}\n"
+    )
     billed.run()
     assert billed.stored() == [0, 1, 2, 4]
     assert billed.outbox()["kept_back"] == []
@@ -131,7 +139,9 @@ def test_a_command_without_an_outbox_says_so_in_a_line(billed: Billed) -> None:
 
 
 @pytest.mark.parametrize("given", ["", "no spaces"])
-def test_a_key_that_is_missing_or_cannot_be_one_ends_the_start_in_one_line(billed: Billed, given: str) -> None:
+def test_a_key_that_is_missing_or_cannot_be_one_ends_the_start_in_one_line(
+    billed: Billed, given: str
+) -> None:
     billed.come(range(1))
     complained = billed.refused(DODO_API_KEY=given)
     assert "TIDEGATE_DODO_API_KEY" in complained
@@ -149,7 +159,9 @@ def test_the_key_is_nowhere_to_be_seen(billed: Billed) -> None:
     billed.come(range(3))
     noisy = billed.folder / "sitecustomize.py"
     noisy.write_text(TALKATIVE)
-    environment = billed.environment(DODO_API_KEY=SECRET, BILLING=billed.settings["BILLING"].replace("=60s", "=1s"))
+    environment = billed.environment(
+        DODO_API_KEY=SECRET, BILLING=billed.settings["BILLING"].replace("=60s", "=1s")
+    )
     environment["PYTHONPATH"] = os.pathsep.join((str(billed.folder), environment["PYTHONPATH"]))
     done = subprocess.run(
         [sys.executable, "-m", "bytewax.run", "flows.metering"],

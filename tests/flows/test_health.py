@@ -133,7 +133,11 @@ def test_a_running_flow_tells_what_it_metered(place: Place) -> None:
         eventually(lambda: values(got(port, "/metrics")[1]).get("tidegate_snapshot_seconds_count", 0) > 0)
         found = values(got(port, "/metrics")[1])
         assert got(port, "/readyz")[0] == 200
-    outcomes = {re.findall(r'"(\w+)"', name)[0]: v for name, v in found.items() if name.startswith("tidegate_events_t")}
+    outcomes = {
+        re.findall(r'"(\w+)"', name)[0]: v
+        for name, v in found.items()
+        if name.startswith("tidegate_events_t")
+    }
     assert outcomes == {"rejects": 1, "too_late": 1, "duplicates": 1, "conflicts": 1, "accepted": 7}
     assert found["tidegate_customers"] == 2 and found["tidegate_keys"] == 4
     assert found["tidegate_remembered_ids"] == 7

@@ -71,7 +71,9 @@ def test_a_flow_on_kafka_that_is_killed_counts_each_event_once(place: Place, top
         flow.send_signal(signal.SIGTERM)
         assert flow.wait(SECONDS) == 0, flow.communicate()[1]
     assert kinds_of(topics)[:2] == ALERTS
-    assert len(kinds_of(topics)) == len({message.headers["id"] for message in messages(topics.brokers, topics.alerts)})
+    assert len(kinds_of(topics)) == len(
+        {message.headers["id"] for message in messages(topics.brokers, topics.alerts)}
+    )
     assert reasons_of(topics) == {b"conflict": 1, b"not_json": 1, b"too_late": 1}
 
 

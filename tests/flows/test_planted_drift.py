@@ -49,7 +49,9 @@ def calls(metered: System, customer: str) -> list[str]:
 
 
 def elsewhere(customer: str, number: int, at: int, tokens: int | None = 9) -> dict[str, Any]:
-    name, data = ("api.call", {"n": number}) if tokens is None else ("llm.tokens", {"tokens": tokens, "n": number})
+    name, data = (
+        ("api.call", {"n": number}) if tokens is None else ("llm.tokens", {"tokens": tokens, "n": number})
+    )
     when = written(NOON + timedelta(microseconds=at - micros(NOON)))
     id = f"other-{customer}-{number}"
     return {"event_id": id, "customer_id": customer, "event_name": name, "timestamp": when, "metadata": data}
@@ -69,7 +71,10 @@ def in_last_period(metered: System, customer: str) -> list[str]:
     """Usage of the closed period, on both sides from long ago."""
     at = micros(LAST) + HOUR
     ids = [metered.event(customer, tokens=n, at=at, booked=False) for n in (100, 200)]
-    insert(metered, *({**elsewhere(customer, n, at, n), "event_id": id} for n, id in zip((100, 200), ids, strict=True)))
+    insert(
+        metered,
+        *({**elsewhere(customer, n, at, n), "event_id": id} for n, id in zip((100, 200), ids, strict=True)),
+    )
     return ids
 
 
@@ -295,7 +300,9 @@ def play(metered: System, folder: Path) -> Outcome:
 def test_it_is_found_and_attributed(outcome: Outcome, planted: Planted) -> None:
     """To the cause, the quantity and the events."""
     customer = outcome.customers[planted.name]
-    (found,) = [one for (who, meter), one in outcome.found.items() if (who, meter) == (customer, planted.meter)]
+    (found,) = [
+        one for (who, meter), one in outcome.found.items() if (who, meter) == (customer, planted.meter)
+    ]
     assert found["status"] == "drift"
     assert causes(found) == planted.expected
     named = {id for one in found["findings"] if one["cause"] != "in_flight" for id in one["ids"]}

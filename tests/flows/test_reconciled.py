@@ -88,7 +88,9 @@ def total(place: Place, customer: str) -> str | None:
     return found[0] if found else None
 
 
-def test_what_customers_see_is_set_right_through_the_flow_and_stays(place: Place, platform: PlatformProcess) -> None:
+def test_what_customers_see_is_set_right_through_the_flow_and_stays(
+    place: Place, platform: PlatformProcess
+) -> None:
     """Periods are pulled, a lost event is sent again, another producer's is adopted; later events come on top."""
     simulator = platform.simulator
     meter = simulator.meter("llm.tokens", "sum", "tokens", name="tokens")
@@ -115,7 +117,12 @@ def test_what_customers_see_is_set_right_through_the_flow_and_stays(place: Place
         eventually(lambda: (place.folder / "state" / "outbox.db").exists() and acknowledged(place) == 3)
         lost = next(e["event_id"] for e in simulator.events() if e["metadata"] == {"tokens": 7})
         simulator.drop(lost)
-        other = {"event_id": "evt_other", "customer_id": globex, "event_name": "llm.tokens", "metadata": {"tokens": 9}}
+        other = {
+            "event_id": "evt_other",
+            "customer_id": globex,
+            "event_name": "llm.tokens",
+            "metadata": {"tokens": 9},
+        }
         simulator.insert(other)
         # What was acknowledged lately may not show yet, and is no drift.
         sleep(1)

@@ -65,7 +65,9 @@ def test_no_false_alarm_on_a_healthy_busy_system(tmp_path: Path) -> None:
             if noise.random() < 0.3:
                 metered.event(noise.choice(customers))
             if noise.random() < 0.02:
-                metered.simulator.fault(noise.choice(["error_after_commit", "reset_after_commit", "rate_limited"]))
+                metered.simulator.fault(
+                    noise.choice(["error_after_commit", "reset_after_commit", "rate_limited"])
+                )
             if noise.random() < 0.01:
                 metered.simulator.fault("error", times=20, for_s=120)
             at_work()
@@ -156,7 +158,9 @@ def test_the_sdks_paging_bug_is_not_ours(metered: System) -> None:
 
 @pytest.mark.parametrize("order", ["newest_first", "oldest_first", "as_stored"])
 @pytest.mark.parametrize("edges", ["closed", "open", "half_open"])
-def test_lists_are_read_right_in_any_order_and_with_any_edges(metered: System, order: str, edges: str) -> None:
+def test_lists_are_read_right_in_any_order_and_with_any_edges(
+    metered: System, order: str, edges: str
+) -> None:
     metered.simulator.switch(order=order, range_edges=edges)
     acme = metered.customer()
     metered.apply()
@@ -280,7 +284,10 @@ def test_usage_that_is_rolled_up_is_compared_as_well(tmp_path: Path) -> None:
             metered.event(acme)
             metered.run(20)
         assert metered.reconcile() == {}
-        assert {event["event_name"] for event in metered.simulator.events()} == {"tokens.rollup", "calls.rollup"}
+        assert {event["event_name"] for event in metered.simulator.events()} == {
+            "tokens.rollup",
+            "calls.rollup",
+        }
         metered.run(300)
         lost = next(e for e in metered.simulator.events() if e["event_name"] == "tokens.rollup")
         metered.simulator.drop(lost["event_id"])
@@ -334,7 +341,13 @@ def test_what_was_adopted_once_is_not_adopted_again(metered: System) -> None:
     when = instant(metered.clock.now - HOUR)
     name, data = "llm.tokens", {"tokens": 9}
     metered.simulator.insert(
-        {"event_id": "evt_other", "customer_id": acme, "event_name": name, "timestamp": when, "metadata": data}
+        {
+            "event_id": "evt_other",
+            "customer_id": acme,
+            "event_name": name,
+            "timestamp": when,
+            "metadata": data,
+        }
     )
     metered.run(120)
     metered.reconcile(reconcile_repair="true")
@@ -387,7 +400,13 @@ def test_only_a_platform_can_be_reconciled_with(metered: System) -> None:
 def test_credits_are_given_back_once(metered: System) -> None:
     """Doubled usage that was paid in credits: the difference beyond what is free, under one key for good."""
     api = metered.simulator.api
-    fields = {"name": "Credits", "unit": "credits", "precision": 2, "overage_enabled": False, "rollover_enabled": False}
+    fields = {
+        "name": "Credits",
+        "unit": "credits",
+        "precision": 2,
+        "overage_enabled": False,
+        "rollover_enabled": False,
+    }
     kind = api.post("/credit-entitlements", json=fields).json()["id"]
     priced = {
         "meter_id": metered.meters["tokens"], "free_threshold": 50,
@@ -475,7 +494,9 @@ def test_a_torn_last_line_of_the_journal_is_passed_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["before", "after", "done"])
-def test_repairs_that_are_killed_are_made_once(metered: System, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+def test_repairs_that_are_killed_are_made_once(
+    metered: System, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
     """Killed before the act, after it, and after it was written down: in the end it was done just once."""
     acme, globex = metered.customer(), metered.customer()
     metered.apply()
@@ -544,7 +565,9 @@ def test_the_real_command_killed_with_sigkill_in_mid_pass_goes_on(tmp_path: Path
         (tmp_path / "catalog.yaml").write_text(
             "meters: [{name: tokens, event_name: llm.tokens, aggregation: {type: sum, key: tokens}}]\n"
             "customers:\n"
-            + "".join(f"  {w}: {{plan: p, period: {{type: billing, edges: [{start}, {end}]}}}}\n" for w in customers)
+            + "".join(
+                f"  {w}: {{plan: p, period: {{type: billing, edges: [{start}, {end}]}}}}\n" for w in customers
+            )
             + "plans: {p: {}}\n"
         )
         settings = {

@@ -122,7 +122,9 @@ def test_a_store_that_was_emptied_between_two_runs_is_filled_again(
         waited_for(lambda: seen_in(server) == both, "all totals")
 
 
-def test_a_store_emptied_while_it_is_listed_is_not_taken_for_one_with_nobody(server: redis_server.Server) -> None:
+def test_a_store_emptied_while_it_is_listed_is_not_taken_for_one_with_nobody(
+    server: redis_server.Server,
+) -> None:
     at: dict[str, Any] = {"hosts": [("127.0.0.1", server.port)]}
     with closing(RedisWriter(**at, resumed=False)) as writer, reader_of(server) as reader:
         writer.write([Total("a", "hour", "m", 0, 1, 1, 1, 1, 0, 0, 0, 0, True)], [])

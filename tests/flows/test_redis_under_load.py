@@ -145,7 +145,9 @@ def test_a_store_that_loses_what_it_holds_under_load_is_right_again(
                 if lose is emptied and number % 2:
                     done = tidegate(place, server, "store", "rebuild")
                     assert done.returncode == 0, done.stderr
-                waited_for(lambda right=feed.right[number]: is_right(server, right), f"all after loss {number}")
+                waited_for(
+                    lambda right=feed.right[number]: is_right(server, right), f"all after loss {number}"
+                )
     finally:
         feed.end()
     assert not wrong, wrong[:5]

@@ -18,7 +18,9 @@ class _Collector(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         request = ExportTraceServiceRequest()
         request.ParseFromString(self.rfile.read(int(self.headers["content-length"])))
-        self.spans += [span for r in request.resource_spans for scope in r.scope_spans for span in scope.spans]
+        self.spans += [
+            span for r in request.resource_spans for scope in r.scope_spans for span in scope.spans
+        ]
         self.send_response(200)
         self.send_header("content-length", "0")
         self.end_headers()

@@ -58,7 +58,9 @@ def _download(folder: Path) -> None:
         command = [maven, "-B", "-q", "-f", str(pom), "dependency:copy-dependencies"]
         command += ["-DincludeScope=runtime", f"-DoutputDirectory={new}"]
         try:
-            subprocess.run(command, check=True, capture_output=True, timeout=SECONDS, stdin=subprocess.DEVNULL)
+            subprocess.run(
+                command, check=True, capture_output=True, timeout=SECONDS, stdin=subprocess.DEVNULL
+            )
         except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
             said = (error.stdout or b"").decode(errors="replace").strip().splitlines()
             raise NotToBeHad(f"Maven got no jars ({said[0][:200] if said else error})") from None

@@ -47,8 +47,10 @@ RULES = Rules(
 )
 
 keys = st.text(st.characters(exclude_categories=["Cs"]), max_size=110)
-numbers = st.integers(-(2**70), 2**70) | st.decimals(allow_nan=False, allow_infinity=False, places=3) | st.floats(
-    allow_nan=False, allow_infinity=False
+numbers = (
+    st.integers(-(2**70), 2**70)
+    | st.decimals(allow_nan=False, allow_infinity=False, places=3)
+    | st.floats(allow_nan=False, allow_infinity=False)
 )
 
 # A busy machine is no bug.
@@ -87,14 +89,18 @@ def breaks(event: dict[str, Any]) -> list[str]:
         wrong.append("fields")
     if not re.fullmatch(r"[A-Za-z0-9_.:-]{1,128}", event["event_id"]):
         wrong.append("event_id")
-    if "timestamp" in event and not re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", event["timestamp"]):
+    if "timestamp" in event and not re.fullmatch(
+        r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", event["timestamp"]
+    ):
         wrong.append("timestamp")
     if len(event["metadata"]) > 50:
         wrong.append("pairs")
     for key, value in event["metadata"].items():
         if not 1 <= len(key) <= 100:
             wrong.append("key")
-        if type(value) not in (str, int, float, bool) or (type(value) is int and not -(2**63) <= value < 2**63):
+        if type(value) not in (str, int, float, bool) or (
+            type(value) is int and not -(2**63) <= value < 2**63
+        ):
             wrong.append("type")
         if isinstance(value, str) and len(value) > 500:
             wrong.append("value")
@@ -102,7 +108,9 @@ def breaks(event: dict[str, Any]) -> list[str]:
 
 
 @patient
-@given(st.dictionaries(keys | st.sampled_from(["tokens", "model"]), values | nested, max_size=60), st.booleans())
+@given(
+    st.dictionaries(keys | st.sampled_from(["tokens", "model"]), values | nested, max_size=60), st.booleans()
+)
 def test_what_is_sent_breaks_no_rule_and_changes_no_value(data: dict[str, Any], restamp: bool) -> None:
     """One event against the rules fails a thousand; one changed value is a wrong bill."""
     made = RULES.outgoing(ID, "cus_1", AT, event(data), restamp=restamp)
@@ -121,7 +129,9 @@ def test_what_is_sent_breaks_no_rule_and_changes_no_value(data: dict[str, Any], 
 
 
 def test_an_event_in_full() -> None:
-    made = RULES.outgoing(ID, "cus_1", AT, event({"tokens": 812, "model": "small", "cached": False, "x": 0.1}))
+    made = RULES.outgoing(
+        ID, "cus_1", AT, event({"tokens": 812, "model": "small", "cached": False, "x": 0.1})
+    )
     assert isinstance(made, Outgoing)
     assert json.loads(made.body) == {
         "event_id": ID,
@@ -284,7 +294,11 @@ def test_no_two_neighbouring_batches_would_have_fitted_in_one(sizes: list[int]) 
 
 
 @patient
-@given(st.lists(st.builds(Accepted, st.text(), st.text(), st.integers(0, 2**60), st.just("on_time"), st.binary())))
+@given(
+    st.lists(
+        st.builds(Accepted, st.text(), st.text(), st.integers(0, 2**60), st.just("on_time"), st.binary())
+    )
+)
 def test_packed_events_come_back(events: list[Accepted]) -> None:
     assert unpack(pack(events)) == events
 

@@ -27,7 +27,9 @@ def run(items: list[int], judge: Callable[[list[int]], Verdict]) -> tuple[list[i
 
 @patient
 @given(st.integers(1, 200).flatmap(lambda n: st.tuples(st.just(n), st.sets(st.integers(0, n - 1)))))
-def test_any_set_of_culprits_is_found_and_no_good_one_is_lost_within_the_bound(case: tuple[int, set[int]]) -> None:
+def test_any_set_of_culprits_is_found_and_no_good_one_is_lost_within_the_bound(
+    case: tuple[int, set[int]],
+) -> None:
     """A poison event must neither stop the others nor eat the minute's requests."""
     count, poison = case
     culprits, good, requests = run(list(range(count)), lambda piece: "bad" if poison & set(piece) else "good")
@@ -45,7 +47,9 @@ def test_one_in_a_thousand_costs_14_requests_at_most(place: int) -> None:
 
 
 def test_every_one_in_a_thousand_costs_14_requests_at_most() -> None:
-    most = max(run(list(range(1000)), lambda p, x=x: "bad" if x in p else "good")[2] for x in range(0, 1000, 7))
+    most = max(
+        run(list(range(1000)), lambda p, x=x: "bad" if x in p else "good")[2] for x in range(0, 1000, 7)
+    )
     assert most <= 14
 
 

@@ -16,7 +16,9 @@ def events(*those: tuple[int, int, int], oldest: int = DAY_BEFORE) -> Identities
     """Events as (identity, fingerprint, time since noon)."""
     ids, marks, times = (np.array(column) for column in zip(*those, strict=True))
     lo, hi = ids.astype(np.uint64), (ids * 7).astype(np.uint64)
-    return Identities(lo, hi, marks.astype(np.uint32), NOON + times.astype(np.int64), np.full(len(those), oldest))
+    return Identities(
+        lo, hi, marks.astype(np.uint32), NOON + times.astype(np.int64), np.full(len(those), oldest)
+    )
 
 
 @pytest.mark.parametrize("many", [1, 300])

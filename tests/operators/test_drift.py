@@ -59,10 +59,15 @@ def fold(kind: Kind, values: list[int]) -> int:
 
 
 @given(
-    st.lists(steps, max_size=12), st.integers(100, 500), st.integers(0, 30), st.sampled_from(["count", "sum", "max"])
+    st.lists(steps, max_size=12),
+    st.integers(100, 500),
+    st.integers(0, 30),
+    st.sampled_from(["count", "sum", "max"]),
 )
 @settings(max_examples=400)
-def test_a_healthy_biller_never_leaves_the_bracket(steps: list[Step], asked: int, wait: int, kind: Kind) -> None:
+def test_a_healthy_biller_never_leaves_the_bracket(
+    steps: list[Step], asked: int, wait: int, kind: Kind
+) -> None:
     """Whatever is on its way, and whenever within the request the biller looked: no false alarm, ever."""
     answered = asked + wait
     before = fold(kind, [s.quantity for s in steps if s.accepted + s.stored <= asked])
@@ -150,7 +155,9 @@ class World:
             self.there += [There(id, shown_at, quantity, f"{id}".encode())] * times
         self.store += quantity if here and at in self.ours else 0
         if cause:
-            self.planted[cause] += quantity * (-1 if cause in ("extra_there", "missing_here", "doubled_there") else 1)
+            self.planted[cause] += quantity * (
+                -1 if cause in ("extra_there", "missing_here", "doubled_there") else 1
+            )
         return id
 
     def sight(self, **given: Any) -> Sight:

@@ -24,7 +24,9 @@ def lines_of(block: bytes) -> list[bytes]:
 
 
 @given(st.lists(st.tuples(st.lists(records, min_size=1, max_size=3), styles, breaks), max_size=6))
-def test_each_payload_has_its_line_however_it_was_written(messages: list[tuple[list[Any], int | None, str]]) -> None:
+def test_each_payload_has_its_line_however_it_was_written(
+    messages: list[tuple[list[Any], int | None, str]],
+) -> None:
     """One value over several lines is one payload; several values are NDJSON, which has a value a line."""
     written = []
     for records, indent, ending in messages:
@@ -32,7 +34,9 @@ def test_each_payload_has_its_line_however_it_was_written(messages: list[tuple[l
         text = (ending or "\n").join(json.dumps(record, indent=indent) for record in records) + ending
         written.append(text.replace("\n", ending or "\n").encode())
     block, ends = framed(written)
-    assert [json.loads(line) for line in lines_of(block)] == [r for records, _, _ in messages for r in records]
+    assert [json.loads(line) for line in lines_of(block)] == [
+        r for records, _, _ in messages for r in records
+    ]
     counts = ends or list(range(1, len(written) + 1))
     assert len(counts) == len(written)
     lines = block.split(b"\n")

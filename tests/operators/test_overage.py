@@ -23,7 +23,11 @@ TIERS = (Tier(Decimal(100), Decimal("0.5")), Tier(Decimal(300), Decimal("0.25"))
         (Limit(included=Decimal(1000), tiers=TIERS), "1100.5", "50.125"),
         (Limit(included=Decimal(1000), tiers=TIERS), "1300", "100"),
         (Limit(included=Decimal(1000), tiers=TIERS), "1310", "101"),
-        (Limit(tiers=(Tier(None, Decimal("0.000000000001")),)), "7.000000000003", "0.000000000007000000000003"),
+        (
+            Limit(tiers=(Tier(None, Decimal("0.000000000001")),)),
+            "7.000000000003",
+            "0.000000000007000000000003",
+        ),
         (Limit(tiers=(Tier(Decimal(10), Decimal(1)),)), "15", "15"),
     ],
 )

@@ -15,7 +15,9 @@ rates = st.builds(Rate, st.integers(1, 60), st.integers(1, 300))
 
 def most_in_any(times: list[int], length: int) -> int:
     """The most of these ascending times that lie in one window, wherever it begins."""
-    return max((bisect_right(times, start + length - 1) - place for place, start in enumerate(times)), default=0)
+    return max(
+        (bisect_right(times, start + length - 1) - place for place, start in enumerate(times)), default=0
+    )
 
 
 def admitted(pace: Pace, until: int, pauses: random.Random | None = None) -> list[int]:
@@ -43,7 +45,9 @@ def test_neither_window_ever_holds_more_than_its_number(rate: Rate, seed: int) -
 
 @patient
 @given(rates, st.integers(0, 2**32))
-def test_a_request_that_takes_longer_than_others_does_not_crowd_a_window_at_the_far_end(rate: Rate, seed: int) -> None:
+def test_a_request_that_takes_longer_than_others_does_not_crowd_a_window_at_the_far_end(
+    rate: Rate, seed: int
+) -> None:
     """Times as the platform sees them, up to a quarter of a second later."""
     travel = random.Random(seed)
     times = sorted(at + travel.randint(0, SECOND // 4) for at in admitted(Pace(rate), 4 * MINUTE))

@@ -17,7 +17,9 @@ READINGS = st.one_of(
     st.integers(0, 10**15),
     st.decimals(0, 10**15, allow_nan=False, allow_infinity=False, places=12),
     st.decimals(0, 1, allow_nan=False, allow_infinity=False, places=PLACES),
-    st.floats(0, 10**6).map(lambda number: Decimal(repr(number))).filter(lambda d: d.as_tuple().exponent >= -PLACES),
+    st.floats(0, 10**6)
+    .map(lambda number: Decimal(repr(number)))
+    .filter(lambda d: d.as_tuple().exponent >= -PLACES),
 )
 
 

@@ -79,10 +79,19 @@ def test_what_is_allowed(row: Row) -> None:
 
 
 def test_one_adjustment_sets_a_total_right_whatever_it_comes_of() -> None:
-    found = [Finding("missing_here", -7), Finding("extra_there", -2, ("x",)), Finding("missing_there", 5, ("young",))]
+    found = [
+        Finding("missing_here", -7),
+        Finding("extra_there", -2, ("x",)),
+        Finding("missing_there", 5, ("young",)),
+    ]
     assert repairs(found, where()) == [
         Repair("resend", "missing there, and young enough to go at its own time", 0, ("young",)),
-        Repair("adjust", "our total is set to what both sides' events come to: extra_there, missing_here", 9, ("x",)),
+        Repair(
+            "adjust",
+            "our total is set to what both sides' events come to: extra_there, missing_here",
+            9,
+            ("x",),
+        ),
     ]
 
 

@@ -104,7 +104,13 @@ def test_an_event_tells_what_it_sums_up_and_its_id_is_of_window_and_revision() -
         "event_id": id,
         "customer_id": "acme",
         "event_name": "tokens.rollup",
-        "metadata": {"sum": 12, "count": 3, "window": "1970-01-01T00:00:00.000000Z", "seconds": 60, "revision": 0},
+        "metadata": {
+            "sum": 12,
+            "count": 3,
+            "window": "1970-01-01T00:00:00.000000Z",
+            "seconds": 60,
+            "revision": 0,
+        },
     }
     changes = ({"meter": "other"}, {"start": MINUTE, "at": MINUTE}, {"length": 5 * MINUTE})
     others = [window._replace(**change) for change in changes]

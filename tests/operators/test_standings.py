@@ -42,6 +42,7 @@ def test_each_time_that_it_drifts_has_a_number_of_its_own(looks: list[tuple[int,
     """So that the alert of a second drift is not taken for a repeat of the first."""
     standings = stand(looks)
     begun = sum(
-        one.status == "drift" and (not n or standings[n - 1].status != "drift") for n, one in enumerate(standings)
+        one.status == "drift" and (not n or standings[n - 1].status != "drift")
+        for n, one in enumerate(standings)
     )
     assert (standings[-1].turn if standings else 0) == begun

@@ -27,7 +27,12 @@ def start(tmp_path: Path, **settings: str) -> subprocess.Popen[str]:
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(("DEMO_", "TIDEGATE_"))
     }
-    given = {"PYTHONPATH": str(ROOT), "DEMO_FOLDER": str(tmp_path / "demo"), "DEMO_RATE": "500", "DEMO_PORT": "0"}
+    given = {
+        "PYTHONPATH": str(ROOT),
+        "DEMO_FOLDER": str(tmp_path / "demo"),
+        "DEMO_RATE": "500",
+        "DEMO_PORT": "0",
+    }
     return subprocess.Popen(
         [sys.executable, "-m", "serving.demo"],
         env=environment | given | settings,

@@ -47,7 +47,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def event(tokens: Any = 0.1, **properties: Any) -> str:
     data = {"tokens": tokens, **properties}
     return json.dumps(
-        {"event_id": "e1", "customer_id": "acme", "event_name": "llm.tokens", "timestamp": LATE, "metadata": data}
+        {
+            "event_id": "e1",
+            "customer_id": "acme",
+            "event_name": "llm.tokens",
+            "timestamp": LATE,
+            "metadata": data,
+        }
     )
 
 

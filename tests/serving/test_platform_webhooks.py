@@ -58,7 +58,9 @@ class Endpoint:
 
     def post(self, body: bytes, headers: dict[str, str]) -> httpx.Response:
         async def sent() -> httpx.Response:
-            async with httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://t") as client:
+            async with httpx.AsyncClient(
+                transport=httpx.ASGITransport(self.app), base_url="http://t"
+            ) as client:
                 return await client.post(PATH, content=body, headers=headers)
 
         return asyncio.run(sent())
@@ -91,7 +93,12 @@ def state(start: datetime, days: int = 30, **fields: Any) -> dict[str, Any]:
 
 
 def delivery(
-    data: dict[str, Any], id: str = "msg_1", *, type: str = "subscription.renewed", secret: str = NEW, ago: float = 0
+    data: dict[str, Any],
+    id: str = "msg_1",
+    *,
+    type: str = "subscription.renewed",
+    secret: str = NEW,
+    ago: float = 0,
 ) -> tuple[bytes, dict[str, str]]:
     sent_at = datetime.fromtimestamp(time.time() - ago, UTC)
     event = {"business_id": "bus_1", "type": type, "timestamp": sent_at.isoformat(), "data": data}
@@ -243,7 +250,9 @@ def test_many_renewals_are_one_version(endpoint: Endpoint) -> None:
     assert endpoint.number() == 2
 
 
-def test_a_full_disk_is_told_as_to_be_tried_again(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_told_as_to_be_tried_again(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object) -> None:
         raise sqlite3.OperationalError("database or disk is full")
 
@@ -257,7 +266,9 @@ def test_without_a_secret_there_is_no_endpoint(tmp_path: Path) -> None:
     given = {"data_dir": str(tmp_path), "store": f"sqlite:{tmp_path / 's.db'}"}
     assert open_webhooks(load_settings_of(WebhookSettings, given)) is None
     with pytest.raises(SettingsError) as caught:
-        open_webhooks(load_settings_of(WebhookSettings, given | {"dodo_webhook_secrets": "whsec_hunter2 hunter2!"}))
+        open_webhooks(
+            load_settings_of(WebhookSettings, given | {"dodo_webhook_secrets": "whsec_hunter2 hunter2!"})
+        )
     assert "hunter2" not in str(caught.value)
 
 

@@ -28,9 +28,13 @@ def subscription(customer: str, start: datetime = DAY, end: datetime = NEXT, **f
     return Subscription(**base | dict(customer=customers) | dates | fields)
 
 
-def meter(name: str, event_name: str, type: str = "count", key: str | None = None, **fields: Any) -> BillerMeter:
+def meter(
+    name: str, event_name: str, type: str = "count", key: str | None = None, **fields: Any
+) -> BillerMeter:
     made = Aggregation(type, key)
-    return BillerMeter(id=f"mtr_{name}", name=name, event_name=event_name, aggregation=made, created_at=DAY, **fields)
+    return BillerMeter(
+        id=f"mtr_{name}", name=name, event_name=event_name, aggregation=made, created_at=DAY, **fields
+    )
 
 
 def without(catalog: Catalog, *customers: str) -> Catalog:
@@ -46,14 +50,22 @@ def test_only_what_differs_is_changed_and_comments_stay() -> None:
         line for line in after if line.lstrip().startswith("#")
     ]
     changed = [line for line in before if line not in after]
-    assert [line.split(":")[0].strip() for line in changed] == ["cus_001", "cus_002", "period", "type", "edges"]
+    assert [line.split(":")[0].strip() for line in changed] == [
+        "cus_001",
+        "cus_002",
+        "period",
+        "type",
+        "edges",
+    ]
     old, new = parse_catalog(EXAMPLE), parse_catalog(made.text)
     assert without(new, "cus_001", "cus_002", "cus_006") == without(old, "cus_001", "cus_002", "cus_006")
     assert new.customers["cus_001"] == Customer("cus_001", "pro", None, Billing((DAY, NEXT)), {}, None)
     assert new.customers["cus_002"].period == Billing((DAY, NEXT))
 
 
-@pytest.mark.parametrize("text", ["", EXAMPLE, "meters: [{name: a, event_name: b, aggregation: {type: count}}]"])
+@pytest.mark.parametrize(
+    "text", ["", EXAMPLE, "meters: [{name: a, event_name: b, aggregation: {type: count}}]"]
+)
 def test_to_pull_again_changes_nothing(text: str) -> None:
     meters = [meter("tokens", "llm.tokens", "sum", "tokens"), meter("calls", "api.call")]
     free = (SubscribedMeter(meter_id="mtr_calls", free_threshold=100),)
@@ -69,10 +81,17 @@ def test_to_pull_again_changes_nothing(text: str) -> None:
 
 def test_a_known_meter_is_known_by_what_it_counts() -> None:
     """Not by its name: another one of the same name gets a name of its own."""
-    dear: dict[str, Any] = {"conjunction": "and", "clauses": [{"key": "dear", "operator": "equals", "value": True}]}
+    dear: dict[str, Any] = {
+        "conjunction": "and",
+        "clauses": [{"key": "dear", "operator": "equals", "value": True}],
+    }
     made = pulled(
         EXAMPLE,
-        [meter("Input", "llm.tokens", "sum", "input_tokens"), meter("calls", "api.call", filter=dear), meter("?", "x")],
+        [
+            meter("Input", "llm.tokens", "sum", "input_tokens"),
+            meter("calls", "api.call", filter=dear),
+            meter("?", "x"),
+        ],
         [],
     )
     assert made.changes == ("meter calls_2: new, reads api.call", "meter meter: new, reads x")
@@ -82,7 +101,9 @@ def test_a_known_meter_is_known_by_what_it_counts() -> None:
 
 def test_two_live_subscriptions_of_a_customer_are_warned_of() -> None:
     later = subscription("cus_1", DAY + timedelta(days=1), NEXT, subscription_id="sub_later")
-    ended = subscription("cus_1", DAY + timedelta(days=2), NEXT, subscription_id="sub_ended", status="cancelled")
+    ended = subscription(
+        "cus_1", DAY + timedelta(days=2), NEXT, subscription_id="sub_ended", status="cancelled"
+    )
     made = pulled(EXAMPLE, [], [later, subscription("cus_1"), ended])
     assert len(made.warnings) == 1 and "sub_later" in made.warnings[0]
     assert parse_catalog(made.text).customers["cus_1"].period == Billing((DAY + timedelta(days=1), NEXT))
@@ -152,7 +173,9 @@ def as_into(value: Any, depth: int) -> Any:
 
 @given(mappings, mappings, st.integers(0, 3), st.sampled_from([True, False, None]))
 @settings(max_examples=300)
-def test_an_edit_is_what_a_reader_would_expect(base: Any, change: Any, depth: int, style: bool | None) -> None:
+def test_an_edit_is_what_a_reader_would_expect(
+    base: Any, change: Any, depth: int, style: bool | None
+) -> None:
     """Whatever stands there, in blocks or on one line: read again, it is the old with the new put in."""
     text = yaml.safe_dump(base, default_flow_style=style, allow_unicode=True, sort_keys=False) if base else ""
     change = Into({key: as_into(value, depth) for key, value in change.items()})

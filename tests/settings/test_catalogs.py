@@ -20,7 +20,9 @@ def log(tmp_path: Path) -> SqliteControl:
     return SqliteControl(tmp_path / "store.db")
 
 
-def test_a_file_is_applied_once_and_again_when_it_says_something_else(log: SqliteControl, tmp_path: Path) -> None:
+def test_a_file_is_applied_once_and_again_when_it_says_something_else(
+    log: SqliteControl, tmp_path: Path
+) -> None:
     path = tmp_path / "catalog.yaml"
     path.write_text(COUNT)
     assert [apply_file(log, path).number for _ in range(3)] == [1, 1, 1]  # type: ignore[union-attr]

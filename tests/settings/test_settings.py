@@ -27,7 +27,13 @@ TABLE: list[tuple[str, Any, str, str, Any]] = [
         (AlertFile(path="a", kinds=("threshold",)), AlertStdout()),
     ),
     ("webhook_secrets", None, "whsec_aa whsec_bb", '"whsec_aa whsec_bb"', SecretStr("whsec_aa whsec_bb")),
-    ("slack_url", None, "https://example.com/x", '"https://example.com/x"', SecretStr("https://example.com/x")),
+    (
+        "slack_url",
+        None,
+        "https://example.com/x",
+        '"https://example.com/x"',
+        SecretStr("https://example.com/x"),
+    ),
     (
         "dead_letters",
         DeadLetterFile(path="data/dead-letters.ndjson"),

@@ -26,7 +26,9 @@ def signed(id: str, body: str) -> dict[str, str]:
 def test_a_signed_delivery_is_taken_without_a_key_and_another_is_refused(tmp_path: Path) -> None:
     inbox = Inbox(tmp_path / "webhooks.db")
     webhooks = Webhooks([SECRET], inbox, lambda: None, in_background=False)  # type: ignore[arg-type,return-value]
-    body = json.dumps({"type": "credit.added", "data": {}, "business_id": "b", "timestamp": "2026-11-22T10:00:00Z"})
+    body = json.dumps(
+        {"type": "credit.added", "data": {}, "business_id": "b", "timestamp": "2026-11-22T10:00:00Z"}
+    )
     with local(tmp_path, webhooks=webhooks) as here:
         anybody = here.client_of(None)
         assert anybody.post(PATH, content=body, headers=signed("m1", body)).status_code == 204
