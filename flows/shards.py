@@ -29,7 +29,7 @@ from settings.settings import Settings
 PACE, BACKLOG_PACE = timedelta(microseconds=5), timedelta(microseconds=80)
 BACKLOG_EVENTS = 200
 # Totals of events that are an hour old are not much fresher for being written each second, those of now are.
-AGE_SHARE, PAUSE_MAX = 10, timedelta(seconds=5)
+AGE_SHARE, PAUSE_MAX = 10, timedelta(seconds=10)
 COUNTERS_EVERY = timedelta(seconds=1)
 
 
