@@ -174,11 +174,11 @@ local function outlive(now)
   for i = 3, 6 do redis.call('PEXPIRE', KEYS[i], rest) end
 end
 
--- Takes the customer's expired holds out of the sum.
+-- Takes the customer's holds that are past their time out of the sum. A first commit stands all the same.
 local function sweep(now)
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[5], '-inf', now)) do
     local hold = hold_of(3, id)
-    keep(3, id, {EXPIRED}, hold[2], hold[3], hold[4])
+    if hold[1] ~= {COMMITTED} then keep(3, id, {EXPIRED}, hold[2], hold[3], hold[4]) end
     uncount(3, id, hold[4])
   end
 end

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from operators.ports import StoreError
 
-SCHEMA = 3
+SCHEMA = 4
 BUCKETS = 16
 WAIT = timedelta(seconds=30)
 
@@ -82,7 +82,7 @@ CREATE TABLE holds (
     quantities TEXT, until INTEGER
 );
 CREATE INDEX holds_open ON holds (customer, until) WHERE state < 2;
-CREATE INDEX holds_waiting ON holds (state) WHERE state < 4;
+CREATE INDEX holds_waiting ON holds (state) WHERE state < 5;
 CREATE INDEX holds_until ON holds (until);
 CREATE TABLE held (customer TEXT, meter TEXT, quantity TEXT, PRIMARY KEY (customer, meter)) WITHOUT ROWID;
 CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;

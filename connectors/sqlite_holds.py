@@ -44,8 +44,9 @@ from operators.quantity import scaled, text
 Mode = Literal["ro", "rw"]
 
 WAIT = timedelta(seconds=1)
-# Those below EXPIRED are in the sum.
-HELD, COMMITTED, EXPIRED, RELEASED, SETTLED = range(5)
+# Those below EXPIRED are in the sum, and the event of those below SETTLED has not come. One that is held expires, one
+# that is committed lapses: its first commit stands all the same.
+HELD, COMMITTED, EXPIRED, LAPSED, RELEASED, SETTLED = range(6)
 PRUNED_AT_ONCE = 16
 # Below this many a list of identities is not worth being read anew.
 FEW: Final = 1024
@@ -116,9 +117,10 @@ class SqliteHolds:
             if state in (RELEASED, SETTLED):
                 return Closing("settled" if state == SETTLED else "released", asked)
             final = final_quantities(asked, quantities)
-            if final is None or (state == COMMITTED and final != old):
+            is_committed = state in (COMMITTED, LAPSED)
+            if final is None or (is_committed and final != old):
                 return Closing("conflict", asked)
-            if state == COMMITTED:
+            if is_committed:
                 return Closing("committed", asked)
             expired = state == EXPIRED or old_until <= now
             _sweep(db, customer, now)
@@ -140,8 +142,8 @@ class SqliteHolds:
             if row is None:
                 return Closing("unknown", {})
             _, state, asked, quantities, _ = row
-            if state in (COMMITTED, SETTLED):
-                return Closing("committed" if state == COMMITTED else "settled", _read(asked))
+            if state in (COMMITTED, LAPSED, SETTLED):
+                return Closing("settled" if state == SETTLED else "committed", _read(asked))
             if state == HELD:
                 _add(db, customer, {meter: -quantity for meter, quantity in _read(quantities).items()})
                 announce(db, [customer])
@@ -232,7 +234,7 @@ class Settling:
     def _look(self, db: sqlite3.Connection) -> None:
         if len(self._waiting) > self._enough:
             last = db.execute("SELECT max(n) FROM holds").fetchone()[0] or 0
-            rows = db.execute("SELECT n, identity FROM holds INDEXED BY holds_waiting WHERE state < 4")
+            rows = db.execute("SELECT n, identity FROM holds INDEXED BY holds_waiting WHERE state < 5")
             self._waiting.clear()
             self._learn(rows)
             self._last, self._enough = max(last, self._last), max(FEW, 2 * len(self._waiting))
@@ -334,10 +336,11 @@ def _used(body: Any, written_at: int, start: int) -> Iterator[tuple[str, Used]]:
 
 def _sweep(db: sqlite3.Connection, customer: str, now: int) -> None:
     """Takes the customer's expired holds out of the sum."""
-    query = "SELECT identity, quantities FROM holds WHERE state < 2 AND customer = ? AND until <= ?"
-    for key, quantities in db.execute(query, (customer, now)).fetchall():
+    query = "SELECT identity, state, quantities FROM holds WHERE state < 2 AND customer = ? AND until <= ?"
+    for key, state, quantities in db.execute(query, (customer, now)).fetchall():
         _add(db, customer, {meter: -quantity for meter, quantity in _read(quantities).items()})
-        db.execute("UPDATE holds SET state = ? WHERE identity = ?", (EXPIRED, key))
+        ended = LAPSED if state == COMMITTED else EXPIRED
+        db.execute("UPDATE holds SET state = ? WHERE identity = ?", (ended, key))
 
 
 def _prune(db: sqlite3.Connection, now: int) -> None:

@@ -497,6 +497,23 @@ class HoldsContract(ABC):
                 assert holds.account(id, SCOPE, until).held == {}
 
     @pytest.mark.parametrize("swept", [False, True])
+    def test_a_first_commit_stands_when_its_time_is_over(self, swept: bool) -> None:
+        """A retry that comes late must not hold again what nobody will ever settle."""
+        late = NOW + LIFE + SECOND
+        with self.fresh() as place, closing(place.open_holds()) as holds:
+            assert reserve(holds, "a", "1", calls=8) == "held"
+            assert holds.commit("a", "", "1", {"": 4 * SCALE}, NOW + SECOND, NOW).state == "committed"
+            if swept:
+                assert reserve(holds, "a", "2", late, calls=1) == "held"
+            for given, state in ((4, "committed"), (5, "conflict")):
+                closed = holds.commit("a", "", "1", {"": given * SCALE}, late + SETTLE, late)
+                assert (closed.state, closed.expired) == (state, False)
+            assert holds.release("a", "", "1", late).state == "committed"
+            assert holds.account("a", SCOPE, late).held.get("calls", 0) == (SCALE if swept else 0)
+            # Like any that is over, it may be reserved for anew.
+            assert reserve(holds, "a", "1", late, calls=8) == "held"
+
+    @pytest.mark.parametrize("swept", [False, True])
     def test_a_commit_after_the_expiry_counts_again(self, swept: bool) -> None:
         """It was used, and its event comes: better beyond the cap for all to see than not at all."""
         late = NOW + LIFE + SECOND

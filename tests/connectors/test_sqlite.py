@@ -226,7 +226,7 @@ def _a_folder(path: Path) -> None:
         (_no_sqlite, "this is no SQLite file"),
         (_empty, "needs a store of Tidegate, got another database"),
         (_another_database, "needs a store of Tidegate, got another database"),
-        (_another_schema, "needs schema 3, got 7; run the version of Tidegate that wrote it"),
+        (_another_schema, "needs schema 4, got 7; run the version of Tidegate that wrote it"),
         (_a_folder, "needs a file, got something else"),
     ],
 )
