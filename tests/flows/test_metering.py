@@ -133,7 +133,7 @@ def test_what_waited_to_be_written_is_written_after_a_crash(
         (1_000, 500, timedelta(seconds=1), timedelta(milliseconds=100)),
         (1_000, 500, timedelta(days=1), timedelta(milliseconds=320)),
         (1_000_000, 500, timedelta(days=1), timedelta(seconds=20)),
-        (100_000, 500, timedelta(days=1), timedelta(seconds=5)),
+        (100_000, 500, timedelta(days=1), timedelta(seconds=10)),
         (1_000, 5, timedelta(days=1), timedelta(milliseconds=20)),
     ],
 )
