@@ -36,7 +36,7 @@ from operators.billing import pack
 from operators.ports import Note, StoreError, StoreWriter
 from operators.records import Accepted
 from operators.routing import shard_of_name
-from operators.wire import encode_accepted, encode_alert, encode_dead_letter
+from operators.wire import encode_accepted, encode_dead_letter
 from settings.alerts import Delivered, Routed
 from settings.catalog import CatalogError
 from settings.catalogs import Catalogs, FileWatch, apply_file
@@ -195,10 +195,13 @@ def _source_limits(settings: Settings) -> dict[str, Any]:
 def _alerts(address: Routed, keyed: tuple[str, Emission]) -> list[tuple[str, bytes]]:
     """The alerts that an address wants, by shard, or by their ids where they are delivered one by one."""
     key, emission = keyed
-    wanted = [alert for alert in emission.alerts if address.wants(alert.kind, alert.customer)]
+    wanted = [
+        (alert.id, line) for alert, line in emission.alerts if address.wants(alert.kind, alert.customer)
+    ]
     if isinstance(address, Delivered):
-        return [(alert.id, encode_alert(alert)) for alert in wanted]
-    return _lines(key, wanted, encode_alert)
+        return wanted
+    shard = str(shard_of_name(key))
+    return [(shard, line) for _, line in wanted]
 
 
 def _alert_sink(address: Any, settings: Settings) -> Any:

@@ -38,7 +38,8 @@ class Emission(NamedTuple):
 
     totals: Totals
     counters: list[Counter]
-    alerts: list[Alert]
+    alerts: list[tuple[Alert, bytes]]
+    """Each with its line of JSON."""
     dead: list[DeadLetter]
     accepted: list[Accepted]
     notes: list[Note]
@@ -231,16 +232,15 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Chunk | ControlItem], Emission, P
             counters = shard.counters()
             self._counters_due = None
         alerts = [*shard.review(), *alerts, *chain.from_iterable(outcome.alerts for outcome in outcomes)]
-        notes += [Note("alert", alert.id, alert.customer, alert.at, encode_alert(alert)) for alert in alerts]
-        for told, times in Tally((alert.kind, alert.state) for alert in alerts).items():
-            self._telemetry.alerts.labels(*told).inc(times)
+        told = [(alert, encode_alert(alert)) for alert in alerts]
+        notes += [Note("alert", alert.id, alert.customer, alert.at, line) for alert, line in told]
+        for labels, times in Tally((alert.kind, alert.state) for alert in alerts).items():
+            self._telemetry.alerts.labels(*labels).inc(times)
         dead = list(chain.from_iterable(outcome.dead for outcome in outcomes))
         accepted = list(chain.from_iterable(outcome.accepted for outcome in outcomes))
         received_at = happened_at = 0
         if totals:
             received_at, self._received_at = self._received_at, 0
             happened_at, self._happened_at = self._happened_at, 0
-        emission = Emission(
-            totals, counters, alerts, dead, accepted, notes, settled, received_at, happened_at
-        )
+        emission = Emission(totals, counters, told, dead, accepted, notes, settled, received_at, happened_at)
         return [emission] if any(emission) else []

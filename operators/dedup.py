@@ -1,6 +1,6 @@
 """Remembered identities, a table per event hour, so that old hours are neither touched nor written again.
 
-Each entry is 20 bytes of columns and about 10 of index (operators/table.py). Looking a chunk up is a few numpy
+Each entry is 20 to 24 bytes of columns and 8 to 12 of index (operators/table.py). Looking a chunk up is a few numpy
 calls per hour that it touches; only where an identity turns up across an hour's edge do events go one by one.
 """
 

@@ -5,7 +5,8 @@ entry is a row across columns, appended in order of arrival, found through an op
 row numbers. So a snapshot writes only the rows appended or touched, as bytes, and lookups of a thousand keys
 take a dozen numpy calls instead of a thousand Python ones.
 
-Source: linear probing with multiplicative (Fibonacci) hashing, Knuth, TAOCP vol. 3, 6.4.
+Source: linear probing with multiplicative (Fibonacci) hashing, Knuth, TAOCP vol. 3, 6.4; the hash is taken to a slot
+by multiplication instead of division: https://lemire.me/blog/2016/06/27/a-fast-alternative-to-the-modulo-reduction/
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,7 +19,9 @@ Words = NDArray[np.uint64]
 Rows = NDArray[np.int64]
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_HALF = np.uint64(32)
 _FULL = 0.5  # of the index: linear probing then needs 2.5 looks at most on average for a key that is new
+_INDEX_GROWTH = 1.5  # the index holds 4 bytes for each of 2 to 3 slots a row; doubling would make it 4
 _SMALL = 64
 _FEW = 12  # so many keys are looked up faster one by one
 _WORD = 2**64 - 1
@@ -58,7 +61,6 @@ class Table:
         found = np.full(len(keys[0]), -1, np.int64)
         slots = self._slots(keys[0])
         pending = np.arange(len(slots))
-        mask = len(self._index) - 1
         while len(pending) > _FEW:
             rows = self._index[slots[pending]]
             taken = rows >= 0
@@ -66,7 +68,7 @@ class Table:
             same = self._same(rows, pending, keys)
             found[pending[same]] = rows[same]
             pending = pending[~same]
-            slots[pending] = (slots[pending] + 1) & mask
+            slots[pending] = self._after(slots[pending])
         for i, word in self._left(pending, keys):
             found[i] = self._seek(word, int(slots[i]))[0]
         return found
@@ -86,7 +88,7 @@ class Table:
         rows = np.empty(count, np.int64)
         new = np.zeros(count, np.bool_)
         pending = np.arange(count)
-        index, mask = self._index, len(self._index) - 1
+        index = self._index
         while len(pending) > _FEW:
             at = slots[pending]
             found = index[at]
@@ -101,7 +103,7 @@ class Table:
             rows[done] = found[same]
             new[done] = rows[done] == base + done
             pending = pending[~same]
-            slots[pending] = (slots[pending] + 1) & mask
+            slots[pending] = self._after(slots[pending])
         for i, word in self._left(pending, keys):
             row, slots[i] = self._seek(word, int(slots[i]))
             if row < 0:
@@ -124,7 +126,7 @@ class Table:
         room = max(_SMALL, int(self.size * self._growth))
         self.keys = [_resized(column[chosen], room) for column in self.keys]
         self.columns = {name: _resized(column[chosen], room) for name, column in self.columns.items()}
-        self._reindex(_index_size(self.size))
+        self._reindex(max(2 * _SMALL, int(self.size / _FULL * _INDEX_GROWTH)))
 
     def add_column(self, name: str, dtype: Any) -> None:
         """A further column of zeros."""
@@ -151,15 +153,15 @@ class Table:
         return zip(pending.tolist(), words, strict=True)
 
     def _slot(self, word: tuple[int, ...]) -> int:
-        return ((word[0] * int(_GOLDEN)) & _WORD) >> (64 - (len(self._index) - 1).bit_length())
+        return (((word[0] * int(_GOLDEN)) & _WORD) >> 32) * len(self._index) >> 32
 
     def _seek(self, word: tuple[int, ...], slot: int) -> tuple[int, int]:
         """The row of one key, or -1, and the slot where the search ended, begun at `slot`."""
-        index, mask = self._index, len(self._index) - 1
+        index, length = self._index, len(self._index)
         while (row := int(index[slot])) >= 0:
             if all(int(column[row]) == part for column, part in zip(self.keys, word, strict=True)):
                 break
-            slot = (slot + 1) & mask
+            slot = (slot + 1) % length
         return row, slot
 
     def _same(self, rows: NDArray[Any], wanted: Rows, keys: tuple[Words, ...]) -> NDArray[np.bool_]:
@@ -169,8 +171,12 @@ class Table:
         return same
 
     def _slots(self, key: Words) -> Rows:
-        shift = np.uint64(64 - (len(self._index).bit_length() - 1))
-        return ((key * _GOLDEN) >> shift).astype(np.int64)
+        return ((((key * _GOLDEN) >> _HALF) * np.uint64(len(self._index))) >> _HALF).astype(np.int64)
+
+    def _after(self, slots: Rows) -> Rows:
+        slots = slots + 1
+        slots[slots == len(self._index)] = 0
+        return slots
 
     def _close_ranks(self, rows: Rows, new: NDArray[np.bool_], slots: Rows, base: int) -> Rows:
         fresh = int(np.count_nonzero(new))
@@ -194,7 +200,7 @@ class Table:
             self.keys = [_resized(column[: self.size], room) for column in self.keys]
             self.columns = {n: _resized(c[: self.size], room) for n, c in self.columns.items()}
         if size > _FULL * len(self._index):
-            self._reindex(_index_size(size))
+            self._reindex(max(int(size / _FULL) + 1, int(len(self._index) * _INDEX_GROWTH)))
 
     def _reindex(self, length: int) -> None:
         self._index = np.full(length, -1, np.int32)
@@ -205,14 +211,7 @@ class Table:
             free = self._index[at] < 0
             self._index[at[free][::-1]] = pending[free][::-1]
             pending = pending[self._index[at] != pending]
-            slots[pending] = (slots[pending] + 1) & (length - 1)
-
-
-def _index_size(rows: int) -> int:
-    size = 2 * _SMALL
-    while rows > _FULL * size:
-        size *= 2
-    return size
+            slots[pending] = self._after(slots[pending])
 
 
 def _resized(column: NDArray[Any], room: int) -> NDArray[Any]:
