@@ -29,6 +29,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from benchmarks.contestants import free_ports
 from benchmarks.crowd import CATALOG, CUSTOMER, METER, Crowd, address_of, holds_of
 from connectors.clock import wall_clock
 from operators.periods import Calendar, period_of
@@ -286,7 +287,7 @@ def redis_server() -> Iterator[str]:
         yield ""
         return
     with tempfile.TemporaryDirectory() as folder:
-        port = _free_port()
+        (port,) = free_ports(1)
         server = subprocess.Popen(
             [
                 program,
@@ -309,14 +310,6 @@ def redis_server() -> Iterator[str]:
         finally:
             server.terminate()
             server.wait()
-
-
-def _free_port() -> int:
-    import socket
-
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _await(port: int) -> None:

@@ -9,7 +9,6 @@ the first total in the store to the end of both processes.
 import argparse
 import os
 import random
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from contextlib import closing
 from itertools import accumulate
 from pathlib import Path
 
+from benchmarks.contestants import free_ports
 from connectors.sqlite import SqliteReader
 from operators.ports import StoreError
 
@@ -68,13 +68,7 @@ def _write(folder: Path, shape: Callable[[random.Random], list[int]], events: in
 
 
 def _addresses(count: int) -> str:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    addresses = ";".join(f"127.0.0.1:{one.getsockname()[1]}" for one in sockets)
-    for one in sockets:
-        one.close()
-    return addresses
+    return ";".join(f"127.0.0.1:{port}" for port in free_ports(count))
 
 
 def _counted(store: Path) -> int:

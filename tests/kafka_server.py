@@ -30,9 +30,9 @@ from confluent_kafka.admin import (
     UserScramCredentialUpsertion,
 )
 
-from tests.faults.harness import free_addresses
 from tests.kafka.get import VERSION, NotToBeHad, jars
 from tests.kafka.mock import MockCluster
+from tests.ports import free_addresses
 from tests.servers import dies_with_us
 
 NAMED = "TIDEGATE_TEST_KAFKA"

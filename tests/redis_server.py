@@ -22,6 +22,7 @@ from redis import Connection
 from redis.exceptions import RedisError
 
 from tests import servers
+from tests.ports import free_ports
 
 SECONDS = 30
 
@@ -43,13 +44,6 @@ def version() -> str:
         [*binary(), "--version"], capture_output=True, text=True, check=True
     ).stdout.split()
     return f"{words[0]} {next(word for word in words if word.startswith('v='))[2:]}"
-
-
-def free_ports(number: int) -> list[int]:
-    """Ports that nobody listens on now, and whose number plus 10000 is none either."""
-    with ExitStack() as stack:
-        taken = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(number)]
-        return [one.getsockname()[1] for one in taken]
 
 
 class Server:

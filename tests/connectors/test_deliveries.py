@@ -27,6 +27,7 @@ from connectors.deliveries import KEEP, Message, Queue, Refused, Sender, undeliv
 from settings.alerts import AlertMail, AlertSlack, AlertWebhook
 from settings.problems import SettingsError
 from settings.settings import load_settings
+from tests.ports import free_ports
 
 OLD, NEW = (f"whsec_{base64.b64encode(bytes([n]) * 24).decode()}" for n in (1, 2))
 ALERT = {
@@ -298,9 +299,7 @@ class Mailbox:
 
 @contextmanager
 def mailbox() -> Iterator[tuple[Mailbox, int]]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     box = Mailbox()
     controller = Controller(box, hostname="127.0.0.1", port=port)
     controller.start()

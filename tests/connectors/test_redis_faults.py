@@ -25,6 +25,7 @@ from operators.records import Counter, Total
 from operators.resends import RESEND
 from tests import redis_server
 from tests.connectors.store_contract import HOUR, batch_of, holds, total_of, written
+from tests.ports import free_ports
 from tests.proxy import Proxy
 from tests.redis_server import Server, waited_for
 from tests.servers import lacking
@@ -144,7 +145,7 @@ def test_a_script_that_the_server_forgot_is_loaded_again(server: Server) -> None
 
 def test_a_server_that_stays_away_is_given_up_with_advice() -> None:
     """The flow then ends, and its supervisor starts it again: better than to seem alive for ever."""
-    (port,) = redis_server.free_ports(1)
+    (port,) = free_ports(1)
     now, slept = [0.0], list[float]()
 
     def sleep(seconds: float) -> None:
@@ -424,7 +425,7 @@ def certificates(tmp_path: Path) -> Path:
 
 def test_tls_with_certificates_of_both_sides(certificates: Path) -> None:
     cert, key = certificates / "cert.pem", certificates / "key.pem"
-    (port,) = redis_server.free_ports(1)
+    (port,) = free_ports(1)
     options = [f"tls-port {port}", f"tls-cert-file {cert}", f"tls-key-file {key}", f"tls-ca-cert-file {cert}"]
     server = Server(certificates / "server", port, *options)
     try:

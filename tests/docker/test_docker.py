@@ -14,9 +14,10 @@ import pytest
 import yaml
 
 from settings.serving import ServingSettings
-from tests.faults.harness import ROOT, free_addresses
+from tests.faults.harness import ROOT
 from tests.flows.conftest import SECONDS, Place
 from tests.flows.test_control import FOLLOWED, eventually, has_totals
+from tests.ports import free_ports
 
 DOCKER = ROOT / "docker"
 BIN = Path(sys.executable).parent
@@ -100,7 +101,7 @@ def test_rules_and_dashboard_ask_for_metrics_that_there_are(place: Place) -> Non
 def test_the_entry_point_runs_a_flow_that_is_healthy_and_stops(place: Place) -> None:
     """What a container does from its start to `docker stop`."""
     place.append("first.jsonl")
-    port = free_addresses(1)[0].rpartition(":")[2]
+    (port,) = free_ports(1)
     environment = place.environment(**FOLLOWED, METRICS=f"0.0.0.0:{port}")
     environment["PATH"] = f"{BIN}:{os.environ['PATH']}"
     command = ["/bin/sh", str(DOCKER / "entrypoint.sh"), "metering"]

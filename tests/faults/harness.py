@@ -7,7 +7,6 @@ import pickle
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import zlib
@@ -29,6 +28,7 @@ from operators.ports import StoredTotal, StoreError, StoreReader
 from operators.records import Total
 from tests.faults.edges import Dead, Edges, Files, SqliteFiles, Stores, lines_of
 from tests.faults.orders import KILLS, MET, Kill, Met, Orders, Phase
+from tests.ports import free_addresses
 from tests.traffic import Case
 
 ROOT = Path(__file__).parents[2]
@@ -254,15 +254,6 @@ def ended(processes: list[subprocess.Popen[bytes]]) -> list[int]:
             process.kill()
             process.wait()
     return [process.returncode for process in processes]
-
-
-def free_addresses(count: int) -> list[str]:
-    """Addresses on this machine that nobody listens on."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    addresses = [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
-    for each in sockets:
-        each.close()
-    return addresses
 
 
 def parted(lines: list[bytes], files: int) -> list[list[bytes]]:

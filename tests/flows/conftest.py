@@ -14,7 +14,8 @@ import pytest
 
 from connectors.sqlite import SqliteReader
 from operators.records import Total
-from tests.faults.harness import ROOT, ended, free_addresses, lines_of
+from tests.faults.harness import ROOT, ended, lines_of
+from tests.ports import free_addresses
 
 SCENARIOS = Path(__file__).parent / "scenarios"
 SECONDS = 120

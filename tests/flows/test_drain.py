@@ -5,10 +5,11 @@ import subprocess
 
 import pytest
 
-from tests.faults.harness import free_addresses, lines_of
+from tests.faults.harness import lines_of
 from tests.flows.conftest import SECONDS, Place
 from tests.flows.test_control import FOLLOWED, eventually, has_totals
 from tests.flows.test_metering import COUNTERS, FIRST, SECOND
+from tests.ports import free_addresses
 
 
 def ended(process: "subprocess.Popen[str]") -> tuple[int, str]:

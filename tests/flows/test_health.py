@@ -11,9 +11,9 @@ import pytest
 
 from connectors.health import HealthError, Watchdog, serve
 from connectors.telemetry import ShardNumbers, Telemetry
-from tests.faults.harness import free_addresses
 from tests.flows.conftest import Place
 from tests.flows.test_control import FOLLOWED, eventually, has_totals
+from tests.ports import free_addresses
 
 
 def got(port: int, path: str) -> tuple[int, str]:

@@ -4,9 +4,9 @@ import random
 from collections import Counter
 from contextlib import ExitStack
 
-from tests.faults.harness import free_addresses
 from tests.flows.conftest import Place
 from tests.flows.test_control import eventually
+from tests.ports import free_addresses
 
 FILES, CUSTOMERS, PER_STAGE = 4, 40, 3000
 SETTINGS = {

@@ -18,6 +18,7 @@ from operators.ports import Scope, StoreError
 from operators.records import Total
 from serving.gate import AsyncGate, Gate
 from tests import redis_server
+from tests.ports import free_ports
 from tests.proxy import Proxy
 from tests.redis_server import Server
 from tests.serving.gate.fakes import Face, catalog_text
@@ -175,7 +176,7 @@ def test_an_answer_byte_by_byte_is_not_waited_for() -> None:
 
 @pytest.mark.parametrize("kind", [Gate, AsyncGate])
 def test_a_redis_that_is_not_there_yet(kind: Any) -> None:
-    (port,) = redis_server.free_ports(1)
+    (port,) = free_ports(1)
     gate = Face(kind, holds_at(f"127.0.0.1:{port}"), fail="closed", timeout=LONG)
     try:
         assert is_closed(gate)

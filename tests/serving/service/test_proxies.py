@@ -13,6 +13,7 @@ from threading import Thread
 import httpx
 import pytest
 
+from tests.ports import free_ports
 from tests.servers import lacking, ran
 from tests.serving.service.served import Served, die_with
 
@@ -108,9 +109,7 @@ def nginx(served: Served, tmp_path: Path) -> Iterator[str]:
     ran(f"nginx {said.rpartition('/')[2].strip()}")
     application = HTTPServer(("127.0.0.1", 0), Application)
     Thread(target=application.serve_forever, daemon=True).start()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     configuration = tmp_path / "nginx.conf"
     configuration.write_text(
         CONFIGURATION.format(
