@@ -26,10 +26,12 @@ from connectors.clock import wall_clock
 from connectors.control import ControlSource
 from connectors.drain import Drain, DrainedSource
 from connectors.health import HealthError, Watchdog, serve
+from connectors.journal import Position
 from connectors.outbox_reader import OutboxReader, Standing
 from connectors.telemetry import Telemetry
 from connectors.tracing import open_spans
 from flows.decoding import Decoding
+from flows.naps import Naps
 from flows.shards import Emission, ShardLogic
 from flows.store_sink import StoreSink
 from operators.billing import pack
@@ -103,9 +105,14 @@ def build(settings: Settings, catalogs: Catalogs, drain: Drain, telemetry: Telem
     chunks = op.flat_map_batch("decode", polls, decoding.chunks)
     control = op.input("control", metering, DrainedSource(_control(settings, catalogs), drain))
     inputs = op.merge("inputs", chunks, op.flat_map("direct", control, decoding.direct))
-    emissions = op.stateful_batch(
-        "meter", inputs, lambda position: ShardLogic(settings, catalogs, telemetry, position)
-    )
+    naps = Naps()
+    naps.install()
+
+    def metered(position: Position | None) -> ShardLogic:
+        naps.begin()
+        return ShardLogic(settings, catalogs, telemetry, position)
+
+    emissions = op.stateful_batch("meter", inputs, metered)
     if "store" in branches:
         written = op.map("totals", emissions, lambda keyed: keyed[1])
         op.output("store", written, StoreSink(_writers(settings), telemetry, live=settings.now == "wall"))

@@ -4,6 +4,7 @@
 otherwise. What it is made of: flows/dataflow.py.
 """
 
+import os
 import sys
 
 from bytewax.dataflow import Dataflow
@@ -21,6 +22,8 @@ def flow() -> Dataflow:
         sys.exit(str(error))
     if settings.recovery and not recovery.is_on():
         recovery.start_over(settings.data_dir, settings.epoch)
+    # Nothing here is linear algebra, whose threads wait for work by spinning.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # Only now, as a process that starts over would import it all twice.
     from flows.dataflow import started
 
