@@ -2,21 +2,16 @@
 
 An event costs a few dozen bytes here instead of a tree of objects, and a chunk pickles as a handful of byte strings,
 numbers in as few bytes as they need. The events' own bytes ride along as offsets into the poll's block; only where a
-chunk leaves its process are they cut out of it, and compressed, as most are never looked at again: that costs about
-what it saves on one machine, and is a third of the bytes on a network.
+chunk leaves its process are they cut out of it.
 """
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import zstandard
 from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
-
-COMPRESSION = 1
-"""The level: a byte is compressed in about a nanosecond, events of one kind to a seventh."""
 
 
 class Reject(NamedTuple):
@@ -86,7 +81,7 @@ class Chunk:
     chunks of this shard and process have. `digest_lo` and `digest_hi` are the identities, `mark` fingerprints
     name, time and data, `at` is µs since the epoch. `catalog` is the number of the catalog that meters were read
     under. `unread_event` and `unread_meter` say which meters found nothing that they could read. `starts` and `ends`
-    point into `block`, which after a journey is compressed until it is looked at.
+    point into `block`.
     """
 
     __slots__ = (
@@ -97,7 +92,6 @@ class Chunk:
         "digest_hi",
         "digest_lo",
         "ends",
-        "is_compressed",
         "mark",
         "names",
         "readings",
@@ -128,7 +122,6 @@ class Chunk:
         received_at: int,
         rejects: list[Reject],
         catalog: int = 0,
-        is_compressed: bool = False,
     ) -> None:
         self.catalog = catalog
         self.names = names
@@ -142,7 +135,6 @@ class Chunk:
         self.unread_event = unread_event
         self.unread_meter = unread_meter
         self.block = block
-        self.is_compressed = is_compressed
         self.starts = starts
         self.ends = ends
         self.received_at = received_at
@@ -153,23 +145,19 @@ class Chunk:
 
     def payload(self, event: int) -> bytes:
         """The event's own bytes."""
-        self._decompress()
         return self.block[self.starts[event] : self.ends[event]]
 
     def __reduce__(self) -> tuple[Any, ...]:
         used, customer = np.unique(self.customer, return_inverse=True)
-        self._decompress()
         # Views, as slices of bytes would be copied twice.
         block, readings = memoryview(self.block), self.readings
         bounds = zip(self.starts.tolist(), self.ends.tolist(), strict=True)
-        payloads = b"".join([block[start:end] for start, end in bounds])
         state = {name: getattr(self, name) for name in self.__slots__}
         state.update(
             names=[self.names[i] for i in used.tolist()],
             shared=False,
             customer=_small(customer),
-            block=zstandard.compress(payloads, COMPRESSION),
-            is_compressed=True,
+            block=b"".join([block[start:end] for start, end in bounds]),
             # Side by side, each ends where the next one starts.
             starts=None,
             ends=_small(self.ends - self.starts),
@@ -178,10 +166,6 @@ class Chunk:
             ),
         )
         return _rebuilt, (state,)
-
-    def _decompress(self) -> None:
-        if self.is_compressed:
-            self.block, self.is_compressed = zstandard.decompress(self.block), False
 
 
 def _rebuilt(state: dict[str, Any]) -> Chunk:
