@@ -23,7 +23,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import latency
+from benchmarks import latency, state
 from benchmarks.contestants import CONTESTANTS, Failed, Measured, measure
 from benchmarks.generate import Dataset, Workload, add_arguments, generate, workload_of
 
@@ -204,9 +204,11 @@ def memory(bench: Bench) -> Report:
         {name: partial(measure, "flow1", dataset, bench.scratch) for name, dataset in ways.items()}
     )
     ids = round(events * (1 - bench.workload.duplicates))
+    held = state.bytes_per_identity(bench.active(keys=FEW_KEYS, events=2 * events))
     findings = (
-        _growth("bytes per key", 2048, runs["more keys"], runs["few"], MANY_KEYS - FEW_KEYS),
-        _growth("bytes per remembered id", 40, runs["more ids"], runs["few"], ids),
+        _growth("bytes per key, by the peak", 2048, runs["more keys"], runs["few"], MANY_KEYS - FEW_KEYS),
+        _growth("bytes per remembered id, by the peak", 40, runs["more ids"], runs["few"], ids),
+        Finding("bytes per remembered id, by the tables", "≤ 40", held, held, held, held <= 40),
     )
     lines = tuple(line_of(f"flow, 1 process, {name}", runs[name], 0) for name in ways)
     return Report("Memory", lines, findings, asdict(bench.workload))
