@@ -50,12 +50,13 @@ class Child:
         """DemoError if the process has ended, with what it said last."""
         code = self._process.poll()
         if code is not None:
-            said = self.log.read_text(errors="replace").splitlines()[-LOG_LINES:]
-            raise DemoError(
-                "\n".join(
-                    [f"The {self.name} ended by itself with {code}. Its last words, of {self.log}:", *said]
-                )
+            end = (
+                f"ended by itself with {code}" if code >= 0 else f"was killed by {signal.Signals(-code).name}"
             )
+            told = [f"The {self.name} {end}; DEMO_KEEP=1 make demo goes on from here."]
+            if said := self.log.read_text(errors="replace").splitlines()[-LOG_LINES:]:
+                told += [f"Its last words, of {self.log}:", *said]
+            raise DemoError("\n".join(told))
 
     def said(self) -> str:
         """All that it has printed."""

@@ -112,7 +112,8 @@ def test_a_flow_that_dies_is_told_with_its_last_words(started: subprocess.Popen[
     os.kill(flow, signal.SIGKILL)
     _, err = started.communicate(timeout=PATIENCE_S)
     assert started.returncode == 1
-    assert err.startswith("The flow ended by itself with -9.") and err.endswith("KeyError: 'it'\n")
+    assert err.startswith("The flow was killed by SIGKILL; DEMO_KEEP=1 make demo goes on from here.\n")
+    assert err.endswith("KeyError: 'it'\n")
 
 
 def test_a_second_demo_in_the_same_folder_is_refused(started: subprocess.Popen[str], tmp_path: Path) -> None:
