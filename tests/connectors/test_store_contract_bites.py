@@ -199,8 +199,11 @@ class _CommitsInHalves(SqliteWriter):
 
 
 class _CommitsRowByRow(SqliteWriter):
+    """On a slow disk, so that there is time to be killed between two rows."""
+
     @contextmanager
     def _transaction(self) -> Iterator[None]:
+        self._db.set_trace_callback(lambda statement: time.sleep(0.002))
         yield
 
 
