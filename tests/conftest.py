@@ -3,6 +3,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import hypothesis
 import pytest
 
 from tests import servers
@@ -12,6 +13,12 @@ from tests import servers
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+# The suite tries the same examples each time, so that a change is judged by what it changed; TIDEGATE_RANDOM=1 looks
+# for new ones.
+hypothesis.settings.register_profile("same", derandomize=True)
+if not os.environ.get("TIDEGATE_RANDOM"):
+    hypothesis.settings.load_profile("same")
 
 
 @pytest.fixture(scope="session")
