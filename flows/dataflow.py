@@ -9,6 +9,7 @@ An item of the stream is never an event: a poll is parted into chunks, one per s
 """
 
 import gc
+import os
 import sys
 from collections.abc import Callable
 from contextlib import closing
@@ -22,6 +23,7 @@ from bytewax.dataflow import Dataflow
 from bytewax.operators import KeyedStream
 
 from connectors import recovery
+from connectors.aside import AsideWriter
 from connectors.clock import wall_clock
 from connectors.control import ControlSource
 from connectors.drain import Drain, DrainedSource
@@ -32,8 +34,9 @@ from connectors.telemetry import Telemetry
 from connectors.tracing import open_spans
 from flows.decoding import Decoding
 from flows.naps import Naps
-from flows.shards import Emission, ShardLogic
-from flows.store_sink import StoreSink
+from flows.emission import Emission
+from flows.shards import ShardLogic
+from flows.storing import Storing
 from operators.billing import pack
 from operators.ports import Note, StoreError, StoreWriter
 from operators.records import Accepted
@@ -107,15 +110,22 @@ def build(settings: Settings, catalogs: Catalogs, drain: Drain, telemetry: Telem
     inputs = op.merge("inputs", chunks, op.flat_map("direct", control, decoding.direct))
     naps = Naps()
     naps.install()
+    storing = Storing(
+        _writers(settings),
+        _aside(settings),
+        telemetry,
+        live=settings.now == "wall",
+        large=settings.store_aside,
+        epoch=settings.epoch,
+    )
 
     def metered(position: Position | None) -> ShardLogic:
         naps.begin()
-        return ShardLogic(settings, catalogs, telemetry, position)
+        return ShardLogic(settings, catalogs, telemetry, storing, position)
 
     emissions = op.stateful_batch("meter", inputs, metered)
     if "store" in branches:
-        written = op.map("totals", emissions, lambda keyed: keyed[1])
-        op.output("store", written, StoreSink(_writers(settings), telemetry, live=settings.now == "wall"))
+        storing.attach(emissions)
     if "alerts" in branches:
         for number, address in enumerate(settings.alerts, 1):
             alerts = op.flat_map(f"alert_{number}", emissions, partial(_alerts, address))
@@ -187,6 +197,14 @@ def _writers(settings: Settings) -> Callable[[int], StoreWriter]:
     # With a journal from before there are totals, which a store without any has lost.
     resumed = (folder / "journal").exists()
     return lambda worker: store.open_writer(resumed=resumed, numbers=folder / "store" / f"worker-{worker}")
+
+
+def _aside(settings: Settings) -> Callable[[], StoreWriter] | None:
+    """What opens the store in a process of its own; None where that is not wanted, or there is one core only."""
+    if "store" not in settings.branches or not settings.store_aside or len(os.sched_getaffinity(0)) == 1:
+        return None
+    opener = settings.store.aside()
+    return None if opener is None else lambda: AsideWriter(opener)
 
 
 def _source_limits(settings: Settings) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from itertools import chain
 from time import monotonic
-from typing import NamedTuple
 
 import msgspec
 from bytewax.operators import StatefulBatchLogic
@@ -14,9 +13,11 @@ from connectors.clock import wall_clock
 from connectors.control import ControlItem
 from connectors.journal import Journal, Position
 from connectors.telemetry import ShardNumbers, Telemetry
+from flows.emission import Emission
+from flows.storing import Storing
 from operators.chunk import Chunk
 from operators.ports import Adjustment, Note, Resend, Settled
-from operators.records import Accepted, Alert, Counter, DeadLetter
+from operators.records import Alert, Counter
 from operators.resends import RESEND
 from operators.shard import Outcome, Shard
 from operators.totals import Totals
@@ -30,27 +31,12 @@ PACE, BACKLOG_PACE = timedelta(microseconds=5), timedelta(microseconds=80)
 BACKLOG_EVENTS = 200
 # Totals of events that are an hour old are not much fresher for being written each second, those of now are.
 AGE_SHARE, PAUSE_MAX = 10, timedelta(seconds=10)
+# Where totals are written on another core.
+PAUSE_MAX_ASIDE, LOOK_FOR_ROOM = timedelta(seconds=3), timedelta(milliseconds=20)
 COUNTERS_EVERY = timedelta(seconds=1)
 
 
-class Emission(NamedTuple):
-    """What leaves the keyed step at once."""
-
-    totals: Totals
-    counters: list[Counter]
-    alerts: list[tuple[Alert, bytes]]
-    """Each with its line of JSON."""
-    dead: list[DeadLetter]
-    accepted: list[Accepted]
-    notes: list[Note]
-    settled: list[Settled]
-    received_at: int
-    """When the first of the events behind these totals was received, and when the last of them happened, in µs since
-    the epoch; 0 where there are none."""
-    happened_at: int
-
-
-def pause(settings: Settings, totals: int, events: int, age: timedelta) -> timedelta:
+def pause(settings: Settings, totals: int, events: int, age: timedelta, longest: timedelta) -> timedelta:
     """From a write of so many totals of a shard to its next, `events` being its last batch, the latest that old.
 
     `coalesce`, or a pace per total and shard if that is longer. In a backlog writing then takes about a twentieth of
@@ -59,7 +45,7 @@ def pause(settings: Settings, totals: int, events: int, age: timedelta) -> timed
     rows = totals * settings.shards
     found = max(settings.coalesce, rows * PACE)
     return (
-        max(found, min(rows * BACKLOG_PACE, age / AGE_SHARE, PAUSE_MAX))
+        max(found, min(rows * BACKLOG_PACE, age / AGE_SHARE, longest))
         if events >= BACKLOG_EVENTS
         else found
     )
@@ -68,16 +54,22 @@ def pause(settings: Settings, totals: int, events: int, age: timedelta) -> timed
 class ShardLogic(StatefulBatchLogic[tuple[int, Chunk | ControlItem], Emission, Position | None]):
     """One shard.
 
-    Alerts and dead letters leave at once. Totals leave at once too, then for the next `pause`. What they settle leaves
-    with them.
+    Alerts and dead letters leave at once. Totals leave at once too, then after a `pause` each time, as soon as the store
+    has room for them. What they settle leaves with them.
     """
 
     def __init__(
-        self, settings: Settings, catalogs: Catalogs, telemetry: Telemetry, position: Position | None
+        self,
+        settings: Settings,
+        catalogs: Catalogs,
+        telemetry: Telemetry,
+        storing: Storing,
+        position: Position | None,
     ) -> None:
         self._settings = settings
         self._catalogs = catalogs
         self._telemetry = telemetry
+        self._storing = storing
         self._received_at = self._happened_at = 0
         self._saved_at = monotonic()
         self._number = 0
@@ -88,7 +80,7 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Chunk | ControlItem], Emission, P
         self._notes: list[Note] = []
         self._events = 0
         self._counters_due: datetime | None = None
-        self._next = datetime.now(UTC)
+        self._next = self._latest = datetime.now(UTC)
         telemetry.shards.add(self)
         if position is not None:
             self._settled += self._open(position.shard, position).remembered()
@@ -113,14 +105,14 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Chunk | ControlItem], Emission, P
         self._pending = True
         self._settled += [outcome.settled for outcome in outcomes if outcome.settled is not None]
         now = datetime.now(UTC)
-        return self._emit(shard, outcomes, alerts, now, now >= self._next), StatefulBatchLogic.RETAIN
+        return self._emit(shard, outcomes, alerts, now, self._is_due(now)), StatefulBatchLogic.RETAIN
 
     def on_notify(self) -> tuple[Iterable[Emission], bool]:
         assert self._shard is not None
         now = datetime.now(UTC)
         # It may be the counters alone that are due.
         return self._emit(
-            self._shard, [], [], now, self._pending and now >= self._next
+            self._shard, [], [], now, self._pending and self._is_due(now)
         ), StatefulBatchLogic.RETAIN
 
     def on_eof(self) -> tuple[Iterable[Emission], bool]:
@@ -212,6 +204,15 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Chunk | ControlItem], Emission, P
     def _note(self, kind: str, id: str, customer: str, fields: dict[str, object]) -> None:
         self._notes.append(Note(kind, id, customer, wall_clock(), msgspec.json.encode(fields)))
 
+    def _is_due(self, now: datetime) -> bool:
+        """Whether totals are to leave. While the store has no room for them they gather here, for a bounded time."""
+        if now < self._next:
+            return False
+        if self._storing.has_room() or now >= self._latest:
+            return True
+        self._next = now + LOOK_FOR_ROOM
+        return False
+
     def _emit(
         self, shard: Shard, outcomes: list[Outcome], alerts: list[Alert], now: datetime, due: bool
     ) -> list[Emission]:
@@ -225,7 +226,11 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Chunk | ControlItem], Emission, P
             settled, self._settled = self._settled, settled
             self._pending = False
             age = timedelta(microseconds=wall_clock() - self._happened_at)
-            self._next = now + pause(self._settings, len(totals), self._events, age)
+            longest = PAUSE_MAX_ASIDE if self._storing.is_aside else PAUSE_MAX
+            self._next = now + pause(self._settings, len(totals), self._events, age, longest)
+            self._latest = now + PAUSE_MAX
+            if totals:
+                self._storing.expect()
         if self._counters_due is None:
             self._counters_due = now + COUNTERS_EVERY
         if now >= self._counters_due:

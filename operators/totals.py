@@ -5,7 +5,7 @@ before the first one is written, so a store that can takes them in columns; to a
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain
 from typing import Any, NamedTuple, overload
 
@@ -130,14 +130,64 @@ class Part(NamedTuple):
         )
 
 
-class Totals(Sequence[Total]):
-    """Totals of one or more shards: a sequence, made of parts in columns."""
+class Taken(NamedTuple):
+    """The changed totals of one shard as its tables have them, in no order: what is left to do takes no state.
 
-    def __init__(self, parts: Iterable[Part] = ()) -> None:
-        self.parts = tuple(parts)
+    `customer` is an index into `names`; other columns are as in `Part`.
+    """
+
+    names: Sequence[str]
+    meters: Sequence[str]
+    words: NDArray[np.uint64]
+    customer: Ints
+    meter: Ints
+    steady: NDArray[np.bool_]
+    columns: Sequence[NDArray[Any]]
+    """`end`, `hi`, `mid`, `lo`, `events`, `as_of`, `late` and `corrected`, of any integer type."""
+    adjusted: Mapping[int, Adjusted]
+
+    def part(self) -> Part:
+        """In order."""
+        ascending = sorted(range(len(self.names)), key=self.names.__getitem__)
+        rank = np.empty(len(ascending), np.int64)
+        rank[ascending] = np.arange(len(ascending))
+        place = place_of(self.words, rank[self.customer])
+        order = np.argsort(place, kind="stable")
+        columns = (column[order].astype(np.int64, copy=False) for column in self.columns)
+        end, hi, mid, lo, events, as_of, late, corrected = columns
+        part = Part(
+            names=[self.names[i] for i in ascending],
+            meters=self.meters,
+            place=place[order],
+            meter=self.meter[order],
+            end=end,
+            hi=hi,
+            mid=mid,
+            lo=lo,
+            version=events,
+            events=events,
+            as_of=as_of,
+            late=late,
+            corrected=corrected,
+            steady=self.steady[order],
+            adjusted={},
+        )
+        return _adjusted(part, self.words[order], self.adjusted) if self.adjusted else part
+
+
+class Totals(Sequence[Total]):
+    """Totals of one or more shards: a sequence, made of parts in columns, which are put in order when they are used."""
+
+    def __init__(self, taken: Iterable[Taken] = ()) -> None:
+        self.taken = tuple(taken)
+
+    @cached_property
+    def parts(self) -> tuple[Part, ...]:
+        """A part of each shard."""
+        return tuple(taken.part() for taken in self.taken)
 
     def __len__(self) -> int:
-        return sum(len(part.place) for part in self.parts)
+        return sum(len(taken.words) for taken in self.taken)
 
     def __iter__(self) -> Iterator[Total]:
         return chain.from_iterable(part.totals() for part in self.parts)
@@ -153,39 +203,34 @@ class Totals(Sequence[Total]):
 def taken(tables: Iterable[Table], roster: Roster, adjusted: Mapping[int, Adjusted]) -> Totals:
     """The totals of these tables that were not sent yet; they count as sent from now on."""
     changed = [_unsent(table, roster) for table in tables]
-    words, end, hi, mid, lo, events, as_of, late, corrected = map(np.concatenate, zip(*changed, strict=True))
+    words, *columns = map(np.concatenate, zip(*changed, strict=True))
     if not len(words):
         return Totals()
     key = key_of(words)
-    known, customer = np.unique(roster.key_customer.values[key], return_inverse=True)
-    names = [roster.names[row] for row in known.tolist()]
-    ascending = sorted(range(len(names)), key=names.__getitem__)
-    rank = np.empty(len(names), np.int64)
-    rank[ascending] = np.arange(len(names))
-    place = place_of(words, rank[customer])
-    order = np.argsort(place, kind="stable")
+    row = roster.key_customer.values[key]
+    used = np.zeros(len(roster.names), np.int64)
+    used[row] = 1
+    known = np.flatnonzero(used)
+    used[known] = np.arange(len(known))
     meter = roster.key_meter.values[key]
-    part = Part(
-        names=[names[i] for i in ascending],
-        meters=[each.name for each in roster.meters],
-        place=place[order],
-        meter=meter[order],
-        end=end[order],
-        hi=hi[order],
-        mid=mid[order],
-        lo=lo[order],
-        version=events[order],
-        events=events[order],
-        as_of=as_of[order],
-        late=late[order],
-        corrected=corrected[order],
-        steady=(roster.fold_of[meter] != LAST)[order],
-        adjusted={},
+    names = roster.names
+    return Totals(
+        [
+            Taken(
+                names=[names[i] for i in known.tolist()],
+                meters=[each.name for each in roster.meters],
+                words=words,
+                customer=used[row],
+                meter=meter,
+                steady=roster.fold_of[meter] != LAST,
+                columns=columns,
+                adjusted=dict(adjusted),
+            )
+        ]
     )
-    return Totals([_adjusted(part, words[order], adjusted) if adjusted else part])
 
 
-def _unsent(table: Table, roster: Roster) -> tuple[NDArray[np.uint64] | Ints, ...]:
+def _unsent(table: Table, roster: Roster) -> tuple[NDArray[Any], ...]:
     dirty, columns = table.columns["dirty"], table.columns
     rows = np.flatnonzero(dirty[: len(table)] & UNSENT)
     dirty[rows] &= ~UNSENT
@@ -197,7 +242,7 @@ def _unsent(table: Table, roster: Roster) -> tuple[NDArray[np.uint64] | Ints, ..
         end = roster.bucket_ends(customer, start_of(words), window_of(words) == DAY_WINDOW)
     nothing = np.zeros(len(table), np.int64)
     names = ("hi", *FRACTIONS, "events", "as_of", "late", "corrected")
-    return words, end, *(columns.get(name, nothing)[rows].astype(np.int64, copy=False) for name in names)
+    return words, end, *(columns.get(name, nothing)[rows] for name in names)
 
 
 def _adjusted(part: Part, words: NDArray[np.uint64], adjusted: Mapping[int, Adjusted]) -> Part:

@@ -123,7 +123,7 @@ class Settings(BaseSettings):
         16, ge=1, le=1024, description="Parts of the state, a power of two. Fixed at the first start."
     )
     poll_bytes: ByteSize = Field(
-        ByteSize(16 * MIB), ge=4 * KIB, le=64 * MIB, description="How much a source hands out at once."
+        ByteSize(16 * MIB), ge=4 * KIB, le=16 * MIB, description="How much a source hands out at once."
     )
     payload_bytes_max: ByteSize = Field(
         ByteSize(MIB), ge=KIB, le=16 * MIB, description="The longest payload; longer ones are dead letters."
@@ -131,6 +131,11 @@ class Settings(BaseSettings):
     coalesce: Annotated[Duration, between("0", "10s")] = Field(
         timedelta(milliseconds=10),
         description="The least time between two writes of one shard to the store.",
+    )
+    store_aside: int = Field(
+        4_000,
+        ge=0,
+        description="Of so many totals at once and more, a process of its own writes to sqlite: (0: none does).",
     )
     metrics: HostPort | None = Field(
         None,

@@ -1,6 +1,8 @@
 """Where totals are kept and read."""
 
+from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -26,6 +28,10 @@ class StoreAddress(Address):
         `numbers` is a place for a file about this worker's writes, in a folder for the files of all workers.
         """
         return self.open(**given)
+
+    def aside(self) -> Callable[[], Any] | None:
+        """What opens another writer of the flow, in any process; None where a flow has to have the only one."""
+        return None
 
     def open_reader(self, **given: Any) -> Any:
         """The reader of what the writer wrote; SettingsError where it cannot be imported."""
@@ -56,6 +62,9 @@ class Sqlite(StoreAddress):
         if path == ":memory:":
             raise ValueError("needs a file, as what is in memory no other process can read")
         return path
+
+    def aside(self) -> Callable[[], Any]:
+        return partial(load(self.connector), **self.arguments())
 
 
 class RedisStore(StoreAddress, Dsn):

@@ -1,0 +1,279 @@
+"""The branch of the store: totals are written on the worker that made them, a transaction for some emissions each.
+
+    emissions ─ write ─ stored ─ store
+
+`write` does it, or in a backlog has it done: then a thread hands large writes to a process of its own
+(connectors/aside.py), while the worker goes on. `stored` is there for its snapshots, which wait until all is stored that
+was handed on before them: so no epoch counts as done whose totals are not in the store. `store` is told the worker's
+number, opens the writer and closes it.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import timedelta
+from itertools import chain
+from threading import local
+from time import monotonic
+
+import bytewax.operators as op
+from bytewax.operators import KeyedStream, StatefulBatchLogic
+from bytewax.outputs import DynamicSink, StatelessSinkPartition
+
+from connectors.clock import wall_clock
+from connectors.telemetry import Telemetry
+from flows.emission import Emission
+from operators.ports import StoreError, StoreWriter
+from operators.totals import Totals
+
+TOTALS_AT_ONCE = 50_000
+# Of emissions with totals that wait for another process: so many keep it busy, and more than the most are waited for.
+AHEAD, AHEAD_MAX = 3, 8
+# The process of a backlog that is worked off keeps its memory for so long.
+IDLE_S = 60.0
+_LOG = logging.getLogger("tidegate.store")
+
+
+class _Unstored:
+    """How many emissions of a worker have totals that the store does not have yet."""
+
+    def __init__(self) -> None:
+        # Each has a thread that changes it.
+        self.given = self.stored = 0
+        self.seconds = 0.0
+        """What the last large write took, per emission."""
+        self.epoch_end = float("inf")
+        """When the next snapshot will wait for what is not stored, by the monotonic clock."""
+
+    def __len__(self) -> int:
+        return self.given - self.stored
+
+    def has_room(self, now: float) -> bool:
+        """Whether one more would be written soon, and before the worker has to wait for it."""
+        waiting = len(self)
+        return waiting < AHEAD and now + (waiting + 1) * self.seconds < self.epoch_end
+
+
+class _Worker(local):
+    """What belongs to a worker, which is a thread."""
+
+    def __init__(self) -> None:
+        self.unstored = _Unstored()
+        self.writes: _Writes | None = None
+
+
+class Storing:
+    """The store's writers, one for each worker of this process.
+
+    `open_aside` opens one that may take its time, None where there is none; from `large` totals on it is used.
+    """
+
+    def __init__(
+        self,
+        open_writer: Callable[[int], StoreWriter],
+        open_aside: Callable[[], StoreWriter] | None,
+        telemetry: Telemetry,
+        *,
+        live: bool,
+        large: int,
+        epoch: timedelta,
+    ) -> None:
+        self._open_writer = open_writer
+        self._open_aside = open_aside
+        self._telemetry = telemetry
+        self._live = live
+        self._large = large
+        self._epoch_s = epoch.total_seconds()
+        self._worker = _Worker()
+
+    def attach(self, emissions: KeyedStream[Emission]) -> None:
+        """Appends the steps to a flow."""
+        handed_on = op.flat_map_batch("write", emissions, lambda items: self._writes.write(items))
+        stored = op.stateful_batch("stored", handed_on, lambda _: _Stored(self._writes))
+        op.output("store", stored, _Sink(self._open))
+
+    @property
+    def is_aside(self) -> bool:
+        """Whether the worker goes on while a process of its own writes."""
+        return self._open_aside is not None
+
+    def has_room(self) -> bool:
+        """Whether what the worker's shards give now will be written soon."""
+        return not self.is_aside or self._worker.unstored.has_room(monotonic())
+
+    def expect(self) -> None:
+        """Tells that an emission with totals is on its way from a shard of this worker."""
+        self._worker.unstored.given += 1
+
+    @property
+    def _writes(self) -> "_Writes":
+        assert self._worker.writes is not None, "the sink is built first"
+        return self._worker.writes
+
+    def _open(self, number: int) -> "_Writes":
+        """Opens the writer of a worker, on its thread."""
+        self._worker.writes = _Writes(
+            self._open_writer(number),
+            self._open_aside,
+            self._worker.unstored,
+            self._telemetry,
+            live=self._live,
+            large=self._large,
+            epoch_s=self._epoch_s,
+        )
+        return self._writes
+
+
+class _Writes:
+    """The writes of one worker, in their order."""
+
+    def __init__(
+        self,
+        writer: StoreWriter,
+        open_aside: Callable[[], StoreWriter] | None,
+        unstored: _Unstored,
+        telemetry: Telemetry,
+        *,
+        live: bool,
+        large: int,
+        epoch_s: float,
+    ) -> None:
+        self._writer = writer
+        self._open_aside = open_aside
+        self._unstored = unstored
+        self._aside: StoreWriter | None = None
+        self._used_at = 0.0
+        self._thread = ThreadPoolExecutor(1, "store")
+        self._waiting: deque[Emission] = deque()
+        self._under_way: deque[Future[None]] = deque()
+        self._telemetry = telemetry
+        self._live = live
+        self._large = large
+        self._epoch_s = epoch_s
+
+    def write(self, items: list[tuple[str, Emission]]) -> list[tuple[str, None]]:
+        """Writes emissions or hands them on. The keys of what is to be stored by the epoch's end."""
+        self._settle(lambda first: first.done() or len(self._unstored) > AHEAD_MAX)
+        emissions = [emission for _, emission in items]
+        large = sum(len(emission.totals) for emission in emissions) >= self._large
+        # One after the other is also the order in which others see them.
+        if self._open_aside is not None and (large or self._under_way):
+            self._aside = self._aside or self._open_aside()
+            self._used_at = monotonic()
+            self._waiting.extend(emissions)
+            self._under_way.append(self._thread.submit(self._store_waiting, self._aside))
+        else:
+            self._store(self._writer, emissions)
+            self._rest()
+        return [(key, None) for key, _ in items]
+
+    def settle(self) -> None:
+        """Waits until everything is stored."""
+        self._settle(lambda first: True)
+
+    def end_epoch(self) -> None:
+        """As an epoch ends, so that all that it counted is stored."""
+        self.settle()
+        self._unstored.epoch_end = monotonic() + self._epoch_s
+
+    def close(self) -> None:
+        self._thread.shutdown()
+        self._writer.close()
+        if self._aside is not None:
+            self._aside.close()
+
+    def _settle(self, wanted: Callable[[Future[None]], bool]) -> None:
+        while self._under_way and wanted(self._under_way[0]):
+            self._under_way.popleft().result()
+
+    def _rest(self) -> None:
+        """Ends a process that had nothing to do for a while."""
+        if self._aside is not None and monotonic() > self._used_at + IDLE_S:
+            self._aside.close()
+            self._aside = None
+
+    def _store_waiting(self, writer: StoreWriter) -> None:
+        """On the thread: what came while it wrote is written together."""
+        waiting = [self._waiting.popleft() for _ in range(len(self._waiting))]
+        if waiting:
+            self._store(writer, waiting)
+
+    def _store(self, writer: StoreWriter, emissions: list[Emission]) -> None:
+        for together in _batches(emissions):
+            self._write(writer, together)
+
+    def _write(self, writer: StoreWriter, together: list[Emission]) -> None:
+        totals = Totals(chain.from_iterable(emission.totals.taken for emission in together))
+        counters = list(chain.from_iterable(emission.counters for emission in together))
+        notes = list(chain.from_iterable(emission.notes for emission in together))
+        settled = list(chain.from_iterable(emission.settled for emission in together))
+        began = monotonic()
+        try:
+            with self._telemetry.span("store.write", totals=len(totals), notes=len(notes)):
+                writer.write(totals, counters, notes, settled)
+        except StoreError as error:
+            # In a cluster Bytewax says only that the other processes are gone.
+            _LOG.error("%s", error)
+            raise
+        took = monotonic() - began
+        self._telemetry.write_seconds.observe(took)
+        self._telemetry.rows.inc(len(totals))
+        if parts := len(totals.taken):
+            self._unstored.stored += parts
+            self._unstored.seconds = took / parts
+        now = wall_clock()
+        for emission in together:
+            if emission.received_at:
+                self._telemetry.visible.observe((now - emission.received_at) / 1e6)
+            if self._live and emission.happened_at:
+                self._telemetry.age.observe((now - emission.happened_at) / 1e6)
+
+
+class _Stored(StatefulBatchLogic[None, None, None]):
+    """Has nothing to keep, and is asked for it when an epoch ends or the input does."""
+
+    def __init__(self, writes: _Writes) -> None:
+        self._writes = writes
+
+    def on_batch(self, values: list[None]) -> tuple[Iterable[None], bool]:
+        return (), StatefulBatchLogic.RETAIN
+
+    def on_eof(self) -> tuple[Iterable[None], bool]:
+        self._writes.settle()
+        return (), StatefulBatchLogic.RETAIN
+
+    def snapshot(self) -> None:
+        self._writes.end_epoch()
+
+
+class _Sink(DynamicSink[None]):
+    def __init__(self, open_writes: Callable[[int], _Writes]) -> None:
+        self._open_writes = open_writes
+
+    def build(self, step_id: str, worker_index: int, worker_count: int) -> "_Part":
+        return _Part(self._open_writes(worker_index))
+
+
+class _Part(StatelessSinkPartition[None]):
+    def __init__(self, writes: _Writes) -> None:
+        self._writes = writes
+
+    def write_batch(self, items: list[None]) -> None:
+        assert not items, "what is written ends in its step"
+
+    def close(self) -> None:
+        self._writes.close()
+
+
+def _batches(emissions: Iterable[Emission]) -> Iterator[list[Emission]]:
+    """The emissions in their order, as many at a time as one transaction takes well: a huge one outgrows caches."""
+    together: list[Emission] = []
+    totals = 0
+    for emission in emissions:
+        totals += len(emission.totals)
+        if together and totals > TOTALS_AT_ONCE:
+            yield together
+            together, totals = [], len(emission.totals)
+        together.append(emission)
+    yield together
