@@ -186,9 +186,11 @@ class Shard:
         roster = Roster(catalog, old.meters, number)
         roster.take_over(old)
         held = {word: self.watch.held(word) for word in self.watch.words}
+        unsaved = self.watch.moved
         self.roster, self.watch = roster, Watch(roster, self.periods)
         changed = np.flatnonzero(old.key_versions() != roster.key_versions())
         self._reviewed += self.watch.restore(held, changed)
+        self.watch.moved |= unsaved.intersection(self.watch.words)
         self.saved.whole |= bool(len(changed)) or len(roster.meters) > len(old.meters)
 
     def adjust(self, adjustment: Adjustment, received_at: int) -> tuple[list[Alert], str | None]:

@@ -9,17 +9,28 @@ from operators.catalog import Catalog, Kind, Limit, Meter, Plan, Threshold
 from operators.decode import Decoder
 from operators.periods import Calendar
 from operators.ports import Payloads
+from operators.records import Alert
 from operators.shard import Shard
 
 LEVELS = tuple(Threshold(percent=Decimal(percent)) for percent in (50, 80, 100))
 
 
+def limited(kind: Kind, limit: Limit | None) -> Catalog:
+    plan = Plan("p", Calendar("month"), None, {} if limit is None else {"used": limit})
+    return Catalog((Meter("used", "use", kind, "n"),), {"p": plan}, default_plan="p")
+
+
 def told(kind: Kind, values: list[str], at_once: int) -> list[tuple[str, str, str]]:
     """Kind, level and total of each alert; readings come `at_once` in a chunk."""
-    plan = Plan("p", Calendar("month"), None, {"used": Limit(cap=Decimal(10), thresholds=LEVELS)})
-    catalog = Catalog((Meter("used", "use", kind, "n"),), {"p": plan}, default_plan="p")
-    decoder = Decoder(catalog, shards=1, clock="event")
+    catalog = limited(kind, Limit(cap=Decimal(10), thresholds=LEVELS))
     shard = Shard(0, catalog, timedelta(days=1), "event")
+    alerts = metered(shard, catalog, values, at_once)
+    return [(alert.kind, alert.level, alert.total) for alert in alerts]
+
+
+def metered(shard: Shard, catalog: Catalog, values: list[str], at_once: int) -> list[Alert]:
+    """The alerts of readings that come `at_once` in a chunk."""
+    decoder = Decoder(catalog, shards=1, clock="event")
     lines = [
         f'{{"specversion":"1.0","id":"{n}","source":"s","type":"use","subject":"acme",'
         f'"time":"2026-01-10T10:00:{n:02}Z","data":{{"n":{value}}}}}'.encode()
@@ -30,7 +41,7 @@ def told(kind: Kind, values: list[str], at_once: int) -> list[tuple[str, str, st
         block = b"\n".join(lines[start : start + at_once])
         for _, chunk in decoder.decode(Payloads(block, 0, None, "")):
             alerts += shard.apply(chunk).alerts
-    return [(alert.kind, alert.level, alert.total) for alert in alerts]
+    return alerts
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 3, 60])
@@ -67,3 +78,15 @@ def test_a_level_that_falls_is_resolved(at_once: int) -> None:
         ("threshold", "100%", "4"),
         ("cap_released", "10", "4"),
     ]
+
+
+def test_a_level_outlives_a_live_catalog_and_a_restart() -> None:
+    """It held when a catalog came that changed nothing of it; what was not in a snapshot yet must get there."""
+    catalog, lateness = limited("sum", Limit(cap=Decimal(10), thresholds=LEVELS)), timedelta(days=1)
+    first = Shard(0, catalog, lateness, "event")
+    frames = first.delta()
+    metered(first, catalog, ["6"], 1)
+    first.adopt(1, catalog)
+    frames += first.delta()
+    second = Shard.restore(0, limited("sum", None), lateness, "event", frames)
+    assert [(alert.state, alert.level) for alert in second.review()] == [("resolved", "none")]
