@@ -68,21 +68,22 @@ class Watch:
         if not len(found):
             return []
         rows, starts = rows[found], touched.starts[found]
-        words, first = self._periods.keys[0][rows], touched.order[starts]
+        first = touched.order[starts]
         facts = (
-            *(found, rows, words, self._roster.key_rules.values[key_of(words)], batch.fold[first]),
-            *(touched.starts[found + 1] - starts, first, batch.at[first], touched.corrected[found]),
-            columns["corrected"][rows] - touched.corrected[found],
+            *(found, batch.fold[first], touched.starts[found + 1] - starts, first, batch.at[first]),
+            *(touched.corrected[found], columns["corrected"][rows] - touched.corrected[found]),
         )
         alerts: list[tuple[int, Alert]] = []
-        for row in map(_Passed, *(fact.tolist() for fact in facts), self._totals(rows)):
+        passed = map(_Passed, self._windows(rows), *(fact.tolist() for fact in facts), self._totals(rows))
+        for row in passed:
             alerts += self._replay(batch, touched, row)
         return [alert for _, alert in sorted(alerts, key=itemgetter(0))]
 
     def _replay(self, batch: Batch, touched: Touched, passed: "_Passed") -> list[tuple[int, Alert]]:
         """The alerts of one row, each with the reading that set it off."""
-        rules = self._roster.rules[passed.rules]
-        state = self._states.get(passed.word) or rules.fresh()
+        window = passed.window
+        rules = window.rules
+        state = self._states.get(window.word) or rules.fresh()
         before = list(state)
         if passed.readings == 1:
             readings, times, totals, unit = [passed.first], [passed.at], [passed.total], 1
@@ -100,18 +101,38 @@ class Watch:
             # Stable, so that at one reading the correction comes last.
             moments.sort(key=itemgetter(0))
         if state != before:
-            self._move(passed.row, passed.word, rules, state)
+            self._move(window, state)
         return [
-            (readings[place], self._alert(passed.row, under, change, totals[place] * unit, times[place]))
+            (readings[place], _alert(window, under, change, totals[place] * unit, times[place]))
             for place, change, under in moments
         ]
 
-    def _move(self, row: int, word: int, rules: Rules, state: State) -> None:
+    def _move(self, window: "_Window", state: State) -> None:
         """Keeps a new state, and the next level with it."""
-        self._states[word] = state
-        self.moved.add(word)
-        if self._periods.columns["next_up"][row] >= 0:
-            self._periods.columns["next_up"][row] = rules.next_up(state) // SCALE
+        self._states[window.word] = state
+        self.moved.add(window.word)
+        next_up = self._periods.columns["next_up"]
+        if next_up[window.row] >= 0:
+            next_up[window.row] = window.rules.next_up(state) // SCALE
+
+    def _windows(self, rows: Ints) -> "Iterator[_Window]":
+        """What alerts say of these rows' periods."""
+        roster, words = self._roster, self._periods.keys[0][rows]
+        key = key_of(words)
+        names, meters, rules = roster.names, roster.meters, roster.rules
+        return map(
+            _Window,
+            rows.tolist(),
+            words.tolist(),
+            [rules[number] for number in roster.key_rules.values[key].tolist()],
+            [names[customer] for customer in roster.key_customer.values[key].tolist()],
+            [meters[meter].name for meter in roster.key_meter.values[key].tolist()],
+            start_of(words).tolist(),
+            self._periods.columns["end"][rows].tolist(),
+        )
+
+    def _window(self, row: int) -> "_Window":
+        return next(self._windows(np.array([row])))
 
     def _totals(self, rows: Ints) -> list[int]:
         """What these rows stand at, times 10²⁴."""
@@ -120,14 +141,13 @@ class Watch:
 
     def settle(self, row: int, at: int) -> list[Alert]:
         """The alerts of a total that was adjusted, up or down."""
-        word = int(self._periods.keys[0][row])
-        rules = self._rules(word)
-        state = self._states.get(word) or rules.fresh()
+        window = self._window(row)
+        state = self._states.get(window.word) or window.rules.fresh()
         (total,) = self._totals(np.array([row]))
-        changes = list(step(rules, state, total))
+        changes = list(step(window.rules, state, total))
         if changes:
-            self._move(row, word, rules, state)
-        return [self._alert(row, rules, change, total, at) for change in changes]
+            self._move(window, state)
+        return [_alert(window, window.rules, change, total, at) for change in changes]
 
     def held(self, word: int) -> Held:
         """A state for a snapshot."""
@@ -173,13 +193,12 @@ class Watch:
         return alerts
 
     def _review(self, row: int, held: dict[str, int]) -> Iterable[Alert]:
-        word = int(self._periods.keys[0][row])
-        rules = self._rules(word)
+        window = self._window(row)
         (total,) = self._totals(np.array([row]))
-        state, changes = review(rules, held, total)
-        self._move(row, word, rules, state)
+        state, changes = review(window.rules, held, total)
+        self._move(window, state)
         for change in changes:
-            yield self._alert(row, rules, change, total, int(self._periods.columns["as_of"][row]))
+            yield _alert(window, window.rules, change, total, int(self._periods.columns["as_of"][row]))
 
     def drop(self, words: Iterable[int]) -> None:
         """Forgets the states of windows that are gone."""
@@ -191,34 +210,20 @@ class Watch:
         key, _ = unpacked(word)
         return self._roster.rules[int(self._roster.key_rules.values[key])]
 
-    def _alert(self, row: int, rules: Rules, change: Change, total: int, at: int) -> Alert:
-        roster = self._roster
-        key, start = unpacked(int(self._periods.keys[0][row]))
-        customer = roster.names[int(roster.key_customer.values[key])]
-        meter = roster.meters[int(roster.key_meter.values[key])].name
-        id = alert_id(
-            change.rule, customer, meter, start, change.level, rules.version, change.state, change.turn
-        )
-        kind: Any = change.kind
-        state: Any = change.state
-        return Alert(
-            id=id,
-            kind=kind,
-            state=state,
-            customer=customer,
-            meter=meter,
-            period_start=start,
-            period_end=int(self._periods.columns["end"][row]),
-            level=change.level,
-            limit=rules.limit,
-            total=text(total),
-            at=at,
-            limit_version=rules.version,
-            turn=change.turn,
-        )
-
 
 _UNLIMITED = Rules("", None, ())
+
+
+class _Window(NamedTuple):
+    """A row of the periods, and what alerts say of it."""
+
+    row: int
+    word: int
+    rules: Rules
+    customer: str
+    meter: str
+    start: int
+    end: int
 
 
 class _Passed(NamedTuple):
@@ -227,10 +232,8 @@ class _Passed(NamedTuple):
     `corrected` is how many corrections there were before, `corrections` how many came.
     """
 
+    window: _Window
     place: int
-    row: int
-    word: int
-    rules: int
     fold: int
     readings: int
     first: int
@@ -238,6 +241,26 @@ class _Passed(NamedTuple):
     corrected: int
     corrections: int
     total: int
+
+
+def _alert(window: _Window, rules: Rules, change: Change, total: int, at: int) -> Alert:
+    rule, kind, state, level, turn = change
+    known: Any = kind, state
+    return Alert(
+        id=alert_id(rule, window.customer, window.meter, window.start, level, rules.version, state, turn),
+        kind=known[0],
+        state=known[1],
+        customer=window.customer,
+        meter=window.meter,
+        period_start=window.start,
+        period_end=window.end,
+        level=level,
+        limit=rules.limit,
+        total=text(total),
+        at=at,
+        limit_version=rules.version,
+        turn=turn,
+    )
 
 
 def _joined(limbs: Limbs) -> list[int]:
