@@ -32,7 +32,7 @@ BACKLOG_EVENTS = 200
 # Totals of events that are an hour old are not much fresher for being written each second, those of now are.
 AGE_SHARE, PAUSE_MAX = 10, timedelta(seconds=10)
 # Where totals are written on another core.
-PAUSE_MAX_ASIDE, LOOK_FOR_ROOM = timedelta(seconds=3), timedelta(milliseconds=20)
+PAUSE_MAX_ASIDE, LOOK_FOR_ROOM = timedelta(seconds=2), timedelta(milliseconds=20)
 COUNTERS_EVERY = timedelta(seconds=1)
 
 
@@ -80,7 +80,8 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Chunk | ControlItem], Emission, P
         self._notes: list[Note] = []
         self._events = 0
         self._counters_due: datetime | None = None
-        self._next = self._latest = datetime.now(UTC)
+        self._next = datetime.now(UTC)
+        self._latest = self._next + PAUSE_MAX
         telemetry.shards.add(self)
         if position is not None:
             self._settled += self._open(position.shard, position).remembered()

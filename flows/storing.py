@@ -174,8 +174,8 @@ class _Writes:
 
     def end_epoch(self) -> None:
         """As an epoch ends, so that all that it counted is stored."""
-        self.settle()
         self._unstored.epoch_end = monotonic() + self._epoch_s
+        self.settle()
 
     def close(self) -> None:
         self._thread.shutdown()
