@@ -1,4 +1,4 @@
-"""A store's writer in a process of its own, so that totals are written on one core while the next are counted on another.
+"""A store's writer in a process of its own: totals are written on one core while the next are counted on another.
 
 To its caller it is a writer like any other: `write` returns when all is stored. Calls go to the process, and answers
 come back, through pipes, pickled.
@@ -17,6 +17,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing, suppress
+from functools import partial
 from typing import BinaryIO
 
 from operators.ports import Note, Settled, StoreError, StoreWriter
@@ -49,6 +50,11 @@ class AsideWriter:
             fcntl.fcntl(self._process.stdin, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         self._is_open = False
         self._say(open_writer)
+
+    @property
+    def pid(self) -> int:
+        """The other process."""
+        return self._process.pid
 
     def write(
         self,
@@ -109,8 +115,7 @@ def serve() -> None:
         open_writer = pickle.load(sys.stdin.buffer)
         _answer(answers, lambda: writer.append(opened.enter_context(closing(open_writer()))))
         while True:
-            call = pickle.load(sys.stdin.buffer)
-            _answer(answers, lambda: writer[0].write(*call))
+            _answer(answers, partial(writer[0].write, *pickle.load(sys.stdin.buffer)))
 
 
 def _answer(answers: BinaryIO, act: Callable[[], object]) -> None:

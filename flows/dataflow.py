@@ -33,8 +33,8 @@ from connectors.outbox_reader import OutboxReader, Standing
 from connectors.telemetry import Telemetry
 from connectors.tracing import open_spans
 from flows.decoding import Decoding
-from flows.naps import Naps
 from flows.emission import Emission
+from flows.naps import Naps
 from flows.shards import ShardLogic
 from flows.storing import Storing
 from operators.billing import pack

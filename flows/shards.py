@@ -45,17 +45,15 @@ def pause(settings: Settings, totals: int, events: int, age: timedelta, longest:
     rows = totals * settings.shards
     found = max(settings.coalesce, rows * PACE)
     return (
-        max(found, min(rows * BACKLOG_PACE, age / AGE_SHARE, longest))
-        if events >= BACKLOG_EVENTS
-        else found
+        max(found, min(rows * BACKLOG_PACE, age / AGE_SHARE, longest)) if events >= BACKLOG_EVENTS else found
     )
 
 
 class ShardLogic(StatefulBatchLogic[tuple[int, Chunk | ControlItem], Emission, Position | None]):
     """One shard.
 
-    Alerts and dead letters leave at once. Totals leave at once too, then after a `pause` each time, as soon as the store
-    has room for them. What they settle leaves with them.
+    Alerts and dead letters leave at once. Totals leave at once too, then after a `pause` each time, as soon as the
+    store has room for them. What they settle leaves with them.
     """
 
     def __init__(

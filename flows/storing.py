@@ -3,18 +3,18 @@
     emissions ─ write ─ stored ─ store
 
 `write` does it, or in a backlog has it done: then a thread hands large writes to a process of its own
-(connectors/aside.py), while the worker goes on. `stored` is there for its snapshots, which wait until all is stored that
-was handed on before them: so no epoch counts as done whose totals are not in the store. `store` is told the worker's
+(connectors/aside.py), while the worker goes on. `stored` is there for its snapshots, which wait until all is stored
+that was handed on before them: so no epoch counts as done whose totals are not in the store. `store` is told the worker's
 number, opens the writer and closes it.
 """
 
 import logging
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from itertools import chain
-from threading import local
+from threading import get_ident
 from time import monotonic
 
 import bytewax.operators as op
@@ -50,12 +50,12 @@ class _Unstored:
         return self.given - self.stored
 
     def has_room(self, now: float) -> bool:
-        """Whether one more would be written soon, and before the worker has to wait for it."""
+        """Whether one more would be written at once, or at least soon and before the worker has to wait for it."""
         waiting = len(self)
-        return waiting < AHEAD and now + (waiting + 1) * self.seconds < self.epoch_end
+        return not waiting or (waiting < AHEAD and now + (waiting + 1) * self.seconds < self.epoch_end)
 
 
-class _Worker(local):
+class _Worker:
     """What belongs to a worker, which is a thread."""
 
     def __init__(self) -> None:
@@ -85,12 +85,13 @@ class Storing:
         self._live = live
         self._large = large
         self._epoch_s = epoch.total_seconds()
-        self._worker = _Worker()
+        # Python's own thread-local data is gone whenever a thread of Bytewax lets go of the interpreter.
+        self._workers: defaultdict[int, _Worker] = defaultdict(_Worker)
 
     def attach(self, emissions: KeyedStream[Emission]) -> None:
         """Appends the steps to a flow."""
         handed_on = op.flat_map_batch("write", emissions, lambda items: self._writes.write(items))
-        stored = op.stateful_batch("stored", handed_on, lambda _: _Stored(self._writes))
+        stored: KeyedStream[None] = op.stateful_batch("stored", handed_on, self._stored)
         op.output("store", stored, _Sink(self._open))
 
     @property
@@ -106,23 +107,32 @@ class Storing:
         """Tells that an emission with totals is on its way from a shard of this worker."""
         self._worker.unstored.given += 1
 
+    def _stored(self, state: None) -> "_Stored":
+        return _Stored(self._writes)
+
+    @property
+    def _worker(self) -> _Worker:
+        return self._workers[get_ident()]
+
     @property
     def _writes(self) -> "_Writes":
-        assert self._worker.writes is not None, "the sink is built first"
-        return self._worker.writes
+        writes = self._worker.writes
+        assert writes is not None, "the sink is built first"
+        return writes
 
     def _open(self, number: int) -> "_Writes":
         """Opens the writer of a worker, on its thread."""
-        self._worker.writes = _Writes(
+        worker = self._worker
+        worker.writes = _Writes(
             self._open_writer(number),
             self._open_aside,
-            self._worker.unstored,
+            worker.unstored,
             self._telemetry,
             live=self._live,
             large=self._large,
             epoch_s=self._epoch_s,
         )
-        return self._writes
+        return worker.writes
 
 
 class _Writes:

@@ -74,8 +74,8 @@ class Watch:
             *(touched.corrected[found], columns["corrected"][rows] - touched.corrected[found]),
         )
         alerts: list[tuple[int, Alert]] = []
-        passed = map(_Passed, self._windows(rows), *(fact.tolist() for fact in facts), self._totals(rows))
-        for row in passed:
+        windows = self._windows(rows)
+        for row in map(_Passed, windows, *(fact.tolist() for fact in facts), self._totals(rows)):
             alerts += self._replay(batch, touched, row)
         return [alert for _, alert in sorted(alerts, key=itemgetter(0))]
 

@@ -344,7 +344,7 @@ class StoreContract(ABC):
                 key: dict[str, Any] = {"customer": summed.customer, "meter": summed.meter, "at": summed.start}
                 shards[0].adjust(Adjustment(id="1", quantity="-1000000.5", reason="", by="", **key), 0)
                 shards[0].resend()
-                totals = Totals(part for shard in shards for part in shard.totals().parts)
+                totals = Totals(taken for shard in shards for taken in shard.totals().taken)
                 writer.write(totals, [])
                 follower.catch_up()
                 assert follower.is_right(), "whoever is in columns is named in the feed"

@@ -209,7 +209,7 @@ def watch_store(killer: Killer) -> None:
 def watch_steps(killer: Killer, pace: timedelta) -> None:
     """Wraps polls, snapshots and buildings; and slows the source down, so that a short input sees many epochs."""
     from connectors import file, journal, recovery
-    from flows import shards, store_sink
+    from flows import shards, storing
 
     watch(killer, file._LinesRead, "next_batch", "poll")
     watch(killer, file._FilePartition, "snapshot", "snapshot source")
@@ -218,7 +218,7 @@ def watch_steps(killer: Killer, pace: timedelta) -> None:
     watch(killer, file._LinesWritten, "__init__", "build sink")
     watch(killer, shards.ShardLogic, "snapshot", "snapshot shard")
     watch(killer, shards.ShardLogic, "__init__", "build shard")
-    watch(killer, store_sink.StoreSink, "build", "build store")
+    watch(killer, storing._Sink, "build", "build store")
     watch(killer, journal.Journal, "append", "journal append")
     watch(killer, journal.Journal, "__init__", "journal open")
     watch(killer, recovery, "init_db_dir", "recovery init")

@@ -29,6 +29,7 @@ KILLS_PER_TRAFFIC = 6
 LAYOUTS = {
     "threads": Layout(workers=2, files=3),
     "processes": Layout(processes=2, files=3),
+    "aside": Layout(aside=True),
 }
 LAYOUT_SEEDS = SEEDS[: max(1, len(SEEDS) // 6)]
 
@@ -75,7 +76,7 @@ _references: dict[tuple[int, Layout], Reference] = {}
 def reference(room: Path, seed: int, layout: Layout) -> Reference:
     """The unkilled run, made once per traffic and layout; whether inputs are parted does matter."""
     if (seed, layout) not in _references:
-        name = f"reference-{seed}-{layout.workers}-{layout.processes}-{layout.files}"
+        name = f"reference-{seed}-{'-'.join(map(str, layout))}"
         _references[seed, layout] = Reference(room / name, seed, layout)
     return _references[seed, layout]
 
@@ -85,7 +86,7 @@ def crash(room: Path, seed: int, layout: Layout) -> None:
     traffic_seed = seed // KILLS_PER_TRAFFIC
     expected = reference(room, traffic_seed, layout)
     rng = random.Random(f"{seed} {layout}")
-    folder = room / f"killed-{seed}-{layout.workers}-{layout.processes}-{layout.files}"
+    folder = room / f"killed-{seed}-{'-'.join(map(str, layout))}"
     run = Run.prepared(folder, expected.case, layout, **settings_of(traffic_seed))
     kills = [random_kill(rng, expected.met, expected.calls, resumed=False)]
     while rng.random() < 0.55 and len(kills) < STARTS:
@@ -135,7 +136,7 @@ def test_a_killed_run_leaves_what_an_unkilled_one_leaves(room: Path, seed: int) 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("seed", LAYOUT_SEEDS)
-def test_so_it_does_on_several_workers(room: Path, seed: int, layout: str) -> None:
+def test_so_it_does_spread_over_threads_and_processes(room: Path, seed: int, layout: str) -> None:
     """Where one process of a cluster dies the others stop as well; all are started again."""
     crash(room, seed, LAYOUTS[layout])
 

@@ -14,9 +14,11 @@ from bytewax.testing import run_main
 from connectors.drain import Drain
 from connectors.telemetry import Telemetry
 from flows import dataflow
-from flows.shards import Emission, ShardLogic, pause
+from flows.emission import Emission
+from flows.shards import PAUSE_MAX, ShardLogic, pause
+from flows.storing import Storing
 from operators.decode import Decoder
-from operators.ports import Payloads
+from operators.ports import Payloads, StoreWriter
 from settings.settings import load_settings
 from tests.flows.conftest import SCENARIOS, SECONDS, Place, alerts_in
 
@@ -52,6 +54,15 @@ def in_process(place: Place, monkeypatch: pytest.MonkeyPatch, **settings: str) -
     monkeypatch.chdir(place.folder)
     loaded = load_settings()
     run_main(dataflow.build(loaded, dataflow.open_catalogs(loaded), Drain(), Telemetry()))
+
+
+def inline() -> Storing:
+    """The store of a shard that is looked at alone."""
+
+    def nobody(worker: int) -> StoreWriter:
+        raise AssertionError("no step asks for it")
+
+    return Storing(nobody, None, Telemetry(), live=False, large=0, epoch=timedelta(seconds=10))
 
 
 def eventually(is_so: Callable[[], Any]) -> None:
@@ -108,7 +119,7 @@ def test_what_waited_to_be_written_is_written_after_a_crash(
             if total.window == "period"
         }
 
-    first = ShardLogic(settings, catalogs, Telemetry(), None)
+    first = ShardLogic(settings, catalogs, Telemetry(), inline(), None)
     assert written(given(first, "first.jsonl")) == FIRST
     assert written(given(first, "second.jsonl")) == {}
     assert written(first.on_notify()[0]) == {}, "counters are due sooner, and take no totals along"
@@ -116,7 +127,7 @@ def test_what_waited_to_be_written_is_written_after_a_crash(
     assert first._journal
     first._journal._lock.close()
 
-    second = ShardLogic(settings, catalogs, Telemetry(), position)
+    second = ShardLogic(settings, catalogs, Telemetry(), inline(), position)
     due = second.notify_at()
     assert due is not None and due <= datetime.now(UTC)
     assert FIRST | written(second.on_notify()[0]) == SECOND
@@ -141,7 +152,8 @@ def test_only_a_backlog_is_written_seldom(
     totals: int, events: int, age: timedelta, expected: timedelta
 ) -> None:
     """Customers who use something now see it now; a day that is worked off in a minute need not be seen each second."""
-    assert pause(load_settings({"source": "file:-", "shards": "4"}), totals, events, age) == expected
+    settings = load_settings({"source": "file:-", "shards": "4"})
+    assert pause(settings, totals, events, age, PAUSE_MAX) == expected
 
 
 @pytest.mark.parametrize("polls", ["4096", "1048576"])

@@ -1,0 +1,189 @@
+"""Totals that are written while the next are counted: in order, in bounds, and before an epoch is over."""
+
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from threading import Event, Thread
+
+import numpy as np
+import pytest
+
+from connectors.telemetry import Telemetry
+from flows import storing
+from flows.emission import Emission
+from flows.storing import AHEAD, Storing, _Stored
+from operators.ports import Note, Settled, StoreError
+from operators.records import Counter, Total
+from operators.totals import Taken, Totals
+from operators.windows import window_key
+from tests.flows.conftest import Place
+from tests.flows.test_metering import COUNTERS, FIRST, SECOND
+
+EPOCH = timedelta(seconds=10)
+
+
+class Slow:
+    """A writer that writes when it is let, and notes what it wrote."""
+
+    def __init__(self) -> None:
+        self.may = Event()
+        self.wrote: list[list[str]] = []
+        self.fails = False
+        self.is_open = True
+
+    def write(
+        self,
+        totals: Sequence[Total],
+        counters: Sequence[Counter],
+        notes: Sequence[Note] = (),
+        settled: Sequence[Settled] = (),
+    ) -> None:
+        assert self.may.wait(60)
+        if self.fails:
+            raise StoreError("store: the disk is full")
+        self.wrote.append([total.customer for total in totals] + [note.id for note in notes])
+
+    def close(self) -> None:
+        self.is_open = False
+
+
+def totals_of(*customers: str) -> Totals:
+    """A total of each, as a shard gives them."""
+    place = np.arange(len(customers))
+    nothing = np.zeros(len(customers), np.int64)
+    words = window_key(place, 0, nothing)
+    columns = [nothing] * 8
+    return Totals([Taken(customers, ["calls"], words, place, nothing, nothing == 0, columns, {})])
+
+
+def emission(*customers: str, note: str = "") -> Emission:
+    totals = totals_of(*customers) if customers else Totals()
+    notes = [Note("alert", note, "acme", 1, b"{}")] if note else []
+    return Emission(totals, [], [], [], [], notes, [], 0, 0)
+
+
+class World:
+    """A worker's steps, driven by hand."""
+
+    def __init__(self, large: int = 2) -> None:
+        self.here, self.aside = Slow(), Slow()
+        self.here.may.set()
+        self.storing = Storing(
+            lambda worker: self.here, lambda: self.aside, Telemetry(), live=False, large=large, epoch=EPOCH
+        )
+        self.writes = self.storing._open(0)
+        self.logic = _Stored(self.writes)
+
+    def give(self, *emissions: Emission) -> list[tuple[str, None]]:
+        for each in emissions:
+            if each.totals:
+                self.storing.expect()
+        return self.writes.write([("0.1", each) for each in emissions])
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def test_a_small_write_is_done_at_once(world: World) -> None:
+    """The hand-over would cost it more time than the writing."""
+    assert world.give(emission("a")) == [("0.1", None)]
+    assert world.here.wrote == [["a"]] and not world.aside.wrote
+
+
+def test_what_follows_a_large_write_does_not_overtake_it(world: World) -> None:
+    """Or a reader could see an alert before the total that set it off, and an older counter last."""
+    world.give(emission("a", "b"))
+    world.give(emission("c"), emission(note="n"))
+    assert not world.here.wrote
+    world.aside.may.set()
+    world.writes.settle()
+    assert [name for wrote in world.aside.wrote for name in wrote] == ["a", "b", "c", "n"]
+    world.give(emission("d"))
+    assert world.here.wrote == [["d"]]
+
+
+@pytest.mark.parametrize("end", ["snapshot", "on_eof"])
+def test_an_epoch_is_over_when_its_totals_are_stored(world: World, end: str) -> None:
+    """Else a kill right after the snapshot would lose totals that no replay brings again."""
+    world.give(emission("a", "b"))
+    over: list[list[list[str]]] = []
+    act: Callable[[], object] = getattr(world.logic, end)
+    ending = Thread(target=lambda: (act(), over.append(list(world.aside.wrote))))
+    ending.start()
+    ending.join(0.05)
+    assert not over
+    world.aside.may.set()
+    ending.join()
+    assert over == [[["a", "b"]]]
+
+
+@pytest.mark.parametrize("how", ["snapshot", "write"])
+def test_a_write_that_failed_ends_the_flow(world: World, how: str) -> None:
+    """By the next write, and at the latest before the epoch counts as done."""
+    world.aside.fails = True
+    world.aside.may.set()
+    world.give(emission("a", "b"))
+    with pytest.raises(StoreError, match="disk is full"):
+        if how == "snapshot":
+            world.logic.snapshot()
+        else:
+            while True:
+                world.give(emission(note="n"))
+
+
+def test_shards_gather_totals_while_the_store_has_no_room(world: World) -> None:
+    """So that a backlog is written in few large pieces, and does not pile up in memory."""
+    for _ in range(AHEAD):
+        assert world.storing.has_room()
+        world.give(emission("a", "b"))
+    assert not world.storing.has_room()
+    world.aside.may.set()
+    world.writes.settle()
+    assert world.storing.has_room()
+
+
+def test_before_a_snapshot_no_more_is_begun_than_gets_done(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker would wait for it. A write that finds nothing before it is never held back."""
+    now = [100.0]
+    monkeypatch.setattr(storing, "monotonic", lambda: now[0])
+    world.logic.snapshot()
+    world.writes._unstored.seconds = 1.0
+    world.give(emission("a", "b"))
+    now[0] += EPOCH.total_seconds() - 2.5
+    assert world.storing.has_room()
+    now[0] += 1.0
+    assert not world.storing.has_room()
+    world.aside.may.set()
+    world.writes.settle()
+    now[0] += 1000.0
+    assert world.storing.has_room()
+
+
+def test_the_other_process_ends_when_nothing_large_came_for_a_while(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(storing, "monotonic", lambda: now[0])
+    world.aside.may.set()
+    world.give(emission("a", "b"))
+    world.writes.settle()
+    world.give(emission("c"))
+    assert world.aside.is_open
+    now[0] += storing.IDLE_S + 1
+    world.give(emission("d"))
+    assert not world.aside.is_open
+    world.writes.close()
+    assert not world.here.is_open
+
+
+def test_a_flow_that_writes_aside_leaves_the_same(place: Place) -> None:
+    """Through the real command, with processes that are started, used and gone; also from two threads."""
+    place.append("first.jsonl")
+    place.run(STORE_ASIDE="1")
+    assert (place.periods(), place.counters()) == (FIRST, COUNTERS)
+    place.append("second.jsonl")
+    place.run("-w", "2", STORE_ASIDE="1")
+    assert place.periods() == SECOND
