@@ -4,8 +4,8 @@
 
 `write` does it, or in a backlog has it done: then a thread hands large writes to a process of its own
 (connectors/aside.py), while the worker goes on. `stored` is there for its snapshots, which wait until all is stored
-that was handed on before them: so no epoch counts as done whose totals are not in the store. `store` is told the worker's
-number, opens the writer and closes it.
+that was handed on before them: so no epoch counts as done whose totals are not in the store. `store` is told the
+worker's number, opens the writer and closes it.
 """
 
 import logging
@@ -257,7 +257,7 @@ class _Stored(StatefulBatchLogic[None, None, None]):
         self._writes.end_epoch()
 
 
-class _Sink(DynamicSink[None]):
+class _Sink(DynamicSink[tuple[str, None]]):
     def __init__(self, open_writes: Callable[[int], _Writes]) -> None:
         self._open_writes = open_writes
 
@@ -265,11 +265,11 @@ class _Sink(DynamicSink[None]):
         return _Part(self._open_writes(worker_index))
 
 
-class _Part(StatelessSinkPartition[None]):
+class _Part(StatelessSinkPartition[tuple[str, None]]):
     def __init__(self, writes: _Writes) -> None:
         self._writes = writes
 
-    def write_batch(self, items: list[None]) -> None:
+    def write_batch(self, items: list[tuple[str, None]]) -> None:
         assert not items, "what is written ends in its step"
 
     def close(self) -> None:
