@@ -45,9 +45,10 @@ class AsideWriter:
             start_new_session=True,
         )
         assert self._process.stdin is not None
-        # As much as the system lets anyone have: in many small pieces, each would wake the other process.
-        with suppress(OSError):
-            fcntl.fcntl(self._process.stdin, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        if hasattr(fcntl, "F_SETPIPE_SZ"):
+            # As much as the system lets anyone have: in many small pieces, each would wake the other process.
+            with suppress(OSError):
+                fcntl.fcntl(self._process.stdin, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         self._is_open = False
         self._say(open_writer)
 

@@ -201,10 +201,15 @@ def _writers(settings: Settings) -> Callable[[int], StoreWriter]:
 
 def _aside(settings: Settings) -> Callable[[], StoreWriter] | None:
     """What opens the store in a process of its own; None where that is not wanted, or there is one core only."""
-    if "store" not in settings.branches or not settings.store_aside or len(os.sched_getaffinity(0)) == 1:
+    if "store" not in settings.branches or not settings.store_aside or _cores() == 1:
         return None
     opener = settings.store.aside()
     return None if opener is None else lambda: AsideWriter(opener)
+
+
+def _cores() -> int | None:
+    """How many cores this process may run on, None where the system does not say."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _source_limits(settings: Settings) -> dict[str, Any]:
