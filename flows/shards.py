@@ -229,7 +229,7 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Chunk | ControlItem], Emission, P
             self._next = now + pause(self._settings, len(totals), self._events, age, longest)
             self._latest = now + PAUSE_MAX
             if totals:
-                self._storing.expect()
+                self._storing.expect(len(totals))
         if self._counters_due is None:
             self._counters_due = now + COUNTERS_EVERY
         if now >= self._counters_due:

@@ -13,6 +13,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
+from functools import partial
 from itertools import chain
 from threading import get_ident
 from time import monotonic
@@ -28,21 +29,24 @@ from operators.ports import StoreError, StoreWriter
 from operators.totals import Totals
 
 TOTALS_AT_ONCE = 50_000
-# Of emissions with totals that wait for another process: so many keep it busy, and more than the most are waited for.
-AHEAD, AHEAD_MAX = 3, 8
+# Of totals that wait for another process: so many keep it busy, and if there are more than the most it is waited for.
+AHEAD, AHEAD_MAX = 200_000, 1_000_000
 # The process of a backlog that is worked off keeps its memory for so long.
 IDLE_S = 60.0
 _LOG = logging.getLogger("tidegate.store")
 
 
 class _Unstored:
-    """How many emissions of a worker have totals that the store does not have yet."""
+    """How many totals a worker's shards gave that the store does not have yet."""
 
-    def __init__(self) -> None:
+    def __init__(self, large: int) -> None:
+        self._large = large
         # Each has a thread that changes it.
         self.given = self.stored = 0
+        self.last = 0
+        """How many were last given at once."""
         self.seconds = 0.0
-        """What the last large write took, per emission."""
+        """What the last write took, per total."""
         self.epoch_end = float("inf")
         """When the next snapshot will wait for what is not stored, by the monotonic clock."""
 
@@ -52,14 +56,21 @@ class _Unstored:
     def has_room(self, now: float) -> bool:
         """Whether one more would be written at once, or at least soon and before the worker has to wait for it."""
         waiting = len(self)
-        return not waiting or (waiting < AHEAD and now + (waiting + 1) * self.seconds < self.epoch_end)
+        if waiting < self._large:
+            return True
+        return waiting < AHEAD and now + (waiting + self.last) * self.seconds < self.epoch_end
+
+    def expect(self, totals: int) -> None:
+        """Counts what a shard gives."""
+        self.given += totals
+        self.last = totals
 
 
 class _Worker:
     """What belongs to a worker, which is a thread."""
 
-    def __init__(self) -> None:
-        self.unstored = _Unstored()
+    def __init__(self, large: int) -> None:
+        self.unstored = _Unstored(large)
         self.writes: _Writes | None = None
 
 
@@ -86,7 +97,7 @@ class Storing:
         self._large = large
         self._epoch_s = epoch.total_seconds()
         # Python's own thread-local data is gone whenever a thread of Bytewax lets go of the interpreter.
-        self._workers: defaultdict[int, _Worker] = defaultdict(_Worker)
+        self._workers: defaultdict[int, _Worker] = defaultdict(partial(_Worker, large))
 
     def attach(self, emissions: KeyedStream[Emission]) -> None:
         """Appends the steps to a flow."""
@@ -103,9 +114,9 @@ class Storing:
         """Whether what the worker's shards give now will be written soon."""
         return not self.is_aside or self._worker.unstored.has_room(monotonic())
 
-    def expect(self) -> None:
-        """Tells that an emission with totals is on its way from a shard of this worker."""
-        self._worker.unstored.given += 1
+    def expect(self, totals: int) -> None:
+        """Tells that so many totals are on their way from a shard of this worker."""
+        self._worker.unstored.expect(totals)
 
     def _stored(self, state: None) -> "_Stored":
         return _Stored(self._writes)
@@ -157,6 +168,8 @@ class _Writes:
         self._thread = ThreadPoolExecutor(1, "store")
         self._waiting: deque[Emission] = deque()
         self._under_way: deque[Future[None]] = deque()
+        self._last_large: Future[None] = Future()
+        self._last_large.set_result(None)
         self._telemetry = telemetry
         self._live = live
         self._large = large
@@ -167,13 +180,16 @@ class _Writes:
         self._settle(lambda first: first.done() or len(self._unstored) > AHEAD_MAX)
         emissions = [emission for _, emission in items]
         large = sum(len(emission.totals) for emission in emissions) >= self._large
-        # One after the other is also the order in which others see them.
-        if self._open_aside is not None and (large or self._under_way):
+        # What follows a large write waits its turn, which is also the order in which others see it.
+        if self._open_aside is not None and (large or not self._last_large.done()):
             self._aside = self._aside or self._open_aside()
             self._used_at = monotonic()
             self._waiting.extend(emissions)
             self._under_way.append(self._thread.submit(self._store_waiting, self._aside))
+            if large:
+                self._last_large = self._under_way[-1]
         else:
+            self.settle()
             self._store(self._writer, emissions)
             self._rest()
         return [(key, None) for key, _ in items]
@@ -229,9 +245,9 @@ class _Writes:
         took = monotonic() - began
         self._telemetry.write_seconds.observe(took)
         self._telemetry.rows.inc(len(totals))
-        if parts := len(totals.taken):
-            self._unstored.stored += parts
-            self._unstored.seconds = took / parts
+        if totals:
+            self._unstored.stored += len(totals)
+            self._unstored.seconds = took / len(totals)
         now = wall_clock()
         for emission in together:
             if emission.received_at:

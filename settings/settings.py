@@ -133,7 +133,7 @@ class Settings(BaseSettings):
         description="The least time between two writes of one shard to the store.",
     )
     store_aside: int = Field(
-        4_000,
+        20_000,
         ge=0,
         description="Of so many totals at once and more, a process of its own writes to sqlite: (0: none does).",
     )

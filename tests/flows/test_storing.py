@@ -10,7 +10,7 @@ import pytest
 from connectors.telemetry import Telemetry
 from flows import storing
 from flows.emission import Emission
-from flows.storing import AHEAD, Storing, _Stored
+from flows.storing import Storing, _Stored
 from operators.ports import Note, Settled, StoreError
 from operators.records import Counter, Total
 from operators.totals import Taken, Totals
@@ -76,7 +76,7 @@ class World:
     def give(self, *emissions: Emission) -> list[tuple[str, None]]:
         for each in emissions:
             if each.totals:
-                self.storing.expect()
+                self.storing.expect(len(each.totals))
         return self.writes.write([("0.1", each) for each in emissions])
 
 
@@ -132,9 +132,12 @@ def test_a_write_that_failed_ends_the_flow(world: World, how: str) -> None:
                 world.give(emission(note="n"))
 
 
-def test_shards_gather_totals_while_the_store_has_no_room(world: World) -> None:
+def test_shards_gather_totals_while_the_store_has_no_room(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """So that a backlog is written in few large pieces, and does not pile up in memory."""
-    for _ in range(AHEAD):
+    monkeypatch.setattr(storing, "AHEAD", 6)
+    for _ in range(3):
         assert world.storing.has_room()
         world.give(emission("a", "b"))
     assert not world.storing.has_room()
@@ -143,14 +146,24 @@ def test_shards_gather_totals_while_the_store_has_no_room(world: World) -> None:
     assert world.storing.has_room()
 
 
+def test_small_totals_of_many_shards_are_never_held_back() -> None:
+    """All shards of a live flow give theirs before the first is written; whoever came late would wait for a turn."""
+    world = World(large=100)
+    world.writes._unstored.seconds = 1000.0
+    world.logic.snapshot()
+    for _ in range(16):
+        assert world.storing.has_room()
+        world.storing.expect(6)
+
+
 def test_before_a_snapshot_no_more_is_begun_than_gets_done(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The worker would wait for it. A write that finds nothing before it is never held back."""
+    """The worker would wait for it. What finds little before it is never held back."""
     now = [100.0]
     monkeypatch.setattr(storing, "monotonic", lambda: now[0])
     world.logic.snapshot()
-    world.writes._unstored.seconds = 1.0
+    world.writes._unstored.seconds = 0.5
     world.give(emission("a", "b"))
     now[0] += EPOCH.total_seconds() - 2.5
     assert world.storing.has_room()
