@@ -176,7 +176,7 @@ class _Writes:
         self._epoch_s = epoch_s
 
     def write(self, items: list[tuple[str, Emission]]) -> list[tuple[str, None]]:
-        """Writes emissions or hands them on. The keys of what is to be stored by the epoch's end."""
+        """Writes emissions or hands them on. One of their keys, whose snapshot waits for all that the worker wrote."""
         self._settle(lambda first: first.done() or len(self._unstored) > AHEAD_MAX)
         emissions = [emission for _, emission in items]
         large = sum(len(emission.totals) for emission in emissions) >= self._large
@@ -192,7 +192,7 @@ class _Writes:
             self.settle()
             self._store(self._writer, emissions)
             self._rest()
-        return [(key, None) for key, _ in items]
+        return [(key, None) for key, _ in items[:1]]
 
     def settle(self) -> None:
         """Waits until everything is stored."""
