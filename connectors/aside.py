@@ -73,7 +73,8 @@ class AsideWriter:
 
     def close(self) -> None:
         """Ends the process, which takes no longer than the call under way."""
-        with self._process:
+        # What it did not take any more, as it had died, was told as an error then.
+        with suppress(BrokenPipeError), self._process:
             pass
 
     def _say(self, message: object) -> None:

@@ -244,12 +244,13 @@ class _Passed(NamedTuple):
 
 
 def _alert(window: _Window, rules: Rules, change: Change, total: int, at: int) -> Alert:
-    rule, kind, state, level, turn = change
-    known: Any = kind, state
+    rule, _, _, level, turn = change
+    kind: Any = change.kind
+    state: Any = change.state
     return Alert(
         id=alert_id(rule, window.customer, window.meter, window.start, level, rules.version, state, turn),
-        kind=known[0],
-        state=known[1],
+        kind=kind,
+        state=state,
         customer=window.customer,
         meter=window.meter,
         period_start=window.start,

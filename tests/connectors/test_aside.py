@@ -65,6 +65,14 @@ def is_running(pid: int) -> bool:
         return False
 
 
+def eventually_gone(pid: int) -> None:
+    """Waits until a process has ended; far longer than it ever takes."""
+    deadline = monotonic() + SECONDS
+    while is_running(pid):
+        assert monotonic() < deadline
+        sleep(0.01)
+
+
 def test_what_cannot_be_opened_is_told_at_the_first_write(tmp_path: Path) -> None:
     """In the words of the store, as from a writer in this process."""
     (tmp_path / "store.db").mkdir()
@@ -89,10 +97,11 @@ def test_what_cannot_be_written_is_told_and_the_next_write_is_tried(tmp_path: Pa
 
 
 def test_a_writer_that_dies_is_an_error_whenever_it_is_used_again(tmp_path: Path) -> None:
-    """Else a flow would go on and count what nobody stores."""
+    """Else a flow would go on and count what nobody stores. Closing it has nothing more to complain of."""
     with closing(AsideWriter(partial(SqliteWriter, tmp_path / "store.db"))) as writer:
         writer.write(batch_of(1), [])
         os.kill(writer.pid, signal.SIGKILL)
+        eventually_gone(writer.pid)
         for _ in range(2):
             with pytest.raises(StoreError, match="ended with exit code -9; start again"):
                 writer.write(batch_of(2), [])
@@ -119,10 +128,7 @@ def test_it_ends_with_its_owner_however_that_ends(tmp_path: Path) -> None:
         pid = int(owner.stdout.readline())
         assert is_running(pid)
         owner.kill()
-    deadline = monotonic() + SECONDS
-    while is_running(pid):
-        assert monotonic() < deadline
-        sleep(0.01)
+    eventually_gone(pid)
 
 
 def test_closing_ends_it(tmp_path: Path) -> None:

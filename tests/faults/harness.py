@@ -132,7 +132,7 @@ class Run:
         killed = codes[victim % len(codes)]
         if killed == 1 and self.layout.aside:
             # System calls are also counted in the process that writes, which then is the one to die.
-            assert "ended with exit code -9; start again" in self.said(), self.said()
+            assert "ended with exit code -9; start again" in self._last_said(), self.said()
         else:
             assert killed in (-signal.SIGKILL, -signal.SIGALRM), f"exit code {killed}:\n{self.said()}"
         self.kills += noted
@@ -142,13 +142,16 @@ class Run:
         """Starts it again and again until it comes to the end of its input, as long as its last words are `excuse`."""
         while any(codes := self._ran(None, 0, pace_ms)):
             assert self.starts < STARTS, self.said()
-            said = "".join(path.read_text() for path in self.folder.glob(f"said-{self.starts:02}-*"))
-            assert excuse in said, f"exit codes {codes} of start {self.starts}:\n{self.said()}"
+            assert excuse in self._last_said(), f"exit codes {codes} of start {self.starts}:\n{self.said()}"
         return True
 
     def said(self) -> str:
         """The last words of each process."""
         return "\n".join(path.read_text()[-3000:] for path in sorted(self.folder.glob("said-*")))
+
+    def _last_said(self) -> str:
+        """All that was said by the processes of the last start."""
+        return "".join(path.read_text() for path in self.folder.glob(f"said-{self.starts:02}-*"))
 
     def _ran(self, kill: Kill | None, victim: int, pace_ms: int) -> list[int]:
         """Starts it and waits for its end; the exit codes."""
