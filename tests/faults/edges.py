@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter
 
+from connectors.redis_numbers import Numbers
 from connectors.sqlite import SqliteReader
 from operators.ports import Resend, StoreReader
 from settings.stores import Store
@@ -106,6 +107,11 @@ class RedisKeys(Stores):
             _STORE.validate_python(self._address(self._place, folder, {})).open_control()
         ) as control:
             return sum(isinstance(one.record, Resend) for one in control.after(""))
+
+    def last_acknowledged(self, folder: Path) -> int:
+        """When the flow there made the last write that it knows to be in the store, in µs; 0 where there is none."""
+        with closing(Numbers(folder / "state" / "store" / "worker-0", known=True)) as numbers:
+            return max(numbers.last)
 
     def _address(self, place: str, folder: Path, options: dict[str, str]) -> str:
         given = {"prefix": re.sub("[^a-z0-9-]", "-", folder.name), **options}

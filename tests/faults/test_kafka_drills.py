@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from connectors.clock import wall_clock
 from operators.ports import StoreError
 from tests import redis_server
 from tests.connectors.kafka_help import until
@@ -102,7 +103,10 @@ def bad_line(proxy: Proxy) -> int:
     cut = 0
     for delay, piece in ((0.0, PIECE), (0.0, 1), (0.0, 7), (0.05, 4096)):
         proxy.delay, proxy.piece = delay, piece
+        passed = proxy.passed
         time.sleep(0.2)
+        # On a busy machine it may take the flow longer to connect again.
+        until(lambda passed=passed: proxy.passed > passed, "nothing passes")
         cut += proxy.cut()
     proxy.delay, proxy.piece = 0.0, PIECE
     with proxy.away():
@@ -201,8 +205,14 @@ def test_a_redis_that_forgets_what_it_acknowledged_is_told_it_again(
         asked: list[int] = []
 
         def hurt(run: Run) -> None:
-            kept = server.appended()
-            until(lambda: server.appended() > kept + LOST_BYTES, "the flow does not go on to write")
+            kept, since = server.appended(), wall_clock()
+            # What was not acknowledged before is written again by itself.
+            until(
+                lambda: (
+                    server.appended() > kept + LOST_BYTES and stores.last_acknowledged(run.folder) > since
+                ),
+                "the flow does not go on to write",
+            )
             server.kill()
             server.forget(kept)
             server.start()
