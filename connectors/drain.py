@@ -14,6 +14,7 @@ from typing import Any
 
 from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 
+from connectors.reporting import reported
 from connectors.telemetry import Telemetry
 
 LOOK_EVERY = timedelta(milliseconds=100)
@@ -38,7 +39,7 @@ class Drain:
 
 
 class DrainedSource(FixedPartitionedSource[Any, Any]):
-    """The partitions of `source`, which end when `drain` is asked, and are seen by `telemetry`."""
+    """The partitions of `source`, which end when `drain` is asked, and are seen by `telemetry`. Errors are logged."""
 
     def __init__(
         self, source: FixedPartitionedSource[Any, Any], drain: Drain, telemetry: Telemetry | None = None
@@ -47,9 +48,11 @@ class DrainedSource(FixedPartitionedSource[Any, Any]):
         self._drain = drain
         self._telemetry = telemetry
 
+    @reported
     def list_parts(self) -> list[str]:
         return self._source.list_parts()
 
+    @reported
     def build_part(self, step_id: str, for_part: str, resume_state: Any) -> "_DrainedPartition":
         partition = self._source.build_part(step_id, for_part, resume_state)
         drained = _DrainedPartition(for_part, partition, self._drain)
@@ -68,6 +71,7 @@ class _DrainedPartition(StatefulSourcePartition[Any, Any]):
         self._awake = partition.next_awake()
         self._behind: Callable[[], int | None] = getattr(partition, "behind", lambda: None)
 
+    @reported
     def next_batch(self) -> Iterable[Any]:
         if self._drain.asked:
             raise StopIteration
@@ -88,8 +92,10 @@ class _DrainedPartition(StatefulSourcePartition[Any, Any]):
         # A source may sleep longer than who stops it wants to wait.
         return self._awake and min(self._awake, datetime.now(UTC) + LOOK_EVERY)
 
+    @reported
     def snapshot(self) -> Any:
         return self._partition.snapshot()
 
+    @reported
     def close(self) -> None:
         self._partition.close()

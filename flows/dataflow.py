@@ -30,6 +30,7 @@ from connectors.drain import Drain, DrainedSource
 from connectors.health import HealthError, Watchdog, serve
 from connectors.journal import Position
 from connectors.outbox_reader import OutboxReader, Standing
+from connectors.reporting import reported, reported_sink
 from connectors.telemetry import Telemetry
 from connectors.tracing import open_spans
 from flows.decoding import Decoding
@@ -105,7 +106,7 @@ def build(settings: Settings, catalogs: Catalogs, drain: Drain, telemetry: Telem
     source = settings.source.open(**_source_limits(settings))
     polls = op.input("source", metering, DrainedSource(source, drain, telemetry))
     decoding = Decoding(settings, catalogs, telemetry)
-    chunks = op.flat_map_batch("decode", polls, decoding.chunks)
+    chunks = op.flat_map_batch("decode", polls, reported(decoding.chunks))
     control = op.input("control", metering, DrainedSource(_control(settings, catalogs), drain))
     inputs = op.merge("inputs", chunks, op.flat_map("direct", control, decoding.direct))
     naps = Naps()
@@ -119,6 +120,7 @@ def build(settings: Settings, catalogs: Catalogs, drain: Drain, telemetry: Telem
         epoch=settings.epoch,
     )
 
+    @reported
     def metered(position: Position | None) -> ShardLogic:
         naps.begin()
         return ShardLogic(settings, catalogs, telemetry, storing, position)
@@ -129,9 +131,9 @@ def build(settings: Settings, catalogs: Catalogs, drain: Drain, telemetry: Telem
     if "alerts" in branches:
         for number, address in enumerate(settings.alerts, 1):
             alerts = op.flat_map(f"alert_{number}", emissions, partial(_alerts, address))
-            op.output(f"alerts_{number}", alerts, _alert_sink(address, settings))
+            op.output(f"alerts_{number}", alerts, reported_sink(_alert_sink(address, settings)))
     dead = op.flat_map("dead", emissions, lambda keyed: _lines(keyed[0], keyed[1].dead, encode_dead_letter))
-    op.output("dead_letters", dead, _sink(settings.dead_letters, settings))
+    op.output("dead_letters", dead, reported_sink(_sink(settings.dead_letters, settings)))
     if "billing" in branches:
         _bill(emissions, settings, catalogs, telemetry)
     return metering
@@ -145,7 +147,7 @@ def _bill(
         lines = op.flat_map(
             "bill", emissions, lambda keyed: _lines(keyed[0], keyed[1].accepted, encode_accepted)
         )
-        op.output("billing", lines, _sink(settings.billing, settings, parts=settings.shards))
+        op.output("billing", lines, reported_sink(_sink(settings.billing, settings, parts=settings.shards)))
         return
     if settings.billing.rollup != "none" and not settings.recovery:
         # What is read again after a restart would be added to windows again, whose sums the biller cannot compare.
@@ -161,7 +163,7 @@ def _bill(
         sync=settings.sync,
         open_store=settings.store.open,
     )
-    op.output("billing", packs, sink)
+    op.output("billing", packs, reported_sink(sink))
     telemetry.outbox = partial(_standing, settings.billing.outbox_path(settings.data_dir))
 
 

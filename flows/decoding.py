@@ -33,14 +33,16 @@ class Decoding:
         self._decoder = self._decoder_of(self._number, None)
         self._look_at = 0.0
 
-    def chunks(self, polls: list[Payloads]) -> Iterable[Directed]:
+    def chunks(self, polls: list[Payloads]) -> list[Directed]:
         """Each poll's chunks, to their shards."""
         self._follow()
         names = self._names
+        directed: list[Directed] = []
         for poll in polls:
             with self._telemetry.span("decode", bytes=len(poll.block)):
                 chunks = self._decoder.decode(poll)
-            yield from ((names[shard], (shard, chunk)) for shard, chunk in chunks)
+            directed += ((names[shard], (shard, chunk)) for shard, chunk in chunks)
+        return directed
 
     def direct(self, item: ControlItem) -> Iterable[Directed]:
         """A control record to the shard of its customer, or to all of them."""

@@ -12,6 +12,7 @@ from bytewax.operators import StatefulBatchLogic
 from connectors.clock import wall_clock
 from connectors.control import ControlItem
 from connectors.journal import Journal, Position
+from connectors.reporting import reported
 from connectors.telemetry import ShardNumbers, Telemetry
 from flows.emission import Emission
 from flows.storing import Storing
@@ -86,6 +87,7 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Chunk | ControlItem], Emission, P
             # What was changed but not yet written when the snapshot was taken is written now.
             self._pending = True
 
+    @reported
     def on_batch(self, values: list[tuple[int, Chunk | ControlItem]]) -> tuple[Iterable[Emission], bool]:
         shard = self._shard or self._open(values[0][0], None)
         self._events = 0
@@ -106,6 +108,7 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Chunk | ControlItem], Emission, P
         now = datetime.now(UTC)
         return self._emit(shard, outcomes, alerts, now, self._is_due(now)), StatefulBatchLogic.RETAIN
 
+    @reported
     def on_notify(self) -> tuple[Iterable[Emission], bool]:
         assert self._shard is not None
         now = datetime.now(UTC)
@@ -114,6 +117,7 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Chunk | ControlItem], Emission, P
             self._shard, [], [], now, self._pending and self._is_due(now)
         ), StatefulBatchLogic.RETAIN
 
+    @reported
     def on_eof(self) -> tuple[Iterable[Emission], bool]:
         if self._shard is None:
             return (), StatefulBatchLogic.RETAIN
@@ -125,6 +129,7 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Chunk | ControlItem], Emission, P
         due += [self._counters_due] if self._counters_due else []
         return min(due, default=None)
 
+    @reported
     def snapshot(self) -> Position | None:
         assert self._shard is not None
         if self._journal is None:

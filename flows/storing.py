@@ -8,7 +8,6 @@ that was handed on before them: so no epoch counts as done whose totals are not 
 worker's number, opens the writer and closes it.
 """
 
-import logging
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,9 +22,10 @@ from bytewax.operators import KeyedStream, StatefulBatchLogic
 from bytewax.outputs import DynamicSink, StatelessSinkPartition
 
 from connectors.clock import wall_clock
+from connectors.reporting import reported, reported_sink
 from connectors.telemetry import Telemetry
 from flows.emission import Emission
-from operators.ports import StoreError, StoreWriter
+from operators.ports import StoreWriter
 from operators.totals import Totals
 
 TOTALS_AT_ONCE = 50_000
@@ -33,7 +33,6 @@ TOTALS_AT_ONCE = 50_000
 AHEAD, AHEAD_MAX = 200_000, 1_000_000
 # The process of a backlog that is worked off keeps its memory for so long.
 IDLE_S = 60.0
-_LOG = logging.getLogger("tidegate.store")
 
 
 class _Unstored:
@@ -101,9 +100,9 @@ class Storing:
 
     def attach(self, emissions: KeyedStream[Emission]) -> None:
         """Appends the steps to a flow."""
-        handed_on = op.flat_map_batch("write", emissions, lambda items: self._writes.write(items))
+        handed_on = op.flat_map_batch("write", emissions, self._write)
         stored: KeyedStream[None] = op.stateful_batch("stored", handed_on, self._stored)
-        op.output("store", stored, _Sink(self._open))
+        op.output("store", stored, reported_sink(_Sink(self._open)))
 
     @property
     def is_aside(self) -> bool:
@@ -117,6 +116,10 @@ class Storing:
     def expect(self, totals: int) -> None:
         """Tells that so many totals are on their way from a shard of this worker."""
         self._worker.unstored.expect(totals)
+
+    @reported
+    def _write(self, items: list[tuple[str, Emission]]) -> list[tuple[str, None]]:
+        return self._writes.write(items)
 
     def _stored(self, state: None) -> "_Stored":
         return _Stored(self._writes)
@@ -235,13 +238,8 @@ class _Writes:
         notes = list(chain.from_iterable(emission.notes for emission in together))
         settled = list(chain.from_iterable(emission.settled for emission in together))
         began = monotonic()
-        try:
-            with self._telemetry.span("store.write", totals=len(totals), notes=len(notes)):
-                writer.write(totals, counters, notes, settled)
-        except StoreError as error:
-            # In a cluster Bytewax says only that the other processes are gone.
-            _LOG.error("%s", error)
-            raise
+        with self._telemetry.span("store.write", totals=len(totals), notes=len(notes)):
+            writer.write(totals, counters, notes, settled)
         took = monotonic() - began
         self._telemetry.write_seconds.observe(took)
         self._telemetry.rows.inc(len(totals))
@@ -265,10 +263,12 @@ class _Stored(StatefulBatchLogic[None, None, None]):
     def on_batch(self, values: list[None]) -> tuple[Iterable[None], bool]:
         return (), StatefulBatchLogic.RETAIN
 
+    @reported
     def on_eof(self) -> tuple[Iterable[None], bool]:
         self._writes.settle()
         return (), StatefulBatchLogic.RETAIN
 
+    @reported
     def snapshot(self) -> None:
         self._writes.end_epoch()
 

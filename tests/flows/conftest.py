@@ -77,12 +77,21 @@ class Place:
         return complained
 
     def run_processes(self, count: int, **settings: str) -> None:
-        """As many processes, to their end."""
+        """As many processes, to their end, which must be a good one."""
+        codes, complained = self._ended(count, settings)
+        assert not any(codes), complained
+
+    def refused_processes(self, count: int, **settings: str) -> str:
+        """As many processes, to an end that must be a bad one; what they complained of."""
+        codes, complained = self._ended(count, settings)
+        assert all(codes), complained
+        return complained
+
+    def _ended(self, count: int, settings: dict[str, str]) -> tuple[list[int], str]:
         addresses = ";".join(free_addresses(count))
         processes = [self.started("-i", str(number), "-a", addresses, **settings) for number in range(count)]
         codes = ended(processes)  # type: ignore[arg-type]
-        complained = [process.communicate()[1] for process in processes]
-        assert not any(codes), complained
+        return codes, "\n".join(process.communicate()[1] for process in processes)
 
     @contextmanager
     def running(self, *options: str, **settings: str) -> "Iterator[subprocess.Popen[str]]":
