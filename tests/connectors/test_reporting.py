@@ -2,8 +2,10 @@ import logging
 from typing import Any
 
 import pytest
+from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 from bytewax.outputs import DynamicSink, FixedPartitionedSink, StatefulSinkPartition, StatelessSinkPartition
 
+from connectors.drain import Drain, DrainedSource
 from connectors.file import FileError
 from connectors.reporting import reported, reported_sink
 
@@ -137,4 +139,45 @@ def test_what_fails_of_a_parted_sink_is_told(caplog: pytest.LogCaptureFixture, b
 def test_what_fails_of_any_other_sink_is_told(caplog: pytest.LogCaptureFixture, broken: str) -> None:
     with pytest.raises(FileError):
         through_unparted(reported_sink(Unparted(broken)))
+    assert told(caplog) == [("the flow ends: file 'alerts.ndjson': no space left", False)]
+
+
+class Source(FixedPartitionedSource[str, str], StatefulSourcePartition[str, str]):
+    """Its own and only partition."""
+
+    def __init__(self, broken: str) -> None:
+        self._broken = broken
+
+    def list_parts(self) -> list[str]:
+        self._maybe_fail("list_parts")
+        return ["0"]
+
+    def build_part(self, step_id: str, for_part: str, resume_state: str | None) -> "Source":
+        self._maybe_fail("build_part")
+        return self
+
+    def next_batch(self) -> list[str]:
+        self._maybe_fail("next_batch")
+        return ["a"]
+
+    def snapshot(self) -> str:
+        self._maybe_fail("snapshot")
+        return "state"
+
+    def close(self) -> None:
+        self._maybe_fail("close")
+
+    def _maybe_fail(self, name: str) -> None:
+        if name == self._broken:
+            raise FULL
+
+
+@pytest.mark.parametrize("broken", ["list_parts", "build_part", "next_batch", "snapshot", "close"])
+def test_what_fails_of_a_source_is_told(caplog: pytest.LogCaptureFixture, broken: str) -> None:
+    source = DrainedSource(Source(broken), Drain())
+    with pytest.raises(FileError):
+        part = source.build_part("in", source.list_parts()[0], None)
+        part.next_batch()
+        part.snapshot()
+        part.close()
     assert told(caplog) == [("the flow ends: file 'alerts.ndjson': no space left", False)]

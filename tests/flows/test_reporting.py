@@ -1,9 +1,15 @@
 """What ends a flow is said, also in a cluster, where Bytewax keeps it to itself. For stores, the drills see to it."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
+from flows.shards import ShardLogic
+from flows.storing import Storing, _Stored
 from tests.flows.conftest import Place
 
+NOTHING: Any = None
 TWO = {"RECOVERY_PARTS": "2"}
 
 
@@ -26,3 +32,25 @@ def test_a_cluster_says_what_is_wrong_with_its_state(place: Place) -> None:
     for path in (place.folder / "state" / "journal").glob("*/state-*.log"):
         path.write_bytes(b"")
     assert "the flow ends: journal" in place.refused_processes(2, **TWO)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: ShardLogic.on_batch(NOTHING, []),
+        lambda: ShardLogic.on_notify(NOTHING),
+        lambda: ShardLogic.on_eof(NOTHING),
+        lambda: ShardLogic.snapshot(NOTHING),
+        lambda: Storing._write(NOTHING, []),
+        lambda: _Stored.on_eof(NOTHING),
+        lambda: _Stored.snapshot(NOTHING),
+    ],
+)
+def test_our_own_bugs_are_told_with_their_place(
+    caplog: pytest.LogCaptureFixture, call: Callable[[], object]
+) -> None:
+    with pytest.raises(AttributeError):
+        call()
+    [record] = caplog.records
+    assert record.getMessage().startswith("the flow ends: AttributeError(")
+    assert record.exc_info
