@@ -224,9 +224,7 @@ class _Writes:
 
     def _store_waiting(self, writer: StoreWriter) -> None:
         """On the thread: what came while it wrote is written together."""
-        waiting = [self._waiting.popleft() for _ in range(len(self._waiting))]
-        if waiting:
-            self._store(writer, waiting)
+        self._store(writer, [self._waiting.popleft() for _ in range(len(self._waiting))])
 
     def _store(self, writer: StoreWriter, emissions: list[Emission]) -> None:
         for together in _batches(emissions):
@@ -302,4 +300,5 @@ def _batches(emissions: Iterable[Emission]) -> Iterator[list[Emission]]:
             yield together
             together, totals = [], len(emission.totals)
         together.append(emission)
-    yield together
+    if together:
+        yield together

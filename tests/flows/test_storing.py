@@ -1,8 +1,10 @@
 """Totals that are written while the next are counted: in order, in bounds, and before an epoch is over."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from datetime import timedelta
-from threading import Event, Thread
+from threading import Barrier, Semaphore
 
 import numpy as np
 import pytest
@@ -25,10 +27,15 @@ class Slow:
     """A writer that writes when it is let, and notes what it wrote."""
 
     def __init__(self) -> None:
-        self.may = Event()
         self.wrote: list[list[str]] = []
         self.fails = False
         self.is_open = True
+        self.meanwhile: Callable[[], object] = lambda: None
+        self._may = Semaphore(0)
+
+    def let(self, writes: int = 1000) -> None:
+        """It may write so many times."""
+        self._may.release(writes)
 
     def write(
         self,
@@ -37,9 +44,11 @@ class Slow:
         notes: Sequence[Note] = (),
         settled: Sequence[Settled] = (),
     ) -> None:
-        assert self.may.wait(60)
+        assert self._may.acquire(timeout=60)
+        self.meanwhile()
         if self.fails:
             raise StoreError("store: the disk is full")
+        assert self.is_open
         self.wrote.append([total.customer for total in totals] + [note.id for note in notes])
 
     def close(self) -> None:
@@ -66,7 +75,7 @@ class World:
 
     def __init__(self, large: int = 2) -> None:
         self.here, self.aside = Slow(), Slow()
-        self.here.may.set()
+        self.here.let()
         self.storing = Storing(
             lambda worker: self.here, lambda: self.aside, Telemetry(), live=False, large=large, epoch=EPOCH
         )
@@ -78,6 +87,16 @@ class World:
             if each.totals:
                 self.storing.expect(len(each.totals))
         return self.writes.write([("0.1", each) for each in emissions])
+
+
+@contextmanager
+def going_on(act: Callable[[], object]) -> Iterator[None]:
+    """The act waits for what the block does, and then comes to its end."""
+    with ThreadPoolExecutor(1) as other:
+        acting = other.submit(act)
+        assert not wait([acting], 0.05).done
+        yield
+        acting.result(60)
 
 
 @pytest.fixture
@@ -96,33 +115,76 @@ def test_what_follows_a_large_write_does_not_overtake_it(world: World) -> None:
     world.give(emission("a", "b"))
     world.give(emission("c"), emission(note="n"))
     assert not world.here.wrote
-    world.aside.may.set()
+    world.aside.let()
     world.writes.settle()
     assert [name for wrote in world.aside.wrote for name in wrote] == ["a", "b", "c", "n"]
     world.give(emission("d"))
     assert world.here.wrote == [["d"]]
 
 
+def test_what_follows_that_does_not_overtake_it_either(world: World) -> None:
+    """What is small again, but comes while something small still waits for its turn behind a large write."""
+    world.give(emission("a", "b"))
+    world.give(emission("c"))
+    world.aside.let(1)
+    world.writes._last_large.result()
+    with going_on(lambda: world.writes.write([("0.1", emission("d"))])):
+        assert not world.here.wrote
+        world.aside.let()
+    assert (world.aside.wrote, world.here.wrote) == ([["a", "b"], ["c"]], [["d"]])
+
+
+def test_a_worker_too_far_ahead_waits(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it gave and what is not yet written is in memory."""
+    monkeypatch.setattr(storing, "AHEAD_MAX", 3)
+    world.give(emission("a", "b"))
+    world.storing.expect(2)
+    with going_on(lambda: world.writes.write([("0.1", emission("c", "d"))])):
+        world.aside.let()
+    world.writes.settle()
+    assert world.aside.wrote == [["a", "b"], ["c", "d"]]
+
+
+def test_a_huge_write_is_parted(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between emissions, as each is seen whole or not at all."""
+    monkeypatch.setattr(storing, "TOTALS_AT_ONCE", 4)
+    world.aside.let()
+    world.give(emission("a", "b"), emission("c", "d"), emission("e", "f", "g", "h", "i"), emission("j"))
+    world.writes.settle()
+    assert world.aside.wrote == [["a", "b", "c", "d"], ["e", "f", "g", "h", "i"], ["j"]]
+
+
+def test_each_worker_has_a_writer_of_its_own() -> None:
+    """Connections of SQLite belong to a thread."""
+    writers = [Slow(), Slow()]
+    steps = Storing(writers.__getitem__, None, Telemetry(), live=False, large=2, epoch=EPOCH)
+    opened = Barrier(2)
+
+    def work(worker: int) -> None:
+        writers[worker].let()
+        steps._open(worker)
+        opened.wait(60)
+        steps._write([("0.1", emission(f"of {worker}"))])
+
+    with ThreadPoolExecutor(2) as workers:
+        assert list(workers.map(work, range(2))) == [None, None]
+    assert [writer.wrote for writer in writers] == [[["of 0"]], [["of 1"]]]
+
+
 @pytest.mark.parametrize("end", ["snapshot", "on_eof"])
 def test_an_epoch_is_over_when_its_totals_are_stored(world: World, end: str) -> None:
     """Else a kill right after the snapshot would lose totals that no replay brings again."""
     world.give(emission("a", "b"))
-    over: list[list[list[str]]] = []
-    act: Callable[[], object] = getattr(world.logic, end)
-    ending = Thread(target=lambda: (act(), over.append(list(world.aside.wrote))))
-    ending.start()
-    ending.join(0.05)
-    assert not over
-    world.aside.may.set()
-    ending.join()
-    assert over == [[["a", "b"]]]
+    with going_on(getattr(world.logic, end)):
+        world.aside.let()
+    assert world.aside.wrote == [["a", "b"]]
 
 
 @pytest.mark.parametrize("how", ["snapshot", "write"])
 def test_a_write_that_failed_ends_the_flow(world: World, how: str) -> None:
     """By the next write, and at the latest before the epoch counts as done."""
     world.aside.fails = True
-    world.aside.may.set()
+    world.aside.let()
     world.give(emission("a", "b"))
     with pytest.raises(StoreError, match="disk is full"):
         if how == "snapshot":
@@ -141,7 +203,7 @@ def test_shards_gather_totals_while_the_store_has_no_room(
         assert world.storing.has_room()
         world.give(emission("a", "b"))
     assert not world.storing.has_room()
-    world.aside.may.set()
+    world.aside.let()
     world.writes.settle()
     assert world.storing.has_room()
 
@@ -162,14 +224,16 @@ def test_before_a_snapshot_no_more_is_begun_than_gets_done(
     """The worker would wait for it. What finds little before it is never held back."""
     now = [100.0]
     monkeypatch.setattr(storing, "monotonic", lambda: now[0])
-    world.logic.snapshot()
-    world.writes._unstored.seconds = 0.5
+    world.aside.meanwhile = lambda: now.append(now.pop() + 1.0)
+    world.aside.let(1)
     world.give(emission("a", "b"))
+    world.logic.snapshot()
+    world.give(emission("c", "d"))
     now[0] += EPOCH.total_seconds() - 2.5
     assert world.storing.has_room()
     now[0] += 1.0
     assert not world.storing.has_room()
-    world.aside.may.set()
+    world.aside.let()
     world.writes.settle()
     now[0] += 1000.0
     assert world.storing.has_room()
@@ -180,7 +244,7 @@ def test_the_other_process_ends_when_nothing_large_came_for_a_while(
 ) -> None:
     now = [100.0]
     monkeypatch.setattr(storing, "monotonic", lambda: now[0])
-    world.aside.may.set()
+    world.aside.let()
     world.give(emission("a", "b"))
     world.writes.settle()
     world.give(emission("c"))
@@ -188,8 +252,15 @@ def test_the_other_process_ends_when_nothing_large_came_for_a_while(
     now[0] += storing.IDLE_S + 1
     world.give(emission("d"))
     assert not world.aside.is_open
-    world.writes.close()
-    assert not world.here.is_open
+
+
+def test_it_is_closed_once_all_is_written(world: World) -> None:
+    world.give(emission("a", "b"))
+    with going_on(world.writes.close):
+        assert world.aside.is_open and world.here.is_open
+        world.aside.let()
+    assert world.aside.wrote == [["a", "b"]]
+    assert not world.aside.is_open and not world.here.is_open
 
 
 def test_a_flow_that_writes_aside_leaves_the_same(place: Place) -> None:
