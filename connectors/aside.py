@@ -41,8 +41,6 @@ class AsideWriter:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            # What a terminal sends to all of its processes is for the flow, which ends this one in good order.
-            start_new_session=True,
         )
         assert self._process.stdin is not None
         if hasattr(fcntl, "F_SETPIPE_SZ"):
@@ -105,6 +103,7 @@ class AsideWriter:
 
 def serve() -> None:
     """What the other process runs: opens a writer, and writes what it is given until there is nothing more to come."""
+    # What a terminal or a service manager sends to all processes is for the flow, which ends this one in good order.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     gc.set_threshold(*_COLLECT)

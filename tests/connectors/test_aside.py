@@ -20,6 +20,7 @@ from operators.ports import StoreError
 from tests.connectors.store_contract import Place, StoreContract, batch_of, holds, written
 
 SECONDS = 60
+DIED = "ended with exit code -9; start again"
 
 OWNER = """
 import sys, time
@@ -42,6 +43,21 @@ class AsidePlace:
 
     def open_reader(self) -> SqliteReader:
         return SqliteReader(self.path, create=True)
+
+
+class Odd:
+    """A writer that prints, and says in a file that it was closed; or it dies at its work."""
+
+    def __init__(self, log: Path, dies: bool = False) -> None:
+        self._log, self._dies = log, dies
+
+    def write(self, *_: object) -> None:
+        if self._dies:
+            os.kill(os.getpid(), signal.SIGKILL)
+        print("writing", flush=True)
+
+    def close(self) -> None:
+        self._log.write_text("closed")
 
 
 class TestAside(StoreContract):
@@ -102,9 +118,25 @@ def test_a_writer_that_dies_is_an_error_whenever_it_is_used_again(tmp_path: Path
         writer.write(batch_of(1), [])
         os.kill(writer.pid, signal.SIGKILL)
         eventually_gone(writer.pid)
-        for _ in range(2):
-            with pytest.raises(StoreError, match="ended with exit code -9; start again"):
-                writer.write(batch_of(2), [])
+        for totals in (batch_of(2), []):
+            with pytest.raises(StoreError, match=DIED):
+                writer.write(totals, [])
+
+
+def test_a_writer_that_dies_at_its_work_is_an_error(tmp_path: Path) -> None:
+    """Nobody can say whether that was stored; it is written again after the next start."""
+    with (
+        closing(AsideWriter(partial(Odd, tmp_path / "log", dies=True))) as writer,
+        pytest.raises(StoreError, match=DIED),
+    ):
+        writer.write(batch_of(1), [])
+
+
+def test_what_a_writer_prints_is_no_answer(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with closing(AsideWriter(partial(Odd, tmp_path / "log"))) as writer:
+        writer.write(batch_of(1), [])
+        writer.write(batch_of(2), [])
+    assert capfd.readouterr() == ("", "writing\nwriting\n")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -131,7 +163,10 @@ def test_it_ends_with_its_owner_however_that_ends(tmp_path: Path) -> None:
     eventually_gone(pid)
 
 
-def test_closing_ends_it(tmp_path: Path) -> None:
-    writer = AsideWriter(partial(SqliteWriter, tmp_path / "store.db"))
+def test_closing_ends_it_in_good_order(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """What it opened is closed, and nobody complains."""
+    writer = AsideWriter(partial(Odd, tmp_path / "log"))
     writer.close()
     assert not is_running(writer.pid)
+    assert (tmp_path / "log").read_text() == "closed"
+    assert capfd.readouterr() == ("", "")

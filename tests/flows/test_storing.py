@@ -149,9 +149,9 @@ def test_a_huge_write_is_parted(world: World, monkeypatch: pytest.MonkeyPatch) -
     """Between emissions, as each is seen whole or not at all."""
     monkeypatch.setattr(storing, "TOTALS_AT_ONCE", 4)
     world.aside.let()
-    world.give(emission("a", "b"), emission("c", "d"), emission("e", "f", "g", "h", "i"), emission("j"))
+    world.give(emission("e", "f", "g", "h", "i"), emission("a", "b"), emission("c", "d"), emission("j"))
     world.writes.settle()
-    assert world.aside.wrote == [["a", "b", "c", "d"], ["e", "f", "g", "h", "i"], ["j"]]
+    assert world.aside.wrote == [["e", "f", "g", "h", "i"], ["a", "b", "c", "d"], ["j"]]
 
 
 def test_each_worker_has_a_writer_of_its_own() -> None:
