@@ -139,7 +139,7 @@ def test_a_topic_that_is_not_there_ends_the_start(brokers: Brokers) -> None:
 
 def test_a_topic_deleted_meanwhile_ends_the_flow(brokers: Brokers) -> None:
     topic = brokers.topic()
-    part = opened(AlertSink, brokers, topic, config={"delivery.timeout.ms": "1000"})
+    part = opened(AlertSink, brokers, topic, config={"delivery.timeout.ms": "3000"})
     part.write_batch([alert(1)])
     part.snapshot()
     brokers.admin.delete_topics([topic])[topic].result(10)
