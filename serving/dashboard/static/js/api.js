@@ -20,7 +20,9 @@ export class Api {
     const sent = body === undefined ? {} : { body: JSON.stringify(body) };
     const type = body === undefined ? {} : { "content-type": "application/json" };
     const answer = await this.open(path, { method, ...sent, headers: { ...type, ...headers } });
-    return { body: await answer.json(), tag: answer.headers.get("etag") };
+    // One that is cut off is none.
+    const read = await answer.json().catch(() => { throw new Problem(0); });
+    return { body: read, tag: answer.headers.get("etag") };
   }
 
   async get(path) {
