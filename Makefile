@@ -26,7 +26,7 @@ demo: $(READY)  ## meters a made-up AI product, live; DEMO_SECONDS=60 ends it by
 	@$(BIN)/python -m serving.demo
 
 test: $(READY)  ## all tests, on all cores; ARGS="-k totals" for some
-	$(BIN)/python -m pytest -q --numprocesses auto --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -q --numprocesses auto --dist worksteal $(ARGS)
 
 lint: $(READY)  ## ruff, and whether all is written as it formats it
 	$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet .

@@ -42,8 +42,6 @@ def brokers(kafka: Any) -> Any:
     return kafka
 
 
-# What shares a server that takes seconds to start runs in one worker; all else by file.
-TOGETHER = ("kafka", "dashboard")
 # What starts processes goes first, so that workers end together, on files of milliseconds.
 LONG = ("kafka", "dashboard", "faults", "flows", "serving", "connectors")
 
@@ -56,22 +54,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Where tests run side by side, those of a file stay together, in the order above.
-
-    A scheduler of our own, as xdist 3.8 writes the marks of its loadgroup where pytest 9.2 does not read them.
-    """
-    if config.getoption("dist") != "loadgroup":
-        return None
-    from xdist.scheduler import LoadScopeScheduling
-
-    class ByFile(LoadScopeScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            path = nodeid.partition("::")[0]
-            return next((name for name in TOGETHER if name in path), path)
-
-    config.option.loadscopereorder = False
-    return ByFile(config, log)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One more than there are cores, as much of a test's time is waiting for what it started."""
+    return (os.cpu_count() or 1) + 1
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
