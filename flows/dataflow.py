@@ -106,7 +106,7 @@ def build(settings: Settings, catalogs: Catalogs, drain: Drain, telemetry: Telem
     source = settings.source.open(**_source_limits(settings))
     polls = op.input("source", metering, DrainedSource(source, drain, telemetry))
     decoding = Decoding(settings, catalogs, telemetry)
-    chunks = op.flat_map_batch("decode", polls, reported(decoding.chunks))
+    chunks = op.flat_map_batch("decode", polls, decoding.chunks)
     control = op.input("control", metering, DrainedSource(_control(settings, catalogs), drain))
     inputs = op.merge("inputs", chunks, op.flat_map("direct", control, decoding.direct))
     naps = Naps()
@@ -186,6 +186,7 @@ def _control(settings: Settings, catalogs: Catalogs) -> ControlSource:
     )
 
 
+@reported
 def _lines(key: str, records: list[Any], encode: Callable[[Any], bytes]) -> list[tuple[str, bytes]]:
     shard = str(shard_of_name(key))
     return [(shard, encode(record)) for record in records]
@@ -224,6 +225,7 @@ def _source_limits(settings: Settings) -> dict[str, Any]:
             return {}
 
 
+@reported
 def _alerts(address: Routed, keyed: tuple[str, Emission]) -> list[tuple[str, bytes]]:
     """The alerts that an address wants, by shard, or by their ids where they are delivered one by one."""
     key, emission = keyed

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from time import monotonic
 
 from connectors.control import ControlItem
+from connectors.reporting import reported
 from connectors.telemetry import Telemetry
 from operators.chunk import Chunk
 from operators.customers import Customers
@@ -33,6 +34,7 @@ class Decoding:
         self._decoder = self._decoder_of(self._number, None)
         self._look_at = 0.0
 
+    @reported
     def chunks(self, polls: list[Payloads]) -> list[Directed]:
         """Each poll's chunks, to their shards."""
         self._follow()
@@ -44,6 +46,7 @@ class Decoding:
             directed += ((names[shard], (shard, chunk)) for shard, chunk in chunks)
         return directed
 
+    @reported
     def direct(self, item: ControlItem) -> Iterable[Directed]:
         """A control record to the shard of its customer, or to all of them."""
         if isinstance(item, Adjustment):

@@ -5,8 +5,11 @@ from typing import Any
 
 import pytest
 
+from flows.dataflow import _alerts, _lines
+from flows.decoding import Decoding
 from flows.shards import ShardLogic
 from flows.storing import Storing, _Stored
+from operators.ports import Resend
 from tests.flows.conftest import Place
 
 NOTHING: Any = None
@@ -37,6 +40,8 @@ def test_a_cluster_says_what_is_wrong_with_its_state(place: Place) -> None:
 @pytest.mark.parametrize(
     "call",
     [
+        lambda: Decoding.chunks(NOTHING, []),
+        lambda: Decoding.direct(NOTHING, Resend(id="r")),
         lambda: ShardLogic.on_batch(NOTHING, []),
         lambda: ShardLogic.on_notify(NOTHING),
         lambda: ShardLogic.on_eof(NOTHING),
@@ -44,6 +49,8 @@ def test_a_cluster_says_what_is_wrong_with_its_state(place: Place) -> None:
         lambda: Storing._write(NOTHING, []),
         lambda: _Stored.on_eof(NOTHING),
         lambda: _Stored.snapshot(NOTHING),
+        lambda: _alerts(NOTHING, ("0.1", NOTHING)),
+        lambda: _lines(NOTHING, [], NOTHING),
     ],
 )
 def test_our_own_bugs_are_told_with_their_place(
