@@ -17,17 +17,18 @@ import fcntl
 import os
 import struct
 import zlib
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from time import monotonic
+from typing import BinaryIO, NamedTuple
 
+from connectors.reporting import reported
 from operators.snapshot import Frame
 
 KEPT = 16
-SYNCED_AT_ONCE = 8
+WRITTEN_AT_ONCE = 8
 
 _HEAD = struct.Struct("<II")
 _STATE = "state"
@@ -50,6 +51,26 @@ class Position(NamedTuple):
     boot: str = ""
 
 
+class Appended(Position):
+    """A position whose bytes are on their way.
+
+    Pickled, which is how Bytewax stores it, it is a plain one, and that waits for them: so no epoch counts as done that
+    the journal does not have, and meanwhile other shards are saved. Raises OSError for what went wrong.
+    """
+
+    writes: Sequence[Future[None]] = ()
+
+    def wait(self) -> Position:
+        """The position, once all is written."""
+        for write in self.writes:
+            write.result()
+        return Position._make(self)
+
+    @reported
+    def __reduce__(self) -> tuple[type[Position], tuple[object, ...]]:
+        return Position, tuple(self.wait())
+
+
 def boot_id() -> str:
     """A name for this run of the machine, another after each reboot; empty where the system has none."""
     try:
@@ -59,13 +80,23 @@ def boot_id() -> str:
 
 
 class Journal:
-    """The streams of one shard. Not safe for threads."""
+    """The streams of one shard, written by threads of its own. `observe` is told the seconds of each file's write.
 
-    def __init__(self, directory: Path, shard: int, sync: bool = True) -> None:
+    Not safe for threads.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        shard: int,
+        sync: bool = True,
+        observe: Callable[[float], object] = lambda seconds: None,
+    ) -> None:
         self._folder = directory / f"{shard:04d}"
         self._boot = boot_id()
-        self._position = Position(shard, 0, {})
+        self._position = Appended(shard, 0, {})
         self._sync = sync
+        self._observe = observe
         self.appended = 0
         """Bytes that the last `append` wrote."""
         self._retired: list[tuple[int, str]] = []
@@ -82,7 +113,7 @@ class Journal:
 
     def resume(self, position: Position | None) -> Iterator[Frame]:
         """Goes back to a position, None for the very beginning, and gives the frames up to there."""
-        self._position = position or self._position
+        self._position = Appended._make(position or self._position)
         named = self._position.lengths
         for path in self._folder.glob("*.log"):
             if path.name not in named:
@@ -106,38 +137,46 @@ class Journal:
         """Whether the machine has run on since `position`, so that what was written by then is all there."""
         return bool(self._boot) and position.boot == self._boot
 
-    def append(self, frames: Iterable[Frame], live: Iterable[str]) -> Position:
-        """Writes frames and returns the position after them. `live` names the streams that still count."""
+    def append(self, frames: Iterable[Frame], live: Iterable[str]) -> Appended:
+        """Writes frames, and returns the position after them. `live` names the streams that still count.
+
+        Waits for the frames before them. Raises OSError for what went wrong with those.
+        """
+        self._position.wait()
         generation = self._position.generation
         lengths = dict(self._position.lengths)
-        blocks: dict[str, bytes] = {}
+        bodies: dict[str, list[bytes]] = {}
         for frame in frames:
             if frame.whole:
                 generation += 1
             name = f"{_STATE}-{generation}.log" if frame.stream == _STATE else f"{frame.stream}.log"
-            head = _HEAD.pack(len(frame.body), zlib.crc32(frame.body))
-            blocks[name] = blocks.get(name, b"") + head + frame.body
-        self.appended = sum(map(len, blocks.values()))
-        self._write(blocks)
-        if self._sync and blocks.keys() - lengths.keys():
-            self._sync_folder()
-        for name, block in blocks.items():
-            lengths[name] = lengths.get(name, 0) + len(block)
+            bodies.setdefault(name, []).append(frame.body)
+        grown = {name: sum(_HEAD.size + len(body) for body in each) for name, each in bodies.items()}
+        self.appended = sum(grown.values())
+        files = [(self._folder / name).open("ab") for name in bodies]
+        # At the same time, as the disk takes hardly longer over eight of them than over one.
+        writes = [_writers().submit(self._write, *each) for each in zip(files, bodies.values(), strict=True)]
+        if self._sync and bodies.keys() - lengths.keys():
+            writes.append(_writers().submit(self._sync_folder))
+        for name, size in grown.items():
+            lengths[name] = lengths.get(name, 0) + size
         counted = {f"{stream}.log" for stream in live} | {f"{_STATE}-{generation}.log"}
         self._retire(lengths.keys() - counted)
         kept = {name: length for name, length in lengths.items() if name in counted}
-        self._position = Position(self._position.shard, generation, kept, self._boot)
+        self._position = Appended(self._position.shard, generation, kept, self._boot)
+        self._position.writes = writes
         return self._position
 
-    def _write(self, blocks: dict[str, bytes]) -> None:
-        with ExitStack() as opened:
-            files = [opened.enter_context((self._folder / name).open("ab")) for name in blocks]
-            for file, block in zip(files, blocks.values(), strict=True):
-                file.write(block)
-                file.flush()
+    def _write(self, file: BinaryIO, bodies: list[bytes]) -> None:
+        began = monotonic()
+        with file:
+            for body in bodies:
+                file.write(_HEAD.pack(len(body), zlib.crc32(body)))
+                file.write(body)
+            file.flush()
             if self._sync:
-                # At the same time, as the disk takes hardly longer over eight of them than over one.
-                list(_syncers().map(os.fdatasync, [file.fileno() for file in files]))
+                os.fdatasync(file.fileno())
+        self._observe(monotonic() - began)
 
     def _sync_folder(self) -> None:
         folder = os.open(self._folder, os.O_RDONLY)
@@ -166,5 +205,5 @@ class Journal:
 
 
 @cache
-def _syncers() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(SYNCED_AT_ONCE, "journal-sync")
+def _writers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(WRITTEN_AT_ONCE, "journal")

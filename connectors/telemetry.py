@@ -93,7 +93,13 @@ class Telemetry:
         self.rows = Counter("tidegate_store_rows", "Totals handed to the store.", registry=self.registry)
         self.snapshot_seconds = Histogram(
             "tidegate_snapshot_seconds",
-            "Writing a shard's changes to its journal.",
+            "Gathering a shard's changes for its journal.",
+            buckets=_FAST,
+            registry=self.registry,
+        )
+        self.journal_seconds = Histogram(
+            "tidegate_journal_write_seconds",
+            "Writing one file of a journal, and forcing it to disk.",
             buckets=_FAST,
             registry=self.registry,
         )

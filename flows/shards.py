@@ -171,7 +171,9 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Chunk | ControlItem], Emission, P
         if not settings.recovery:
             self._shard = Shard(*build, forward=forward, number=self._number)
             return self._shard
-        self._journal = Journal(settings.data_dir / "journal", number, settings.sync)
+        self._journal = Journal(
+            settings.data_dir / "journal", number, settings.sync, self._telemetry.journal_seconds.observe
+        )
         frames = self._journal.resume(position)
         self._shard = Shard.restore(*build, frames, forward=forward, number=self._number)
         if position is not None and not self._journal.survived(position):

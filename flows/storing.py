@@ -3,9 +3,9 @@
     emissions ─ write ─ stored ─ store
 
 `write` does it, or in a backlog has it done: then a thread hands large writes to a process of its own
-(connectors/aside.py), while the worker goes on. `stored` is there for its snapshots, which wait until all is stored
-that was handed on before them: so no epoch counts as done whose totals are not in the store. `store` is told the
-worker's number, opens the writer and closes it.
+(connectors/aside.py), while the worker goes on. It numbers its writes. `stored` is there for its snapshots, which wait
+until all is stored up to the last number of their epoch: so no epoch counts as done whose totals are not in the store.
+`store` is told the worker's number, opens the writer and closes it.
 """
 
 from collections import defaultdict, deque
@@ -118,7 +118,7 @@ class Storing:
         self._worker.unstored.expect(totals)
 
     @reported
-    def _write(self, items: list[tuple[str, Emission]]) -> list[tuple[str, None]]:
+    def _write(self, items: list[tuple[str, Emission]]) -> list[tuple[str, int]]:
         return self._writes.write(items)
 
     def _stored(self, state: None) -> "_Stored":
@@ -170,7 +170,8 @@ class _Writes:
         self._used_at = 0.0
         self._thread = ThreadPoolExecutor(1, "store")
         self._waiting: deque[Emission] = deque()
-        self._under_way: deque[Future[None]] = deque()
+        self._number = 0
+        self._under_way: deque[tuple[int, Future[None]]] = deque()
         self._last_large: Future[None] = Future()
         self._last_large.set_result(None)
         self._telemetry = telemetry
@@ -178,9 +179,9 @@ class _Writes:
         self._large = large
         self._epoch_s = epoch_s
 
-    def write(self, items: list[tuple[str, Emission]]) -> list[tuple[str, None]]:
-        """Writes emissions or hands them on. One of their keys, whose snapshot waits for all that the worker wrote."""
-        self._settle(lambda first: first.done() or len(self._unstored) > AHEAD_MAX)
+    def write(self, items: list[tuple[str, Emission]]) -> list[tuple[str, int]]:
+        """Writes emissions or hands them on. One of their keys, and the number of the last write so far."""
+        self._settle(lambda _, write: write.done() or len(self._unstored) > AHEAD_MAX)
         emissions = [emission for _, emission in items]
         large = sum(len(emission.totals) for emission in emissions) >= self._large
         # What follows a large write waits its turn, which is also the order in which others see it.
@@ -188,23 +189,25 @@ class _Writes:
             self._aside = self._aside or self._open_aside()
             self._used_at = monotonic()
             self._waiting.extend(emissions)
-            self._under_way.append(self._thread.submit(self._store_waiting, self._aside))
+            write = self._thread.submit(self._store_waiting, self._aside)
+            self._number += 1
+            self._under_way.append((self._number, write))
             if large:
-                self._last_large = self._under_way[-1]
+                self._last_large = write
         else:
-            self.settle()
+            self.settle(self._number)
             self._store(self._writer, emissions)
             self._rest()
-        return [(key, None) for key, _ in items[:1]]
+        return [(key, self._number) for key, _ in items[:1]]
 
-    def settle(self) -> None:
-        """Waits until everything is stored."""
-        self._settle(lambda first: True)
+    def settle(self, last: int) -> None:
+        """Waits until everything is stored up to the write of this number."""
+        self._settle(lambda number, _: number <= last)
 
-    def end_epoch(self) -> None:
-        """As an epoch ends, so that all that it counted is stored."""
+    def end_epoch(self, last: int) -> None:
+        """As an epoch ends, whose last write this was, so that all that it counted is stored."""
         self._unstored.epoch_end = monotonic() + self._epoch_s
-        self.settle()
+        self.settle(last)
 
     def close(self) -> None:
         self._thread.shutdown()
@@ -212,9 +215,9 @@ class _Writes:
         if self._aside is not None:
             self._aside.close()
 
-    def _settle(self, wanted: Callable[[Future[None]], bool]) -> None:
-        while self._under_way and wanted(self._under_way[0]):
-            self._under_way.popleft().result()
+    def _settle(self, wanted: Callable[[int, Future[None]], bool]) -> None:
+        while self._under_way and wanted(*self._under_way[0]):
+            self._under_way.popleft()[1].result()
 
     def _rest(self) -> None:
         """Ends a process that had nothing to do for a while."""
@@ -252,23 +255,25 @@ class _Writes:
                 self._telemetry.age.observe((now - emission.happened_at) / 1e6)
 
 
-class _Stored(StatefulBatchLogic[None, None, None]):
+class _Stored(StatefulBatchLogic[int, None, None]):
     """Has nothing to keep, and is asked for it when an epoch ends or the input does."""
 
     def __init__(self, writes: _Writes) -> None:
         self._writes = writes
+        self._last = 0
 
-    def on_batch(self, values: list[None]) -> tuple[Iterable[None], bool]:
+    def on_batch(self, values: list[int]) -> tuple[Iterable[None], bool]:
+        self._last = values[-1]
         return (), StatefulBatchLogic.RETAIN
 
     @reported
     def on_eof(self) -> tuple[Iterable[None], bool]:
-        self._writes.settle()
+        self._writes.settle(self._last)
         return (), StatefulBatchLogic.RETAIN
 
     @reported
     def snapshot(self) -> None:
-        self._writes.end_epoch()
+        self._writes.end_epoch(self._last)
 
 
 class _Sink(DynamicSink[tuple[str, None]]):

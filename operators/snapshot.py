@@ -47,10 +47,10 @@ class Saved:
 
 
 class _Rows(msgspec.Struct):
-    """Rows of a table: key words and columns as bytes."""
+    """Rows of a table: key words and columns as they lie in memory."""
 
-    keys: list[bytes]
-    columns: dict[str, bytes]
+    keys: list[memoryview]
+    columns: dict[str, memoryview]
 
 
 class _State(msgspec.Struct):
@@ -216,8 +216,10 @@ def _changed(table: Table, whole: bool) -> _Rows:
 
 
 def _rows(table: Table, rows: Ints) -> _Rows:
-    columns = {name: column[rows].tobytes() for name, column in table.columns.items()}
-    return _Rows([key[rows].tobytes() for key in table.keys], columns)
+    return _Rows(
+        [key[rows].data for key in table.keys],
+        {name: column[rows].data for name, column in table.columns.items()},
+    )
 
 
 def _take(table: Table, rows: _Rows) -> None:

@@ -18,7 +18,7 @@ from operators.records import Counter, Total
 from operators.totals import Taken, Totals
 from operators.windows import window_key
 from tests.flows.conftest import Place
-from tests.flows.test_metering import COUNTERS, FIRST, SECOND
+from tests.flows.test_metering import COUNTERS, FIRST, SECOND, eventually
 
 EPOCH = timedelta(seconds=10)
 
@@ -82,11 +82,17 @@ class World:
         self.writes = self.storing._open(0)
         self.logic = _Stored(self.writes)
 
-    def give(self, *emissions: Emission) -> list[tuple[str, None]]:
+    def give(self, *emissions: Emission) -> None:
         for each in emissions:
             if each.totals:
                 self.storing.expect(len(each.totals))
-        return self.writes.write([("0.1", each) for each in emissions])
+        [(key, number)] = self.writes.write([("0.1", each) for each in emissions])
+        assert key == "0.1"
+        self.logic.on_batch([number])
+
+    def settle(self) -> None:
+        """Waits until all is stored."""
+        self.logic.on_eof()
 
 
 @contextmanager
@@ -106,7 +112,7 @@ def world() -> World:
 
 def test_a_small_write_is_done_at_once(world: World) -> None:
     """The hand-over would cost it more time than the writing."""
-    assert world.give(emission("a")) == [("0.1", None)]
+    world.give(emission("a"))
     assert world.here.wrote == [["a"]] and not world.aside.wrote
 
 
@@ -116,7 +122,7 @@ def test_what_follows_a_large_write_does_not_overtake_it(world: World) -> None:
     world.give(emission("c"), emission(note="n"))
     assert not world.here.wrote
     world.aside.let()
-    world.writes.settle()
+    world.settle()
     assert [name for wrote in world.aside.wrote for name in wrote] == ["a", "b", "c", "n"]
     world.give(emission("d"))
     assert world.here.wrote == [["d"]]
@@ -141,7 +147,7 @@ def test_a_worker_too_far_ahead_waits(world: World, monkeypatch: pytest.MonkeyPa
     world.storing.expect(2)
     with going_on(lambda: world.writes.write([("0.1", emission("c", "d"))])):
         world.aside.let()
-    world.writes.settle()
+    world.settle()
     assert world.aside.wrote == [["a", "b"], ["c", "d"]]
 
 
@@ -150,7 +156,7 @@ def test_a_huge_write_is_parted(world: World, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(storing, "TOTALS_AT_ONCE", 4)
     world.aside.let()
     world.give(emission("e", "f", "g", "h", "i"), emission("a", "b"), emission("c", "d"), emission("j"))
-    world.writes.settle()
+    world.settle()
     assert world.aside.wrote == [["e", "f", "g", "h", "i"], ["a", "b", "c", "d"], ["j"]]
 
 
@@ -180,6 +186,17 @@ def test_an_epoch_is_over_when_its_totals_are_stored(world: World, end: str) -> 
     assert world.aside.wrote == [["a", "b"]]
 
 
+def test_an_epoch_does_not_wait_for_totals_of_the_next(world: World) -> None:
+    """Those that a shard gave after its snapshot, before the last shard of the epoch was saved."""
+    world.give(emission("a", "b"))
+    eventually(lambda: not world.writes._waiting)
+    world.writes.write([("0.2", emission("c", "d"))])
+    world.aside.let(1)
+    world.logic.snapshot()
+    assert world.aside.wrote == [["a", "b"]]
+    world.aside.let()
+
+
 @pytest.mark.parametrize("how", ["snapshot", "write"])
 def test_a_write_that_failed_ends_the_flow(world: World, how: str) -> None:
     """By the next write, and at the latest before the epoch counts as done."""
@@ -204,7 +221,7 @@ def test_shards_gather_totals_while_the_store_has_no_room(
         world.give(emission("a", "b"))
     assert not world.storing.has_room()
     world.aside.let()
-    world.writes.settle()
+    world.settle()
     assert world.storing.has_room()
 
 
@@ -234,7 +251,7 @@ def test_before_a_snapshot_no_more_is_begun_than_gets_done(
     now[0] += 1.0
     assert not world.storing.has_room()
     world.aside.let()
-    world.writes.settle()
+    world.settle()
     now[0] += 1000.0
     assert world.storing.has_room()
 
@@ -246,7 +263,7 @@ def test_the_other_process_ends_when_nothing_large_came_for_a_while(
     monkeypatch.setattr(storing, "monotonic", lambda: now[0])
     world.aside.let()
     world.give(emission("a", "b"))
-    world.writes.settle()
+    world.settle()
     world.give(emission("c"))
     assert world.aside.is_open
     now[0] += storing.IDLE_S + 1
