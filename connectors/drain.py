@@ -39,17 +39,26 @@ class Drain:
 
 
 class DrainedSource(FixedPartitionedSource[Any, Any]):
-    """The partitions of `source`, which end when `drain` is asked, and are seen by `telemetry`. Errors are logged."""
+    """The partitions of `source`, which end when `drain` is asked, and are seen by `telemetry`. Errors are logged.
+
+    `begin` is called as Bytewax builds the source, when all processes of a cluster have met.
+    """
 
     def __init__(
-        self, source: FixedPartitionedSource[Any, Any], drain: Drain, telemetry: Telemetry | None = None
+        self,
+        source: FixedPartitionedSource[Any, Any],
+        drain: Drain,
+        telemetry: Telemetry | None = None,
+        begin: Callable[[], object] = lambda: None,
     ) -> None:
         self._source = source
         self._drain = drain
         self._telemetry = telemetry
+        self._begin = begin
 
     @reported
     def list_parts(self) -> list[str]:
+        self._begin()
         return self._source.list_parts()
 
     @reported

@@ -3,15 +3,23 @@
 `python -m bytewax.run` takes recovery from its command line or from BYTEWAX_… variables, and reads them before it
 imports the flow. So a flow that finds itself started without them starts its own command over, in the same process,
 with the variables set, and makes the folder then.
-Source: https://docs.bytewax.io/stable/guide/concepts/recovery.html
+
+Bytewax leaves the snapshots of an epoch that a kill cut short. Its number comes again in the next run, and who is not
+touched in that epoch then, such as an output that gets no line, would later go on from the old one: an output cut in
+the wrong place, a shard ahead of its source. So they are deleted before each run.
+
+Source: https://docs.bytewax.io/stable/guide/concepts/recovery.html, and `resume_from` in Bytewax 0.21's src/recovery.rs
 """
 
 import argparse
 import fcntl
 import os
 import shutil
+import sqlite3
 import sys
 import uuid
+from collections.abc import Iterable
+from contextlib import ExitStack, closing
 from datetime import timedelta
 from pathlib import Path
 from typing import NoReturn, TextIO
@@ -20,6 +28,7 @@ from bytewax.recovery import init_db_dir
 
 _VARIABLE = "BYTEWAX_RECOVERY_DIRECTORY"
 _FOLDER = "recovery"
+_RUNNING = "running.lock"
 
 # Locks end with their file, so these are kept until the process ends.
 _HELD: list[TextIO] = []
@@ -60,6 +69,7 @@ def prepare(data_dir: Path, parts: int, shards: int) -> Path:
             (made / "shards").write_text(str(shards))
             (made / "lineage").write_text(uuid.uuid4().hex)
             made.rename(folder)
+        _discard_unfinished(data_dir)
     made_for = (folder / "shards").read_text()
     if made_for != str(shards):
         raise RecoveryError(
@@ -85,6 +95,52 @@ def hold(data_dir: Path) -> None:
             " this one another TIDEGATE_DATA_DIR"
         ) from None
     _HELD.append(lock)
+
+
+def begin(data_dir: Path) -> None:
+    """Marks the flow on `data_dir` as running. Called as Bytewax builds it, when all its processes have started."""
+    lock = (data_dir / _RUNNING).open("w")
+    fcntl.flock(lock, fcntl.LOCK_SH)
+    _HELD.append(lock)
+
+
+def _discard_unfinished(data_dir: Path) -> None:
+    """Deletes snapshots of epochs that did not end, unless a process is left that might still end them."""
+    with ExitStack() as opened:
+        running = opened.enter_context((data_dir / _RUNNING).open("w"))
+        try:
+            fcntl.flock(running, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            # It waits for the one that died, and will have ended when the last process of the next run starts.
+            return
+        paths = sorted((data_dir / _FOLDER).glob("part-*.sqlite3"))
+        try:
+            parts = [opened.enter_context(closing(sqlite3.connect(path))) for path in paths]
+            epoch = _resume_epoch(parts)
+            for part in parts:
+                with part:
+                    part.execute("DELETE FROM snaps WHERE snap_epoch >= ?", (epoch,))
+        except sqlite3.Error as error:
+            raise RecoveryError(
+                f"{data_dir / _FOLDER}: can't be read: {error}; restore it from a backup"
+            ) from None
+
+
+def _resume_epoch(parts: Iterable[sqlite3.Connection]) -> int:
+    """The epoch that the next run begins with: the first that a worker of the last run had not ended."""
+    runs: dict[int, tuple[int, int]] = {}
+    ended: list[tuple[int, int, int]] = []
+    for part in parts:
+        for run, workers, epoch in part.execute("SELECT ex_num, worker_count, resume_epoch FROM exs"):
+            runs[run] = workers, epoch
+        ended += part.execute("SELECT ex_num, worker_index, worker_frontier FROM fronts")
+    if not runs:
+        return 1
+    last = max(runs)
+    workers, first = runs[last]
+    reached = dict.fromkeys(range(workers), first)
+    reached.update((worker, epoch) for run, worker, epoch in ended if run == last)
+    return min(reached.values())
 
 
 def process_id() -> str:

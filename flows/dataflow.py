@@ -104,7 +104,8 @@ def build(settings: Settings, catalogs: Catalogs, drain: Drain, telemetry: Telem
 
     metering = Dataflow("metering")
     source = settings.source.open(**_source_limits(settings))
-    polls = op.input("source", metering, DrainedSource(source, drain, telemetry))
+    begin = partial(recovery.begin, settings.data_dir) if settings.recovery else lambda: None
+    polls = op.input("source", metering, DrainedSource(source, drain, telemetry, begin))
     decoding = Decoding(settings, catalogs, telemetry)
     chunks = op.flat_map_batch("decode", polls, decoding.chunks)
     control = op.input("control", metering, DrainedSource(_control(settings, catalogs), drain))

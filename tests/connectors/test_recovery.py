@@ -2,8 +2,10 @@
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 
@@ -210,3 +212,83 @@ def test_what_was_chosen_by_variable_stays(tmp_path: Path, monkeypatch: pytest.M
     assert os.environ["BYTEWAX_SNAPSHOT_INTERVAL"] == "3"
     assert os.environ["BYTEWAX_RECOVERY_BACKUP_INTERVAL"] == "60"
     assert os.environ[VARIABLE] == str(tmp_path / "recovery")
+
+
+class Parts:
+    """Recovery partitions as runs of Bytewax leave them."""
+
+    def __init__(self, data_dir: Path, count: int) -> None:
+        self.data_dir = data_dir
+        folder = recovery.prepare(data_dir, count, 16)
+        self.paths = sorted(folder.glob("part-*.sqlite3"))
+
+    def wrote(self, part: int, table: str, *values: object) -> None:
+        columns = {
+            "exs": "ex_num, worker_count, resume_epoch",
+            "fronts": "ex_num, worker_index, worker_frontier",
+            "snaps": "step_id, state_key, snap_epoch, ser_change",
+        }[table]
+        with closing(sqlite3.connect(self.paths[part])) as db, db:
+            db.execute(f"INSERT INTO {table} ({columns}) VALUES ({', '.join('?' * len(values))})", values)
+
+    def snapshots(self) -> list[tuple[str, int]]:
+        """Keys and epochs, after the next start."""
+        recovery.prepare(self.data_dir, len(self.paths), 16)
+        found = []
+        for path in self.paths:
+            with closing(sqlite3.connect(path)) as db:
+                found += db.execute("SELECT state_key, snap_epoch FROM snaps").fetchall()
+        return sorted(found)
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> Parts:
+    """Two runs of two workers: the first began with epoch 1, the second with 3. One key in each partition."""
+    parts = Parts(tmp_path, 2)
+    for part, run in enumerate([(0, 2, 1), (1, 2, 3)]):
+        parts.wrote(part, "exs", *run)
+    for epoch in range(2, 8):
+        parts.wrote(0, "snaps", "metering.alerts_1", "a", epoch, b"")
+        parts.wrote(1, "snaps", "metering.meter", "b", epoch, b"")
+    # Of the first run, which counts no more.
+    parts.wrote(0, "fronts", 0, 0, 3)
+    parts.wrote(1, "fronts", 0, 1, 3)
+    return parts
+
+
+def test_snapshots_of_an_epoch_cut_short_are_forgotten(parts: Parts) -> None:
+    """The next run has an epoch of that number too, and who is not touched in it would go on from the old one."""
+    parts.wrote(0, "fronts", 1, 0, 6)
+    parts.wrote(1, "fronts", 1, 1, 5)
+    assert parts.snapshots() == [(key, epoch) for key in "ab" for epoch in (2, 3, 4)]
+
+
+def test_a_worker_that_ended_no_epoch_is_where_its_run_began(parts: Parts) -> None:
+    parts.wrote(0, "fronts", 1, 0, 6)
+    assert parts.snapshots() == [("a", 2), ("b", 2)]
+
+
+def test_snapshots_stay_while_a_process_may_end_its_epoch(parts: Parts) -> None:
+    """Of the last run, such as one that has not noticed yet that another process of its cluster died."""
+    parts.wrote(0, "fronts", 1, 0, 6)
+    parts.wrote(1, "fronts", 1, 1, 5)
+    script = """import sys, pathlib
+from connectors import recovery
+recovery.begin(pathlib.Path(sys.argv[1]))
+print('running', flush=True)
+sys.stdin.read()"""
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(parts.data_dir)],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as last:
+        assert last.stdout and last.stdout.readline() == b"running\n"
+        assert parts.snapshots() == [(key, epoch) for key in "ab" for epoch in range(2, 8)]
+    assert parts.snapshots() == [(key, epoch) for key in "ab" for epoch in (2, 3, 4)]
+
+
+def test_a_damaged_partition_is_a_clear_error(parts: Parts) -> None:
+    parts.paths[1].write_bytes(b"what is this" * 1000)
+    with pytest.raises(recovery.RecoveryError, match=r"recovery: can't be read: .*restore it from a backup"):
+        parts.snapshots()

@@ -1,5 +1,6 @@
 """The metering flow as people start it, from end to end, on scenarios small enough to count by hand."""
 
+import pickle
 import sqlite3
 from collections.abc import Callable, Iterable
 from contextlib import closing
@@ -12,6 +13,7 @@ import pytest
 from bytewax.testing import run_main
 
 from connectors.drain import Drain
+from connectors.file import Written
 from connectors.telemetry import Telemetry
 from flows import dataflow
 from flows.emission import Emission
@@ -206,6 +208,22 @@ def test_restarts_go_on_where_the_last_run_ended(place: Place) -> None:
     assert place.counters()["duplicates"] == 2
     assert (place.alerts(), place.dead()) == (ALERTS, DEAD)
     assert len(place.billed()) == len(set(place.billed())) == COUNTERS["accepted"] + 3
+
+
+def test_no_run_goes_on_from_an_epoch_that_a_kill_cut_short(place: Place) -> None:
+    """Bytewax keeps what was saved of it, and the next run has an epoch of that number too."""
+    place.append("first.jsonl")
+    place.run()
+    with closing(sqlite3.connect(place.folder / "state" / "recovery" / "part-0.sqlite3")) as part, part:
+        ((epoch,),) = part.execute("SELECT max(worker_frontier) FROM fronts").fetchall()
+        half = ("metering.alerts_1", "0", epoch, pickle.dumps(Written(0, 1)))
+        part.execute(
+            "INSERT INTO snaps (step_id, state_key, snap_epoch, ser_change) VALUES (?, ?, ?, ?)", half
+        )
+    # In its epoch nothing is written to this output.
+    place.run()
+    place.run()
+    assert place.alerts() == ALERTS
 
 
 def test_without_recovery_each_start_counts_from_the_beginning(place: Place) -> None:
