@@ -243,16 +243,16 @@ class Parts:
 
 @pytest.fixture
 def parts(tmp_path: Path) -> Parts:
-    """Two runs of two workers: the first began with epoch 1, the second with 3. One key in each partition."""
+    """A run of three workers from epoch 1 on, and one of two from 3. One key in each partition."""
     parts = Parts(tmp_path, 2)
-    for part, run in enumerate([(0, 2, 1), (1, 2, 3)]):
+    for part, run in enumerate([(0, 3, 1), (1, 2, 3)]):
         parts.wrote(part, "exs", *run)
     for epoch in range(2, 8):
         parts.wrote(0, "snaps", "metering.alerts_1", "a", epoch, b"")
         parts.wrote(1, "snaps", "metering.meter", "b", epoch, b"")
     # Of the first run, which counts no more.
-    parts.wrote(0, "fronts", 0, 0, 3)
-    parts.wrote(1, "fronts", 0, 1, 3)
+    for worker in range(3):
+        parts.wrote(worker % 2, "fronts", 0, worker, 3)
     return parts
 
 

@@ -1,5 +1,6 @@
 """The metering flow as people start it, from end to end, on scenarios small enough to count by hand."""
 
+import fcntl
 import pickle
 import sqlite3
 from collections.abc import Callable, Iterable
@@ -125,7 +126,7 @@ def test_what_waited_to_be_written_is_written_after_a_crash(
     assert written(given(first, "first.jsonl")) == FIRST
     assert written(given(first, "second.jsonl")) == {}
     assert written(first.on_notify()[0]) == {}, "counters are due sooner, and take no totals along"
-    position = first.snapshot()
+    position = pickle.loads(pickle.dumps(first.snapshot()))
     assert first._journal
     first._journal._lock.close()
 
@@ -224,6 +225,24 @@ def test_no_run_goes_on_from_an_epoch_that_a_kill_cut_short(place: Place) -> Non
     place.run()
     place.run()
     assert place.alerts() == ALERTS
+
+
+def test_nobody_forgets_what_a_running_flow_has_saved(place: Place) -> None:
+    """A second start may come while it runs, before it is refused."""
+    place.append("first.jsonl")
+    with place.running(SOURCE="file:in.ndjson?follow=true"):
+        eventually(lambda: (place.folder / "state" / "running.lock").exists())
+        with (place.folder / "state" / "running.lock").open("w") as lock:
+
+            def is_held() -> bool:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return True
+                fcntl.flock(lock, fcntl.LOCK_UN)
+                return False
+
+            eventually(is_held)
 
 
 def test_without_recovery_each_start_counts_from_the_beginning(place: Place) -> None:
