@@ -99,7 +99,7 @@ def hold(data_dir: Path) -> None:
 
 def begin(data_dir: Path) -> None:
     """Marks the flow on `data_dir` as running. Called as Bytewax builds it, when all its processes have started."""
-    lock = (data_dir / _RUNNING).open("w")
+    lock = (data_dir / _RUNNING).open("a+")
     fcntl.flock(lock, fcntl.LOCK_SH)
     _HELD.append(lock)
 
@@ -107,7 +107,7 @@ def begin(data_dir: Path) -> None:
 def _discard_unfinished(data_dir: Path) -> None:
     """Deletes snapshots of epochs that did not end, unless a process is left that might still end them."""
     with ExitStack() as opened:
-        running = opened.enter_context((data_dir / _RUNNING).open("w"))
+        running = opened.enter_context((data_dir / _RUNNING).open("a+"))
         try:
             fcntl.flock(running, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
