@@ -86,6 +86,10 @@ class World:
         for each in emissions:
             if each.totals:
                 self.storing.expect(len(each.totals))
+        self.write(*emissions)
+
+    def write(self, *emissions: Emission) -> None:
+        """What was expected before."""
         [(key, number)] = self.writes.write([("0.1", each) for each in emissions])
         assert key == "0.1"
         self.logic.on_batch([number])
@@ -134,7 +138,7 @@ def test_what_follows_that_does_not_overtake_it_either(world: World) -> None:
     world.give(emission("c"))
     world.aside.let(1)
     world.writes._last_large.result()
-    with going_on(lambda: world.writes.write([("0.1", emission("d"))])):
+    with going_on(lambda: world.write(emission("d"))):
         assert not world.here.wrote
         world.aside.let()
     assert (world.aside.wrote, world.here.wrote) == ([["a", "b"], ["c"]], [["d"]])
@@ -145,7 +149,7 @@ def test_a_worker_too_far_ahead_waits(world: World, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(storing, "AHEAD_MAX", 3)
     world.give(emission("a", "b"))
     world.storing.expect(2)
-    with going_on(lambda: world.writes.write([("0.1", emission("c", "d"))])):
+    with going_on(lambda: world.write(emission("c", "d"))):
         world.aside.let()
     world.settle()
     assert world.aside.wrote == [["a", "b"], ["c", "d"]]
