@@ -47,9 +47,11 @@ def is_on() -> bool:
 
 
 def prepare(data_dir: Path, parts: int, shards: int) -> Path:
-    """The recovery folder under `data_dir`, made if it is not there. Safe if several processes start at once.
+    """The recovery folder under `data_dir`, made if it is not there, without what a kill cut short.
 
-    RecoveryError where it was made for another number of shards: customers would be looked for in the wrong one.
+    Safe if several processes start at once, but before Bytewax opens it: of two copies of SQLite in one process each
+    would let go of the other's locks. RecoveryError where it was made for another number of shards: customers would be
+    looked for in the wrong one.
     """
     folder = data_dir / _FOLDER
     data_dir.mkdir(parents=True, exist_ok=True)

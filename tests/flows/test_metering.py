@@ -231,18 +231,10 @@ def test_nobody_forgets_what_a_running_flow_has_saved(place: Place) -> None:
     """A second start may come while it runs, before it is refused."""
     place.append("first.jsonl")
     with place.running(SOURCE="file:in.ndjson?follow=true"):
-        eventually(lambda: (place.folder / "state" / "running.lock").exists())
-        with (place.folder / "state" / "running.lock").open("w") as lock:
-
-            def is_held() -> bool:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    return True
-                fcntl.flock(lock, fcntl.LOCK_UN)
-                return False
-
-            eventually(is_held)
+        eventually(lambda: (place.folder / "store.db").exists() and place.periods() == FIRST)
+        lock = (place.folder / "state" / "running.lock").open()
+        with lock, pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_without_recovery_each_start_counts_from_the_beginning(place: Place) -> None:
