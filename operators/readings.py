@@ -1,5 +1,6 @@
 """What meters read: the properties they need, decoded name by name, and readings gathered into columns."""
 
+import re
 from decimal import Decimal, InvalidOperation
 from functools import cache
 from itertools import compress
@@ -40,10 +41,12 @@ class Name:
             for place, meter in meters
         ]
         self._getters = {key: attrgetter(field) for key, field in fields.items()}
+        # A struct can't have members with quotes, backslashes or control characters; those are looked up one by one.
+        self._is_plain = not any(map(_UNPLAIN.search, fields))
         self._properties = msgspec.defstruct(
             "Properties",
             [(field, Any, UNSET) for field in fields.values()],
-            rename={field: key for key, field in fields.items()},
+            rename={field: key for key, field in fields.items()} if self._is_plain else None,
             gc=False,
         )
         self._fast = msgspec.json.Decoder(self._properties, float_hook=Decimal)
@@ -51,6 +54,8 @@ class Name:
 
     def properties(self, raws: list[msgspec.Raw]) -> list[Any]:
         """The properties of each event; None where its data is not an object."""
+        if not self._is_plain:
+            return list(map(self._one, raws))
         try:
             # Values one after another are lines to msgspec, wherever line breaks stand.
             found = self._fast.decode_lines(b"\n".join(raws))
@@ -88,6 +93,7 @@ def _number(text: str) -> Decimal:
         return Decimal("Infinity")
 
 
+_UNPLAIN = re.compile(r'["\\\x00-\x1f]')
 _ANY = msgspec.json.Decoder(float_hook=_number)
 _MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 

@@ -15,7 +15,7 @@ import yaml
 
 from operators.catalog import Catalog
 from settings.catalog import CatalogError, Problem, parse_catalog
-from settings.yaml_nodes import LOADER, NULLS, Plain
+from settings.yaml_nodes import LOADER, NULLS, Plain, quoted
 
 Entry = Mapping[str, Any]
 """A limit as the catalog's file has it under `limits`: quantities as int or decimal text."""
@@ -155,11 +155,11 @@ def _written(value: Any) -> str:
         return "[" + ", ".join(map(_written, value)) + "]"
     if isinstance(value, Plain) or (isinstance(value, str) and DECIMAL.fullmatch(value)):
         return value
-    return json.dumps(value, ensure_ascii=False)
+    return quoted(value) if isinstance(value, str) else json.dumps(value)
 
 
 def _key(name: str) -> str:
-    return name if SIMPLE.fullmatch(name) else json.dumps(name, ensure_ascii=False)
+    return name if SIMPLE.fullmatch(name) else quoted(name)
 
 
 def _differ_only_in(before: Catalog, after: Catalog, customer: str, meter: str) -> bool:

@@ -12,6 +12,8 @@ from operators.periods import zone_exists
 from settings.numbers import MOST, bounded
 
 CHARSET: Final = re.compile(r"[A-Za-z0-9_.-]+")
+# Control characters and line breaks, which no page and no log line shows as they are; joiners of emoji are text.
+CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 INSTANT: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9:]{8}(\.[0-9]+)?(Z|[+-][0-9]{2}:[0-9]{2})")
 
 
@@ -21,10 +23,19 @@ def _safe(name: str) -> str:
     return name
 
 
-def _printable(name: str) -> str:
-    if not name.isprintable():
-        raise ValueError("needs printable characters only")
+def _text(name: str) -> str:
+    """Any text that a stream can carry. YAML's escapes can write half of a character, which no UTF-8 has."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise ValueError("needs whole characters, got half of a surrogate pair") from None
     return name
+
+
+def _printable(name: str) -> str:
+    if CONTROL.search(name):
+        raise ValueError("needs printable characters only")
+    return _text(name)
 
 
 def _zone(name: str) -> str:
@@ -58,7 +69,8 @@ def _threshold(value: object) -> Threshold:
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=100), AfterValidator(_printable)]
 MeterName = Annotated[Name, AfterValidator(_safe)]
-CustomerName = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(_printable)]
+# All that an event may name, so that each customer of the stream can have a plan.
+CustomerName = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(_text)]
 Label = Annotated[str, StringConstraints(max_length=100), AfterValidator(_printable)]
 Zone = Annotated[str, AfterValidator(_zone)]
 Instant = Annotated[datetime, PlainValidator(_instant)]

@@ -4,12 +4,13 @@ Only what the catalog is made of: mappings by text keys, lists, scalars. What is
 mapping stands on one line already (`{plan: pro}`), that line is written anew, with what else it said.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
+
+from settings.yaml_nodes import quoted
 
 # Texts that no reader takes for anything else.
 PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*|[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8}Z")
@@ -140,7 +141,7 @@ def scalar(value: Any) -> str:
     if not isinstance(value, str):
         return str(value)
     is_plain = PLAIN.fullmatch(value) and value.lower() not in WORDS
-    return value if is_plain else json.dumps(value, ensure_ascii=False)
+    return value if is_plain else quoted(value)
 
 
 def _block(value: Any) -> str:

@@ -6,6 +6,8 @@ and not by its loaders: events have marks and untouched text, and libyaml's load
 on deep nesting. One document, no aliases, merge keys or tags, so that each line says what it says.
 """
 
+import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
@@ -15,6 +17,10 @@ import yaml
 DEPTH_MAX: Final = 32
 LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 STANDARD: Final = "tag:yaml.org,2002:"
+# What YAML forbids, folds as a line break or drops; JSON, whose quoting is YAML's else, writes it as it is.
+UNWRITTEN: Final = re.compile(
+    r"[^\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]"
+)
 NULLS: Final = ("", "~", "null", "Null", "NULL")
 
 Place = tuple[str | int, ...]
@@ -81,6 +87,16 @@ class Node:
                     continue
             place.append(part)
         return node, tuple(place)
+
+
+def quoted(text: str) -> str:
+    """Return the text as a YAML scalar in double quotes, on one line, whatever it holds."""
+    return UNWRITTEN.sub(_escaped, json.dumps(text, ensure_ascii=False))
+
+
+def _escaped(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return f"\\u{code:04X}" if code < 0x10000 else f"\\U{code:08X}"
 
 
 def read(text: str) -> tuple[Node | None, list[Fault]]:

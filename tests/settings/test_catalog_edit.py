@@ -141,3 +141,11 @@ def test_an_edit_that_went_astray_is_never_applied(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(catalog_edit, "_with", astray)
     with pytest.raises(CatalogError, match="cannot be changed in this text"):
         with_override(EXAMPLE, "cus_001", "calls", {"cap": 5})
+
+
+@pytest.mark.parametrize("customer", ["👩‍👩‍👧", "a\u2028b\x7f\ufeff", 'a"b\\', "a\nb\x85"])
+def test_a_limit_is_set_for_a_customer_of_any_name(customer: str) -> None:
+    """The stream accepts these, and so does the catalog that is written for them."""
+    text = with_override(CALLS + PLANS, customer, "calls", {"cap": 3})
+    assert override_of(text, customer, "calls") == {"cap": Plain("3")}
+    assert parse_catalog(text).limit_of(customer, "calls").cap == 3

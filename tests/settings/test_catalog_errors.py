@@ -417,9 +417,9 @@ BAD: list[tuple[str, int, str]] = [
         f"customers.{'c' * 257}: name needs 256",
     ),
     (
-        f'{METERS}plans: {{p: {{}}}}\ncustomers:\n  "a\\tb": {{plan: p}}',
-        4,
-        "customers['a\\tb']: name needs printable",
+        f'{METERS}plans: {{p: {{}}, "a\\tb": {{}}}}',
+        2,
+        "plans['a\\tb']: name needs printable",
     ),
 ]
 
