@@ -32,7 +32,7 @@ class LogPosition(NamedTuple):
 class LogSource(FixedPartitionedSource[Payloads, LogPosition | None]):
     """The log in the folder `path`, of so many `lanes`; a lane that nobody has written yet is waited for.
 
-    Without `follow` it ends where the log ended.
+    A lane that was written when there were more of them is read too. Without `follow` it ends where the log ended.
     """
 
     def __init__(
@@ -48,7 +48,8 @@ class LogSource(FixedPartitionedSource[Payloads, LogPosition | None]):
         self._poll_bytes, self._clock = poll_bytes, clock
 
     def list_parts(self) -> list[str]:
-        return [str(lane) for lane in range(self._lanes)]
+        written = [int(lane.name) for lane in Path(self._path).glob("[0-9]*") if lane.name.isdecimal()]
+        return [str(lane) for lane in sorted({*range(self._lanes), *written})]
 
     def build_part(self, step_id: str, for_part: str, resume_state: LogPosition | None) -> "_Lane":
         files = FileSource("-", True, self._poll_bytes, clock=self._clock)

@@ -31,6 +31,7 @@ from connectors.health import HealthError, Watchdog, serve
 from connectors.journal import Position
 from connectors.outbox_reader import OutboxReader, Standing
 from connectors.reporting import reported, reported_sink
+from connectors.steps import ResumedSource, Steps
 from connectors.telemetry import Telemetry
 from connectors.tracing import open_spans
 from flows.decoding import Decoding
@@ -105,7 +106,10 @@ def build(settings: Settings, catalogs: Catalogs, drain: Drain, telemetry: Telem
     metering = Dataflow("metering")
     source = settings.source.open(**_source_limits(settings))
     begin = partial(recovery.begin, settings.data_dir) if settings.recovery else lambda: None
-    polls = op.input("source", metering, DrainedSource(source, drain, telemetry, begin))
+    steps = Steps(settings.data_dir if settings.recovery else None)
+    step = steps.name("source", settings.source.place)
+    drained = DrainedSource(source, drain, telemetry, begin)
+    polls = op.input(step, metering, ResumedSource(drained, steps.partitions(step)))
     decoding = Decoding(settings, catalogs, telemetry)
     chunks = op.flat_map_batch("decode", polls, decoding.chunks)
     control = op.input("control", metering, DrainedSource(_control(settings, catalogs), drain))
@@ -132,23 +136,32 @@ def build(settings: Settings, catalogs: Catalogs, drain: Drain, telemetry: Telem
     if "alerts" in branches:
         for number, address in enumerate(settings.alerts, 1):
             alerts = op.flat_map(f"alert_{number}", emissions, partial(_alerts, address))
-            op.output(f"alerts_{number}", alerts, reported_sink(_alert_sink(address, settings)))
+            before = sum(other.place == address.place for other in settings.alerts[: number - 1])
+            place = f"{address.place}#{before + 1}" if before else address.place
+            step = steps.name("alerts", place, first="alerts_1") if settings.recovery else f"alerts_{number}"
+            op.output(step, alerts, reported_sink(_alert_sink(address, settings)))
     dead = op.flat_map("dead", emissions, lambda keyed: _lines(keyed[0], keyed[1].dead, encode_dead_letter))
-    op.output("dead_letters", dead, reported_sink(_sink(settings.dead_letters, settings)))
+    step = steps.name("dead_letters", settings.dead_letters.place)
+    op.output(step, dead, reported_sink(_sink(settings.dead_letters, settings)))
     if "billing" in branches:
-        _bill(emissions, settings, catalogs, telemetry)
+        step = steps.name("billing", settings.billing.place)
+        _bill(step, emissions, settings, catalogs, telemetry)
     return metering
 
 
 def _bill(
-    emissions: KeyedStream[Emission], settings: Settings, catalogs: Catalogs, telemetry: Telemetry
+    step: str,
+    emissions: KeyedStream[Emission],
+    settings: Settings,
+    catalogs: Catalogs,
+    telemetry: Telemetry,
 ) -> None:
     """The branch of accepted events: line by line to files, packed to a biller, which maps customers by the catalog."""
     if settings.billing.scheme == "file":
         lines = op.flat_map(
             "bill", emissions, lambda keyed: _lines(keyed[0], keyed[1].accepted, encode_accepted)
         )
-        op.output("billing", lines, reported_sink(_sink(settings.billing, settings, parts=settings.shards)))
+        op.output(step, lines, reported_sink(_sink(settings.billing, settings, parts=settings.shards)))
         return
     if settings.billing.rollup != "none" and not settings.recovery:
         # What is read again after a restart would be added to windows again, whose sums the biller cannot compare.
@@ -164,7 +177,7 @@ def _bill(
         sync=settings.sync,
         open_store=settings.store.open,
     )
-    op.output("billing", packs, reported_sink(sink))
+    op.output(step, packs, reported_sink(sink))
     telemetry.outbox = partial(_standing, settings.billing.outbox_path(settings.data_dir))
 
 

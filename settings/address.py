@@ -58,6 +58,11 @@ class Address(Strict):
     def choices(cls) -> tuple[str, ...]:
         return tuple(name for name in cls.model_fields if name not in PARTS)
 
+    @property
+    def place(self) -> str:
+        """What positions are positions in: partitions of one name in one place are the same partition."""
+        return f"{type(self).model_fields['scheme'].default}:"
+
     def arguments(self) -> dict[str, Any]:
         """What the connector is built from, by name: every field but the scheme, secrets in the clear."""
         return {

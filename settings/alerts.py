@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_v
 
 from settings.address import BY_SCHEME, Address, Dsn, Host, load
 from settings.problems import SettingsError
-from settings.sinks import KafkaSinkAddress
+from settings.sinks import FilePlace, KafkaSinkAddress
 
 KINDS: Final = (
     "threshold", "cap_reached", "cap_released", "overage_started", "overage_ended", "correction", "drift"
@@ -54,7 +54,7 @@ class Routed(Address):
         )
 
 
-class AlertFile(Routed):
+class AlertFile(Routed, FilePlace):
     """`file:data/alerts.ndjson`: one alert a line, appended."""
 
     connector: ClassVar[str] = "connectors.file:FileSink"

@@ -20,7 +20,15 @@ TERMS: Final = (
 )  # fmt: skip
 
 
-class DeadLetterFile(Address):
+class FilePlace(Address):
+    """What is written to files of its own: each path is another place."""
+
+    @property
+    def place(self) -> str:
+        return f"file:{Path(self.path)}"  # type: ignore[attr-defined]
+
+
+class DeadLetterFile(FilePlace):
     """`file:data/dead-letters.ndjson`: one dead letter a line, appended."""
 
     connector: ClassVar[str] = "connectors.file:FileSink"
@@ -35,7 +43,7 @@ class DeadLetterStdout(Address):
     scheme: Literal["stdout"] = "stdout"
 
 
-class BillingFile(Address):
+class BillingFile(FilePlace):
     """`file:data/billing/`: a folder of accepted events, as they would be sent to the biller."""
 
     connector: ClassVar[str] = "connectors.file:DirSink"
@@ -155,6 +163,10 @@ class KafkaSinkAddress(KafkaAddress):
         "skip",
         description="After a restart leave out what the topic has already; `repeat` needs no right to read it.",
     )
+
+    @property
+    def place(self) -> str:
+        return f"kafka:{self.path}"
 
 
 class DeadLetterKafka(KafkaSinkAddress):

@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
@@ -64,6 +65,10 @@ class Log(SourceAddress):
     path: str = Field(min_length=1, description="The folder of the log.")
     lanes: int = Field(1, ge=1, le=64, description="How many services write at a time, a lane each.")
     follow: bool = Field(True, description="Wait for more; else end where the log ends.")
+
+    @property
+    def place(self) -> str:
+        return f"log:{Path(self.path)}"
 
     @property
     def endless(self) -> bool:

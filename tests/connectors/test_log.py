@@ -88,3 +88,9 @@ def test_a_segment_that_is_gone_before_it_was_read_is_an_error(tmp_path: Path) -
 
 def test_each_lane_is_a_partition() -> None:
     assert LogSource("log", 3).list_parts() == ["0", "1", "2"]
+
+
+def test_a_lane_from_when_there_were_more_is_read_too(tmp_path: Path) -> None:
+    """Whoever lowers `lanes` has events in the others that were answered for."""
+    (tmp_path / "2").mkdir()
+    assert LogSource(str(tmp_path), 1).list_parts() == ["0", "2"]

@@ -293,6 +293,54 @@ def test_the_number_of_shards_is_fixed_at_the_first_start(place: Place) -> None:
     assert place.periods() == SECOND
 
 
+def test_another_source_goes_on_from_the_same_totals(place: Place) -> None:
+    """From a file to the log of the HTTP service and back: what the other one had is a repeat, nothing comes twice."""
+    place.append("first.jsonl")
+    place.run()
+    (place.folder / "log" / "0").mkdir(parents=True)
+    for scenario in ("first.jsonl", "second.jsonl"):
+        place.append(scenario, "log/0/000000000001.ndjson")
+    place.run(SOURCE="log:log?follow=false")
+    assert place.periods() == SECOND
+    before = place.counters()["events"]
+    place.run()
+    place.run(SOURCE="log:log?follow=false")
+    assert (place.periods(), place.counters()["events"]) == (SECOND, before)
+
+
+def test_files_of_a_glob_come_and_go(place: Place) -> None:
+    """A file that is gone keeps its position for when it is back; one that is renamed is read as repeats."""
+    place.append("first.jsonl")
+    place.append("second.jsonl", "in-2.ndjson")
+    place.run(SOURCE="file:in*.ndjson")
+    events = place.counters()["events"]
+    (place.folder / "in-2.ndjson").rename(place.folder / "away")
+    place.run(SOURCE="file:in*.ndjson")
+    (place.folder / "away").rename(place.folder / "in-2.ndjson")
+    (place.folder / "in.ndjson").rename(place.folder / "in-1.ndjson")
+    place.run(SOURCE="file:in*.ndjson")
+    assert place.periods() == SECOND
+    assert (
+        place.counters()["events"] - events
+        == len((place.folder / "in-1.ndjson").read_bytes().split(b"\n")) - 1
+    )
+
+
+def test_other_places_for_output_are_written_from_then_on(place: Place) -> None:
+    """Also back in the first one, whose lines stay."""
+    place.append("first.jsonl")
+    place.run()
+    dead, alerts, billed = place.dead(), place.alerts(), place.billed()
+    place.append("second.jsonl")
+    other = {"DEAD_LETTERS": "stdout:", "ALERTS": "stdout: file:other.ndjson", "BILLING": "file:other/"}
+    place.run(**other)
+    place.run()
+    place.run(**other)
+    assert (place.dead(), place.alerts(), place.billed()) == (dead, alerts, billed)
+    assert sum(p.read_bytes().count(b"\n") for p in (place.folder / "other").glob("*.ndjson")) == 3
+    assert place.periods() == SECOND
+
+
 def test_what_a_followed_file_grows_by_is_soon_in_the_store(place: Place) -> None:
     """Also while nothing comes: the totals of the last lines do not wait for the next."""
     place.append("first.jsonl")
