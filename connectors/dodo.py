@@ -7,6 +7,7 @@ Source: Dodo Payments, API reference, events; openapi 1.53.2.
 """
 
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
@@ -30,6 +31,9 @@ WORDS_MAX = 300
 WAIT_MAX = 300.0
 SECOND = 1_000_000
 
+# What the provider calls its errors; proxies have other shapes, or HTML.
+CODE = re.compile(r"[A-Z][A-Z0-9_]*")
+
 Kind = Literal["ok", "refused", "too_large", "unauthorized", "limited", "unreached", "unknown"]
 # Failures before anything was sent.
 _UNREACHED = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
@@ -44,6 +48,8 @@ class Answer(NamedTuple):
 
     `code` and `message` are the platform's own, or say what went wrong on the way; `retry_after` are the seconds that
     it asks for. `content` is the decoded JSON of a good answer, else None. `sent` is False where nothing left here.
+    `is_own` is False for an error that the provider itself did not write, such as the page of a proxy: it is a failure
+    to retry, and never a verdict.
     """
 
     status: int | None
@@ -52,6 +58,12 @@ class Answer(NamedTuple):
     retry_after: float | None = None
     content: Any = None
     sent: bool = True
+    is_own: bool = True
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether the provider itself says that it does not have what was asked for."""
+        return self.status == 404 and self.is_own
 
     @property
     def kind(self) -> Kind:
@@ -59,11 +71,12 @@ class Answer(NamedTuple):
         if not self.sent:
             return "unreached"
         match self.status:
-            case 400 | 422:
+            case 400 | 422 if self.is_own:
                 return "refused"
             case 413:
+                # Whoever says so on the way, a request of this size does not get through.
                 return "too_large"
-            case 401 | 403:
+            case 401 | 403 if self.is_own:
                 return "unauthorized"
             case 429:
                 return "limited"
@@ -136,11 +149,11 @@ class DodoClient:
         return self._request("POST", path, content=msgspec.json.encode(body))
 
     def event(self, event_id: str) -> Answer:
-        """`ok` if the platform has the event, status 404 if not, as far as it shows by now."""
+        """`ok` if the platform has the event, `is_missing` if not, as far as it shows now."""
         return _named(self.get(f"/events/{part(event_id)}"), "event_id", event_id)
 
     def customer(self, customer_id: str) -> Answer:
-        """`ok` if there is such a customer, status 404 if not."""
+        """`ok` if there is such a customer, `is_missing` if not."""
         return _named(self.get(f"/customers/{part(customer_id)}"), "customer_id", customer_id)
 
     def pages(
@@ -227,9 +240,17 @@ def _answer(response: httpx.Response, body: bytes) -> Answer:
     code, message = _words(_member(content, "code")), _words(_member(content, "message"))
     # HTML and the like never; a truncated answer says nothing either.
     good = content if response.is_success and isinstance(content, dict) else None
+    is_own = response.is_success or bool(CODE.fullmatch(code) and _is_json(response.headers))
     if good is None and not code:
         message = message or _words(response.reason_phrase)
-    return Answer(response.status_code, code, message, _retry_after(response.headers), good)
+    if not is_own:
+        message = f"{message}, not in the words of the provider: a proxy on the way?".removeprefix(", ")
+    return Answer(response.status_code, code, message, _retry_after(response.headers), good, is_own=is_own)
+
+
+def _is_json(headers: httpx.Headers) -> bool:
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    return kind == "application/json" or kind.endswith("+json")
 
 
 def _named(answer: Answer, field: str, id: str) -> Answer:

@@ -98,7 +98,7 @@ class DodoReads:
         """
         path = f"/credit-entitlements/{part(entitlement_id)}/balances/{part(customer_id)}/ledger-entries"
         answer = self._tried(lambda: self._client.post(path, entry))
-        if answer.kind == "ok" or answer.status == 409:
+        if answer.kind == "ok" or (answer.status == 409 and answer.is_own):
             return Entered(answer.kind == "ok", str(answer))
         raise DodoError(f"dodo: the ledger entry {entry['idempotency_key']} was not taken ({answer})")
 
@@ -158,7 +158,8 @@ class DodoReads:
                 raise Unauthorized(
                     f"dodo: the platform refuses the API key ({answer}); see TIDEGATE_DODO_API_KEY"
                 )
-            if answer.kind not in ("limited", "unknown", "unreached") or answer.status in (404, 409):
+            is_verdict = answer.is_own and answer.status in (404, 409)
+            if is_verdict or answer.kind not in ("limited", "unknown", "unreached"):
                 return answer
             if attempt < ATTEMPTS_MAX - 1:
                 pause = min(PAUSE_MAX, PAUSE_FIRST * 2.0**attempt) * self._uniform()

@@ -333,6 +333,8 @@ class Outbox:
         with self.transaction():
             found = self._db.execute("SELECT text FROM standing WHERE kind = ?", (kind,)).fetchone()
             if (found is None) == (text is None):
+                if text is not None and found != (text,):
+                    self._db.execute("UPDATE standing SET text = ? WHERE kind = ?", (text, kind))
                 return False
             now = self._clock()
             if text is None:

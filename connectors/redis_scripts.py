@@ -61,12 +61,23 @@ end
 return 1
 """)
 
-# KEYS: notes of a kind, the times of all or of a customer's. ARGV: how many. Gives ids and notes, the newest first.
+# KEYS: notes of a kind, the times of all or of a customer's. ARGV: how many. Gives ids and notes, the newest first,
+#   without those that are off the list.
 NOTES: Final = Script(
     """
-local ids = redis.call('ZREVRANGE', KEYS[2], 0, ARGV[1] - 1)
-local notes = {}
-for i, id in ipairs(ids) do notes[i] = redis.call('HGET', KEYS[1], id) end
+local wanted, from, ids, notes = tonumber(ARGV[1]), 0, {}, {}
+while #ids < wanted do
+  local some = redis.call('ZREVRANGE', KEYS[2], from, from + wanted - 1)
+  if #some == 0 then break end
+  from = from + #some
+  for _, id in ipairs(some) do
+    local note = redis.call('HGET', KEYS[1], id)
+    local _, _, body = unpack(note and cmsgpack.unpack(note) or {})
+    if body and body ~= '' and #ids < wanted then
+      ids[#ids + 1], notes[#notes + 1] = id, note
+    end
+  end
+end
 return { ids, notes }
 """,
     reads=True,

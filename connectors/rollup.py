@@ -6,11 +6,14 @@ Both are one transaction each, with what they took and what they made; so a repl
 from datetime import timedelta
 
 from connectors.outbox import Outbox, State
+from operators.billing import AGE_MAX, MINUTE
 from operators.catalog import Catalog
 from operators.rollup import Readings, Window, event, parts
 
 FOLDED_AT_ONCE = 5000
 EMITTED_AT_ONCE = 1000
+# After a window's end, what is added to it goes out at once: it may be sent until it is 55 minutes old.
+LATE_WAITS_UNTIL = AGE_MAX - 15 * MINUTE
 
 
 class Rollup:
@@ -63,8 +66,8 @@ class Rollup:
             total, due_at = (int(known[0]), known[1]) if known else (0, None)
             if due_at is None:
                 end = window.start + window.length + self._grace
-                # What comes late seldom comes alone.
-                due_at = end if now < end else now + window.length
+                # What comes late seldom comes alone, but must not become too old by waiting.
+                due_at = end if now < end else min(now + window.length, max(now, end + LATE_WAITS_UNTIL))
             db.execute(
                 """INSERT INTO rollups (customer, meter, start, length, at, total, events, due_at)
                 VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE
@@ -80,5 +83,6 @@ class Rollup:
         for place, quantity in enumerate(quantities):
             id, body = event(window, quantity, 0 if place else count, revision + place)
             state = State.waiting if more > 0 else State.parked
-            self._outbox.put(id, window.customer, window.at, body, state, "" if more > 0 else "not_positive")
+            at, reason = self._readings.event_at(window), "" if more > 0 else "not_positive"
+            self._outbox.put(id, window.customer, at, body, state, reason)
         return len(quantities)

@@ -10,6 +10,7 @@ too old for that, so that neither starves. Ages are looked at again before each 
 Source: Dodo Payments, events and error handling.
 """
 
+import logging
 import random
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -48,6 +49,8 @@ LOOKED_UP_AT_ONCE = 20
 TRIED_WITH = 20
 REQUESTS_PER_BATCH_MAX = 120
 ATTEMPTS_MAX = 6
+# Failed requests in a row from which an operator is told why.
+FAILURES_REPORTED = 3
 # So many in a row, with nothing taken between them, are no matter of single events.
 REFUSALS_IN_A_ROW_MAX = 20
 WATCHED_EVERY = 5 * SECOND
@@ -55,7 +58,10 @@ TIDIED_EVERY = SECOND
 IDLE = 1.0
 
 UNMAPPED, STRANGER = "no_billing_id", "unknown_customer"
-TOO_OLD, PERIOD_CLOSED = TIME_IS_UP = ("too_old", "period_closed")
+TOO_OLD, PERIOD_CLOSED, LAST_VALUE = TIME_IS_UP = ("too_old", "period_closed", "last_value")
+
+
+_log = logging.getLogger("tidegate.billing")
 
 
 class Platform(Directory, Protocol):
@@ -210,6 +216,11 @@ class Sender:
         restamp = now - row.at > AGE_MAX
         if restamp and self._terms.late == "park":
             return (State.parked, TOO_OLD, "older than 55 minutes, and late=park"), 0
+        if restamp and self._rules.is_ordered(row.body):
+            words = (
+                "older than 55 minutes, and a last meter reads it: at a later time it would hide newer values"
+            )
+            return (State.parked, LAST_VALUE, words), 0
         if restamp and not self._rules.may_restamp(row.customer, row.at, now):
             return (
                 State.parked,
@@ -286,14 +297,25 @@ class Sender:
         if kind == "ok":
             self._failures = self._refusals = 0
             self._unauthorized = False
-            self._outbox.alert("unauthorized", None)
-            self._outbox.alert("refusing", None)
+            for alert in ("unauthorized", "refusing", "unreachable"):
+                self._outbox.alert(alert, None)
         elif kind == "unauthorized":
             self._unauthorized = True
             text = f"the platform refuses the API key ({answer}); nothing is sent until it works, all of it is kept"
             self._outbox.alert("unauthorized", text)
+        elif kind in ("unreached", "unknown"):
+            self._report_unreachable(answer)
         if kind not in ("ok", "refused", "too_large"):
             self._pause(answer)
+
+    def _report_unreachable(self, answer: Answer) -> None:
+        """Raise an alert with the reason once answers fail in a row; one alone may be chance."""
+        if self._failures + 1 < FAILURES_REPORTED:
+            return
+        what = "cannot be reached" if answer.kind == "unreached" else "gives no usable answer"
+        text = f"the provider {what} ({answer}); nothing is lost, events wait and are sent again"
+        if self._outbox.alert("unreachable", text):
+            _log.error("billing: %s", text)
 
     def _pause(self, answer: Answer) -> None:
         self._failures += 1
@@ -348,7 +370,10 @@ class Sender:
             return gone
         reason = "too_large" if answer.kind == "too_large" else "refused_by_platform"
         row, now = self._as_known(item.row), self._clock()
-        if who == "unclear" or (row.unsure_at is not None and row.unsure_at > now - SHOWS_AFTER):
+        if not answer.is_own:
+            # A proxy's limit may be raised; the event is tried again until it is too old.
+            self._outbox.hold([row], now + SHOWS_AFTER)
+        elif who == "unclear" or (row.unsure_at is not None and row.unsure_at > now - SHOWS_AFTER):
             self._outbox.suspect(row, now + SHOWS_AFTER, reason, str(answer))
         elif self._is_missing(row):
             self._outbox.keep_back([row], State.refused, reason, str(answer))
@@ -379,9 +404,9 @@ class Sender:
         self._outbox.count(lookups=1)
         if answer.kind == "ok":
             self._outbox.acknowledge([row])
-        elif answer.status != 404:
+        elif not answer.is_missing:
             self._outbox.hold([row], now + SHOWS_AFTER)
-        return answer.status == 404
+        return answer.is_missing
 
     def _follow_catalog(self) -> None:
         """Takes a new catalog over, and lets events wait again whose customer it maps."""

@@ -154,7 +154,7 @@ class SqliteReader:
     def notes(self, kind: str, customer: str | None = None, limit: int = 100) -> list[Note]:
         """The newest notes of a kind, the newest first."""
         which, given = ("", ()) if customer is None else (" AND customer = ?", (customer,))
-        query = f"""SELECT kind, id, customer, at, body FROM notes WHERE kind = ?{which}
+        query = f"""SELECT kind, id, customer, at, body FROM notes WHERE kind = ?{which} AND body != x''
             ORDER BY at DESC, seq DESC LIMIT ?"""
         with explained(self._path, "read"):
             return [Note._make(row) for row in self._db.execute(query, (kind, *given, limit))]

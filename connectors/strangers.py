@@ -31,7 +31,7 @@ class Strangers:
         if billing_id in self._known:
             return "known"
         answer = self._directory.customer(billing_id)
-        if answer.status == 404:
+        if answer.is_missing:
             self._until[billing_id] = self._clock() + STRANGER_FOR
             return "stranger"
         if answer.kind != "ok":

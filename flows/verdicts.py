@@ -199,7 +199,9 @@ class Settler:
             if is_news(verdict):
                 line = standing.findings
                 id = f"{standing.customer}/{standing.meter}/{standing.span.start}"
-                notes.append(Note("drift", id, standing.customer, now, line))
+                # What is resolved leaves the list that the API and the dashboard show.
+                is_open = standing.status in ("suspect", "drift")
+                notes.append(Note("drift", id, standing.customer, now, line if is_open else b""))
                 lines.append(line)
             if state := change_of(verdict):
                 told.append(alert_of(standing, state, now))

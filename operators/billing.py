@@ -68,6 +68,7 @@ class Rules:
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
         self._needed: dict[str, frozenset[str]] = {}
+        self._ordered = {meter.event_name for meter in catalog.meters if meter.kind == "last"}
         for meter in catalog.meters:
             keys = {meter.key} if meter.key is not None else set()
             keys |= keys_of(meter.filter) if meter.filter else set()
@@ -85,6 +86,10 @@ class Rules:
         catalog = self._catalog
         start, end = period_of(catalog.period_of(customer), catalog.zone_of(customer), at)
         return start <= now < end - PERIOD_MARGIN
+
+    def is_ordered(self, payload: bytes) -> bool:
+        """Return whether a `last` meter may read the event, so that a later time would make it the newest value."""
+        return bool(self._ordered) and fields_of(payload).name in self._ordered
 
     def outgoing(
         self, id: str, billing_id: str, at: int, payload: bytes, *, restamp: bool = False

@@ -32,7 +32,11 @@ Cause = Literal[
 Fate = Literal["waiting", "acknowledged", "parked", "refused", "dropped"]
 ADDITIVE = ("count", "sum")
 # Why the outbox keeps an event back, and what that is called here; all else is `rejected`.
-KEPT_BACK: dict[str, Cause] = {"too_old": "too_old", "period_closed": "late_after_close"}
+KEPT_BACK: dict[str, Cause] = {
+    "too_old": "too_old",
+    "last_value": "too_old",
+    "period_closed": "late_after_close",
+}
 
 
 class Span(NamedTuple):

@@ -63,6 +63,7 @@ class Note(NamedTuple):
     """Something to be looked up later: an alert, a finding of drift, a delivery. `body` is one JSON object.
 
     `kind` and `id` name it; a later one of the same name replaces it if its `at` (µs since the epoch) is not older.
+    An empty `body` takes it off the list: readers do not return it, and an older one does not bring it back.
     """
 
     kind: str

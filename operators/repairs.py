@@ -104,7 +104,8 @@ def _send_again(finding: Finding, where: Circumstances) -> list[Repair]:
         acts.append(
             Repair("resend", "missing there, and young enough to go at its own time", ids=tuple(young))
         )
-    if old and where.now < where.theirs.end - PERIOD_MARGIN:
+    may_restamp = where.kind != "last" and where.now < where.theirs.end - PERIOD_MARGIN
+    if old and may_restamp:
         acts.append(
             Repair("late", "missing there, too old for its own time, its period open", ids=tuple(old))
         )

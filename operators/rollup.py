@@ -1,7 +1,7 @@
 """Usage rolled up for the biller: one event per customer, meter and window of a minute or five, exact.
 
-A window is cut where the customer's billing period ends, and its event lies at the window's start, so in the same
-period. What changes a window later goes out as a further event for the difference. Sums and counts can be rolled up
+A window is cut where the customer's billing period ends, and its event lies in the window's last millisecond, so in the
+same period and never older than what it rolls up by more than a window. What changes a window later goes out as a further event for the difference. Sums and counts can be rolled up
 so; a `unique` meter is unknown to the platform, and neither `max` nor `last` adds up.
 """
 
@@ -19,6 +19,8 @@ from operators.quantity import QUANTITY_MAX, SCALE, decimal, scaled
 from operators.readings import Name
 
 SUFFIX = ".rollup"
+# Before the end of a window, so that a time cut to milliseconds stays in it.
+BEFORE_END = 1_000
 # So many digits any double keeps.
 DIGITS = 15
 
@@ -73,6 +75,13 @@ class Readings:
         start = at - at % length
         begun, _ = period_of(catalog.period_of(customer), catalog.zone_of(customer), at)
         return Window(customer, meter, start, length, max(start, begun))
+
+    def event_at(self, window: Window) -> int:
+        """Return the time (µs) of the window's events: just before it ends, or its part of the period does."""
+        catalog = self._catalog
+        policy, zone = catalog.period_of(window.customer), catalog.zone_of(window.customer)
+        _, period_end = period_of(policy, zone, window.at)
+        return max(window.at, min(window.start + window.length, period_end) - BEFORE_END)
 
 
 def parts(whole: int) -> list[int | float]:

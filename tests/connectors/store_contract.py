@@ -219,6 +219,15 @@ class StoreContract(ABC):
                 writer.write([], [], [Note("drift", "x", "a", at, body)])
             same(reader.notes("drift"), [Note("drift", "x", "a", 7, b'"later"')])
 
+    def test_a_note_without_body_leaves_the_list_and_stays_away(self) -> None:
+        """What is resolved is no longer shown, also if a replay repeats the finding."""
+        with self.opened() as (writer, reader):
+            writer.write([], [], [Note("drift", str(n), "a", n, b"{}") for n in range(6)])
+            writer.write([], [], [Note("drift", str(n), "a", 9, b"") for n in (5, 4, 0)])
+            writer.write([], [], [Note("drift", "4", "a", 4, b"{}")])
+            assert [note.id for note in reader.notes("drift", limit=2)] == ["3", "2"]
+            assert [note.id for note in reader.notes("drift", "a")] == ["3", "2", "1"]
+
     def test_a_note_is_announced(self) -> None:
         """Who shows alerts follows the change feed."""
         with self.opened() as (writer, reader):

@@ -56,7 +56,19 @@ def test_a_minute_is_one_event_per_customer_and_meter(here: World) -> None:
         ("cus_bolt", "tokens.rollup", window): (Decimal(1), 1),
         ("cus_bolt", "calls.rollup", window): (Decimal(1), 1),
     }
-    assert all(event["timestamp"].startswith("2026-11-22T11:59:00") for event in here.ledger().values())
+    assert all(event["timestamp"].startswith("2026-11-22T11:59:59.999") for event in here.ledger().values())
+
+
+@pytest.mark.parametrize("age", [40, 46, 50, 54])
+def test_rolled_up_usage_is_held_back_from_55_minutes_on_and_no_earlier(age: int, tmp_path: Path) -> None:
+    terms = Terms(concurrency=1, rollup=timedelta(minutes=5), late="park")
+    with world(tmp_path, terms, unfolded=True) as here:
+        here.wait(173)
+        for ago in (age, 61):
+            here.outbox.add([accepted(here.now - ago * MINUTE, tokens=9)])
+        here.turns(900, whole=True)
+        assert [total for total, _ in billed(here).values()] == [Decimal(9)]
+        assert here.reasons() == {"too_old": 1}
 
 
 def test_no_event_goes_before_its_window_has_ended(here: World) -> None:

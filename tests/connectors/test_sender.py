@@ -3,19 +3,22 @@
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
-from connectors.dodo import Answer
+from connectors.dodo import Answer, DodoClient
 from connectors.outbox import State
 from connectors.outbox_reader import OutboxReader
 from connectors.sender import Terms
-from operators.catalog import Customer
+from operators.catalog import Customer, Meter
 from operators.pace import TIERS
 from tests.connectors.billing_world import MINUTE, SECOND, World, accepted, world
+from tests.platform import KEY
 
 
 @pytest.fixture
@@ -347,7 +350,7 @@ def test_waiting_usage_is_an_alert_well_before_the_hour(here: World) -> None:
     here.simulator.fault("error", status=503, times=None)
     here.come(5)
     here.turns(15 * 60)
-    assert not here.standing().alerts
+    assert "old" not in here.standing().alerts
     here.turns(6 * 60)
     assert "old" in here.standing().alerts
     here.simulator.clear_faults()
@@ -357,17 +360,60 @@ def test_waiting_usage_is_an_alert_well_before_the_hour(here: World) -> None:
     assert not here.standing().alerts
 
 
+def test_a_provider_that_cannot_be_reached_is_an_alert_that_says_why(
+    here: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    here.come(5)
+    real, here.client = here.client, DodoClient("http://127.0.0.1:9", KEY, TIERS[0], sleep=here.wait)
+    here.turns(60)
+    assert "refused" in here.standing().alerts["unreachable"]
+    assert "ConnectError" in caplog.text
+    here.client = real
+    here.turns()
+    assert not here.standing().alerts
+
+
+@pytest.mark.parametrize("ago", [54, 57])
+def test_a_proxys_page_holds_nothing_back_and_declares_nobody_unknown(ago: int, tmp_path: Path) -> None:
+    """An answer is lost, then a proxy answers every look-up, and later every batch, with pages of its own."""
+    with world(tmp_path, Terms(concurrency=1, late="park")) as here:
+        here.simulator.fault("reset_after_commit", times=1)
+        (event,) = here.come(1, ago=50 * 60)
+        here.sender.turn(linger=False)
+        here.wait((ago - 50) * 60)
+        real = here.client
+        for status in (404, 403, 400, 422, 401, 410, 502):
+            page = httpx.Response(status, headers={"content-type": "text/html"}, text="<html>no</html>")
+            here.client = DodoClient(
+                "http://platform", KEY, TIERS[0], transport=httpx.MockTransport(lambda _, page=page: page)
+            )
+            here.turns(120, whole=True)
+            assert not here.reasons()
+        here.client = real
+        here.turns(300)
+        here.conserved([event])
+        assert not here.reasons() and "unauthorized" not in here.standing().alerts
+
+
+def test_a_last_value_is_not_restamped_after_a_newer_one(here: World) -> None:
+    here.catalog = replace(here.catalog, meters=(Meter("seats", "llm", "last", "tokens"),))
+    new, old = here.come(1, ago=1), here.come(1, ago=57 * 60)
+    here.turns()
+    here.conserved(new, old)
+    assert here.reasons() == {"last_value": 1}
+
+
 def test_an_outbox_that_fills_up_is_an_alert_long_before_it_is_full(tmp_path: Path) -> None:
     with world(tmp_path, bytes_max=2_000_000) as here:
         here.simulator.fault("error", status=503, times=None)
         while here.outbox.used() < 0.6:
             here.come(500)
         here.turns(10)
-        assert set(here.standing().alerts) == {"half_full"}
+        assert set(here.standing().alerts) == {"half_full", "unreachable"}
         while here.outbox.used() < 0.85:
             here.come(500)
         here.turns(10)
-        assert set(here.standing().alerts) == {"half_full", "nearly_full"}
+        assert set(here.standing().alerts) == {"half_full", "nearly_full", "unreachable"}
 
 
 @pytest.mark.parametrize("arrives", [True, False])

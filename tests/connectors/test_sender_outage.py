@@ -82,7 +82,7 @@ def test_the_alert_comes_within_the_first_25_minutes(tmp_path: Path) -> None:
         here.come(1)
         here.turns(25 * 60)
         reader = OutboxReader(here.path)
-        (alert,) = reader.alerts()
+        why, alert = reader.alerts()
         reader.close()
-        assert (alert.kind, alert.state) == ("old", "raised")
+        assert (why.kind, alert.kind, alert.state) == ("unreachable", "old", "raised")
         assert alert.at - here.now < -4 * MINUTE
