@@ -20,7 +20,7 @@ from operators.drift import Bracket, Finding, Own, Sight, Span, There, bracket, 
 from operators.keys import shard_of
 from operators.periods import MAX_AT, MIN_AT, period_of
 from operators.ports import StoredTotal, StoreReader
-from operators.quantity import scaled
+from operators.quantity import rounded, scaled
 
 SECOND = 1_000_000
 # How long the flow may take to the store for what it has put into the outbox, in a backlog.
@@ -299,7 +299,7 @@ class Looker:
 
     def _listed(self, billed_as: str, meter: Matched, theirs: Span) -> list[There]:
         now = self._clock()
-        reading = Reading(meter.theirs)
+        reading = Reading(meter.theirs, is_foreign=True)
         name = meter.theirs.event_name
         events = self.reads.events(billed_as, name, theirs.start, min(theirs.end, now + AHEAD), now)
         properties = [{key: exact(value) for key, value in (e.metadata or {}).items()} for e in events]
@@ -338,9 +338,9 @@ def _whole(at: int) -> int:
 
 
 def _quantity(text: int | str) -> int:
-    """A quantity as JSON has it, times 10²⁴. DodoError for what is no number that adds up exactly."""
+    """A quantity as JSON has it, times 10²⁴ and rounded there. DodoError for what is no number."""
     try:
-        return scaled(Decimal(text))
+        return rounded(Decimal(text))
     except (ValueError, ArithmeticError) as error:
         raise DodoError(f"dodo: needs a number of units, got {str(text)[:40]!r} ({error})") from None
 

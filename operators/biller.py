@@ -15,7 +15,7 @@ from msgspec import UNSET
 
 from operators.catalog import Catalog, Condition, Filter, Kind, Meter
 from operators.matching import compile_filter, kind_of
-from operators.quantity import scaled
+from operators.quantity import rounded, scaled
 from operators.rollup import SUFFIX
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -170,17 +170,21 @@ def is_same(ours: Meter, theirs: Meter) -> bool:
 
 
 class Reading:
-    """What a meter reads of events, one by one."""
+    """What a meter reads of events, one by one.
 
-    def __init__(self, meter: Meter) -> None:
+    `is_foreign` events may be of other producers, so that numbers of more than 24 places are rounded.
+    """
+
+    def __init__(self, meter: Meter, *, is_foreign: bool = False) -> None:
         self.event_name = meter.event_name
+        self._scaled = rounded if is_foreign else scaled
         self._kind, self._key = meter.kind, meter.key or ""
         self._passes = compile_filter(meter.filter) if meter.filter else None
 
     def of(self, properties: Sequence[Mapping[str, Any]]) -> list[int | None]:
         """The quantity of each event times 10²⁴, None where the meter reads none of it.
 
-        Properties are integers, decimals, texts and booleans; more than 24 places raise ValueError.
+        Properties are integers, decimals, texts and booleans; more than 24 places raise ValueError, unless foreign.
         """
         passed = (
             self._passes(lambda key: [found.get(key, UNSET) for found in properties])
@@ -195,7 +199,7 @@ class Reading:
         if self._kind == "count":
             return scaled(1)
         value = properties.get(self._key)
-        return scaled(value) if kind_of(value) == "number" else None  # type: ignore[arg-type]
+        return self._scaled(value) if kind_of(value) == "number" else None  # type: ignore[arg-type]
 
 
 def _is_rolled_up(ours: Meter, theirs: Meter) -> bool:

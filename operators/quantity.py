@@ -25,6 +25,8 @@ Ints = NDArray[np.int64]
 _SHORT_MAX = 9_000_000
 _EXACT = Context(prec=80, Emin=MIN_EMIN, Emax=MAX_EMAX, traps=[Inexact])
 
+_ROUNDING = Context(prec=2000, Emin=MIN_EMIN, Emax=MAX_EMAX)
+
 _SHIFT, _TO_INTEGRAL, _TWELVE = _EXACT.scaleb, _EXACT.to_integral_exact, Decimal(12)
 
 
@@ -43,6 +45,18 @@ def scaled(value: int | Decimal) -> int:
     if whole != moved:
         raise ValueError(f"needs at most {PLACES} decimal places, got {value:.30E}")
     return whole
+
+
+def rounded(value: int | Decimal) -> int:
+    """Return the value times 10²⁴, to the nearest integer: for numbers of others, which may have more digits.
+
+    Raises ValueError where it is no number, or over 10³⁹.
+    """
+    if isinstance(value, int) or not value.is_finite() or (value and value.adjusted() > PLACES + 15):
+        return scaled(value)
+    if value and value.adjusted() < -PLACES - 1:
+        return 0
+    return int(_ROUNDING.to_integral_value(_ROUNDING.scaleb(value, PLACES)))
 
 
 def limbs_of(value: int | Decimal) -> tuple[int, int, int]:

@@ -70,12 +70,18 @@ def read_text(path: Path | str) -> str:
         raise CatalogError([Problem(str(path), line, column, "", "needs UTF-8 text")]) from None
 
 
-def parse_catalog(text: str, name: str = "catalog.yaml") -> Catalog:
-    """The catalog that the YAML `text` says; CatalogError holds all that is wrong, in the file `name`."""
+def parse_catalog(text: str, name: str = "catalog.yaml", *, is_applied: bool = False) -> Catalog:
+    """The catalog that the YAML `text` says; CatalogError holds all that is wrong, in the file `name`.
+
+    `is_applied` reads a version that is in force already, so what was allowed when it was applied is not refused.
+    """
     root, faults = read(text)
     catalog = Catalog()
     if root is not None:
-        catalog = _Reading(root, faults).catalog()
+        reading = _Reading(root, faults)
+        catalog = reading.catalog()
+        if not is_applied:
+            reading.check_billing(catalog)
     elif not faults:
         faults = [Fault(TOP, (), "is empty; needs meters, plans and customers")]
     if faults:
@@ -110,6 +116,19 @@ class _Reading:
         default_plan = self._read_default_plan()
         customers = {customer.name: customer for customer in self._read_customers(default_plan)}
         return Catalog(meters, plans, customers, default_plan)
+
+    def check_billing(self, catalog: Catalog) -> None:
+        """Refuse two customers that the provider would bill as one: nobody could tell their usage apart there."""
+        billed: dict[str, str] = {}
+        for name, customer in catalog.customers.items():
+            billed_as = customer.billing_id or name
+            if billed_as in billed and (
+                customer.billing_id or catalog.customers[billed[billed_as]].billing_id
+            ):
+                words = f"needs another id; customer {billed[billed_as]} is billed as {billed_as} too"
+                key = ("billing_id",) if customer.billing_id else ()
+                self._fault(("customers", name, *key), words)
+            billed.setdefault(billed_as, name)
 
     def _read_meters(self) -> Iterator[Meter]:
         lines: dict[str, int] = {}

@@ -54,7 +54,7 @@ class Catalogs:
     def _read(self, number: int) -> Catalog:
         version = self._log.catalog(number)
         assert version is not None, f"catalog {number} is announced, but not there"
-        return parse_catalog(version.text, f"catalog version {number}")
+        return parse_catalog(version.text, f"catalog version {number}", is_applied=True)
 
 
 def apply_text(
@@ -75,7 +75,7 @@ def apply_text(
     catalog = parse_catalog(text, name or "catalog")
     newest = log.catalog()
     if newest is not None:
-        check_change(parse_catalog(newest.text), catalog, name or "catalog")
+        check_change(parse_catalog(newest.text, is_applied=True), catalog, name or "catalog")
     number = newest.number if newest is not None else 0
     if expected is not None and expected != number:
         raise CatalogConflict(number)

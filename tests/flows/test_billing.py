@@ -124,8 +124,9 @@ def test_what_is_kept_back_is_listed_retried_and_dropped(billed: Billed) -> None
     assert second["id"] in billed.tidegate("outbox", "list", "--reason", "no_billing_id")
     assert "1 are dropped" in billed.tidegate("outbox", "drop", first["id"], "--why", "a test")
     assert "needs event ids or a --reason" in billed.tidegate("outbox", "retry", code=1)
+    billed.simulator.customer("cus_late")
     (billed.folder / "catalog.yaml").write_text(
-        f"{CATALOG}  unmapped: {{plan: free, billing_id: cus_acme}}\n"
+        f"{CATALOG}  unmapped: {{plan: free, billing_id: cus_late}}\n"
     )
     billed.run()
     assert billed.stored() == [0, 1, 2, 4]

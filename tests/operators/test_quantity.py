@@ -8,7 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from operators.quantity import PLACES, SCALE, carry, joined, limb_columns, limbs_of, split, text, text_of
+from operators.quantity import (
+    PLACES,
+    SCALE,
+    carry,
+    decimal,
+    joined,
+    limb_columns,
+    limbs_of,
+    rounded,
+    split,
+    text,
+    text_of,
+)
 from operators.table import Table
 from operators.windows import ADD, COLUMNS, PERIOD_WINDOW, Batch, add, runs_of
 
@@ -75,3 +87,8 @@ def test_a_tenth_added_ten_million_times_is_one_million() -> None:
     total = [int(table.columns[name][0]) for name in ("hi", "mid")]
     assert text_of(*total, 0) == "1000000"
     assert int(table.columns["events"][0]) == 10_000_000
+
+
+@given(st.decimals(allow_nan=False, allow_infinity=False, min_value=-(10**9), max_value=10**9))
+def test_a_number_of_others_is_rounded_to_24_places(value: Decimal) -> None:
+    assert abs(decimal(rounded(value)) - value) <= Decimal(10) ** -24 / 2

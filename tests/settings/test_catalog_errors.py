@@ -478,3 +478,19 @@ def test_a_wrong_plan_is_not_told_again_of_its_customers() -> None:
 def test_nesting_without_end_is_an_error_not_a_crash() -> None:
     """libyaml's own loader ends the process here."""
     assert len(problems("[" * 1_000_000)) == 1
+
+
+@pytest.mark.parametrize(
+    "customers",
+    [
+        "{a: {billing_id: cus_1}, b: {billing_id: cus_1}}",
+        "{a: {billing_id: cus_1}, cus_1: {}}",
+        "{cus_1: {}, a: {billing_id: cus_1}}",
+    ],
+)
+def test_two_customers_that_would_be_billed_as_one_are_refused(customers: str) -> None:
+    meters = "[{name: t, event_name: x, aggregation: {type: count}}]"
+    text = f"meters: {meters}\nplans: {{p: {{}}}}\ndefault_plan: p\ncustomers: {customers}\n"
+    with pytest.raises(CatalogError, match="billed as cus_1 too"):
+        parse_catalog(text)
+    assert len(parse_catalog(text, is_applied=True).customers) == 2
