@@ -249,7 +249,7 @@ def _answer(response: httpx.Response, body: bytes) -> Answer:
 
 
 def _is_json(headers: httpx.Headers) -> bool:
-    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind: str = headers.get("content-type", "").partition(";")[0].strip().lower()
     return kind == "application/json" or kind.endswith("+json")
 
 

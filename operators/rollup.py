@@ -1,8 +1,8 @@
 """Usage rolled up for the biller: one event per customer, meter and window of a minute or five, exact.
 
-A window is cut where the customer's billing period ends, and its event lies in the window's last millisecond, so in the
-same period and never older than what it rolls up by more than a window. What changes a window later goes out as a further event for the difference. Sums and counts can be rolled up
-so; a `unique` meter is unknown to the platform, and neither `max` nor `last` adds up.
+A window is cut where the customer's billing period ends, and its event lies in the window's last millisecond, so in
+the same period. What changes a window later goes out as a further event for the difference. Sums and counts can be
+rolled up so; a `unique` meter is unknown to the platform, and neither `max` nor `last` adds up.
 """
 
 from collections.abc import Iterator, Sequence

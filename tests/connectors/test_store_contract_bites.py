@@ -243,6 +243,14 @@ class _KeepsTheFirstNote(SqliteWriter):
         super().write(totals, counters, [note for note in notes if note.id not in known])
 
 
+class _ShowsWhatIsOffTheList(SqliteReader):
+    def notes(self, kind: str, customer: str | None = None, limit: int = 100) -> list[Note]:
+        rows = self._db.execute(
+            "SELECT kind, id, customer, at, body FROM notes WHERE kind = ? ORDER BY at DESC", (kind,)
+        )
+        return [Note(*row) for row in rows if customer in (None, row[2])][:limit]
+
+
 class _TellsNobodyOfNotes(SqliteWriter):
     def _announce(self, customers: list[str]) -> None:
         if self._db.execute("SELECT count(*) FROM notes").fetchone()[0] == 0:
@@ -390,6 +398,7 @@ BROKEN = {
     _TellsBeforeItWrites: "test_another_process_is_told_of_what_it_can_read",
     _NumbersOnItsOwn: "test_two_processes_write_at_once",
     _KeepsTheFirstNote: "test_a_note_is_replaced_by_a_later_one_only",
+    _ShowsWhatIsOffTheList: "test_a_note_without_body_leaves_the_list_and_stays_away",
     _TellsNobodyOfNotes: "test_a_note_is_announced",
     _ReadsEverybodysNotes: "test_notes_are_found_by_kind_and_customer_newest_first",
     _LeavesOutNothing: "test_windows_that_ended_are_left_out_when_asked",
