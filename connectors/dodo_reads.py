@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 
 from connectors.dodo import Answer, DodoClient, DodoError, part
-from operators.biller import BillerMeter, Cycle, ListedEvent, Subscription, micros
+from operators.biller import BillerMeter, CreditKind, Cycle, LedgerEntry, ListedEvent, Subscription, micros
 from operators.billing import instant
 
 ATTEMPTS_MAX = 6
@@ -90,6 +90,26 @@ class DodoReads:
             if begin < stop:
                 found += self._steady(customer_id, event_name, begin, stop, is_closed=stop == closed)
         return found
+
+    def has_event(self, id: str) -> bool:
+        """Return whether the provider has an event."""
+        answer = self._tried(lambda: self._client.event(id))
+        if answer.kind == "ok" or answer.is_missing:
+            return answer.kind == "ok"
+        raise DodoError(f"dodo: the event {id} cannot be looked up ({answer}); try again later")
+
+    def credit_places(self, entitlement_id: str) -> int:
+        """Return how many decimal places amounts of this entitlement have."""
+        path = f"/credit-entitlements/{part(entitlement_id)}"
+        return _read([self._get(path)], CreditKind)[0].precision
+
+    def ledger(self, entitlement_id: str, customer_id: str, start: int) -> list[LedgerEntry]:
+        """Return a customer's credit ledger since `start` (µs); nothing where there is no balance yet."""
+        path = f"/credit-entitlements/{part(entitlement_id)}/balances/{part(customer_id)}"
+        balance = self._tried(lambda: self._client.get(path))
+        if balance.is_missing:
+            return []
+        return _read(self._all(f"{path}/ledger", {"start_date": instant(start)}), LedgerEntry)
 
     def enter(self, entitlement_id: str, customer_id: str, entry: Mapping[str, Any]) -> Entered:
         """Writes one entry into a credit ledger, once for its idempotency key.

@@ -2,7 +2,7 @@
 
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -132,6 +132,13 @@ class OutboxReader:
             for entry in self._entries(f"WHERE id IN ({','.join('?' * len(some))})", *some):
                 found[entry.id] = entry
         return found
+
+    def restored(self, ids: Sequence[str], by: str) -> set[str]:
+        """Return those of these events that `by` had sent again, as the record of acts has it."""
+        query = """SELECT DISTINCT id FROM acts
+            WHERE act = 'restore' AND by = ? AND id IN (SELECT value FROM json_each(?))"""
+        with explained(self._path, "read"):
+            return {id for (id,) in self._db.execute(query, (by, json.dumps(list(ids))))}
 
     def on_its_way(self, acknowledged_after: int, customers: Iterable[str] | None = None) -> Iterator[Entry]:
         """What waits, and what was acknowledged after then (µs): what the platform need not show yet.

@@ -1,18 +1,19 @@
 """The journal of repairs: what reconciliation is about to do, written before it does it, and what came of it.
 
-Lines of JSON, only ever appended, each on disk before `plan` or `close` returns. An act is `planned`, then `done`,
-or `refused` with the reason. Whoever finds one planned only was killed in between, and does it again: every act has
-an id of its own that makes it the same act.
+Lines of JSON, only ever appended, each on disk before `plan` or `close` returns. An act is `planned`, then `made`, and
+`done` once it is seen applied; or `refused` with the reason. Whoever finds one planned only was killed in between, and
+does it again: every act has an id of its cause, which makes it the same act whatever run or restart it comes from.
 """
 
 import os
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
-State = Literal["planned", "done", "refused"]
+State = Literal["planned", "made", "done", "refused"]
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -60,6 +61,19 @@ class Journal:
     def unfinished(self) -> list[Entry]:
         """The acts that are planned, and neither done nor refused."""
         return [entry for entry in self._last.values() if entry.state == "planned"]
+
+    def unseen(self) -> list[Entry]:
+        """Return the acts that are made, and not yet seen applied."""
+        return [entry for entry in self._last.values() if entry.state == "made"]
+
+    def settled(self, act: str, customer: str, meter: str) -> Counter[str]:
+        """Return how often each event was settled by this act, whatever the act's id, which older versions chose."""
+        return Counter(
+            id
+            for entry in self._last.values()
+            if (entry.act, entry.customer, entry.meter) == (act, customer, meter) and entry.state != "refused"
+            for id in entry.ids
+        )
 
     def of(self, customer: str, meter: str, period_start: str) -> list[Entry]:
         """What was done, or is to be, about one total: each act as it stands."""

@@ -77,13 +77,15 @@ class Seen(NamedTuple):
 class Explained(NamedTuple):
     """Why a total is off, and what the explanation rests on.
 
-    `is_calm` says that nothing came meanwhile, `adopted` what adjustments of reconciliation come to in our total,
-    `applied` which adjustments of the customer were applied, `rewritten_at` when the flow last wrote its totals again.
+    `own` and `listed` are our events by id, and what the meter reads of the provider's. `is_calm` says that nothing
+    came meanwhile, `adopted` what adjustments of reconciliation come to in our total, `applied` which adjustments of
+    the customer were applied, `rewritten_at` when the flow last wrote its totals again.
     """
 
     look: Look
     findings: tuple[Finding, ...]
     own: Mapping[str, Own]
+    listed: Mapping[str, int]
     is_calm: bool
     adopted: int
     applied: frozenset[str]
@@ -140,7 +142,7 @@ class Looker:
         if look.ours.start != look.theirs.start:
             words = f"our period begins at {instant(look.ours.start)}, the biller's at {instant(look.theirs.start)}"
             finding = Finding("boundary", look.after - look.total, (), words)
-            return Explained(look, (finding,), {}, False, 0, frozenset(), 0)
+            return Explained(look, (finding,), {}, {}, False, 0, frozenset(), 0)
         before = self._total(look.customer, look.meter.ours.name, look.ours.start)
         asked_at = self._clock()
         total = self._told_again(look)
@@ -174,7 +176,14 @@ class Looker:
         own_by_id = {event.id: event for event in own}
         findings = tuple(explain(sight))
         return Explained(
-            look, findings, own_by_id, is_calm, adopted, applied, self._rewritten_at(look.customer)
+            look,
+            findings,
+            own_by_id,
+            {event.id: event.quantity or 0 for event in listed},
+            is_calm,
+            adopted,
+            applied,
+            self._rewritten_at(look.customer),
         )
 
     def _ask(self, task: Task, meters: Mapping[str, Matched]) -> list[_Answered] | str:
@@ -196,7 +205,7 @@ class Looker:
                     if (meter := meters.get(usage.id)) is None:
                         continue
                     name, start = meter.ours.name, self._ours(customer, theirs).start
-                    total = _quantity(usage.consumed_units)
+                    total = quantity_of(usage.consumed_units)
                     ours = before.get((name, start), 0), after.get((name, start), 0)
                     answered.append(_Answered(meter, theirs, total, *ours, asked_at, answered_at, False))
             return answered + self._unlisted(task, customer, cycles, meters)
@@ -278,14 +287,14 @@ class Looker:
 
     def _totals(self, customer: str) -> dict[tuple[str, int], int]:
         found = (stored.total for stored in self._store.read(customer))
-        return {(t.meter, t.start): _quantity(t.total) for t in found if t.window == "period"}
+        return {(t.meter, t.start): quantity_of(t.total) for t in found if t.window == "period"}
 
     def _total(self, customer: str, meter: str, start: int) -> tuple[int, int]:
         """Our total of a period, and what of it are adjustments."""
         found: list[StoredTotal] = self._store.read(customer)
         for total, _ in found:
             if (total.window, total.meter, total.start) == ("period", meter, start):
-                return _quantity(total.total), _quantity(total.adjustment)
+                return quantity_of(total.total), quantity_of(total.adjustment)
         return 0, 0
 
     def _told_again(self, look: Look) -> int:
@@ -294,7 +303,7 @@ class Looker:
         for cycle in cycles:
             for usage in cycle.meters:
                 if usage.id == look.meter.id and span_of(cycle).start == look.theirs.start:
-                    return _quantity(usage.consumed_units)
+                    return quantity_of(usage.consumed_units)
         return look.total
 
     def _listed(self, billed_as: str, meter: Matched, theirs: Span) -> list[There]:
@@ -337,7 +346,7 @@ def _whole(at: int) -> int:
     return at // SECOND * SECOND
 
 
-def _quantity(text: int | str) -> int:
+def quantity_of(text: int | str) -> int:
     """A quantity as JSON has it, times 10²⁴ and rounded there. DodoError for what is no number."""
     try:
         return rounded(Decimal(text))

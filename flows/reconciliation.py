@@ -110,7 +110,7 @@ class _Works:
         def books() -> Books:
             return Books(outbox)
 
-        reader = settings.store.open_reader()
+        reader = self._reader = settings.store.open_reader()
         self._open += [reader, self._store, control, alerts, self._book]
         looker = Looker(self.reads, reader, books, self._catalog, terms, self._clock, settings.shards)
         self._looker = looker
@@ -137,6 +137,7 @@ class _Works:
 
     def _finish(self) -> None:
         """Does what an earlier run had planned, and may have done."""
+        self._repairer.confirm(self._reader)
         left = self._repairer.finish() if self._settings.reconcile_repair else 0
         if left:
             _log.warning("%d repairs were planned and not known to be done; they were made", left)
@@ -187,7 +188,8 @@ class _Works:
             _log.error("periods of the platform could not be taken over: %s", error)
 
     def _ended(self, number: int) -> None:
-        """Tells of a pass that has gone round."""
+        """Reports a run that is complete."""
+        self._repairer.confirm(self._reader)
         with closing(self._book.reader()) as reader:
             last, found, unread = reader.last(), reader.open(), reader.unread()
         assert last is not None

@@ -7,12 +7,15 @@ from typing import Any, NamedTuple, Protocol
 import msgspec
 from xxhash import xxh3_128_hexdigest
 
+from connectors.credit_entries import CreditTerms, deductions, given_back, keys_of, refills
 from connectors.dodo import DodoError
 from connectors.dodo_reads import DodoReads
 from connectors.drift_book import Book, Outcome, Task
-from connectors.repairer import CreditTerms, Repairer, Subject
-from flows.looks import Explained, Look, Looker, Seen
+from connectors.repairer import Repairer, Subject
+from flows.looks import Explained, Look, Looker, Seen, quantity_of, span_of
+from operators.biller import LedgerEntry
 from operators.billing import instant
+from operators.credit_excess import excess
 from operators.ports import Note, StoreWriter
 from operators.quantity import scaled, text
 from operators.repairs import ADVICE, Circumstances, Repair, repairs
@@ -127,9 +130,9 @@ class Explainer:
     ) -> Circumstances:
         look, now = explained.look, self._clock()
         done = self._repairer.journal.of(look.customer, look.meter.ours.name, instant(look.ours.start))
-        resent = frozenset(
-            id for entry in done if entry.act in ("resend", "late", "debit") for id in entry.ids
-        )
+        resent = {id for entry in done if entry.act in ("resend", "late", "debit") for id in entry.ids}
+        missing = [id for one in explained.findings if one.cause == "missing_there" for id in one.ids]
+        resent |= self._repairer.sent_again(missing)
         adjusting = [
             e for e in done if e.act == "adjust" and e.state != "refused" and e.id not in explained.applied
         ]
@@ -139,9 +142,10 @@ class Explainer:
             ours=look.ours,
             theirs=look.theirs,
             own=explained.own,
+            listed=explained.listed,
             is_calm=explained.is_calm,
             rewritten=(standing.first_at or now) < explained.rewritten_at < now - REWRITTEN_AFTER,
-            resent=resent,
+            resent=frozenset(resent),
             adopted=explained.adopted,
             is_adjusting=bool(adjusting),
             in_credits=credit is not None,
@@ -152,17 +156,66 @@ class Explainer:
         causes = {finding.cause for finding in explained.findings}
         if not self._in_credits or not causes & {"doubled_there", "late_after_close", "missing_there"}:
             return None
-        look = explained.look
         try:
-            whole = self._reads.subscription(look.subscription_id)
+            return credit_terms(self._reads, explained)
         except DodoError:
             return None
-        free = {one.meter_id: one.free_threshold for one in whole.meters}
-        for one in whole.meter_credit_entitlement_cart:
-            if one.meter_id == look.meter.id:
-                units = Decimal(one.meter_units_per_credit)
-                return CreditTerms(one.credit_entitlement_id, scaled(free.get(one.meter_id, 0)), units)
+
+
+def credit_terms(reads: DodoReads, explained: Explained) -> CreditTerms | None:
+    """Return how a meter of a subscription is paid in credits; None where it is not."""
+    look = explained.look
+    whole = reads.subscription(look.subscription_id)
+    paid = {one.meter_id: one for one in whole.meter_credit_entitlement_cart}
+    if (own := paid.get(look.meter.id)) is None:
         return None
+    places = reads.credit_places(own.credit_entitlement_id)
+    free = {one.meter_id: scaled(one.free_threshold) for one in whole.meters}
+    terms = {
+        id: CreditTerms(
+            id, one.credit_entitlement_id, free.get(id, 0), Decimal(one.meter_units_per_credit), places
+        )
+        for id, one in paid.items()
+        if one.credit_entitlement_id == own.credit_entitlement_id
+    }
+    mine = terms.pop(look.meter.id)
+    ledger = reads.ledger(mine.entitlement_id, look.billed_as, look.theirs.start)
+    over = (
+        _over_of_several(reads, explained, mine, terms, ledger)
+        if terms
+        else _over_of_one(explained, mine, ledger)
+    )
+    return mine._replace(excess=over - given_back(ledger), entered=keys_of(ledger))
+
+
+def _over_of_one(explained: Explained, terms: CreditTerms, ledger: Sequence[LedgerEntry]) -> Decimal:
+    """Return how much of the deductions is too much, where the credits pay for this meter alone."""
+    period = explained.look.theirs
+    arrived = [
+        (own.settled_at or own.at, own.quantity or 0)
+        for own in explained.own.values()
+        if own.at in period and own.id in explained.listed
+    ]
+    return excess(deductions(ledger, period.end), refills(ledger), arrived, terms.credits)
+
+
+def _over_of_several(
+    reads: DodoReads,
+    explained: Explained,
+    terms: CreditTerms,
+    others: Mapping[str, CreditTerms],
+    ledger: Sequence[LedgerEntry],
+) -> Decimal:
+    """Do the same where they pay for several meters: only what is beyond all that is due is too much."""
+    look = explained.look
+    doubled = sum(one.quantity or 0 for one in explained.findings if one.cause == "doubled_there")
+    due = terms.credits(look.total + doubled) + sum(
+        others[usage.id].credits(quantity_of(usage.consumed_units))
+        for cycle in reads.history(look.subscription_id)
+        for usage in cycle.meters
+        if span_of(cycle).start == look.theirs.start and usage.id in others
+    )
+    return sum((amount for _, amount in deductions(ledger, look.theirs.end)), Decimal(0)) - due
 
 
 class Settler:
@@ -194,7 +247,7 @@ class Settler:
             made = self._made(found.task, verdict)
             standing = self._written(found.task, verdict, made, now)
             standings.append(standing)
-            for name in (f"made_{act.act}" for act, state in made if state == "done"):
+            for name in (f"made_{act.act}" for act, state in made if state in ("made", "done")):
                 figures[name] = figures.get(name, 0) + 1
             if is_news(verdict):
                 line = standing.findings
@@ -221,7 +274,6 @@ class Settler:
         """The repairs and what became of each: made, or only named."""
         look = verdict.look
         subject = Subject(
-            task.number,
             look.customer,
             look.billed_as,
             look.meter.ours.name,
@@ -232,7 +284,7 @@ class Settler:
         made = []
         for act in verdict.acts:
             if not self._repair:
-                made.append((act, "would"))
+                made.append((act, self._repairer.state_of(act, subject, verdict.credit)))
                 continue
             made.append((act, self._repairer.repair(act, subject, verdict.credit)))
         return made

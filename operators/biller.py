@@ -87,6 +87,24 @@ class Cycle(msgspec.Struct, frozen=True, kw_only=True):
     meters: tuple[MeterUsage, ...]
 
 
+class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """A line of a customer's credit ledger."""
+
+    transaction_type: str
+    amount: Decimal
+    is_credit: bool
+    balance_before: Decimal
+    created_at: datetime
+    metadata: dict[str, Any] | None = None
+
+
+class CreditKind(msgspec.Struct, frozen=True):
+    """A credit entitlement: how many decimal places its amounts have."""
+
+    id: str
+    precision: int
+
+
 class ListedEvent(msgspec.Struct, frozen=True, kw_only=True):
     """An event as the API lists it."""
 

@@ -289,7 +289,8 @@ def _compare(sight: Sight, events: _Events, found: _Found) -> None:
         if there.quantity is None:
             continue
         if (more := events.times[there.id] - 1) > 0:
-            found.add("doubled_there", -there.quantity * more, [there.id], "twice under one id")
+            # The id once for each copy too many, as each is settled by itself.
+            found.add("doubled_there", -there.quantity * more, [there.id] * more, "twice under one id")
         known = events.own.get(there.id)
         if known is not None and known.at not in sight.ours:
             found.add("boundary", -there.quantity, [there.id], "counted here in another period")

@@ -38,6 +38,7 @@ class Circumstances(NamedTuple):
     - `ours`, `theirs`: the period here and there; `own`: our events by id.
     - `is_calm`: nothing came in the last seconds, so that our total and our events are of one moment.
     - `rewritten`: the flow has written its totals again since the drift was first seen.
+    - `listed`: what the meter reads of the biller's events, by id.
     - `resent`: ids that were sent again before; `adopted`: what adjustments of reconciliation come to.
     - `is_adjusting`: an adjustment is under way and not yet applied.
     - `in_credits`: the meter is paid in credits, and entries in their ledger are allowed.
@@ -48,6 +49,7 @@ class Circumstances(NamedTuple):
     ours: Span
     theirs: Span
     own: Mapping[str, Own]
+    listed: Mapping[str, int]
     is_calm: bool
     rewritten: bool
     resent: frozenset[str]
@@ -57,12 +59,18 @@ class Circumstances(NamedTuple):
 
 
 class Repair(NamedTuple):
-    """One act: events to send, or a quantity (×10²⁴) to add here, or to credit or debit there."""
+    """One act: events to send, or a quantity (×10²⁴) to add here, or to credit or debit there.
+
+    `amounts` are the quantities of the single `ids`, where each is credited or debited by itself. `base` is what
+    reconciliation had added here before.
+    """
 
     act: Act
     why: str
     quantity: int = 0
     ids: tuple[str, ...] = ()
+    amounts: tuple[int, ...] = ()
+    base: int = 0
 
 
 def repairs(findings: Iterable[Finding], where: Circumstances) -> list[Repair]:
@@ -71,8 +79,11 @@ def repairs(findings: Iterable[Finding], where: Circumstances) -> list[Repair]:
     acts: dict[Act, Repair] = {}
     for repair in (repair for finding in findings for repair in _there(finding, where)):
         known = acts.get(repair.act, Repair(repair.act, repair.why))
-        quantity, ids = known.quantity + repair.quantity, known.ids + repair.ids
-        acts[repair.act] = known._replace(quantity=quantity, ids=ids)
+        acts[repair.act] = known._replace(
+            quantity=known.quantity + repair.quantity,
+            ids=known.ids + repair.ids,
+            amounts=known.amounts + repair.amounts,
+        )
     return [*acts.values(), *_here(findings, where)]
 
 
@@ -82,17 +93,18 @@ def _there(finding: Finding, where: Circumstances) -> list[Repair]:
         return _send_again(finding, where)
     if finding.quantity and where.in_credits and where.kind in ADDITIVE:
         if finding.cause == "doubled_there":
-            return [Repair("credit", "doubled there, and paid in credits", -finding.quantity, finding.ids)]
+            amounts = tuple(where.listed.get(id, 0) for id in finding.ids)
+            words = "doubled there, and paid in credits"
+            return [Repair("credit", words, -finding.quantity, finding.ids, amounts)]
         if finding.cause == "late_after_close":
-            return [
-                Repair(
-                    "debit",
-                    "came after the period closed, and paid in credits",
-                    finding.quantity,
-                    finding.ids,
-                )
-            ]
+            amounts = _own_amounts(finding.ids, where)
+            words = "came after the period closed, and paid in credits"
+            return [Repair("debit", words, finding.quantity, finding.ids, amounts)]
     return []
+
+
+def _own_amounts(ids: Iterable[str], where: Circumstances) -> tuple[int, ...]:
+    return tuple(where.own[id].quantity or 0 if id in where.own else 0 for id in ids)
 
 
 def _send_again(finding: Finding, where: Circumstances) -> list[Repair]:
@@ -110,10 +122,9 @@ def _send_again(finding: Finding, where: Circumstances) -> list[Repair]:
             Repair("late", "missing there, too old for its own time, its period open", ids=tuple(old))
         )
     elif old and where.in_credits and where.kind in ADDITIVE and not where.resent.intersection(finding.ids):
-        quantity = sum(where.own[id].quantity or 0 for id in old)
-        acts.append(
-            Repair("debit", "missing there, its period closed, paid in credits", quantity, tuple(old))
-        )
+        amounts = _own_amounts(old, where)
+        words = "missing there, its period closed, paid in credits"
+        acts.append(Repair("debit", words, sum(amounts), tuple(old), amounts))
     return acts
 
 
@@ -132,4 +143,5 @@ def _here(findings: list[Finding], where: Circumstances) -> list[Repair]:
         return []
     ids = tuple(id for finding in wrong for id in finding.ids)
     causes = ", ".join(sorted({finding.cause for finding in wrong}))
-    return [Repair("adjust", f"our total is set to what both sides' events come to: {causes}", amount, ids)]
+    words = f"our total is set to what both sides' events come to: {causes}"
+    return [Repair("adjust", words, amount, ids, base=where.adopted)]

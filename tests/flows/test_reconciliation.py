@@ -1,16 +1,17 @@
 """Reconciliation against the simulated platform: no false alarm, within its budget, through kills, on any platform."""
 
 import gc
-import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -397,36 +398,111 @@ def test_only_a_platform_can_be_reconciled_with(metered: System) -> None:
         build(metered.settings(billing="file:billing/"))
 
 
-def test_credits_are_given_back_once(metered: System) -> None:
-    """Doubled usage that was paid in credits: the difference beyond what is free, under one key for good."""
+PRICED_IN_CREDITS = {"free_threshold": 50, "meter_units_per_credit": "10"}
+WITH_CREDITS = {"reconcile_repair": "true", "reconcile_credits": "true"}
+
+
+def paid_in_credits(metered: System, credits: int, **fields: Any) -> tuple[str, Callable[[], list[str]]]:
+    """A customer whose tokens are paid in credits, and what gives the amounts of entries by hand in the ledger."""
     api = metered.simulator.api
-    fields = {
-        "name": "Credits",
-        "unit": "credits",
-        "precision": 2,
-        "overage_enabled": False,
-        "rollover_enabled": False,
-    }
-    kind = api.post("/credit-entitlements", json=fields).json()["id"]
-    priced = {
-        "meter_id": metered.meters["tokens"], "free_threshold": 50,
-        "credit_entitlement_id": kind, "meter_units_per_credit": "10",
-    }  # fmt: skip
-    acme = metered.customer(meters=[priced])
+    kind = metered.simulator.api.post(
+        "/credit-entitlements",
+        json={
+            "name": "Credits",
+            "unit": "credits",
+            "precision": 2,
+            "overage_enabled": False,
+            "rollover_enabled": False,
+        },
+    ).json()["id"]
+    priced = {"meter_id": metered.meters["tokens"], "credit_entitlement_id": kind} | PRICED_IN_CREDITS
+    acme = metered.customer(meters=[priced], **fields)
     metered.apply()
-    ids = [metered.event(acme, tokens=n) for n in (30, 40)]
+    balance = f"/credit-entitlements/{kind}/balances/{acme}"
+    if credits:
+        body = {"entry_type": "credit", "amount": str(credits), "idempotency_key": "bought"}
+        api.post(f"{balance}/ledger-entries", json=body)
+
+    def entered() -> list[str]:
+        ledger = api.get(f"{balance}/ledger").json()["items"]
+        return [one["amount"] for one in ledger if "tidegate_act" in (one["metadata"] or {})]
+
+    return acme, entered
+
+
+def test_credits_are_given_back_once_for_good(metered: System) -> None:
+    """Whatever run, with another doubled event later, and with all that reconciliation remembers lost."""
+    acme, entered = paid_in_credits(metered, 100)
+    ids = [metered.event(acme, tokens=n) for n in (30, 40, 20)]
     metered.run(400)
     metered.simulator.double(ids[1])
     metered.run(120)
     found = metered.reconcile(reconcile_repair="true")
     assert [act["act"] for act in found[acme, "tokens"]["repairs"]] == []
-    with_credits = {"reconcile_repair": "true", "reconcile_credits": "true"}
-    found = metered.reconcile(**with_credits)
+    found = metered.reconcile(**WITH_CREDITS)
     made = [(act["act"], act["state"], act["quantity"]) for act in found[acme, "tokens"]["repairs"]]
     assert made == [("credit", "done", "40")]
-    # 110 were counted, 70 were used, 50 are free: 6 credits instead of 2.
-    ledger = api.get(f"/credit-entitlements/{kind}/balances/{acme}/ledger").json()["items"]
-    assert [entry["amount"] for entry in ledger if "doubled" in json.dumps(entry)] == ["4"]
+    # 130 were counted, 90 were used, 50 are free: 8 credits instead of 4.
+    assert entered() == ["4"]
+    for _ in range(3):
+        metered.reconcile(**WITH_CREDITS)
+    assert entered() == ["4"]
+    shutil.rmtree(metered.data / "reconciliation")
+    metered.simulator.double(ids[0], ids[1])
+    metered.run(120)
+    for _ in range(3):
+        metered.reconcile(**WITH_CREDITS)
+    assert sorted(entered()) == ["3", "4", "4"]
+    found = metered.reconcile(reconcile_credits="true")
+    assert [act["state"] for act in found[acme, "tokens"]["repairs"]] == ["done"]
+
+
+def test_what_was_never_deducted_is_not_given_back(metered: System) -> None:
+    acme, entered = paid_in_credits(metered, 2)
+    ids = [metered.event(acme, tokens=n) for n in (70, 40)]
+    metered.run(400)
+    metered.simulator.double(ids[1])
+    metered.run(120)
+    for _ in range(2):
+        found = metered.reconcile(**WITH_CREDITS)
+    assert "never deducted" in found[acme, "tokens"]["repairs"][0]["state"]
+    assert entered() == []
+
+
+def test_what_came_after_the_close_is_debited_once_for_good(metered: System) -> None:
+    begun = BEGIN - timedelta(days=31)
+    acme, entered = paid_in_credits(metered, 100, past=[(written(begun), written(BEGIN))])
+    metered.park_late()
+    late = [metered.event(acme, tokens=n, at=micros(BEGIN) - HOUR) for n in (60, 30)]
+    metered.run(900, step=60)
+    for _ in range(3):
+        metered.reconcile(**WITH_CREDITS)
+    shutil.rmtree(metered.data / "reconciliation")
+    for _ in range(2):
+        metered.reconcile(**WITH_CREDITS)
+    assert len(late) == 2 and sum(map(Decimal, entered())) == 4
+
+
+def test_an_adjustment_of_a_lost_book_is_applied_and_made_once(metered: System) -> None:
+    """The numbers of runs begin again with the book, and must be no part of an act's name."""
+    acme = metered.customer()
+    metered.apply()
+    metered.event(acme, tokens=5)
+    metered.run(7200, step=60)
+    for number in range(3):
+        another = {
+            "event_id": f"other{number}", "customer_id": acme, "event_name": "llm.tokens",
+            "timestamp": instant(metered.clock.now - HOUR), "metadata": {"tokens": 2},
+        }  # fmt: skip
+        metered.simulator.insert(another)
+        metered.run(300, step=30)
+        found = metered.reconcile(reconcile_repair="true")
+        assert [act["state"] for act in found[acme, "tokens"]["repairs"]] == ["made"]
+        metered.run(120)
+        for _ in range(2):
+            assert metered.reconcile(reconcile_repair="true") == {}
+        shutil.rmtree(metered.data / "reconciliation")
+    assert metered.totals[acme, "tokens", micros(BEGIN)].total == "11"
 
 
 # Kills

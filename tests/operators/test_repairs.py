@@ -24,7 +24,8 @@ YOUNG, OLD = own("young", AGE_MAX - 1), own("old", AGE_MAX + 1)
 
 def where(**given: Any) -> Circumstances:
     fields: dict[str, Any] = dict(
-        kind="sum", now=NOW, ours=OPEN, theirs=OPEN, own={e.id: e for e in (YOUNG, OLD)}, is_calm=True,
+        kind="sum", now=NOW, ours=OPEN, theirs=OPEN, own={e.id: e for e in (YOUNG, OLD)},
+        listed={"x": 7}, is_calm=True,
         rewritten=True, resent=frozenset(), adopted=0, is_adjusting=False, in_credits=False,
     )  # fmt: skip
     return Circumstances(**fields | given)
@@ -55,6 +56,8 @@ TABLE = [
     Row("missing_here", -7, (), [("rewrite", 0, ())], {"rewritten": False}),
     Row("missing_here", -7, (), [], {"is_calm": False}),
     Row("missing_here", -7, (), [], {"is_adjusting": True}),
+    Row("missing_there", 5, ("old",), [], {"kind": "last"}),
+    Row("missing_there", 5, ("young",), [("resend", 0, ("young",))], {"kind": "last"}),
     Row("missing_here", -7, (), [], {"kind": "max"}),
     Row("extra_there", -7, ("x",), [("adjust", 7, ("x",))], {"rewritten": False, "is_calm": False}),
     Row("extra_there", -7, ("x",), [], {"adopted": 7}),

@@ -1,0 +1,37 @@
+"""What was deducted for usage that should not be there, as a table."""
+
+from decimal import Decimal
+
+import pytest
+
+from operators.credit_excess import excess
+from operators.quantity import SCALE, decimal
+
+MINUTE = 60_000_000
+
+
+@pytest.mark.parametrize(
+    ("deductions", "refills", "arrived", "too_much"),
+    [
+        ([], [], [(0, 5)], 0),
+        ([(1, 5)], [], [(0, 5)], 0),
+        ([(1, 9)], [], [(0, 5)], 4),
+        ([(1, 5), (200, 4)], [], [(0, 5)], 4),
+        # The balance gave less than was due, so nothing of it was too much; nor is what came from it later.
+        ([(1, 3)], [], [(0, 5)], 0),
+        ([(100, 3)], [50], [(0, 5)], 3),
+        ([(100, 3)], [8], [(0, 5)], 0),
+        ([(2, 5), (100, 7)], [], [(0, 5), (90, 7)], 0),
+        ([(2, 5), (100, 8)], [], [(0, 5), (90, 7)], 1),
+    ],
+)
+def test_what_no_usage_explains_is_too_much(
+    deductions: list[tuple[int, int]], refills: list[int], arrived: list[tuple[int, int]], too_much: int
+) -> None:
+    found = excess(
+        [(at * MINUTE, Decimal(amount)) for at, amount in deductions],
+        [at * MINUTE for at in refills],
+        [(at * MINUTE, quantity * SCALE) for at, quantity in arrived],
+        decimal,
+    )
+    assert found == too_much
