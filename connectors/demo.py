@@ -81,7 +81,8 @@ class _DemoPartition(StatefulSourcePartition[Payloads, DemoPosition]):
         self._pace(now)
         if not lines:
             return []
-        return [Payloads(b"\n".join(lines) + b"\n", now, None, f"demo:{first}")]
+        due = self._traffic.due(self._next - 1)
+        return [Payloads(b"\n".join(lines) + b"\n", now, due, f"demo:{first}")]
 
     def next_awake(self) -> datetime | None:
         return self._awake

@@ -14,6 +14,7 @@ from typing import Any
 
 from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 
+from connectors.marking import Marking
 from connectors.reporting import reported
 from connectors.telemetry import Telemetry
 
@@ -41,7 +42,8 @@ class Drain:
 class DrainedSource(FixedPartitionedSource[Any, Any]):
     """The partitions of `source`, which end when `drain` is asked, and are seen by `telemetry`. Errors are logged.
 
-    `begin` is called as Bytewax builds the source, when all processes of a cluster have met.
+    `begin` is called as Bytewax builds the source, when all processes of a cluster have met. With `marking` polls are
+    named by their partition, and marks say how far it is read.
     """
 
     def __init__(
@@ -50,8 +52,10 @@ class DrainedSource(FixedPartitionedSource[Any, Any]):
         drain: Drain,
         telemetry: Telemetry | None = None,
         begin: Callable[[], object] = lambda: None,
+        marking: Marking | None = None,
     ) -> None:
         self._source = source
+        self._marking = marking
         self._drain = drain
         self._telemetry = telemetry
         self._begin = begin
@@ -59,11 +63,16 @@ class DrainedSource(FixedPartitionedSource[Any, Any]):
     @reported
     def list_parts(self) -> list[str]:
         self._begin()
-        return self._source.list_parts()
+        parts = self._source.list_parts()
+        if self._marking is not None:
+            self._marking.parts = tuple(parts)
+        return parts
 
     @reported
     def build_part(self, step_id: str, for_part: str, resume_state: Any) -> "_DrainedPartition":
         partition = self._source.build_part(step_id, for_part, resume_state)
+        if self._marking is not None:
+            partition = self._marking.marked(for_part, partition)
         drained = _DrainedPartition(for_part, partition, self._drain)
         if self._telemetry is not None:
             self._telemetry.partitions.add(drained)

@@ -2,7 +2,8 @@
 
 Hands out the messages of a topic, a Bytewax partition per topic partition, in blocks of one payload a line: a message
 holds one event, an array, or NDJSON. A message without a value (a tombstone) is rejected as `not_an_object`; message
-keys and headers are not looked at. Events without a time have that of their message.
+keys and headers are not looked at. A message's timestamp is when the transport took it (the producer's create time or
+the broker's append time, as the topic has it), and the time of events without one.
 
 Position: offset and leader epoch of the next message, in the recovery store. Once a snapshot is durable its offsets
 are also committed to the consumer group, for lag tools; nothing is ever read from there. Partitions are assigned, not
@@ -17,13 +18,15 @@ Source: https://docs.confluent.io/platform/current/clients/confluent-kafka-pytho
 
 import logging
 import threading
-from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from operator import itemgetter
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
 import confluent_kafka as rd
+import numpy as np
 from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 from confluent_kafka import Consumer, Message
 
@@ -33,7 +36,7 @@ from connectors.kafka_feed import STATISTICS_MS, Feed
 from connectors.kafka_starts import Starts, settled
 from connectors.kafka_topic import Asker, Topic, TopicWatch, made_anew
 from operators.framing import framed
-from operators.ports import Payloads
+from operators.ports import Ints, Payloads
 
 _OURS: Final = {
     # librdkafka reads ahead until the queue is full and then looks again; its second would be a pause of ours.
@@ -188,6 +191,7 @@ class _Partition(StatefulSourcePartition[Payloads, KafkaPosition]):
         self._taken = position.offset if tell else None
         self._active_at = 0
         self._awake: datetime | None = None
+        self._at_end = False
         feed.assign(partition, position.offset, position.epoch)
 
     def next_batch(self) -> list[Payloads]:
@@ -201,16 +205,22 @@ class _Partition(StatefulSourcePartition[Payloads, KafkaPosition]):
         messages = self._feed.take(self._partition, now)
         self._pace(now, waiting=not messages)
         if messages:
+            self._at_end = False
             return self._payloads(messages, now)
         if gone := self._feed.gone(self._partition):
             self._resume_after(gone)
         elif (end := self._feed.end(self._partition)) is not None:
+            self._at_end = True
             # Behind the last message there may be marks of transactions, which are never handed over.
             self._position = self._position._replace(offset=max(self._position.offset, end))
         return []
 
     def next_awake(self) -> datetime | None:
         return self._awake
+
+    def caught_up(self) -> bool:
+        """Return whether the partition's end was reached, and no broker has been away since."""
+        return self._at_end and self.behind() == 0 and self._feed.is_up
 
     def behind(self) -> int | None:
         """How many messages there are that were not handed out; None until a broker has said. From any thread."""
@@ -260,24 +270,33 @@ class _Partition(StatefulSourcePartition[Payloads, KafkaPosition]):
             raise KafkaError(f"{told}; to go on without them start with lost=skip")
         _log.error("%s", told)
         self._feed.release(self._partition)
+        self._at_end = False
         self._position = KafkaPosition(first if offset < first else behind, -1, self._position.topic)
         self._feed.assign(self._partition, self._position.offset, -1)
 
 
 class _Times:
-    """The timestamp of the message that a byte of a block belongs to, for whoever asks; asked from front to back."""
+    """When the broker or the producer stamped the messages that bytes of a block belong to, 0 where they have not."""
 
     def __init__(self, messages: list[Message], block: bytes, ends: list[int] | None) -> None:
         self._messages = messages
         self._block = block
         self._ends = ends
-        self._byte = self._line = 0
 
-    def __call__(self, byte: int) -> int | None:
-        if byte < self._byte:
-            self._byte = self._line = 0
-        self._line += self._block.count(b"\n", self._byte, byte)
-        self._byte = byte
-        message = self._messages[bisect_right(self._ends, self._line) if self._ends else self._line]
-        kind, at = message.timestamp()
-        return None if kind == rd.TIMESTAMP_NOT_AVAILABLE else at * 1000
+    @cached_property
+    def _breaks(self) -> Ints:
+        return np.flatnonzero(np.frombuffer(self._block, np.uint8) == ord("\n"))
+
+    @cached_property
+    def _stamps(self) -> Ints:
+        # Of a message that has no timestamp it is -1.
+        stamps = map(_STAMP, map(Message.timestamp, self._messages))
+        return np.maximum(np.fromiter(stamps, np.int64, len(self._messages)), 0) * 1000
+
+    def __call__(self, starts: Ints) -> Ints:
+        line = np.searchsorted(self._breaks, starts)
+        message = line if self._ends is None else np.searchsorted(self._ends, line, side="right")
+        return self._stamps[message]
+
+
+_STAMP = itemgetter(1)

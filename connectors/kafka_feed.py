@@ -94,6 +94,11 @@ class Feed:
         """Whether no partition is read."""
         return not self._waiting
 
+    @property
+    def is_up(self) -> bool:
+        """Whether brokers could be reached when they were last needed."""
+        return self._down_since is None
+
     def assign(self, partition: int, offset: int, epoch: int) -> None:
         """Reads a partition from `offset` on; `epoch` is the leader's that the message before it had, or -1."""
         self._waiting[partition] = []

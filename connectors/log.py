@@ -12,10 +12,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 
 from connectors.clock import wall_clock
 from connectors.file import FileError, FilePosition, FileSource
+from connectors.log_times import Times
 from connectors.log_writer import DIGITS, number_of, segments
 from operators.ports import Payloads
 
@@ -60,6 +62,7 @@ class _Lane(StatefulSourcePartition[Payloads, LogPosition | None]):
     def __init__(self, lane: Path, files: FileSource, follow: bool, resume: LogPosition | None) -> None:
         self._lane, self._files, self._follow = lane, files, follow
         self._number = resume.segment if resume else 0
+        self._times = Times(self._segment(self._number))
         self._file = self._open(resume.file) if resume else None
 
     def next_batch(self) -> list[Payloads]:
@@ -71,7 +74,7 @@ class _Lane(StatefulSourcePartition[Payloads, LogPosition | None]):
         waited = self._file.next_awake() is not None
         # Asked before reading: what was written before its successor began is read by the time that is known.
         followed = waited and self._segment(self._number + 1).exists()
-        blocks = list(self._file.next_batch())
+        blocks = [self._timed(block) for block in self._file.next_batch()]
         if blocks or not waited or self._file.next_awake() is None:
             return blocks
         if followed:
@@ -95,6 +98,11 @@ class _Lane(StatefulSourcePartition[Payloads, LogPosition | None]):
         if self._file is not None:
             self._file.close()
 
+    def _timed(self, block: Payloads) -> Payloads:
+        """The block with the times at which the service took its lines."""
+        at = int(block.origin.rpartition(":")[2])
+        return msgspec.structs.replace(block, times_of=self._times.of(at))
+
     def _begin(self) -> bool:
         """Opens the oldest segment, if there is one."""
         found = segments(self._lane)
@@ -109,6 +117,7 @@ class _Lane(StatefulSourcePartition[Payloads, LogPosition | None]):
             raise FileError(
                 f"log {str(self._lane)!r}: segment {path.name} is gone, and was not read to its end; bring it back"
             )
+        self._times = Times(path)
         return self._files.build_part("", str(path), position)
 
     def _segment(self, number: int) -> Path:

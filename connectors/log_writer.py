@@ -3,7 +3,8 @@
 What lies where: `FOLDER/LANE/NNNNNNNNNNNN.ndjson`, segments numbered without gaps, one payload a line. One service
 writes a lane, which it holds by a lock; each start, and each write that failed, begins the next segment, so whatever
 a death or a full disk left unfinished is the tail of a segment with a successor, and the reader (connectors/log.py)
-leaves it out: nobody was told that it was taken.
+leaves it out: nobody was told that it was taken. Beside each segment, `NNNNNNNNNNNN.times` says from which byte on
+lines were taken when (connectors/log_times.py); it is forced to disk once a second, so a power cut takes no more of it.
 
 Guarantee: when `put` returns, its lines are on disk, in one piece and in order, and the folder's entry for them too.
 Those who wait at the same time share a write and an fsync. Limits: `WAITING_MAX` bytes wait at most, then it refuses.
@@ -18,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
+from connectors.log_times import TimesWriter
 from operators.ports import IngestError
 
 WAITING_MAX: Final = 32 << 20
@@ -37,6 +39,7 @@ class LogWriter:
         self._lane, self._lock = _held(Path(path), lanes)
         self._number = max(map(number_of, segments(self._lane)), default=0)
         self._fd: int | None = None
+        self._times: TimesWriter | None = None
         self._size = 0
         self._waiting: list[tuple[bytes, asyncio.Future[None]]] = []
         self._waiting_bytes = 0
@@ -99,6 +102,8 @@ class LogWriter:
     def _append(self, block: bytes) -> None:
         try:
             fd = self._segment()
+            assert self._times is not None
+            self._times.note(self._size)
             view = memoryview(block)
             while view:
                 view = view[os.write(fd, view) :]
@@ -118,6 +123,7 @@ class LogWriter:
         path = self._lane / f"{self._number + 1:0{DIGITS}d}.ndjson"
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o640)
         self._number += 1
+        self._times = TimesWriter(path, self._sync)
         if self._sync:
             sync_folder(self._lane)
         return self._fd
@@ -126,6 +132,9 @@ class LogWriter:
         if self._fd is not None:
             os.close(self._fd)
             self._fd, self._size = None, 0
+        if self._times is not None:
+            self._times.close()
+            self._times = None
 
 
 def segments(lane: Path) -> list[Path]:

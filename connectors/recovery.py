@@ -26,6 +26,8 @@ from typing import NoReturn, TextIO
 
 from bytewax.recovery import init_db_dir
 
+from connectors import recorded
+
 _VARIABLE = "BYTEWAX_RECOVERY_DIRECTORY"
 _FOLDER = "recovery"
 _RUNNING = "running.lock"
@@ -50,10 +52,9 @@ def prepare(data_dir: Path, parts: int, shards: int) -> Path:
     """The recovery folder under `data_dir`, made if it is not there, without what a kill cut short.
 
     Safe if several processes start at once, but before Bytewax opens it: of two copies of SQLite in one process each
-    would let go of the other's locks. RecoveryError where it was made for another number of shards: customers would be
-    looked for in the wrong one.
+    would let go of the other's locks. RecoveryError where it was made for other settings (connectors/recorded.py).
     """
-    folder = data_dir / _FOLDER
+    folder, asked = data_dir / _FOLDER, recorded.Recorded(shards, parts)
     data_dir.mkdir(parents=True, exist_ok=True)
     with (data_dir / "recovery.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -68,16 +69,12 @@ def prepare(data_dir: Path, parts: int, shards: int) -> Path:
             shutil.rmtree(made, ignore_errors=True)
             made.mkdir()
             init_db_dir(made, parts)  # type: ignore[no-untyped-call]
-            (made / "shards").write_text(str(shards))
+            recorded.write(made, asked)
             (made / "lineage").write_text(uuid.uuid4().hex)
             made.rename(folder)
+        if different := recorded.difference(folder, asked):
+            raise RecoveryError(different)
         _discard_unfinished(data_dir)
-    made_for = (folder / "shards").read_text()
-    if made_for != str(shards):
-        raise RecoveryError(
-            f"{folder}: was made for {made_for} shards, which can't be changed; set TIDEGATE_SHARDS={made_for},"
-            " or start anew in another TIDEGATE_DATA_DIR"
-        )
     return folder
 
 

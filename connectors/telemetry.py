@@ -205,6 +205,11 @@ def _of_shards(shards: list[ShardNumbers]) -> Iterator[Metric]:
     yield CounterMetricFamily(
         "tidegate_adjustments", "Adjustments applied.", value=sums.get("adjustments", 0)
     )
+    yield CounterMetricFamily(
+        "tidegate_outliers",
+        "Times far ahead of those before and after them, which move nothing.",
+        value=sums.get("outliers", 0),
+    )
     for name, words, value in (
         ("tidegate_customers", "Customers that were ever seen.", sum(shard.customers for shard in shards)),
         ("tidegate_keys", "Pairs of customer and meter.", sum(shard.keys for shard in shards)),

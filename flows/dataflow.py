@@ -29,6 +29,7 @@ from connectors.control import ControlSource
 from connectors.drain import Drain, DrainedSource
 from connectors.health import HealthError, Watchdog, serve
 from connectors.journal import Position
+from connectors.marking import Marking
 from connectors.outbox_reader import OutboxReader, Standing
 from connectors.reporting import reported, reported_sink
 from connectors.steps import ResumedSource, Steps
@@ -108,7 +109,7 @@ def build(settings: Settings, catalogs: Catalogs, drain: Drain, telemetry: Telem
     begin = partial(recovery.begin, settings.data_dir) if settings.recovery else lambda: None
     steps = Steps(settings.data_dir if settings.recovery else None)
     step = steps.name("source", settings.source.place)
-    drained = DrainedSource(source, drain, telemetry, begin)
+    drained = DrainedSource(source, drain, telemetry, begin, Marking(settings.source.place))
     polls = op.input(step, metering, ResumedSource(drained, steps.partitions(step)))
     decoding = Decoding(settings, catalogs, telemetry)
     chunks = op.flat_map_batch("decode", polls, decoding.chunks)

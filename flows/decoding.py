@@ -6,11 +6,11 @@ from time import monotonic
 from connectors.control import ControlItem
 from connectors.reporting import reported
 from connectors.telemetry import Telemetry
-from operators.chunk import Chunk
+from operators.chunk import Chunk, Ints
 from operators.customers import Customers
 from operators.decode import Decoder
 from operators.keys import shard_of
-from operators.ports import Adjustment, Payloads
+from operators.ports import Adjustment, Payloads, StreamMark
 from operators.routing import shard_names
 from settings.catalogs import Catalogs
 from settings.settings import Settings
@@ -18,7 +18,10 @@ from settings.settings import Settings
 LOOK_EVERY = 0.01
 """Seconds between looks for a newer catalog."""
 
-Directed = tuple[str, tuple[int, Chunk | ControlItem]]
+MARK_EVERY = 1.0
+"""Seconds between two marks of how far a stream has come, at least; longer where there are many streams."""
+
+Directed = tuple[str, tuple[int, Chunk | ControlItem | StreamMark]]
 """An item and the shard that it goes to: its name, as a Bytewax key, and its number."""
 
 
@@ -33,6 +36,7 @@ class Decoding:
         self._number = catalogs.newest
         self._decoder = self._decoder_of(self._number, None)
         self._look_at = 0.0
+        self._marked: dict[str, float] = {}
 
     @reported
     def chunks(self, polls: list[Payloads]) -> list[Directed]:
@@ -41,10 +45,34 @@ class Decoding:
         names = self._names
         directed: list[Directed] = []
         for poll in polls:
+            if poll.mark is not None:
+                directed += self._to_all(poll.mark)
+                continue
             with self._telemetry.span("decode", bytes=len(poll.block)):
                 chunks = self._decoder.decode(poll)
             directed += ((names[shard], (shard, chunk)) for shard, chunk in chunks)
+            directed += self._progress(poll, [chunk for _, chunk in chunks])
         return directed
+
+    def _to_all(self, mark: StreamMark) -> Iterable[Directed]:
+        return ((name, (shard, mark)) for shard, name in enumerate(self._names))
+
+    def _progress(self, poll: Payloads, chunks: list[Chunk]) -> Iterable[Directed]:
+        """How far the stream has come by this poll, to all shards: some get none of its events."""
+        now = monotonic()
+        if now < self._marked.get(poll.stream, 0.0) or not any(map(len, chunks)):
+            return ()
+        self._marked[poll.stream] = now + MARK_EVERY * (1 + len(self._marked) // 16)
+        return self._to_all(StreamMark(poll.stream, None, self._earliest(chunks)))
+
+    def _earliest(self, chunks: list[Chunk]) -> int:
+        """Return the earliest time in a poll, the transport's or that of an event, by the clock in use."""
+        times: list[Ints | int]
+        if self._settings.now == "wall":
+            times = [chunk.taken for chunk in chunks if len(chunk)]
+        else:
+            times = [chunk.at for chunk in chunks if len(chunk)]
+        return min(each if isinstance(each, int) else int(each.min()) for each in times)
 
     @reported
     def direct(self, item: ControlItem) -> Iterable[Directed]:

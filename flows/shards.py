@@ -1,5 +1,6 @@
 """How Bytewax drives a shard: chunks and control records in, emissions out at their pace, the journal at snapshots."""
 
+import logging
 from collections import Counter as Tally
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
@@ -17,7 +18,7 @@ from connectors.telemetry import ShardNumbers, Telemetry
 from flows.emission import Emission
 from flows.storing import Storing
 from operators.chunk import Chunk
-from operators.ports import Adjustment, Note, Resend, Settled
+from operators.ports import Adjustment, Note, Resend, Settled, StreamMark
 from operators.records import Alert, Counter
 from operators.resends import RESEND
 from operators.shard import Outcome, Shard
@@ -37,6 +38,11 @@ PAUSE_MAX_ASIDE, LOOK_FOR_ROOM = timedelta(seconds=2), timedelta(milliseconds=20
 COUNTERS_EVERY = timedelta(seconds=1)
 
 
+_LOG = logging.getLogger("tidegate.flow")
+
+Item = Chunk | ControlItem | StreamMark
+
+
 def pause(settings: Settings, totals: int, events: int, age: timedelta, longest: timedelta) -> timedelta:
     """From a write of so many totals of a shard to its next, `events` being its last batch, the latest that old.
 
@@ -50,7 +56,7 @@ def pause(settings: Settings, totals: int, events: int, age: timedelta, longest:
     )
 
 
-class ShardLogic(StatefulBatchLogic[tuple[int, Chunk | ControlItem], Emission, Position | None]):
+class ShardLogic(StatefulBatchLogic[tuple[int, Item], Emission, Position | None]):
     """One shard.
 
     Alerts and dead letters leave at once. Totals leave at once too, then after a `pause` each time, as soon as the
@@ -78,6 +84,7 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Chunk | ControlItem], Emission, P
         self._settled: list[Settled] = []
         self._notes: list[Note] = []
         self._events = 0
+        self._outliers_logged = 1
         self._counters_due: datetime | None = None
         self._next = datetime.now(UTC)
         self._latest = self._next + PAUSE_MAX
@@ -88,7 +95,7 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Chunk | ControlItem], Emission, P
             self._pending = True
 
     @reported
-    def on_batch(self, values: list[tuple[int, Chunk | ControlItem]]) -> tuple[Iterable[Emission], bool]:
+    def on_batch(self, values: list[tuple[int, Item]]) -> tuple[Iterable[Emission], bool]:
         shard = self._shard or self._open(values[0][0], None)
         self._events = 0
         outcomes: list[Outcome] = []
@@ -97,16 +104,31 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Chunk | ControlItem], Emission, P
             if isinstance(item, Chunk):
                 self._meet(shard, item.catalog)
                 outcomes.append(shard.apply(item))
+                self._warn_of_outliers(shard)
                 self._events += len(item)
                 self._received_at = self._received_at or item.received_at
                 if len(item):
                     self._happened_at = max(self._happened_at, int(item.at[-1]))
+            elif isinstance(item, StreamMark):
+                shard.note(item)
             else:
                 alerts += self._obey(shard, item)
         self._pending = True
         self._settled += [outcome.settled for outcome in outcomes if outcome.settled is not None]
         now = datetime.now(UTC)
         return self._emit(shard, outcomes, alerts, now, self._is_due(now)), StatefulBatchLogic.RETAIN
+
+    def _warn_of_outliers(self, shard: Shard) -> None:
+        """Log that dates or clocks are wrong, the first time and whenever there are twice as many."""
+        outliers = shard.counts.get("outliers", 0)
+        if outliers >= self._outliers_logged:
+            self._outliers_logged = 2 * outliers
+            _LOG.warning(
+                "shard %d: %d times so far lay ahead of those before and after them by more than the lateness; a date"
+                " or a clock is wrong there, which makes nothing late (counter `outliers`)",
+                shard.index,
+                outliers,
+            )
 
     @reported
     def on_notify(self) -> tuple[Iterable[Emission], bool]:
@@ -137,7 +159,7 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Chunk | ControlItem], Emission, P
             return None
         began = monotonic()
         with self._telemetry.span("snapshot", shard=self._shard.index):
-            position = self._journal.append(self._shard.delta(), self._shard.streams)
+            position = self._journal.append(self._shard.delta(), self._shard.files)
         now = monotonic()
         telemetry = self._telemetry
         telemetry.snapshot_seconds.observe(now - began)
@@ -169,16 +191,19 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Chunk | ControlItem], Emission, P
         build = (number, self._catalogs.current, settings.lateness, settings.now)
         forward = "billing" in settings.branches
         if not settings.recovery:
-            self._shard = Shard(*build, forward=forward, number=self._number)
+            self._shard = Shard(*build, forward=forward, number=self._number, future=settings.future)
             return self._shard
         self._journal = Journal(
             settings.data_dir / "journal", number, settings.sync, self._telemetry.journal_seconds.observe
         )
         frames = self._journal.resume(position)
-        self._shard = Shard.restore(*build, frames, forward=forward, number=self._number)
+        self._shard = Shard.restore(
+            *build, frames, forward=forward, number=self._number, future=settings.future
+        )
         if position is not None and not self._journal.survived(position):
             # A power cut may have cost the store its last commits, which nothing else would write again.
             self._shard.resend()
+        self._shard.write_to(str(settings.store))
         return self._shard
 
     def _meet(self, shard: Shard, number: int) -> None:

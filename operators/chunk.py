@@ -44,7 +44,7 @@ class Columns(NamedTuple):
     """Events in order of arrival, before they part for their shards.
 
     `customer` is the customer's number (`Customers`), `digest` the identity in two words, `starts` and `ends`
-    point into the poll's block; the rest is as in `Chunk`.
+    point into the poll's block, `taken` is None where it is the same for the whole poll; the rest is as in `Chunk`.
     """
 
     customer: Ints
@@ -56,6 +56,7 @@ class Columns(NamedTuple):
     readings: Readings
     unread_event: Ints
     unread_meter: Ints
+    taken: Ints | None = None
 
     def keep(self, kept: NDArray[np.bool_]) -> "Columns":
         """The marked events alone, with their readings."""
@@ -71,6 +72,7 @@ class Columns(NamedTuple):
             chosen(readings, np.flatnonzero(kept[readings.event]), place),
             place[self.unread_event[unread]],
             self.unread_meter[unread],
+            None if self.taken is None else self.taken[kept],
         )
 
 
@@ -81,7 +83,8 @@ class Chunk:
     chunks of this shard and process have. `digest_lo` and `digest_hi` are the identities, `mark` fingerprints
     name, time and data, `at` is µs since the epoch. `catalog` is the number of the catalog that meters were read
     under. `unread_event` and `unread_meter` say which meters found nothing that they could read. `starts` and `ends`
-    point into `block`.
+    point into `block`. `stream` names the partition that they came from, `taken` when its transport took them (µs since
+    the epoch), one by one or all at once.
     """
 
     __slots__ = (
@@ -99,6 +102,8 @@ class Chunk:
         "rejects",
         "shared",
         "starts",
+        "stream",
+        "taken",
         "unread_event",
         "unread_meter",
     )
@@ -122,8 +127,12 @@ class Chunk:
         received_at: int,
         rejects: list[Reject],
         catalog: int = 0,
+        stream: str = "",
+        taken: Ints | int = 0,
     ) -> None:
         self.catalog = catalog
+        self.stream = stream
+        self.taken = taken
         self.names = names
         self.shared = shared
         self.customer = customer

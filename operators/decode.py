@@ -186,7 +186,8 @@ class Decoder:
         # The lists are as long as `events`; None in one of them marks an event that is judged apart.
         customers, sources, ids, names, stamps, data = _lists(events)
         at = times.parse_column(stamps)
-        latest = MAX_AT if self._future is None else payloads.received_at + self._future
+        taken = self._taken(payloads, starts)
+        latest = self._latest(payloads, taken)
         odd = (at == times.INVALID) | (at > latest)
         if "" in ids or max(map(len, ids)) > ID_MAX:
             odd |= np.fromiter((not 0 < len(id) <= ID_MAX for id in ids), np.bool_, len(ids))
@@ -199,7 +200,11 @@ class Decoder:
 
         kept = np.ones(len(events), np.bool_)
         for i in np.flatnonzero(odd).tolist():
-            judged = judge(payloads.block[starts[i] : ends[i]], payloads.time_of(starts[i]), latest)
+            judged = judge(
+                payloads.block[starts[i] : ends[i]],
+                payloads.time_of(starts[i]),
+                latest if isinstance(latest, int) else int(latest[i]),
+            )
             if isinstance(judged, Reject):
                 rejects.append(judged)
                 kept[i] = False
@@ -222,8 +227,25 @@ class Decoder:
         for event, (reason, detail) in gathered.wrong.items():
             kept[event] = False
             rejects.append(Reject(reason, detail, payloads.block[starts[event] : ends[event]]))
-        columns = Columns(customer, digest, mark, at, starts, ends, gathered.readings(), *gathered.unread())
+        columns = Columns(
+            customer, digest, mark, at, starts, ends, gathered.readings(), *gathered.unread(), taken
+        )
         return columns if kept.all() else columns.keep(kept)
+
+    def _taken(self, payloads: Payloads, starts: Ints) -> Ints | None:
+        """Return when the transport took each event; None where that is the same for all, or does not matter."""
+        if self._future is None or payloads.times_of is None:
+            return None
+        taken = payloads.times_of(starts)
+        return np.where(taken > 0, taken, payloads.received_at)
+
+    def _latest(self, payloads: Payloads, taken: Ints | None) -> Ints | int:
+        """Return the latest time that an event may have, or that each may have."""
+        if self._future is None:
+            return MAX_AT
+        if taken is not None:
+            return taken + self._future
+        return (payloads.transport_time or payloads.received_at) + self._future
 
     def _gathered(self, name: Ints, data: list[msgspec.Raw], kept: NDArray[np.bool_]) -> Gathered:
         """What the meters read, name by name."""

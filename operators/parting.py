@@ -3,7 +3,7 @@
 import numpy as np
 from xxhash import xxh3_64_intdigest
 
-from operators.chunk import NO_READINGS, Chunk, Columns, Readings, Reject, chosen, concatenated
+from operators.chunk import NO_READINGS, Chunk, Columns, Ints, Readings, Reject, chosen, concatenated
 from operators.customers import Customers
 from operators.ports import Payloads
 
@@ -35,7 +35,13 @@ def joined(parts: list[Columns]) -> Columns | None:
         ),
         np.concatenate([p.unread_event + shift for p, shift in zip(parts, shifts, strict=True)]),
         np.concatenate([p.unread_meter for p in parts]),
+        None if parts[0].taken is None else np.concatenate([_given(part.taken) for part in parts]),
     )
+
+
+def _given(column: Ints | None) -> Ints:
+    assert column is not None, "a poll has transport times for all of its pieces, or for none"
+    return column
 
 
 def split(
@@ -59,6 +65,7 @@ def split(
     local, mark, at = customers.local[columns.customer[order]], columns.mark[order], columns.at[order]
     digest_lo, digest_hi = columns.digest[order, 0], columns.digest[order, 1]
     starts, ends = columns.starts[order], columns.ends[order]
+    taken = None if columns.taken is None else columns.taken[order]
     where = place[columns.readings.event]
     readings = chosen(columns.readings, np.argsort(where, kind="stable"), place)
     cuts = np.searchsorted(readings.event, bounds).tolist()
@@ -92,9 +99,16 @@ def split(
             ends=ends[part],
             received_at=payloads.received_at,
             rejects=rejected.get(number, []),
+            stream=payloads.stream,
+            taken=_time_taken(payloads) if taken is None else taken[part],
         )
         chunks.append((number, chunk))
     return chunks
+
+
+def _time_taken(payloads: Payloads) -> int:
+    """Return when the transport took the poll; where it does not say, that is when we read it."""
+    return payloads.transport_time or payloads.received_at
 
 
 def _sliced(readings: Readings, rows: slice, unique: slice, first: int) -> Readings:

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from operators.records import Counter, Total
 
+Ints = NDArray[np.int64]
+
 
 class StoreError(Exception):
     """A store cannot be opened, written or read; says what to do."""
@@ -22,23 +24,41 @@ class IngestError(Exception):
     """Events cannot be put where the flow reads them, as of now; says what to do. Whoever sent them may send again."""
 
 
+class StreamMark(msgspec.Struct, frozen=True):
+    """What a source says of one of its partitions (`stream`) besides payloads, for what may be forgotten.
+
+    `state` is `open` where it has, or may have, more to bring; `idle` where it is read to its end; `ended` where
+    nothing more comes; None says nothing of it. `at` is a time that it has come to (µs since the epoch, 0 if unknown);
+    `parts` names all partitions of the source, if it is not empty.
+    """
+
+    stream: str
+    state: Literal["open", "idle", "ended"] | None = None
+    at: int = 0
+    parts: tuple[str, ...] = ()
+
+
 class Payloads(msgspec.Struct, frozen=True):
     """A source's poll: payloads one per line (`\\n`), and when they reached us (µs since the epoch).
 
-    `transport_time` is the transport's own timestamp for payloads that carry none, or None where the
-    transport has none (a file). Where payloads differ in it, `time_at` says that of the payload at a byte of
-    the block; it is asked from front to back. `origin` names partition and position, for people.
+    `transport_time` is when the transport took them, or None where it does not say (a file). Where payloads differ in
+    it, `times_of` gives it for the payloads at these bytes of the block, 0 where there is none. `origin` names
+    partition and position, for people, `stream` the partition. A poll may hold a `mark` instead of payloads.
     """
 
     block: bytes
     received_at: int
     transport_time: int | None
     origin: str
-    time_at: Callable[[int], int | None] | None = None
+    times_of: Callable[[Ints], Ints] | None = None
+    stream: str = ""
+    mark: StreamMark | None = None
 
     def time_of(self, byte: int) -> int | None:
-        """The transport's own timestamp of the payload that holds this byte of the block."""
-        return self.time_at(byte) if self.time_at else self.transport_time
+        """Return when the transport took the payload that holds this byte of the block."""
+        if self.times_of is None:
+            return self.transport_time
+        return int(self.times_of(np.array([byte]))[0]) or None
 
 
 class StoredTotal(NamedTuple):

@@ -52,7 +52,8 @@ class Column:
 class Roster:
     """Customers and keys of a shard. A key is a customer and a meter that has read something.
 
-    `clock` is each customer's latest event time, 0 before the first. Meters are numbered as first seen: a
+    `clock` is each customer's latest now with the event clock, 0 before the first; before `floor` everything of the
+    customer may be forgotten. Meters are numbered as first seen: a
     meter that leaves the catalog keeps its number, a new one gets the next.
     """
 
@@ -65,6 +66,7 @@ class Roster:
         self.names: list[str] = []
         self.row: dict[str, int] = {}
         self.clock = Column()
+        self.floor = Column()
         self.key_customer = Column()
         self.key_meter = Column()
         self.key_rules = Column()
@@ -132,6 +134,7 @@ class Roster:
         self.row.update(zip(names, range(first, len(self.names)), strict=True))
         zone, policy, limits = np.array([self._terms(name) for name in names], np.int64).T
         self.clock.extend(np.zeros(len(names), np.int64))
+        self.floor.extend(np.zeros(len(names), np.int64))
         self._zone.extend(zone)
         self._policy.extend(policy)
         self._limits.extend(limits)
@@ -167,7 +170,7 @@ class Roster:
     def take_over(self, old: "Roster") -> None:
         """Fills this new roster with another's customers and keys, under its own catalog."""
         self.rows(old.names)
-        self.clock = old.clock
+        self.clock, self.floor = old.clock, old.floor
         self.add_keys(old.key_customer.values, old.key_meter.values)
         self._shared = old._shared
 

@@ -16,14 +16,14 @@ from xxhash import xxh3_128_hexdigest
 from operators import snapshot
 from operators.catalog import Catalog, Meter
 from operators.chunk import Chunk, Ints, Readings
-from operators.clock import running_latest
 from operators.dedup import CONFLICT, DUPLICATE, NEW, Identities, Memory
 from operators.groups import groups
 from operators.periods import HOUR
-from operators.ports import Adjustment, Settled
+from operators.ports import Adjustment, Settled, StreamMark
 from operators.quantity import scaled
 from operators.records import Accepted, Alert, Counter, DeadLetter
 from operators.roster import Edges, Roster
+from operators.streams import Streams
 from operators.table import Table
 from operators.totals import WINDOW_NAMES, Totals, taken
 from operators.watch import Watch
@@ -54,12 +54,18 @@ LATE_NAMES: tuple[Literal["on_time", "late_open", "late_closed"], ...] = (
     "late_closed",
 )
 
-TOO_LATE = 3
-VERDICTS = (("accepted", NEW), ("duplicates", DUPLICATE), ("conflicts", CONFLICT), ("too_late", TOO_LATE))
+TOO_LATE, FORGOTTEN = 3, 4
+VERDICTS = (("accepted", NEW), ("duplicates", DUPLICATE), ("conflicts", CONFLICT))
 DETAILS = {
     TOO_LATE: (
         "too_late",
         "older than the lateness before the customer's now; an operator may adjust by hand",
+    ),
+    FORGOTTEN: (
+        "too_late",
+        "what the flow knew of the customer's events of that time may be forgotten: the lateness or the clock was"
+        " changed, or other partitions of the source had gone on by more than the lateness; an operator may adjust"
+        " by hand",
     ),
     CONFLICT: ("conflict", "another event of this identity was accepted before; the first one stands"),
 }
@@ -76,10 +82,14 @@ class Outcome(NamedTuple):
 
 _UNADJUSTED = Adjusted(0, 0)
 _YES = np.array([True])
+_FUTURE = timedelta(minutes=5)
 
 
 class Shard:
-    """The state of one shard. `forward` asks for accepted events in the outcome, as billing needs them."""
+    """The state of one shard. `forward` asks for accepted events in the outcome, as billing needs them.
+
+    `future` is how far one event alone moves now.
+    """
 
     def __init__(
         self,
@@ -91,6 +101,7 @@ class Shard:
         forward: bool = True,
         meters: list[Meter] | None = None,
         number: int = 0,
+        future: timedelta = _FUTURE,
     ) -> None:
         self.index = index
         self.roster = Roster(catalog, meters, number)
@@ -104,8 +115,12 @@ class Shard:
         self.marks: dict[int, NDArray[np.bool_]] = {}
         self.latest = 0
         self.saved = snapshot.Saved()
-        self._lateness = int(lateness / timedelta(microseconds=1))
-        self._wall = clock == "wall"
+        self.lateness = lateness // timedelta(microseconds=1)
+        self.streams = Streams(clock == "wall", future // timedelta(microseconds=1))
+        self.store = ""
+        """Where the totals that count as written are."""
+        self.floor = 0
+        """Before it everything may be forgotten, of customers that are still to come too."""
         self._forward = forward
         self._reviewed: list[Alert] = []
         self._swept_hour = 0
@@ -122,10 +137,23 @@ class Shard:
         *,
         forward: bool = True,
         number: int = 0,
+        future: timedelta = _FUTURE,
     ) -> "Shard":
-        """The shard as its deltas left it. Under a changed catalog, `review` has the alerts that follow."""
+        """The shard as its deltas left it. Under a changed catalog, `review` has the alerts that follow.
+
+        Under another lateness or clock than it was left with, what may be forgotten by then stays out of reach.
+        """
         state = snapshot.read(frames)
-        shard = cls(index, catalog, lateness, clock, forward=forward, meters=state.meters, number=number)
+        shard = cls(
+            index,
+            catalog,
+            lateness,
+            clock,
+            forward=forward,
+            meters=state.meters,
+            number=number,
+            future=future,
+        )
         shard._reviewed = state.fill(shard)
         return shard
 
@@ -139,12 +167,51 @@ class Shard:
         self._drop_unreachable()
         self.saved.clocks.clear()
         self.saved.marks.clear()
+        self.streams.touched.clear()
         self.watch.moved.clear()
 
     @property
-    def streams(self) -> Iterable[str]:
-        """The streams of identities that still count."""
+    def files(self) -> Iterable[str]:
+        """The journal's streams of identities that still count."""
         return self.saved.streams.values()
+
+    def note(self, mark: StreamMark) -> None:
+        """Take in how far a partition of the source is read."""
+        if self.streams.meets(mark):
+            # A partition that joins begins anywhere, and what is forgotten by then stays so.
+            self.settle_floor()
+        self.streams.note(mark)
+
+    def settle_floor(self) -> None:
+        """Put out of reach for good what may be forgotten by now."""
+        if self.streams.wall:
+            self.floor = max(self.floor, self.streams.transport_reach - self.lateness)
+            return
+        floor = self.roster.floor.values
+        reach = self.streams.reach(self.roster.clock.values) - self.lateness
+        risen = np.flatnonzero(reach > floor)
+        floor[risen] = reach[risen]
+        self.saved.clocks.append(risen)
+
+    def resume(self, left: snapshot.Left) -> None:
+        """Go on from a snapshot: under another lateness or clock what may be forgotten by then is settled first."""
+        if left.lateness is None:
+            clock = self.roster.clock.values
+            self.roster.floor.values[:] = np.where(clock > 0, clock - self.lateness, 0)
+            self.floor = 0 if clock.any() else max(0, self.latest - self.lateness)
+            self.saved.whole = True
+            return
+        self.floor = left.floor
+        self.streams.restore(left.partitions)
+        lateness, wall = self.lateness, self.streams.wall
+        if (left.lateness, left.wall) != (lateness, wall):
+            self.lateness, self.streams.wall = left.lateness, left.wall
+            self.settle_floor()
+            self.lateness = lateness
+            if left.wall != wall:
+                self.streams.change_clock(wall)
+                self._mark_all()
+        self.streams.reopen()
 
     def review(self) -> list[Alert]:
         """The alerts that a changed catalog set off at `restore` or `adopt`, once."""
@@ -160,9 +227,10 @@ class Shard:
             return Outcome([], dead, [])
         customer = self.roster.customers(chunk)
         now = self._now(customer, chunk)
-        verdicts = self._verdicts(chunk, now)
+        verdicts = self._verdicts(chunk, now, self._oldest(customer, now))
         for name, verdict in VERDICTS:
             self._count(name, int(np.count_nonzero(verdicts == verdict)))
+        self._count("too_late", int(np.count_nonzero(verdicts >= TOO_LATE)))
         for event in np.flatnonzero(verdicts >= CONFLICT).tolist():
             dead.append(_letter(*DETAILS[int(verdicts[event])], chunk.payload(event), chunk))
         accepted = np.flatnonzero(verdicts == NEW)
@@ -211,7 +279,8 @@ class Shard:
             return [], f"quantity: needs a decimal of at most 24 places, got {adjustment.quantity[:40]!r}"
         customer = np.array([roster.add(adjustment.customer)], np.int64)
         at = np.array([adjustment.at], np.int64)
-        now = received_at if self._wall else int(roster.clock.values[customer[0]])
+        now = max(received_at, self.latest) if self.streams.wall else int(roster.clock.values[customer[0]])
+        oldest = int(self._oldest(customer, np.array([now]))[0])
         edges = roster.edges(customer, at)
         key = roster.keys(customer, np.array(numbers[:1], np.int64))
         windows = (
@@ -222,7 +291,7 @@ class Shard:
         alerts: list[Alert] = []
         for table, window, start, end in windows:
             word = window_key(key, window, start)
-            if table.find(word)[0] < 0 and end <= now - self._lateness:
+            if table.find(word)[0] < 0 and end <= oldest:
                 # What it held is forgotten, and a total that begins anew would be an older version.
                 if table is self.periods:
                     return [], "its period is no longer held"
@@ -247,6 +316,12 @@ class Shard:
         """The totals that changed since this was last asked, absolute."""
         return taken((self.buckets, self.periods), self.roster, self.adjusted)
 
+    def write_to(self, store: str) -> None:
+        """Go on writing totals to this store: all that are held, if those so far are in another one."""
+        if self.store not in ("", store):
+            self.resend()
+        self.store = store
+
     def resend(self) -> None:
         """Marks every total as changed, for a store that may have lost some."""
         for table in (self.buckets, self.periods):
@@ -262,23 +337,26 @@ class Shard:
         return self.buckets.nbytes + self.periods.nbytes, self.memory.nbytes
 
     def _now(self, customer: Ints, chunk: Chunk) -> Ints:
-        if self._wall:
-            self.latest = max(self.latest, chunk.received_at)
-            return np.full(len(chunk), chunk.received_at, np.int64)
-        clock = self.roster.clock.values
-        now, touched, latest = running_latest(customer, chunk.at, clock)
-        clock[touched] = latest
-        self.saved.clocks.append(touched)
-        self.latest = max(self.latest, int(latest.max()))
+        now, moved, latest = self.streams.now(chunk, customer, self.lateness)
+        self._count("outliers", self.streams.outliers)
+        self.streams.outliers = 0
+        if len(moved):
+            clock = self.roster.clock.values
+            clock[moved] = np.maximum(clock[moved], latest)
+            self.saved.clocks.append(moved)
+        self.latest = max(self.latest, int(now.max()))
         return now
 
-    def _verdicts(self, chunk: Chunk, now: Ints) -> NDArray[np.int8]:
-        oldest = now - self._lateness
+    def _oldest(self, customer: Ints, now: Ints) -> Ints:
+        """Return the earliest time that each event may have and be accepted."""
+        return np.maximum(now - self.lateness, np.maximum(self.roster.floor.values[customer], self.floor))
+
+    def _verdicts(self, chunk: Chunk, now: Ints, oldest: Ints) -> NDArray[np.int8]:
         identities = Identities(chunk.digest_lo, chunk.digest_hi, chunk.mark, chunk.at, oldest)
         fits = chunk.at >= oldest
         if fits.all():
             return self.memory.settle(identities)
-        verdicts = np.full(len(chunk), TOO_LATE, np.int8)
+        verdicts = np.where(chunk.at < now - self.lateness, TOO_LATE, FORGOTTEN).astype(np.int8)
         verdicts[fits] = self.memory.settle(identities.part(np.flatnonzero(fits)))
         return verdicts
 
@@ -368,7 +446,7 @@ class Shard:
 
     def _mark_hours(self, customer: Ints, at: Ints) -> None:
         """Notes who has identities in which hour, so that it is kept while any of them can reach it."""
-        if self._wall:
+        if self.streams.wall:
             return
         hours = at // HOUR
         for hour, rows in groups(hours):
@@ -384,34 +462,46 @@ class Shard:
                 marks[fresh] = True
                 self.saved.marks.append((hour, np.unique(fresh)))
 
+    def _mark_all(self) -> None:
+        """Take it that everybody has identities in each hour so far, of which the other clock took no notes."""
+        everybody = np.ones(len(self.roster.names), np.bool_)
+        self.marks = {} if self.streams.wall else {hour: everybody.copy() for hour in self.saved.streams}
+        self.saved.whole = True
+
     def _drop_unreachable(self) -> None:
         """Drops what no acceptable event can reach: identities by the hour, windows when they outgrow what is live."""
         hour = self.latest // HOUR
         if hour == self._swept_hour:
             return
         self._swept_hour = hour
-        clock = self.roster.clock.values
-        for old in [h for h in self.memory.hours if (h + 1) * HOUR + self._lateness <= self.latest]:
-            marks = self.marks.get(old)
-            if marks is None or clock[np.flatnonzero(marks)].min() - self._lateness >= (old + 1) * HOUR:
-                self.memory.forget(old)
-                self.marks.pop(old, None)
+        self.settle_floor()
+        floor = np.maximum(self.roster.floor.values, self.floor)
+        last = int(floor.max(initial=0))
+        passed = [old for old in self.memory.hours if (old + 1) * HOUR <= last]
+        for old in [old for old in passed if self._is_unreachable(old, floor)]:
+            self.memory.forget(old)
+            self.marks.pop(old, None)
         if len(self.buckets) + len(self.periods) >= 2 * self._swept_size + 4096:
-            self._sweep(self.buckets, 0)
-            self._sweep(self.periods, 1)
+            self._sweep(self.buckets, 0, floor)
+            self._sweep(self.periods, 1, floor)
             self._swept_size = len(self.buckets) + len(self.periods)
             self.saved.whole = True
 
-    def _sweep(self, table: Table, grace: int) -> None:
-        """Drops windows whose end lies `grace` of their own lengths and the lateness before their customer's now."""
+    def _is_unreachable(self, hour: int, floor: Ints) -> bool:
+        """Return whether all who have identities in this hour have their floor after it; without marks, all at all."""
+        marks = self.marks.get(hour)
+        mine = floor if marks is None else floor[np.flatnonzero(marks)]
+        return bool((mine >= (hour + 1) * HOUR).all())
+
+    def _sweep(self, table: Table, grace: int, floor: Ints) -> None:
+        """Drops windows whose end lies `grace` of their own lengths before their customer's floor."""
         words = table.keys[0][: len(table)]
         customer, start = self.roster.key_customer.values[key_of(words)], start_of(words)
         if "end" in table.columns:
             end = table.columns["end"][: len(table)]
         else:
             end = self.roster.bucket_ends(customer, start, window_of(words) == DAY_WINDOW)
-        now = np.full(len(words), self.latest) if self._wall else self.roster.clock.values[customer]
-        gone = (end + grace * (end - start) <= now - self._lateness) & (
+        gone = (end + grace * (end - start) <= floor[customer]) & (
             table.columns["dirty"][: len(table)] & UNSENT == 0
         )
         if gone.any():

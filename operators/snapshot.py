@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from operators.catalog import Meter
 from operators.chunk import Ints
 from operators.records import Alert, Window
+from operators.streams import Stream, Streams
 from operators.table import Table
 from operators.watch import Held
 from operators.windows import UNSAVED, Adjusted
@@ -29,6 +30,15 @@ class Frame(NamedTuple):
     stream: str
     body: bytes
     whole: bool
+
+
+class Left(NamedTuple):
+    """What a shard went by when it was saved; `lateness` is None of a version that did not say so."""
+
+    lateness: int | None
+    wall: bool
+    floor: int
+    partitions: dict[str, Stream]
 
 
 class Saved:
@@ -74,6 +84,14 @@ class _State(msgspec.Struct):
     serial: int
     latest: int
     adjusted: dict[int, tuple[int, str]] = {}
+    # What the state depends on, and what time it is in it; a frame of a version before has none of it.
+    lateness: int | None = None
+    wall: bool = False
+    store: str = ""
+    floor: int = 0
+    floors: bytes = b""
+    partitions: dict[str, Stream] = {}
+    stream_clocks: _Rows | None = None
 
 
 _STATE = msgspec.msgpack.Decoder(_State)
@@ -84,7 +102,7 @@ def delta(shard: "Shard") -> list[Frame]:
     """Frames of what changed since the last delta; the shard then counts as saved."""
     saved = shard.saved
     frames = list(_identities(shard, saved))
-    whole = saved.whole
+    whole = saved.whole = saved.whole or shard.streams.whole
     if whole:
         saved.names = saved.keys = 0
         saved.values = {}
@@ -116,12 +134,20 @@ def delta(shard: "Shard") -> list[Frame]:
         serial=saved.serial,
         latest=shard.latest,
         adjusted={word: (known.times, str(known.amount)) for word, known in shard.adjusted.items()},
+        lateness=shard.lateness,
+        wall=shard.streams.wall,
+        store=shard.store,
+        floor=shard.floor,
+        floors=roster.floor.values[clocks].tobytes(),
+        partitions=shard.streams.known,
+        stream_clocks=_stream_clocks(shard.streams, whole),
     )
     frames.append(Frame("state", msgspec.msgpack.encode(state), whole))
     saved.whole = False
     saved.names, saved.keys = len(roster.names), roster.key_customer.size
     saved.values = {name: len(table) for name, table in shard.values.items()}
     saved.clocks, saved.marks = [], []
+    shard.streams.touched, shard.streams.whole = [], False
     shard.watch.moved.clear()
     return frames
 
@@ -146,6 +172,10 @@ class State:
         for state in self._states:
             roster.rows(state.names)
             roster.clock.values[_ints(state.clock_rows)] = _ints(state.clocks)
+            if state.floors:
+                roster.floor.values[_ints(state.clock_rows)] = _ints(state.floors)
+            if state.stream_clocks is not None:
+                _take(shard.streams.clocks, state.stream_clocks)
             roster.add_keys(_ints(state.key_customer), _ints(state.key_meter))
             versions += [state.key_versions[i] for i in _ints(state.key_version).tolist()]
             _take(shard.buckets, state.buckets)
@@ -163,6 +193,8 @@ class State:
             shard.latest = last.latest
             for word, (times, amount) in last.adjusted.items():
                 shard.adjusted[word] = Adjusted(times, int(amount))
+            shard.store = last.store
+            shard.resume(Left(last.lateness, last.wall, last.floor, last.partitions))
         for hour, stream in saved.streams.items():
             for rows in self._ids.get(stream, []):
                 _take(shard.memory.table(hour), rows)
@@ -190,6 +222,10 @@ def read(frames: Iterable[Frame]) -> State:
         else:
             ids.setdefault(frame.stream, []).append(_IDS.decode(frame.body))
     return State(states, ids)
+
+
+def _stream_clocks(streams: Streams, whole: bool) -> _Rows:
+    return _rows(streams.clocks, np.arange(len(streams.clocks)) if whole else _distinct(streams.touched))
 
 
 def _identities(shard: "Shard", saved: Saved) -> Iterable[Frame]:

@@ -114,10 +114,12 @@ class Settings(BaseSettings):
     )
     future: Annotated[Duration, between("0", "1d")] = Field(
         timedelta(minutes=5),
-        description="How far ahead of the clock an event may be.",
+        description="How far ahead of its receipt an event may be, and how far one event alone moves now.",
     )
     clock: Literal["auto", "wall", "event"] = Field(
-        "auto", description="What now is: the wall clock, or the latest event; auto: as the source needs."
+        "auto",
+        description="What now is: `wall`, when the transport took an event, or `event`, the latest event;"
+        " auto: as the source needs.",
     )
     shards: int = Field(
         16, ge=1, le=1024, description="Parts of the state, a power of two. Fixed at the first start."

@@ -24,7 +24,7 @@ def _begun(value: object) -> object:
 
 
 class SourceAddress(Address):
-    """`live` says that events arrive as they happen, so that the wall clock tells what is late."""
+    """`live` says that the transport knows when it took an event, which then tells what is late."""
 
     live: ClassVar[bool]
 
@@ -38,7 +38,7 @@ class File(SourceAddress):
     """`file:events.ndjson`, `file:data/*.ndjson` or `file:-` (standard input): one payload a line.
 
     A `?` in a glob is written `%3F`. Also with `follow` this is no live source: what a file holds may be
-    of any age, and the wall clock would call all of it too late.
+    of any age, and nobody noted when it came.
     """
 
     connector: ClassVar[str] = "connectors.file:FileSource"
@@ -53,14 +53,10 @@ class File(SourceAddress):
 
 
 class Log(SourceAddress):
-    """`log:data/ingest/`: what the HTTP service has taken in, in the order in which it did.
-
-    This is no live source either: an event is as old as it is when a flow that was down for a day comes back to it.
-    That it lies in the future the service has looked at already, when it came.
-    """
+    """`log:data/ingest/`: what the HTTP service has taken in, in the order in which it did, and when."""
 
     connector: ClassVar[str] = "connectors.log:LogSource"
-    live: ClassVar[bool] = False
+    live: ClassVar[bool] = True
     scheme: Literal["log"] = "log"
     path: str = Field(min_length=1, description="The folder of the log.")
     lanes: int = Field(1, ge=1, le=64, description="How many services write at a time, a lane each.")

@@ -8,7 +8,7 @@ values with the product and none of its logic: not the periods, not the numbers,
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
@@ -19,6 +19,7 @@ from zoneinfo import ZoneInfo
 from operators.catalog import Catalog, Condition, Filter, Limit, Meter
 from operators.periods import Anchored, Billing, Calendar, Policy
 from operators.records import Total
+from tests.model_now import Clock, Now
 
 SECOND = 1_000_000
 MINUTE = 60 * SECOND
@@ -30,7 +31,6 @@ LAST_AT = (datetime(2100, 1, 1) - EPOCH) // timedelta(microseconds=1)
 QUARTER = 15 * MINUTE
 WHITE = b" \t\r\n"
 
-Clock = Literal["event", "wall"]
 Late = Literal["on_time", "late_open", "late_closed"]
 Json = Any
 
@@ -469,17 +469,16 @@ class Model:
         clock: Clock,
         future: timedelta = timedelta(minutes=5),
         payload_bytes_max: int = 1 << 20,
+        shard_of: Callable[[str], int] = lambda name: 0,
     ) -> None:
         self.catalog = catalog
-        self.lateness = lateness // timedelta(microseconds=1)
-        self.clock = clock
         self.future = future // timedelta(microseconds=1)
+        self.now = Now(lateness // timedelta(microseconds=1), clock, self.future, shard_of)
         self.payload_bytes_max = payload_bytes_max
         self.alerts: list[Told] = []
         self.dead: list[tuple[str, bytes]] = []
         self.accepted: list[Taken] = []
         self.counters: Counter[str] = Counter()
-        self._now: dict[str, int] = {}
         self._remembered: dict[tuple[str, str, str], dict[int, Event]] = {}
         self._windows: dict[tuple[str, str, str, int], Window] = {}
         self._rules: dict[tuple[str, str, int, str], RuleState] = {}
@@ -510,7 +509,7 @@ class Model:
             steady=found.steady,
         )
 
-    def feed(self, payload: bytes, received_at: int, transport_time: int | None) -> None:
+    def feed(self, payload: bytes, received_at: int, transport_time: int | None, stream: str = "") -> None:
         """Meter one payload: a line or a message, with the white space around it."""
         payload = payload.strip(WHITE)
         if not payload:
@@ -525,18 +524,18 @@ class Model:
             return
         for value, own in found:
             try:
-                event = self._read(value, own, received_at, transport_time)
+                event = self._read(value, own, transport_time or received_at, transport_time)
             except Rejected as reason:
                 self._reject(str(reason), own)
             else:
-                self._meter(event, received_at)
+                self._meter(event, stream, transport_time or received_at)
 
     def _reject(self, reason: str, payload: bytes) -> None:
         self.counters["events"] += 1
         self.counters["rejects"] += 1
         self.dead.append((reason, payload))
 
-    def _read(self, value: Json, own: bytes, received_at: int, transport_time: int | None) -> Event:
+    def _read(self, value: Json, own: bytes, taken: int, transport_time: int | None) -> Event:
         """The event that a JSON value is; Rejected with the first reason that fits."""
         if not isinstance(value, dict):
             raise Rejected("not_an_object")
@@ -561,7 +560,7 @@ class Model:
         data = value.get("data" if cloud else "metadata")
         if not isinstance(data, dict | None):
             raise Rejected("data_not_object")
-        if self.clock == "wall" and at > received_at + self.future:
+        if self.now.clock == "wall" and at > taken + self.future:
             raise Rejected("future")
         meters = [meter for meter in self.catalog.meters if meter.event_name == name]
         taking = [meter for meter in meters if meter.filter is None or passes(meter.filter, data or {})]
@@ -583,17 +582,16 @@ class Model:
             raise Rejected("time_out_of_range")
         return at
 
-    def _meter(self, event: Event, received_at: int) -> None:
+    def _meter(self, event: Event, stream: str, taken: int) -> None:
         self.counters["events"] += 1
-        now = max(event.at, self._now.get(event.customer, event.at))
-        self._now[event.customer] = now
-        if self.clock == "wall":
-            now = received_at
-        if event.at < now - self.lateness:
+        now = self.now.of(event.customer, stream, event.at, taken)
+        self.counters["outliers"] = self.now.outliers
+        oldest = self.now.oldest(event.customer, now)
+        if event.at < oldest:
             self.counters["too_late"] += 1
             self.dead.append(("too_late", event.payload))
             return
-        match self._repeats(event, now):
+        match self._repeats(event, oldest):
             case "duplicate":
                 self.counters["duplicates"] += 1
             case "conflict":
@@ -602,7 +600,7 @@ class Model:
             case None:
                 self._accept(event, now)
 
-    def _repeats(self, event: Event, now: int) -> Literal["duplicate", "conflict"] | None:
+    def _repeats(self, event: Event, oldest: int) -> Literal["duplicate", "conflict"] | None:
         hours = self._remembered.setdefault((event.customer, event.source, event.id), {})
         hour = event.at - event.at % HOUR
         if hour in hours:
@@ -610,7 +608,7 @@ class Model:
             same = (first.name, first.at, first.data) == (event.name, event.at, event.data)
             return "duplicate" if same else "conflict"
         # What lies wholly before the lateness is forgotten; nothing of that hour is accepted any more.
-        remembers_before = hour - HOUR in hours and hour > now - self.lateness
+        remembers_before = hour - HOUR in hours and hour > oldest
         if remembers_before and event.at < hour + QUARTER:
             return "conflict"
         if hour + HOUR in hours and event.at >= hour + HOUR - QUARTER:
@@ -701,7 +699,8 @@ class Model:
         """Add to the windows that hold `at`; False where the meter is no sum or the period is gone."""
         if meter.kind in ("max", "last"):
             return False
-        now = received_at if self.clock == "wall" else self._now.get(customer, 0)
+        self.now.customers.add(customer)
+        oldest = self._oldest(customer, received_at)
         zone = self.catalog.zone_of(customer)
         windows = {
             "period": period_of(self.catalog.period_of(customer), zone, at),
@@ -710,7 +709,7 @@ class Model:
         }
         for window, (start, end) in windows.items():
             key = customer, meter.name, window, start
-            if key not in self._windows and end <= now - self.lateness:
+            if key not in self._windows and end <= oldest:
                 if window == "period":
                     return False
                 continue
@@ -724,6 +723,14 @@ class Model:
         for rule in rules_of(limit):
             self._evaluate(rule, limit, customer, meter.name, windows["period"][0], at)
         return True
+
+    def _oldest(self, customer: str, received_at: int) -> int:
+        """What counts as forgotten to an adjustment: with the wall clock by when it came, or by what came before."""
+        if self.now.clock == "event":
+            return self.now.oldest(customer, self.now.latest.get(customer, 0))
+        return self.now.oldest(
+            customer, max(received_at, self.now.judged.get(self.now.shard_of(customer), 0))
+        )
 
     def restart(self, catalog: Catalog) -> None:
         """Go on under another catalog: where a limit changed, the latest period is judged anew."""

@@ -163,7 +163,6 @@ def test_hours_count_from_the_local_day_and_clocks_may_change() -> None:
         (sent(NOON - 1, n="1"), sent(NOON + 15 * MINUTE - 1, n="1"), "conflicts"),
         (sent(NOON - 1, n="1"), sent(NOON + 15 * MINUTE, n="1"), "accepted"),
         (sent(NOON, n="1"), sent(NOON + 2 * HOUR, n="1"), "accepted"),
-        (sent(NOON, n="1"), sent(NOON - DAY - 1, "2", n="1"), "too_late"),
         (sent(NOON, n="1"), sent(NOON - DAY, "2", n="1"), "accepted"),
     ],
 )
@@ -171,6 +170,15 @@ def test_a_second_event_ends_one_way(first: bytes, second: bytes, ends: str) -> 
     assert fed(first, second, catalog=catalog()).counters - fed(first, catalog=catalog()).counters == Counter(
         {"events": 1, ends: 1} | ({"matching:calls": 1, "counted:calls": 1} if ends == "accepted" else {})
     )
+
+
+def test_what_is_older_than_the_lateness_before_a_confirmed_time_is_too_late() -> None:
+    """One event alone confirms nothing; it is counted as an outlier where it would have made another one late."""
+    old, now = sent(NOON - DAY - 1, "old", n="1"), sent(NOON, "1", n="1")
+    alone = fed(now, old, catalog=catalog()).counters
+    assert (alone["accepted"], alone["too_late"], alone["outliers"]) == (2, 0, 1)
+    confirmed = fed(now, sent(NOON + 1, "2", n="1"), old, catalog=catalog()).counters
+    assert (confirmed["accepted"], confirmed["too_late"], confirmed["outliers"]) == (2, 1, 0)
 
 
 def test_levels_rise_together_and_fall_under_hysteresis() -> None:
@@ -196,7 +204,8 @@ def test_levels_rise_together_and_fall_under_hysteresis() -> None:
 def test_corrections_are_told_at_powers_of_two() -> None:
     """All are late for the same closed hour; the fourth correction is the third that is told."""
     late = (sent(NOON - 2 * HOUR + i, f"late {i}", n="1") for i in range(5))
-    model = fed(sent(NOON, n="1"), *late, catalog=catalog(period=Calendar("hour")))
+    now = sent(NOON - 1, "0", n="1"), sent(NOON, "1", n="1")
+    model = fed(*now, *late, catalog=catalog(period=Calendar("hour")))
     assert [(told.kind, told.level, told.turn, told.total) for told in model.alerts] == [
         ("correction", "1", 1, "1"),
         ("correction", "2", 2, "2"),

@@ -1,15 +1,20 @@
 """The log that the service writes, read: the contract of sources, over segments and unfinished ends."""
 
+import asyncio
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import pytest
 
+from connectors.clock import wall_clock
 from connectors.file import FileError
 from connectors.log import LogSource
-from connectors.log_writer import DIGITS
+from connectors.log_writer import DIGITS, LogWriter
+from operators.ports import Payloads
 from tests.connectors.source_contract import Partition, Source, SourceContract, payloads_in, read
 
 POLL_BYTES = 48
@@ -94,3 +99,49 @@ def test_a_lane_from_when_there_were_more_is_read_too(tmp_path: Path) -> None:
     """Whoever lowers `lanes` has events in the others that were answered for."""
     (tmp_path / "2").mkdir()
     assert LogSource(str(tmp_path), 1).list_parts() == ["0", "2"]
+
+
+def test_lines_are_known_with_the_time_at_which_the_service_took_them(tmp_path: Path) -> None:
+    """Also after a resume in the middle of a segment, and of lines that are added while it is read."""
+    asyncio.run(_put_and_read(tmp_path))
+
+
+async def _put_and_read(tmp_path: Path) -> None:
+    writer = LogWriter(tmp_path)
+    await writer.put([b"1", b"2"], ["a", "a"])
+    partition = source(tmp_path, follow=True).build_part("in", "0", None)
+    first = times_in(read(partition, 3))
+    position = partition.snapshot()
+    partition.close()
+    await asyncio.sleep(0.002)
+    await writer.put([b"3"], ["a"])
+    partition = source(tmp_path, follow=True).build_part("in", "0", position)
+    (third,) = times_in(read(partition, 3))
+    await asyncio.sleep(0.002)
+    await writer.put([b"4"], ["a"])
+    (fourth,) = times_in(read(partition, 3))
+    partition.close()
+    await writer.close()
+    now = wall_clock()
+    assert first[0] == first[1] and now - 60_000_000 < first[0] < third < fourth <= now
+
+
+def test_lines_without_times_have_that_of_the_segments_last_change(tmp_path: Path) -> None:
+    """As a version before this one wrote them."""
+    path = segment(tmp_path, 1)
+    path.write_bytes(b"1\n2\n")
+    os.utime(path, (1_790_000_000, 1_790_000_000))
+    partition = source(tmp_path).build_part("in", "0", None)
+    assert times_in(read(partition)) == [1_790_000_000_000_000] * 2
+    partition.close()
+
+
+def times_in(polls: list[Payloads]) -> list[int]:
+    found = []
+    for poll in polls:
+        assert poll.times_of is not None
+        starts = [0, *(at + 1 for at, byte in enumerate(poll.block) if byte == ord("\n"))][
+            : len(poll.block.split())
+        ]
+        found += poll.times_of(np.array(starts)).tolist()
+    return found

@@ -24,13 +24,13 @@ def no_variable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("parts", [1, 3])
 def test_the_folder_is_made_once(tmp_path: Path, parts: int) -> None:
-    """A second start finds what the first one left, also with another number of parts in its settings."""
+    """A second start finds what the first one left."""
     folder = recovery.prepare(tmp_path / "new" / "state", parts, 16)
     lineage = recovery.lineage(tmp_path / "new" / "state")
     made = {path.name: path.read_bytes() for path in folder.glob("*.sqlite3")}
     assert len(made) == parts
     assert lineage
-    assert recovery.prepare(tmp_path / "new" / "state", parts + 1, 16) == folder
+    assert recovery.prepare(tmp_path / "new" / "state", parts, 16) == folder
     assert {path.name: path.read_bytes() for path in folder.glob("*.sqlite3")} == made
     assert recovery.lineage(tmp_path / "new" / "state") == lineage
 
@@ -38,9 +38,27 @@ def test_the_folder_is_made_once(tmp_path: Path, parts: int) -> None:
 def test_another_number_of_shards_is_refused(tmp_path: Path) -> None:
     """A customer would be looked for where nothing is known of it, and be counted from zero."""
     recovery.prepare(tmp_path, 1, 16)
-    with pytest.raises(recovery.RecoveryError, match=r"was made for 16 shards.*TIDEGATE_SHARDS=16"):
+    with pytest.raises(recovery.RecoveryError, match=r"made with 16,.*TIDEGATE_SHARDS=16"):
         recovery.prepare(tmp_path, 1, 32)
     recovery.prepare(tmp_path, 1, 16)
+
+
+def test_another_number_of_parts_is_refused(tmp_path: Path) -> None:
+    """It was passed over without a word, and whoever raised it for more processes found it out when they started."""
+    recovery.prepare(tmp_path, 2, 16)
+    with pytest.raises(recovery.RecoveryError, match=r"made with 2,.*TIDEGATE_RECOVERY_PARTS=2"):
+        recovery.prepare(tmp_path, 3, 16)
+
+
+def test_a_folder_of_an_earlier_version_is_guarded_too(tmp_path: Path) -> None:
+    """It has the number of shards alone; parts are counted."""
+    folder = recovery.prepare(tmp_path, 2, 16)
+    (folder / "settings.json").unlink()
+    (folder / "shards").write_text("16")
+    assert recovery.prepare(tmp_path, 2, 16) == folder
+    for parts, shards in ((1, 16), (2, 8)):
+        with pytest.raises(recovery.RecoveryError, match="can't be changed"):
+            recovery.prepare(tmp_path, parts, shards)
 
 
 def test_each_folder_has_a_lineage_of_its_own(tmp_path: Path) -> None:

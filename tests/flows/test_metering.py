@@ -286,7 +286,7 @@ def test_the_number_of_shards_is_fixed_at_the_first_start(place: Place) -> None:
     place.append("first.jsonl")
     place.run()
     complained = place.refused(SHARDS="8")
-    assert "4 shards" in complained
+    assert "set TIDEGATE_SHARDS=4" in complained
     assert complained.count("\n") == 1
     place.append("second.jsonl")
     place.run()

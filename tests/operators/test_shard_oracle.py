@@ -8,22 +8,25 @@ import os
 import pickle
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from decimal import Decimal
 from fractions import Fraction
-from typing import cast
+from typing import Literal, cast
 
+import msgspec
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from operators.catalog import Catalog, Limit, Meter, Plan, Threshold
+from operators.chunk import Ints
 from operators.decode import Decoder
 from operators.keys import shard_of
 from operators.periods import Calendar
-from operators.ports import Adjustment, Payloads
+from operators.ports import Adjustment, Payloads, StreamMark
 from operators.records import Accepted, Alert, DeadLetter, Total
 from operators.shard import Outcome, Shard
 from operators.snapshot import Frame
@@ -31,7 +34,7 @@ from operators.thresholds import alert_id, limit_version
 from tests.malformed import MALFORMED, Malformed, plain_event
 from tests.model import Clock, Model, Told
 from tests.operators.strategies import METERS, NOON, catalogs, events
-from tests.traffic import HOUR, MINUTE, Case, Sent, traffic, written
+from tests.traffic import DAY, HOUR, LATENESSES, MINUTE, Case, Sent, traffic, written
 
 SEEDS = int(os.environ.get("TIDEGATE_ORACLE_SEEDS", "6"))
 EVENTS = int(os.environ.get("TIDEGATE_ORACLE_EVENTS", "1000"))
@@ -45,6 +48,7 @@ class Fleet:
 
     def __init__(self, catalog: Catalog, lateness: timedelta, clock: Clock) -> None:
         self.catalog = catalog
+        self.model = Model(catalog, lateness, clock, shard_of=lambda name: shard_of(name, SHARDS))
         self.number = 0
         self.lateness = lateness
         self.clock = clock
@@ -66,9 +70,21 @@ class Fleet:
         ]
         return [alert for shard in self.shards for alert in shard.review()]
 
-    def send(self, block: bytes, received_at: int, transport_time: int | None) -> None:
-        """Meter a poll."""
-        payloads = Payloads(block, received_at, transport_time, "test")
+    def send(
+        self,
+        lines: list[bytes],
+        received_at: int,
+        taken: Sequence[int] | int | None = None,
+        stream: str = "",
+        end: bytes = b"",
+    ) -> None:
+        """Meter a poll, here and in the model; `taken` is when the transport took all of it, or each line."""
+        block = b"\n".join(lines) + end
+        each = taken if isinstance(taken, Sequence) else [taken] * len(lines)
+        times_of = None if taken is None or isinstance(taken, int) else times_by_line(block, taken)
+        payloads = Payloads(
+            block, received_at, taken if isinstance(taken, int) else None, "test", times_of, stream
+        )
         self.since.append(payloads)
         outcomes = self._apply(payloads)
         self.left.append(_comparable(outcomes))
@@ -76,8 +92,21 @@ class Fleet:
             self.alerts += outcome.alerts
             self.dead += outcome.dead
             self.accepted += outcome.accepted
+        for line, at in zip(lines, each, strict=True):
+            self.model.feed(line, received_at, at, stream)
+
+    def mark(self, mark: StreamMark) -> None:
+        """Say how far a stream is read."""
+        payloads = Payloads(b"", 0, None, "test", mark=mark)
+        self.since.append(payloads)
+        self.left.append(_comparable(self._apply(payloads)))
+        self.model.now.note(mark, range(SHARDS))
 
     def _apply(self, payloads: Payloads) -> list[Outcome]:
+        if payloads.mark is not None:
+            for shard in self.shards:
+                shard.note(payloads.mark)
+            return []
         return [
             # Half of the shards live in another process.
             self.shards[i].apply(pickle.loads(pickle.dumps(chunk)) if i % 2 else chunk)
@@ -100,13 +129,20 @@ class Fleet:
         for shard, frames in zip(self.shards, self.frames, strict=True):
             frames += shard.delta()
         self.since, self.left = [], [[]]
+        self.model.now.snapshot()
 
-    def restart(self, catalog: Catalog | None = None) -> None:
-        """Snapshot, and go on from there in another process, perhaps under another catalog."""
+    def restart(
+        self, catalog: Catalog | None = None, lateness: timedelta | None = None, clock: Clock | None = None
+    ) -> None:
+        """Snapshot, and go on from there in another process, perhaps under another catalog or other settings."""
         self.snapshot()
-        self.catalog = catalog or self.catalog
+        if catalog is not None:
+            self.catalog = catalog
+            self.model.restart(catalog)
+        self.lateness, self.clock = lateness or self.lateness, clock or self.clock
         self.left = [self._start()]
         self.alerts += cast(list[Alert], self.left[0])
+        self.model.now.restart(self.lateness // timedelta(microseconds=1), self.clock)
 
     def adopt(self, catalog: Catalog) -> None:
         """Go on under another catalog without stopping."""
@@ -120,6 +156,7 @@ class Fleet:
             shard.adopt(self.number, catalog)
             self.alerts += shard.review()
         self.snapshot()
+        self.model.restart(catalog)
 
     def adjust(self, adjustment: Adjustment, received_at: int) -> bool:
         """Whether it was taken."""
@@ -132,8 +169,9 @@ class Fleet:
     def crash(self) -> None:
         """Go back to the last snapshot and do again what was done since: the same must leave again."""
         again = [self._start()]
-        again += [_comparable(self._apply(payloads)) for payloads in self.since]
+        again += [_comparable(self._apply(_later(payloads))) for payloads in self.since]
         assert again == self.left
+        self.model.now.crash()
 
     @property
     def counters(self) -> Counter[str]:
@@ -143,10 +181,28 @@ class Fleet:
         return counters
 
 
+def times_by_line(block: bytes, taken: Sequence[int]) -> Callable[[Ints], Ints]:
+    """What gives the transport's time for each line of a block."""
+    breaks = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n"))
+    return lambda starts: np.array(taken)[np.searchsorted(breaks, starts)]
+
+
+def _later(payloads: Payloads) -> Payloads:
+    """The same read again under another wall clock, which decides nothing where the transport says when."""
+    if payloads.transport_time is None and payloads.times_of is None:
+        return payloads
+    return msgspec.structs.replace(payloads, received_at=payloads.received_at + 3 * DAY)
+
+
 def _comparable(outcomes: list[Outcome]) -> list[object]:
-    """Columns have no equality of their own."""
+    """Columns have no equality of their own, and a dead letter says when it was read."""
     return [
-        (outcome._replace(settled=None), [word.tolist() for word in outcome.settled or ()])
+        (
+            outcome._replace(
+                settled=None, dead=[msgspec.structs.replace(each, received_at=0) for each in outcome.dead]
+            ),
+            [word.tolist() for word in outcome.settled or ()],
+        )
         for outcome in outcomes
     ]
 
@@ -188,8 +244,9 @@ def by_key(alerts: Sequence[Alert]) -> dict[tuple[str, str], list[Alert]]:
     return found
 
 
-def assert_agreed(fleet: Fleet, model: Model) -> None:
+def assert_agreed(fleet: Fleet) -> None:
     """The fleet's books are the model's, and they add up."""
+    model = fleet.model
     fleet.write()
     assert Counter((dead.reason, dead.payload) for dead in fleet.dead) == Counter(model.dead)
     # Per customer in order: an identity has one safe id in an hour, and no two identities share theirs.
@@ -217,36 +274,76 @@ def assert_conserved(counters: Counter[str], catalog: Catalog) -> None:
         assert counters[f"matching:{meter.name}"] == both
 
 
-def blocks(rng: random.Random, case: Case) -> Iterator[tuple[list[bytes], int, int | None]]:
-    """The lines in polls of any size, with the time of receipt and the transport's own, if it has one."""
-    start = 0
-    while start < len(case.lines):
-        end = min(start + rng.choice((1, 2, 7, 50, 400)), len(case.lines))
-        received_at = case.sent_at[end - 1]
-        yield case.lines[start:end], received_at, rng.choice((None, received_at))
-        start = end
+class Reader:
+    """Reads the traffic as several streams at speeds of their own, with a wall clock that jumps."""
+
+    def __init__(self, rng: random.Random, case: Case, fleet: Fleet) -> None:
+        self.rng, self.fleet = rng, fleet
+        names = [f"part-{i}" for i in range(rng.choice((1, 1, 2, 3)))]
+        self.parts = tuple(names)
+        self.waiting: dict[str, list[tuple[bytes, int]]] = {name: [] for name in names}
+        for line, sent_at in zip(case.lines, case.sent_at, strict=True):
+            self.waiting[rng.choice(names)].append((line, sent_at))
+        self.speed = {name: rng.choice((1, 1, 5, 50)) for name in names}
+        self.wall = case.sent_at[0]
+        self.says_time = rng.random() < 0.7
+
+    def run(self, change: Callable[[], object]) -> None:
+        """Poll until all is read; `change` comes between the polls."""
+        for name in self.parts:
+            self._mark(name, "open")
+        while any(self.waiting.values()):
+            [name] = self.rng.choices(self.parts, [self.speed[name] for name in self.parts])
+            self._poll(name)
+            change()
+
+    def _poll(self, name: str) -> None:
+        rng, waiting = self.rng, self.waiting[name]
+        taken, self.waiting[name] = waiting[: (n := rng.choice((1, 2, 7, 50, 400)))], waiting[n:]
+        if not taken:
+            self._mark(name, "idle")
+            return
+        lines, times = [line for line, _ in taken], [at for _, at in taken]
+        self.wall = max(self.wall, times[-1]) + rng.choice((0, 0, 0, 0, 3 * DAY, -3 * DAY, HOUR))
+        if rng.random() < 0.03:
+            times[rng.randrange(len(times))] += rng.choice((2 * DAY, 70 * 365 * DAY, -DAY))
+        when: Sequence[int] | int | None = times if self.says_time else None
+        if self.says_time and rng.random() < 0.4:
+            when = times[-1]
+        self.fleet.send(lines, self.wall, when, name, rng.choice((b"", b"\n")))
+        if rng.random() < 0.3:
+            self._mark(name, "open", times[0])
+
+    def _mark(self, name: str, state: Literal["open", "idle", "ended"], at: int = 0) -> None:
+        self.fleet.mark(StreamMark(name, state, at, self.parts))
 
 
 @pytest.mark.parametrize("clock", ["event", "wall"])
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_the_model_and_the_shards_agree_on_traffic(seed: int, clock: Clock) -> None:
-    """However the traffic is cut into polls, and wherever shards stop and go on."""
+    """However the traffic is cut into polls, in streams of any speed, and wherever shards stop, go on and change."""
     rng = random.Random(f"cut {seed}")
     case = traffic(seed, EVENTS)
     fleet = Fleet(case.catalog, case.lateness, clock)
-    model = Model(case.catalog, case.lateness, clock)
-    for lines, received_at, transport_time in blocks(rng, case):
-        fleet.send(b"\n".join(lines) + rng.choice((b"", b"\n")), received_at, transport_time)
-        for line in lines:
-            model.feed(line, received_at, transport_time)
+
+    def change_settings() -> None:
+        fleet.restart(
+            lateness=timedelta(hours=rng.choice(LATENESSES)), clock=rng.choice((None, "event", "wall"))
+        )
+
+    def change() -> None:
         rng.choice((fleet.write, fleet.snapshot, fleet.restart, fleet.crash, lambda: None, lambda: None))()
-    assert_agreed(fleet, model)
+        if rng.random() < 0.03:
+            change_settings()
+
+    Reader(rng, case, fleet).run(change)
+    assert_agreed(fleet)
 
 
 QUARTER = 15 * MINUTE
 LATENESS = 2 * HOUR
 MOMENTS: dict[str, list[tuple[int, str, str]]] = {
-    # Each event is a time from noon on, an id and a quantity.
+    # Each event is a time from noon on, an id and a quantity. One before them confirms the first.
     "as late as the lateness": [(0, "1", "1"), (-LATENESS, "2", "1"), (-LATENESS - 1, "3", "1")],
     "too late, and yet it moves nothing": [(0, "1", "1"), (-LATENESS - 1, "2", "1"), (-LATENESS, "2", "1")],
     "an hour ends": [(0, "1", "1"), (-1, "2", "1"), (1, "3", "1"), (0, "4", "1")],
@@ -269,19 +366,18 @@ def test_the_edges_of_time_are_the_same(
     limit = Limit(cap=Decimal(9), thresholds=(Threshold(absolute=Decimal(5)),))
     catalog = Catalog(METERS, {"p": Plan("p", Calendar("hour"), None, {"level": limit})}, default_plan="p")
     lateness = timedelta(microseconds=LATENESS)
-    fleet, model = Fleet(catalog, lateness, clock), Model(catalog, lateness, clock)
+    fleet = Fleet(catalog, lateness, clock)
     rng = random.Random(0)
+    confirming = (moments[0][0] - 1, "before", "1")
     sent = [
         written(rng, Sent(False, "acme", "", id, "call", NOON + at, {"n": n}), plain=True)
-        for at, id, n in moments
+        for at, id, n in [confirming, *moments]
     ]
     received_at = NOON + max(at for at, *_ in moments)
-    for block in [b"\n".join(sent)] if together else sent:
-        fleet.send(block, received_at, None)
+    for lines in [sent] if together else [[line] for line in sent]:
+        fleet.send(lines, received_at)
         fleet.restart()
-    for payload in sent:
-        model.feed(payload, received_at, None)
-    assert_agreed(fleet, model)
+    assert_agreed(fleet)
 
 
 @pytest.mark.parametrize("row", MALFORMED, ids=lambda row: row.name)
@@ -292,12 +388,9 @@ def test_what_is_broken_is_told_by_its_reason(row: Malformed) -> None:
     line = row.make(plain_event("bad", "acme", NOON))
     for block in (line, line + b"\n" + good, good + b"\n" + line + b"\n"):
         fleet = Fleet(case.catalog, case.lateness, "event")
-        model = Model(case.catalog, case.lateness, "event")
-        fleet.send(block, NOON, None)
-        for each in block.split(b"\n"):
-            model.feed(each, NOON, None)
+        fleet.send(block.split(b"\n"), NOON)
         dead = [(each.reason, each.payload) for each in fleet.dead]
-        assert dead == model.dead
+        assert dead == fleet.model.dead
         assert [reason for reason, _ in dead] == ([] if row.reason is None else [row.reason])
 
 
@@ -306,20 +399,22 @@ class Machine(RuleBasedStateMachine):
 
     sent: list[Sent]
     adjusted = 0
-    clock: Clock = "event"
+    wall = NOON
+    stream = "a"
+    taken: int | None = None
 
     @initialize(
         catalog=catalogs(), hours=st.sampled_from((1, 6, 24)), clock=st.sampled_from(("event", "wall"))
     )
     def start(self, catalog: Catalog, hours: int, clock: Clock) -> None:
         self.fleet = Fleet(catalog, timedelta(hours=hours), clock)
-        self.model = Model(catalog, timedelta(hours=hours), clock)
         self.sent = []
+        self.wall = NOON
 
     def _poll(self, payloads: list[bytes]) -> None:
-        self.fleet.send(b"\n".join(payloads), NOON, None)
-        for payload in payloads:
-            self.model.feed(payload, NOON, None)
+        # Each poll in one of two streams, a little later than the one before.
+        self.wall += MINUTE
+        self.fleet.send(payloads, self.wall, self.taken, self.stream)
 
     @rule(sent=st.lists(events(), min_size=1, max_size=6))
     def send(self, sent: list[Sent]) -> None:
@@ -344,6 +439,32 @@ class Machine(RuleBasedStateMachine):
     def send_what_is_broken(self, row: Malformed) -> None:
         self._poll([row.make(plain_event(row.name, "acme", NOON))])
 
+    @rule(stream=st.sampled_from("ab"), ago=st.none() | st.integers(-2, 60).map(lambda hours: hours * HOUR))
+    def read_on(self, stream: str, ago: int | None) -> None:
+        """What follows comes from this stream, of which the transport took it so long ago, or does not say."""
+        self.stream, self.taken = stream, None if ago is None else self.wall - ago
+
+    @rule(jump=st.sampled_from((2 * DAY, -2 * DAY, HOUR, 12 * HOUR)))
+    def set_wall_clock(self, jump: int) -> None:
+        self.wall += jump
+
+    @rule(
+        stream=st.sampled_from("ab"),
+        state=st.sampled_from(("open", "idle", "ended", None)),
+        ago=st.none() | st.integers(-2, 60),
+        parts=st.sampled_from(((), ("a", "b"), ("a",), ("b", "c"))),
+    )
+    def mark(
+        self, stream: str, state: Literal["open", "idle", "ended"], ago: int | None, parts: tuple[str, ...]
+    ) -> None:
+        """The source says how far it is, and which streams it has."""
+        at = 0 if ago is None else NOON - ago * HOUR
+        self.fleet.mark(StreamMark(stream, state, at, parts))
+
+    @rule(hours=st.sampled_from((1, 6, 24, 72)), clock=st.sampled_from(("event", "wall")))
+    def change_settings(self, hours: int, clock: Clock) -> None:
+        self.fleet.restart(lateness=timedelta(hours=hours), clock=clock)
+
     @rule()
     def snapshot(self) -> None:
         self.fleet.snapshot()
@@ -359,12 +480,10 @@ class Machine(RuleBasedStateMachine):
     @rule(catalog=catalogs())
     def change_limits(self, catalog: Catalog) -> None:
         self.fleet.restart(catalog)
-        self.model.restart(catalog)
 
     @rule(catalog=catalogs())
     def change_limits_live(self, catalog: Catalog) -> None:
         self.fleet.adopt(catalog)
-        self.model.restart(catalog)
 
     @rule(
         customer=st.sampled_from(("acme", "a-b,c", "Zoë", "new")),
@@ -385,13 +504,13 @@ class Machine(RuleBasedStateMachine):
             reason="",
             by="",
         )
-        taken = self.model.adjust(customer, meter, at, Fraction(amount), NOON)
+        taken = self.fleet.model.adjust(customer, meter, at, Fraction(amount), NOON)
         assert self.fleet.adjust(adjustment, NOON) == taken
 
     @invariant()
     def agree(self) -> None:
         if hasattr(self, "fleet"):
-            assert_agreed(self.fleet, self.model)
+            assert_agreed(self.fleet)
 
 
 Machine.TestCase.settings = settings(

@@ -37,7 +37,7 @@ def test_hours_gone_by_cost_a_snapshot_nothing() -> None:
     later = metered.poll(9, range(500))
     (hour,) = first.keys() - {"state"}
     assert hour not in later and len(later) == 2
-    assert hour in set(metered.shard.streams)
+    assert hour in set(metered.shard.files)
 
 
 def test_customers_who_did_nothing_cost_a_snapshot_nothing() -> None:
