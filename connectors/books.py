@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -119,8 +120,9 @@ class _Reads:
     """What a meter reads of events as they came, or as they are rolled up."""
 
     def __init__(self, meter: Matched) -> None:
-        # The same name only where nothing is rolled up, and then both read alike.
-        self._by_name = {one.event_name: Reading(one) for one in (meter.ours, meter.theirs)}
+        # The same name only where nothing is rolled up, and then both read alike: texts are sent as numbers.
+        theirs = replace(meter.theirs, numbers=meter.ours.numbers)
+        self._by_name = {one.event_name: Reading(one) for one in (meter.ours, theirs)}
 
     def of(self, name: str, properties: Mapping[str, Any]) -> int | None:
         reading = self._by_name.get(name)

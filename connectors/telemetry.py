@@ -14,6 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from connectors.tracing import Span, no_span
+from operators.unmetered import REASONS
 
 US = 1_000_000
 _FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60, 600)
@@ -190,18 +191,26 @@ def _of_shards(shards: list[ShardNumbers]) -> Iterator[Metric]:
     readings = CounterMetricFamily(
         "tidegate_readings", "What meters made of events.", labels=["meter", "outcome"]
     )
+    unmetered = CounterMetricFamily(
+        "tidegate_unmetered", "Accepted events that no meter read, by why not.", labels=["reason"]
+    )
     sums: dict[str, int] = dict.fromkeys(_OUTCOMES, 0)
+    sums |= {f"unmetered:{reason}": 0 for reason in REASONS}
     for shard in shards:
         for name, count in list(shard.counts.items()):
             sums[name] = sums.get(name, 0) + count
     for name, count in sums.items():
         outcome, _, meter = name.partition(":")
-        if meter:
+        if outcome == "unmetered":
+            if meter:
+                unmetered.add_metric([meter], count)
+        elif meter:
             readings.add_metric([meter, outcome], count)
         elif outcome in _OUTCOMES:
             events.add_metric([outcome], count)
     yield events
     yield readings
+    yield unmetered
     yield CounterMetricFamily(
         "tidegate_adjustments", "Adjustments applied.", value=sums.get("adjustments", 0)
     )

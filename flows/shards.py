@@ -144,7 +144,8 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Item], Emission, Position | None]
         if self._shard is None:
             return (), StatefulBatchLogic.RETAIN
         self._counters_due = datetime.now(UTC)
-        return self._emit(self._shard, [], [], datetime.now(UTC), True), StatefulBatchLogic.RETAIN
+        emissions = self._emit(self._shard, [], [], datetime.now(UTC), True, ended=True)
+        return emissions, StatefulBatchLogic.RETAIN
 
     def notify_at(self) -> datetime | None:
         due = [self._next] if self._pending else []
@@ -245,7 +246,13 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Item], Emission, Position | None]
         return False
 
     def _emit(
-        self, shard: Shard, outcomes: list[Outcome], alerts: list[Alert], now: datetime, due: bool
+        self,
+        shard: Shard,
+        outcomes: list[Outcome],
+        alerts: list[Alert],
+        now: datetime,
+        due: bool,
+        ended: bool = False,
     ) -> list[Emission]:
         totals = Totals()
         counters: list[Counter] = []
@@ -266,7 +273,8 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Item], Emission, Position | None]
             self._counters_due = now + COUNTERS_EVERY
         if now >= self._counters_due:
             counters = shard.counters()
-            self._counters_due = None
+            notes += shard.unmetered.notes(shard.index, all=ended)
+            self._counters_due = now + COUNTERS_EVERY if shard.unmetered.is_behind else None
         alerts = [*shard.review(), *alerts, *chain.from_iterable(outcome.alerts for outcome in outcomes)]
         told = [(alert, encode_alert(alert)) for alert in alerts]
         notes += [Note("alert", alert.id, alert.customer, alert.at, line) for alert, line in told]

@@ -16,6 +16,7 @@ from msgspec import UNSET
 from operators.catalog import Catalog, Condition, Filter, Kind, Meter
 from operators.matching import compile_filter, kind_of
 from operators.quantity import rounded, scaled
+from operators.readings import number_of
 from operators.rollup import SUFFIX
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -197,6 +198,7 @@ class Reading:
         self.event_name = meter.event_name
         self._scaled = rounded if is_foreign else scaled
         self._kind, self._key = meter.kind, meter.key or ""
+        self._takes_text = meter.numbers == "text"
         self._passes = compile_filter(meter.filter) if meter.filter else None
 
     def of(self, properties: Sequence[Mapping[str, Any]]) -> list[int | None]:
@@ -217,6 +219,8 @@ class Reading:
         if self._kind == "count":
             return scaled(1)
         value = properties.get(self._key)
+        if self._takes_text:
+            value = number_of(value)
         return self._scaled(value) if kind_of(value) == "number" else None  # type: ignore[arg-type]
 
 

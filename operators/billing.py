@@ -16,7 +16,7 @@ import msgspec
 from operators.catalog import Catalog
 from operators.matching import keys_of
 from operators.periods import period_of
-from operators.readings import value_of
+from operators.readings import number_of, value_of
 from operators.records import Accepted
 
 EVENTS_MAX = 1000
@@ -68,11 +68,15 @@ class Rules:
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
         self._needed: dict[str, frozenset[str]] = {}
+        self._texts: dict[str, frozenset[str]] = {}
         self._ordered = {meter.event_name for meter in catalog.meters if meter.kind == "last"}
         for meter in catalog.meters:
             keys = {meter.key} if meter.key is not None else set()
             keys |= keys_of(meter.filter) if meter.filter else set()
             self._needed[meter.event_name] = self._needed.get(meter.event_name, frozenset()) | keys
+            if meter.numbers == "text":
+                texts = self._texts.get(meter.event_name, frozenset())
+                self._texts[meter.event_name] = texts | {meter.key or ""}
 
     def billing_id(self, customer: str) -> str | None:
         """The biller's id of a customer: the catalog's, or the customer's own where it plainly is one."""
@@ -97,7 +101,7 @@ class Rules:
         """The event as bytes. Restamped it has no time but the platform's, and the original one as a property."""
         name, properties = fields_of(payload)
         needed = self._needed.get(name, frozenset())
-        metadata, trimmed = _metadata(properties, needed)
+        metadata, trimmed = _metadata(properties, needed, self._texts.get(name, frozenset()))
         if isinstance(metadata, Refusal):
             return metadata
         event: dict[str, Any] = {"event_id": id, "customer_id": billing_id, "event_name": name}
@@ -163,14 +167,19 @@ def batches(sizes: Sequence[int], events_max: int = EVENTS_MAX, bytes_max: int =
     return [*parts, slice(start, len(sizes))] if sizes else []
 
 
-def _metadata(properties: msgspec.Raw, needed: frozenset[str]) -> tuple[dict[str, Any] | Refusal, int]:
-    """The properties that are sent, those that meters read before all others; how many are not."""
+def _metadata(
+    properties: msgspec.Raw, needed: frozenset[str], texts: frozenset[str]
+) -> tuple[dict[str, Any] | Refusal, int]:
+    """The properties that are sent, those that meters read before all others; how many are not.
+
+    Of `texts` those that are numbers are sent as numbers: our meters read them, the provider's would not.
+    """
     members = _MEMBERS.decode(properties)
     # Stable, so that the others keep their order.
     ordered = sorted(members, key=lambda key: key not in needed)
     metadata: dict[str, Any] = {}
     for key in ordered:
-        value = _sent(key, members[key])
+        value = _sent(key, members[key], as_number=key in texts)
         if not isinstance(value, Refusal) and len(metadata) == PAIRS_MAX:
             value = Refusal("too_many_properties", f"needs {PAIRS_MAX} properties at most that meters read")
         if not isinstance(value, Refusal):
@@ -180,13 +189,13 @@ def _metadata(properties: msgspec.Raw, needed: frozenset[str]) -> tuple[dict[str
     return metadata, len(members) - len(metadata)
 
 
-def _sent(key: str, raw: msgspec.Raw) -> str | int | float | bool | Refusal:
+def _sent(key: str, raw: msgspec.Raw, *, as_number: bool = False) -> str | int | float | bool | Refusal:
     """A property as it is sent. Neither null nor a list nor an object is a value to any meter, here or there."""
     if bytes(raw)[:1] in (b"{", b"[", b"n"):
         return Refusal("not_scalar", f"{key}: needs a text, a number or a boolean")
     if not 0 < len(key) <= KEY_MAX:
         return Refusal("key_too_long", f"{key[:40]}…: needs 1 to {KEY_MAX} characters, got {len(key)}")
-    value = value_of(raw)
+    value = number_of(value_of(raw)) if as_number else value_of(raw)
     if isinstance(value, bool):
         return value
     if isinstance(value, str):

@@ -13,6 +13,8 @@ from operators.periods import Calendar, Policy
 
 Kind = Literal["count", "sum", "max", "last", "unique"]
 OnCap = Literal["block", "allow", "warn"]
+Numbers = Literal["strict", "text"]
+OnUnmetered = Literal["count", "dead_letter"]
 Fail = Literal["open", "closed"]
 Operator = Literal[
     "equals",
@@ -47,7 +49,8 @@ class Filter:
 class Meter:
     """What is counted: the events of one name that pass the filter, under one aggregation.
 
-    `key` names the property that is aggregated; only `count` has none.
+    `key` names the property that is aggregated; only `count` has none. `numbers` says whether a text that is a number
+    as JSON writes it is read as that number.
     """
 
     name: str
@@ -56,6 +59,7 @@ class Meter:
     key: str | None = None
     filter: Filter | None = None
     unit: str = ""
+    numbers: Numbers = "strict"
 
 
 def meter_clash(old: Meter, new: Meter) -> str | None:
@@ -143,13 +147,15 @@ class Catalog:
     """Everything that may be chosen about metering, validated as a whole.
 
     `meters` keep the file's order. A customer who is not named has the default plan; without one, the
-    customer is metered by calendar month in UTC and has no limits.
+    customer is metered by calendar month in UTC and has no limits. `on_unmetered` says what becomes of an event that
+    no meter reads: it is accepted and counted, or it is a dead letter.
     """
 
     meters: tuple[Meter, ...] = ()
     plans: Mapping[str, Plan] = field(default_factory=dict)
     customers: Mapping[str, Customer] = field(default_factory=dict)
     default_plan: str | None = None
+    on_unmetered: OnUnmetered = "count"
 
     def plan_of(self, customer: str) -> Plan:
         """The customer's plan; the default one, or one without limits, for a stranger."""

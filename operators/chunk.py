@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from operators.unmetered import Missed, Unread
+
 Ints = NDArray[np.int64]
 
 
@@ -54,14 +56,13 @@ class Columns(NamedTuple):
     starts: Ints
     ends: Ints
     readings: Readings
-    unread_event: Ints
-    unread_meter: Ints
+    unread: Unread
+    missed: Missed
     taken: Ints | None = None
 
     def keep(self, kept: NDArray[np.bool_]) -> "Columns":
         """The marked events alone, with their readings."""
         readings, place = self.readings, np.cumsum(kept) - 1
-        unread = kept[self.unread_event]
         return Columns(
             self.customer[kept],
             self.digest[kept],
@@ -70,8 +71,8 @@ class Columns(NamedTuple):
             self.starts[kept],
             self.ends[kept],
             chosen(readings, np.flatnonzero(kept[readings.event]), place),
-            place[self.unread_event[unread]],
-            self.unread_meter[unread],
+            self.unread.keep(kept, place),
+            self.missed.keep(kept, place),
             None if self.taken is None else self.taken[kept],
         )
 
@@ -82,9 +83,9 @@ class Chunk:
     `names` lists customers and `customer` points into it; while `shared`, it is the one growing list that all
     chunks of this shard and process have. `digest_lo` and `digest_hi` are the identities, `mark` fingerprints
     name, time and data, `at` is µs since the epoch. `catalog` is the number of the catalog that meters were read
-    under. `unread_event` and `unread_meter` say which meters found nothing that they could read. `starts` and `ends`
-    point into `block`. `stream` names the partition that they came from, `taken` when its transport took them (µs since
-    the epoch), one by one or all at once.
+    under. `unread` says which meters found nothing that they could read, `missed` why events were not metered, wholly
+    or partly. `starts` and `ends` point into `block`. `stream` names the partition that they came from, `taken` when
+    its transport took them (µs since the epoch), one by one or all at once.
     """
 
     __slots__ = (
@@ -96,6 +97,7 @@ class Chunk:
         "digest_lo",
         "ends",
         "mark",
+        "missed",
         "names",
         "readings",
         "received_at",
@@ -104,8 +106,7 @@ class Chunk:
         "starts",
         "stream",
         "taken",
-        "unread_event",
-        "unread_meter",
+        "unread",
     )
 
     def __init__(
@@ -119,8 +120,8 @@ class Chunk:
         mark: NDArray[np.uint32],
         at: Ints,
         readings: Readings,
-        unread_event: Ints,
-        unread_meter: Ints,
+        unread: Unread,
+        missed: Missed,
         block: bytes,
         starts: Ints,
         ends: Ints,
@@ -141,8 +142,8 @@ class Chunk:
         self.mark = mark
         self.at = at
         self.readings = readings
-        self.unread_event = unread_event
-        self.unread_meter = unread_meter
+        self.unread = unread
+        self.missed = missed
         self.block = block
         self.starts = starts
         self.ends = ends

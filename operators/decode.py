@@ -27,6 +27,7 @@ from operators.parting import joined, split
 from operators.periods import MAX_AT
 from operators.ports import Payloads
 from operators.readings import Gathered, Name
+from operators.unmetered import Names, find_missed
 from operators.validate import ID_MAX, NAME_MAX, NO_DATA, Fields, judge
 
 Clock = Literal["event", "wall"]
@@ -80,6 +81,8 @@ class Decoder:
         self.customers = customers or Customers(shards)
         self._number = number
         self._sources: dict[str | None, bytes] = {}
+        self._meters = catalog.meters
+        self._refuses_unmetered = catalog.on_unmetered == "dead_letter"
         meters: dict[str, list[tuple[int, Meter]]] = {}
         for place, meter in enumerate(catalog.meters):
             meters.setdefault(meter.event_name, []).append((place, meter))
@@ -212,7 +215,7 @@ class Decoder:
             numbers[i] = self._known_customers([judged.customer])[0]
             known_sources[i] = self._source(judged.source)
             known_names[i] = self._name(judged.name)
-            ids[i], at[i], data[i] = judged.id, judged.at, judged.data
+            names[i], ids[i], at[i], data[i] = judged.name, judged.id, judged.at, judged.data
 
         code = np.array(known_names, np.int64)
         # The digest is the integer's bytes, of which a column is made sooner than of integers.
@@ -223,13 +226,18 @@ class Decoder:
         customer = np.array(numbers, np.int64)
         digest = self.customers.digest[customer] ^ _words(known_sources)
         digest ^= _words([xxh3_128_digest(id.encode(), ID_SEED) for id in ids])
-        gathered = self._gathered(self._number_of[code], data, kept)
+        number = self._number_of[code]
+        gathered = self._gathered(number, data, kept)
         for event, (reason, detail) in gathered.wrong.items():
             kept[event] = False
             rejects.append(Reject(reason, detail, payloads.block[starts[event] : ends[event]]))
-        columns = Columns(
-            customer, digest, mark, at, starts, ends, gathered.readings(), *gathered.unread(), taken
-        )
+        readings, unread = gathered.readings(), gathered.unread()
+        missed = find_missed(kept, readings.event, unread, Names(names, code, number), self._meters)
+        if self._refuses_unmetered:
+            for event, cause in missed.whole():
+                kept[event] = False
+                rejects.append(Reject("unmetered", str(cause), payloads.block[starts[event] : ends[event]]))
+        columns = Columns(customer, digest, mark, at, starts, ends, readings, unread, missed, taken)
         return columns if kept.all() else columns.keep(kept)
 
     def _taken(self, payloads: Payloads, starts: Ints) -> Ints | None:

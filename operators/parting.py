@@ -6,6 +6,7 @@ from xxhash import xxh3_64_intdigest
 from operators.chunk import NO_READINGS, Chunk, Columns, Ints, Readings, Reject, chosen, concatenated
 from operators.customers import Customers
 from operators.ports import Payloads
+from operators.unmetered import NOTHING_MISSED, NOTHING_UNREAD, Unread, joined_missed
 
 
 def joined(parts: list[Columns]) -> Columns | None:
@@ -33,8 +34,12 @@ def joined(parts: list[Columns]) -> Columns | None:
             np.concatenate([r.unique_lo for r in readings]),
             np.concatenate([r.unique_hi for r in readings]),
         ),
-        np.concatenate([p.unread_event + shift for p, shift in zip(parts, shifts, strict=True)]),
-        np.concatenate([p.unread_meter for p in parts]),
+        Unread(
+            np.concatenate([p.unread.event + shift for p, shift in zip(parts, shifts, strict=True)]),
+            np.concatenate([p.unread.meter for p in parts]),
+            np.concatenate([p.unread.reason for p in parts]),
+        ),
+        joined_missed([part.missed for part in parts], shifts),
         None if parts[0].taken is None else np.concatenate([_given(part.taken) for part in parts]),
     )
 
@@ -70,14 +75,14 @@ def split(
     readings = chosen(columns.readings, np.argsort(where, kind="stable"), place)
     cuts = np.searchsorted(readings.event, bounds).tolist()
     unique_cuts = np.searchsorted(readings.unique_at, cuts).tolist()
-    unread_at = place[columns.unread_event]
+    unread = columns.unread._replace(event=place[columns.unread.event])
+    missed = columns.missed._replace(event=place[columns.missed.event])
     chunks = []
     for number in range(customers.shards):
         first, last = bounds[number], bounds[number + 1]
         if first == last and number not in rejected:
             continue
         part = slice(first, last)
-        unread = (unread_at >= first) & (unread_at < last)
         chunk = Chunk(
             names=customers.names[number],
             shared=True,
@@ -92,8 +97,8 @@ def split(
                 slice(unique_cuts[number], unique_cuts[number + 1]),
                 first,
             ),
-            unread_event=unread_at[unread] - first,
-            unread_meter=columns.unread_meter[unread],
+            unread=unread.between(first, last),
+            missed=missed.between(first, last),
             block=payloads.block,
             starts=starts[part],
             ends=ends[part],
@@ -134,6 +139,6 @@ _NOTHING = Columns(
     _NONE,
     _NONE,
     NO_READINGS,
-    _NONE,
-    _NONE,
+    NOTHING_UNREAD,
+    NOTHING_MISSED,
 )

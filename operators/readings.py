@@ -15,15 +15,20 @@ from operators.catalog import Meter
 from operators.chunk import NO_READINGS, Ints, Readings, concatenated
 from operators.matching import Columns, Predicate, compile_filter, keys_of, unique_digest
 from operators.quantity import QUANTITY_MAX, limb_columns, limbs_of
+from operators.unmetered import NOTHING_UNREAD, Unread, is_number, reason_of
 
 
 class Feed(NamedTuple):
-    """One meter as it takes events of a name: its place in the catalog, its kind, what it reads."""
+    """One meter as it takes events of a name: its place in the catalog, its kind, what it reads.
+
+    `takes_text` says that it reads texts that are numbers.
+    """
 
     meter: int
     kind: str
     key: str
     passes: Predicate | None
+    takes_text: bool = False
 
 
 class Name:
@@ -37,7 +42,13 @@ class Name:
         keys |= {key for _, meter in meters if meter.filter for key in keys_of(meter.filter)}
         fields = {key: f"field_{i}" for i, key in enumerate(sorted(keys))}
         self.feeds = [
-            Feed(place, meter.kind, meter.key or "", compile_filter(meter.filter) if meter.filter else None)
+            Feed(
+                place,
+                meter.kind,
+                meter.key or "",
+                compile_filter(meter.filter) if meter.filter else None,
+                meter.numbers == "text",
+            )
             for place, meter in meters
         ]
         self._getters = {key: attrgetter(field) for key, field in fields.items()}
@@ -86,6 +97,11 @@ def value_of(raw: msgspec.Raw) -> Any:
         return Decimal("Infinity") if bytes(raw)[:1] in b"-0123456789" else []
 
 
+def number_of(value: Any) -> Any:
+    """The number that a text is, as JSON writes it; any other value as it is."""
+    return value_of(msgspec.Raw(value.encode())) if type(value) is str and is_number(value) else value
+
+
 def _number(text: str) -> Decimal:
     try:
         return Decimal(text)
@@ -107,7 +123,7 @@ class Gathered:
         self._meter: list[Ints] = []
         self._limbs: list[tuple[Ints, Ints | None, Ints | None]] = []
         self._unique: list[list[bytes]] = []
-        self._unread: list[tuple[Ints, int]] = []
+        self._unread: list[tuple[Ints, int, Ints]] = []
 
     def refuse(self, events: Ints, properties: list[Any]) -> Ints:
         """Marks the events without properties as wrong; returns the others."""
@@ -133,6 +149,8 @@ class Gathered:
         if feed.kind == "unique":
             self._read_unique(feed, events, values)
             return
+        if feed.takes_text:
+            values = list(map(number_of, values))
         # By type, as a boolean is an int in Python and no number on a meter.
         types = set(map(type, values))
         if types == {int} and (whole := _whole_column(values)) is not None:
@@ -152,7 +170,7 @@ class Gathered:
                     read.append(i)
                 except ValueError as error:
                     self.wrong.setdefault(int(events[i]), ("quantity_out_of_range", f"{feed.key}: {error}"))
-        self._miss(feed, events, read)
+        self._miss(feed, events, values, read)
         if read:
             hi, mid, lo = np.array(parts, np.int64).T
             self._add(feed, events[read], (hi, mid, lo))
@@ -160,14 +178,17 @@ class Gathered:
     def _read_unique(self, feed: Feed, events: Ints, values: list[Any]) -> None:
         digests = list(map(unique_digest, values))
         read = [i for i, digest in enumerate(digests) if digest is not None]
-        self._miss(feed, events, read)
+        self._miss(feed, events, values, read)
         if read:
             self._add(feed, events[read], (np.ones(len(read), np.int64), None, None))
             self._unique[-1] = [digest for digest in digests if digest is not None]
 
-    def _miss(self, feed: Feed, events: Ints, read: list[int]) -> None:
-        if len(read) < len(events):
-            self._unread.append((np.delete(events, read), feed.meter))
+    def _miss(self, feed: Feed, events: Ints, values: list[Any], read: list[int]) -> None:
+        if len(read) == len(events):
+            return
+        missed = np.delete(np.arange(len(events)), read)
+        reasons = [reason_of(feed.kind, values[i]) for i in missed.tolist()]
+        self._unread.append((events[missed], feed.meter, np.array(reasons, np.int64)))
 
     def _add(self, feed: Feed, events: Ints, quantity: tuple[Ints, Ints | None, Ints | None]) -> None:
         self._event.append(events)
@@ -194,13 +215,14 @@ class Gathered:
             digests[1::2],
         )
 
-    def unread(self) -> tuple[Ints, Ints]:
-        """Events and meters of what was no number."""
+    def unread(self) -> Unread:
+        """Return what meters found and could not read."""
         if not self._unread:
-            return _NONE, _NONE
-        events, meters = zip(*self._unread, strict=True)
+            return NOTHING_UNREAD
+        events, meters, reasons = zip(*self._unread, strict=True)
         sizes = list(map(len, events))
-        return np.concatenate(events), np.repeat(np.array(meters, np.int64), sizes)
+        meter = np.repeat(np.array(meters, np.int64), sizes)
+        return Unread(np.concatenate(events), meter, np.concatenate(reasons))
 
 
 def _whole_column(values: list[int]) -> Ints | None:
@@ -210,6 +232,3 @@ def _whole_column(values: list[int]) -> Ints | None:
     except OverflowError:
         return None
     return column if column.min() >= 0 and column.max() <= QUANTITY_MAX else None
-
-
-_NONE = np.empty(0, np.int64)

@@ -37,8 +37,9 @@ class Total(NamedTuple):
 class Counter(NamedTuple):
     """How many events of a shard ended one way, since the first start. It never falls.
 
-    Names: `events`, `rejects`, `too_late`, `duplicates`, `conflicts`, `accepted`, and per meter
-    `matching:METER`, `counted:METER`, `corrected:METER`, `not_a_number:METER`.
+    Names: `events`, `rejects`, `too_late`, `duplicates`, `conflicts`, `accepted`; of those `metered`, `unmetered` and
+    `unclassified` (by a version that did not tell them apart), `unmetered:REASON`; and per meter `matching:METER`,
+    `counted:METER`, `corrected:METER`, `not_a_number:METER`.
     """
 
     shard: int
@@ -47,11 +48,20 @@ class Counter(NamedTuple):
 
 
 class Alert(msgspec.Struct, frozen=True, kw_only=True):
-    """One change of state of one rule; `id` repeats on replay, so that receivers drop what they have."""
+    """One change of state of one rule; `id` repeats on replay, so that receivers drop what they have.
+
+    Name, id and words of an event are those of `unmetered` alone, whose `level` is the reason.
+    """
 
     id: str
     kind: Literal[
-        "threshold", "cap_reached", "cap_released", "overage_started", "overage_ended", "correction"
+        "threshold",
+        "cap_reached",
+        "cap_released",
+        "overage_started",
+        "overage_ended",
+        "correction",
+        "unmetered",
     ]
     state: Literal["raised", "resolved", "announced"]
     customer: str
@@ -64,6 +74,9 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
     at: int
     limit_version: str
     turn: int
+    event_name: str = ""
+    event_id: str = ""
+    text: str = ""
 
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):

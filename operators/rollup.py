@@ -16,7 +16,7 @@ from operators.billing import INT_MAX, fields_of, instant, sendable
 from operators.catalog import Catalog, Meter
 from operators.periods import period_of
 from operators.quantity import QUANTITY_MAX, SCALE, decimal, scaled
-from operators.readings import Name
+from operators.readings import Name, number_of
 
 SUFFIX = ".rollup"
 # Before the end of a window, so that a time cut to milliseconds stays in it.
@@ -65,6 +65,8 @@ class Readings:
             for feed in known.feeds:
                 passed = feed.passes(columns).tolist() if feed.passes else [True] * len(events)
                 values = columns(feed.key) if feed.kind == "sum" else [1] * len(events)
+                if feed.takes_text:
+                    values = list(map(number_of, values))
                 for (place, _), takes, value in zip(events, passed, values, strict=True):
                     if takes and (quantity := _quantity(value)) is not None:
                         yield place, self._meters[feed.meter].name, quantity

@@ -26,6 +26,7 @@ from operators.roster import Edges, Roster
 from operators.streams import Streams
 from operators.table import Table
 from operators.totals import WINDOW_NAMES, Totals, taken
+from operators.unmetered_rows import UnmeteredRows, unmetered_alert
 from operators.watch import Watch
 from operators.windows import (
     ADD,
@@ -112,6 +113,7 @@ class Shard:
         self.watch = Watch(self.roster, self.periods)
         self.adjusted: dict[int, Adjusted] = {}
         self.counts: dict[str, int] = {}
+        self.unmetered = UnmeteredRows()
         self.marks: dict[int, NDArray[np.bool_]] = {}
         self.latest = 0
         self.saved = snapshot.Saved()
@@ -245,6 +247,7 @@ class Shard:
         place = np.full(len(chunk), -1, np.int64)
         place[accepted] = np.arange(len(accepted))
         alerts = self._meter(chunk, place, customer, at, edges, late)
+        alerts += self._miss(chunk, place, edges)
         settled = Settled(chunk.digest_lo[accepted], chunk.digest_hi[accepted])
         return Outcome(alerts, dead, self._accepted(chunk, accepted, late) if self._forward else [], settled)
 
@@ -326,6 +329,7 @@ class Shard:
         """Marks every total as changed, for a store that may have lost some."""
         for table in (self.buckets, self.periods):
             table.columns["dirty"][: len(table)] = UNSAVED | UNSENT
+        self.unmetered.resend()
 
     def counters(self) -> list[Counter]:
         """Every counter as it stands."""
@@ -366,13 +370,15 @@ class Shard:
         """Folds the readings of accepted events into their windows. `place` numbers those events, -1 the rest."""
         roster, readings = self.roster, chunk.readings
         number_of = roster.numbers[chunk.catalog]
-        unread = number_of[chunk.unread_meter[place[chunk.unread_event] >= 0]]
+        unread = number_of[chunk.unread.meter[place[chunk.unread.event] >= 0]]
         self._count_by_meter("not_a_number", unread)
         event = place[readings.event]
         kept = np.flatnonzero(event >= 0)
         if not len(kept):
             return []
         event = event[kept]
+        # Readings stand in the order of their events.
+        self._count("metered", 1 + int(np.count_nonzero(np.diff(event))))
         meter = number_of[readings.meter[kept]]
         closed = late[event] == LATE_CLOSED
         self._count_by_meter("matching", meter)
@@ -399,6 +405,28 @@ class Shard:
             self.periods.columns["end"][rows] = edges.period_end[event[first]]
             self.watch.begin(rows, batch.key[first])
         return self.watch.look(batch if his is None else batch._replace(hi=his[PERIOD_WINDOW]), touched)
+
+    def _miss(self, chunk: Chunk, place: Ints, edges: Edges) -> list[Alert]:
+        """Count accepted events that were not metered, wholly or partly. Return an alert for each new cause."""
+        missed = chunk.missed
+        rows = np.flatnonzero(place[missed.event] >= 0)
+        if not len(rows):
+            return []
+        missed = missed._replace(event=missed.event[rows], cause=missed.cause[rows])
+        for cause, times in zip(missed.causes, np.bincount(missed.cause).tolist(), strict=False):
+            if not cause.partly:
+                self._count("unmetered", times)
+                self._count(f"unmetered:{cause.reason}", times)
+        return [
+            unmetered_alert(
+                cause,
+                chunk.names[chunk.customer[first]],
+                int(chunk.at[first]),
+                (int(edges.period[place[first]]), int(edges.period_end[place[first]])),
+                chunk.payload(first),
+            )
+            for cause, first in self.unmetered.take(chunk, missed)
+        ]
 
     def _unique(
         self, batch: Batch, readings: Readings, kept: Ints, starts: tuple[Ints, Ints, Ints]

@@ -17,6 +17,7 @@ from operators.chunk import Ints
 from operators.records import Alert, Window
 from operators.streams import Stream, Streams
 from operators.table import Table
+from operators.unmetered_rows import SavedRow
 from operators.watch import Held
 from operators.windows import UNSAVED, Adjusted
 
@@ -92,6 +93,7 @@ class _State(msgspec.Struct):
     floors: bytes = b""
     partitions: dict[str, Stream] = {}
     stream_clocks: _Rows | None = None
+    unmetered: list[SavedRow] = []
 
 
 _STATE = msgspec.msgpack.Decoder(_State)
@@ -141,6 +143,7 @@ def delta(shard: "Shard") -> list[Frame]:
         floors=roster.floor.values[clocks].tobytes(),
         partitions=shard.streams.known,
         stream_clocks=_stream_clocks(shard.streams, whole),
+        unmetered=shard.unmetered.saved(whole=whole),
     )
     frames.append(Frame("state", msgspec.msgpack.encode(state), whole))
     saved.whole = False
@@ -184,6 +187,7 @@ class State:
                 _take(shard.values[window], values)
             held.update(state.states)
             shard.counts.update(state.counts)
+            shard.unmetered.restore(state.unmetered)
             for hour, marked in state.marks:
                 _mark(shard, hour, _ints(marked))
         saved = shard.saved
@@ -201,6 +205,7 @@ class State:
             saved.ids[hour] = len(shard.memory.table(hour))
         for hour in set(shard.marks) - set(saved.streams):
             del shard.marks[hour]
+        _classify(shard.counts)
         saved.names, saved.keys = len(roster.names), roster.key_customer.size
         saved.values = {name: len(table) for name, table in shard.values.items()}
         now = [roster.rules[number].version for number in roster.key_rules.values.tolist()]
@@ -273,6 +278,12 @@ def _marks(shard: "Shard", whole: bool) -> Iterable[tuple[int, Ints]]:
     if whole:
         return [(hour, np.flatnonzero(marks)) for hour, marks in shard.marks.items()]
     return [(hour, rows) for hour, rows in shard.saved.marks if hour in shard.marks]
+
+
+def _classify(counts: dict[str, int]) -> None:
+    """Count what a version before this one accepted without telling whether it was metered."""
+    if "accepted" in counts and not counts.keys() & {"metered", "unmetered", "unclassified"}:
+        counts["unclassified"] = counts["accepted"]
 
 
 def _mark(shard: "Shard", hour: int, rows: Ints) -> None:

@@ -4,6 +4,7 @@ from datetime import datetime, timedelta
 from functools import lru_cache
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from operators.records import Accepted, Alert, DeadLetter
 
@@ -29,6 +30,9 @@ def encode_alert(alert: Alert) -> bytes:
         instant(alert.at),
         alert.limit_version,
         alert.turn,
+        alert.event_name or UNSET,
+        alert.event_id or UNSET,
+        alert.text or UNSET,
     )
     return _encode(line)
 
@@ -85,6 +89,9 @@ class _AlertLine(msgspec.Struct):
     at: str
     limit_version: str
     turn: int
+    event_name: str | UnsetType
+    event_id: str | UnsetType
+    text: str | UnsetType
 
 
 _encode = msgspec.json.Encoder().encode

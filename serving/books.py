@@ -7,6 +7,8 @@ from operators.records import Counter
 
 ENDS = ("rejects", "too_late", "duplicates", "conflicts", "accepted")
 """How an event may end; each event ends in one of these ways."""
+ACCEPTED = ("metered", "unmetered", "unclassified")
+"""How an accepted event may be counted; the last is by a version that did not tell the other two apart."""
 
 
 def summed(counters: Iterable[Counter]) -> dict[str, int]:
@@ -20,6 +22,13 @@ def summed(counters: Iterable[Counter]) -> dict[str, int]:
 def unbalanced(sums: Mapping[str, int]) -> list[str]:
     """Where the law of conservation does not hold, a line each: `events 10 = 9, the sum of …`. Normally none."""
     found = [] if sums["events"] == sum(map(sums.__getitem__, ENDS)) else [law(sums)]
+    metered, unmetered, old = (sums.get(name, 0) for name in ACCEPTED)
+    # A store that only a version before these counters wrote has none of them.
+    if not sums.keys().isdisjoint(ACCEPTED) and sums["accepted"] != metered + unmetered + old:
+        found.append(
+            f"accepted {sums['accepted']:,} ≠ metered {metered:,} + unmetered {unmetered:,}"
+            + (f" + unclassified {old:,}" if old else "")
+        )
     for name, matching in sums.items():
         kind, _, meter = name.partition(":")
         if kind == "matching":

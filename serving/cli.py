@@ -21,7 +21,7 @@ from connectors.sqlite_keys import KeysError
 from operators.ports import CatalogConflict, IngestError, StoredTotal, StoreError, StoreReader
 from serving import deliveries, outbox
 from serving.books import law, summed, unbalanced
-from serving.commands import ask, catalog, keys, letters, pull, reconcile, serve, store, watch
+from serving.commands import ask, catalog, keys, letters, pull, reconcile, serve, store, unmetered, watch
 from serving.commands.output import AsJson, Failed, console, print_lines, table
 from serving.wording import grouped, instant, moment
 from settings.catalog import CatalogError, load_catalog
@@ -42,6 +42,7 @@ app.add_typer(keys.app, name="keys")
 app.command()(serve.serve)
 app.command()(ask.check)
 app.command()(ask.usage)
+app.command()(unmetered.unmetered)
 app.command()(watch.top)
 app.command()(watch.alerts)
 catalog_app.command()(catalog.apply)
@@ -122,6 +123,10 @@ def counters(as_json: AsJson = False, store: StoreAddress = None) -> None:
         screen = console()
         screen.print(shown)
         screen.print("\n".join(wrong) or f"Every event is accounted for: {law(sums)}.", highlight=False)
+        if unread := sums.get("unmetered"):
+            screen.print(
+                f"No meter read {unread:,} of those accepted: `tidegate unmetered` says why.", highlight=False
+            )
     if wrong:
         raise typer.Exit(1)
 

@@ -1,6 +1,6 @@
 """The demo's screen: what `Usage` knows, as a page of a given width and height. It draws and does nothing else."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
 
 from rich.console import Group, RenderableType
@@ -197,6 +197,9 @@ class Screen:
 
     def _alert_lines(self, most: int) -> Iterator[Text]:
         for alert in list(self._usage.alerts)[-1 : -most - 1 : -1]:
+            if alert["kind"] == "unmetered":
+                yield _unmetered_line(alert)
+                continue
             resolved = alert["state"] == "resolved"
             level = Level.DENIED if alert["kind"] == "cap_reached" else Level.NOTED
             is_plain = resolved or alert["kind"] in ("cap_released", "overage_ended", "correction")
@@ -243,3 +246,14 @@ def _gauge(at: Standing, width: int, percent: bool) -> Text:
 
 def _grid(expand: bool) -> Table:
     return Table.grid(expand=expand)
+
+
+def _unmetered_line(alert: Mapping[str, str]) -> Text:
+    """A line for an event that was accepted and not metered."""
+    return Text.assemble(
+        (f" {alert['at'][11:19]} ", DIM),
+        (f"{alert['customer']} ", "bold"),
+        (f"{alert.get('text', 'has sent an event that is not metered')}", COLOUR[Level.NOTED]),
+        no_wrap=True,
+        overflow="ellipsis",
+    )

@@ -11,7 +11,8 @@ from settings.problems import SettingsError
 from settings.sinks import FilePlace, KafkaSinkAddress
 
 KINDS: Final = (
-    "threshold", "cap_reached", "cap_released", "overage_started", "overage_ended", "correction", "drift"
+    "threshold", "cap_reached", "cap_released", "overage_started", "overage_ended", "correction", "drift",
+    "unmetered",
 )  # fmt: skip
 
 

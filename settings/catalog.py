@@ -8,10 +8,10 @@ from typing import Any, Final, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from operators.catalog import Catalog, Customer, Limit, Meter, Plan, SpendCap
+from operators.catalog import Catalog, Customer, Limit, Meter, OnUnmetered, Plan, SpendCap
 from operators.periods import Billing
 from settings.catalog_fields import CustomerName, Name
-from settings.catalog_meters import MeterEntry
+from settings.catalog_meters import MeterEntry, reads_as_text
 from settings.catalog_plans import CustomerEntry, LimitEntry, PlanEntry, SpendCapEntry
 from settings.problems import MISSING, UNKNOWN, Strict, explain, unknown
 from settings.yaml_nodes import TOP, Fault, Node, Place, read
@@ -96,6 +96,7 @@ class CatalogEntry(Strict):
     default_plan: Name | None = None
     plans: dict[str, Any] = Field(default_factory=dict)
     customers: dict[str, Any] = Field(default_factory=dict)
+    on_unmetered: OnUnmetered = "count"
 
 
 class _Reading:
@@ -110,12 +111,12 @@ class _Reading:
 
     def catalog(self) -> Catalog:
         """What the tree says; to be used only if no fault was found."""
-        self._entry(CatalogEntry, self._root, ())
+        top = self._entry(CatalogEntry, self._root, ())
         meters = tuple(self._read_meters())
         plans = {plan.name: plan for plan in self._read_plans()}
         default_plan = self._read_default_plan()
         customers = {customer.name: customer for customer in self._read_customers(default_plan)}
-        return Catalog(meters, plans, customers, default_plan)
+        return Catalog(meters, plans, customers, default_plan, top.on_unmetered if top else "count")
 
     def check_billing(self, catalog: Catalog) -> None:
         """Refuse two customers that the provider would bill as one: nobody could tell their usage apart there."""
@@ -130,8 +131,9 @@ class _Reading:
                 self._fault(("customers", name, *key), words)
             billed.setdefault(billed_as, name)
 
-    def _read_meters(self) -> Iterator[Meter]:
+    def _read_meters(self) -> list[Meter]:
         lines: dict[str, int] = {}
+        found: list[tuple[Place, Meter]] = []
         for place, node in self._parts("meters"):
             name = node.child("name")
             if name in lines:
@@ -140,7 +142,16 @@ class _Reading:
                 lines[name] = node.mark.line
             entry = self._entry(MeterEntry, node, place)
             if entry is not None:
-                yield entry.meter()
+                found.append((place, entry.meter()))
+        meters = [meter for _, meter in found]
+        for place, meter in found:
+            if other := reads_as_text(meter, meters):
+                self._fault(
+                    (*place, "numbers"),
+                    f"needs to be strict, as the meter {other} reads {meter.key} of {meter.event_name} as it stands, "
+                    "and the billing provider is sent it once",
+                )
+        return meters
 
     def _read_plans(self) -> Iterator[Plan]:
         for place, node in self._parts("plans"):

@@ -1,13 +1,14 @@
 """What may be written under `meters`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import Discriminator, Field, PlainValidator, Tag, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from operators.catalog import Condition, Filter, Kind, Meter, Operator
+from operators.catalog import Condition, Filter, Kind, Meter, Numbers, Operator
+from operators.matching import keys_of
 from settings.catalog_fields import Label, MeterName, Name
 from settings.numbers import read_constant
 from settings.problems import MISSING, Strict
@@ -82,6 +83,7 @@ class MeterEntry(Strict):
     aggregation: AggregationEntry
     filter: FilterEntry | None = None
     unit: Label = ""
+    numbers: Numbers = "strict"
 
     @field_validator("filter")
     @classmethod
@@ -90,7 +92,28 @@ class MeterEntry(Strict):
             raise ValueError(f"needs {FILTER_DEPTH_MAX} levels of filters or less")
         return found
 
+    @field_validator("numbers")
+    @classmethod
+    def _reads_numbers(cls, found: Numbers, info: ValidationInfo) -> Numbers:
+        aggregation = info.data.get("aggregation")
+        if found == "text" and aggregation and aggregation.type in ("count", "unique"):
+            raise ValueError(f"needs sum, max or last, as {aggregation.type} reads no numbers")
+        return found
+
     def meter(self) -> Meter:
         wanted = self.filter.clause() if self.filter else None
         kind, key = self.aggregation.type, self.aggregation.key
-        return Meter(self.name, self.event_name, kind, key, wanted, self.unit)
+        return Meter(self.name, self.event_name, kind, key, wanted, self.unit, self.numbers)
+
+
+def reads_as_text(meter: Meter, meters: Iterable[Meter]) -> str | None:
+    """Return a meter that reads as it stands what `meter` reads as a number though it be text; None without one."""
+    if meter.numbers == "strict":
+        return None
+    for other in meters:
+        if other.event_name == meter.event_name and (
+            (other.key == meter.key and other.numbers == "strict")
+            or (other.filter is not None and meter.key in keys_of(other.filter))
+        ):
+            return other.name
+    return None

@@ -56,6 +56,33 @@ class Told(NamedTuple):
     turn: int
 
 
+class Unread(NamedTuple):
+    """Why events of a name were not read: by any meter, or (`partly`) by one although others read them."""
+
+    name: str
+    reason: str
+    meter: str
+    key: str
+    partly: bool
+
+
+@dataclass
+class Seen:
+    """The accepted events of one cause, of one customer or of all; the sample is the last that arrived."""
+
+    events: int
+    first_at: int
+    last_at: int
+    customer: str
+    id: str
+
+    def take(self, event: "Event") -> None:
+        """Count one more."""
+        self.events += 1
+        self.first_at, self.last_at = min(self.first_at, event.at), max(self.last_at, event.at)
+        self.customer, self.id = event.customer, event.id
+
+
 class Taken(NamedTuple):
     """An accepted event."""
 
@@ -133,7 +160,7 @@ def text_of(value: Fraction) -> str:
 class Event:
     """An event that can be metered, with what each meter that takes it reads (None: nothing).
 
-    `data` is its JSON text, as it stands in the payload.
+    `data` is its JSON text, as it stands in the payload; `unread` says why it was not read, by whom.
     """
 
     customer: str
@@ -144,6 +171,7 @@ class Event:
     data: str
     payload: bytes
     readings: list[tuple[Meter, Json]]
+    unread: list[Unread]
 
 
 def _constant(text: str) -> Json:
@@ -272,6 +300,8 @@ def reading(meter: Meter, data: dict[str, Json]) -> Json:
     if meter.kind == "count":
         return Fraction(1)
     value = data.get(meter.key or "")
+    if meter.numbers == "text" and is_number(value):
+        value = Number(value)
     if meter.kind == "unique" and isinstance(value, Number):
         return value.parts()
     if isinstance(value, Number):
@@ -280,6 +310,41 @@ def reading(meter: Meter, data: dict[str, Json]) -> Json:
             raise Rejected("quantity_out_of_range")
         return value.value()
     return value if meter.kind == "unique" and isinstance(value, str | bool) else None
+
+
+RANKS = ("text_number", "not_a_number", "not_a_value", "key_missing")
+
+
+def is_number(value: Json) -> bool:
+    """Whether it is a text in which a JSON number stands, and nothing else."""
+    return isinstance(value, str) and bool(
+        re.fullmatch(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?", value, re.A)
+    )
+
+
+def why_not(meter: Meter, data: dict[str, Json]) -> str:
+    """Why a meter that takes the event reads nothing of it."""
+    if meter.key not in data:
+        return "key_missing"
+    if meter.kind == "unique":
+        return "not_a_value"
+    value = data[meter.key]
+    return "text_number" if is_number(value) else "not_a_number"
+
+
+def causes(
+    name: str, meters: list[Meter], readings: list[tuple[Meter, Json]], data: dict[str, Json]
+) -> list[Unread]:
+    """Why an event was not read: one cause where no meter read it, else one for each that could not."""
+    could_not = [(why_not(meter, data), meter) for meter, value in readings if value is None]
+    if len(could_not) < len(readings):
+        return [Unread(name, reason, meter.name, meter.key or "", True) for reason, meter in could_not]
+    if could_not:
+        reason, meter = min(could_not, key=lambda each: RANKS.index(each[0]))
+        return [Unread(name, reason, meter.name, meter.key or "", False)]
+    if meters:
+        return [Unread(name, "no_filter_matched", meters[0].name if len(meters) == 1 else "", "", False)]
+    return [Unread(name, "unknown_name", "", "", False)]
 
 
 # Windows
@@ -479,6 +544,9 @@ class Model:
         self.dead: list[tuple[str, bytes]] = []
         self.accepted: list[Taken] = []
         self.counters: Counter[str] = Counter()
+        self.unmetered: dict[tuple[str, Unread], Seen] = {}
+        self.announced: list[tuple[int, Unread, str, int, str]] = []
+        self._home = shard_of
         self._remembered: dict[tuple[str, str, str], dict[int, Event]] = {}
         self._windows: dict[tuple[str, str, str, int], Window] = {}
         self._rules: dict[tuple[str, str, int, str], RuleState] = {}
@@ -566,7 +634,10 @@ class Model:
         taking = [meter for meter in meters if meter.filter is None or passes(meter.filter, data or {})]
         readings = [(meter, reading(meter, data or {})) for meter in taking]
         stands = as_it_stands(own, "data" if cloud else "metadata")
-        return Event(customer, source, id, name, at, stands, own, readings)
+        unread = causes(name, meters, readings, data or {})
+        if self.catalog.on_unmetered == "dead_letter" and any(not cause.partly for cause in unread):
+            raise Rejected("unmetered")
+        return Event(customer, source, id, name, at, stands, own, readings, unread)
 
     def _at(self, value: dict[str, Json], cloud: bool, transport_time: int | None) -> int:
         key = "time" if cloud else "timestamp"
@@ -627,6 +698,7 @@ class Model:
         elif hour[1] <= now:
             late = "late_open"
         self.accepted.append(Taken(event.customer, event.source, event.id, event.at, late, event.payload))
+        self._account(event)
         windows = {"period": period, "day": day_of(zone, event.at), "hour": hour}
         for meter, value in event.readings:
             if value is None:
@@ -638,6 +710,22 @@ class Model:
                 key = event.customer, meter.name, window, start
                 self._windows.setdefault(key, Window(end)).take(meter.kind, value, event.at, late)
             self._tell(event, meter, period[0], late)
+
+    def _account(self, event: Event) -> None:
+        """Count the event as metered or not; announce a cause that is new to the customer's shard."""
+        whole = [cause for cause in event.unread if not cause.partly]
+        assert bool(whole) != any(value is not None for _, value in event.readings)
+        self.counters["unmetered" if whole else "metered"] += 1
+        for cause in whole:
+            self.counters[f"unmetered:{cause.reason}"] += 1
+        for cause in event.unread:
+            shard = self._home(event.customer)
+            optional = cause.partly and cause.reason == "key_missing"
+            if not optional and not any(told[:2] == (shard, cause) for told in self.announced):
+                self.announced.append((shard, cause, event.customer, event.at, event.id))
+            for customer in ("", event.customer):
+                fresh = Seen(0, event.at, event.at, event.customer, event.id)
+                self.unmetered.setdefault((customer, cause), fresh).take(event)
 
     def _tell(self, event: Event, meter: Meter, start: int, late: Late) -> None:
         """The alerts that one reading sets off, in their order."""

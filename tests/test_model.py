@@ -168,7 +168,8 @@ def test_hours_count_from_the_local_day_and_clocks_may_change() -> None:
 )
 def test_a_second_event_ends_one_way(first: bytes, second: bytes, ends: str) -> None:
     assert fed(first, second, catalog=catalog()).counters - fed(first, catalog=catalog()).counters == Counter(
-        {"events": 1, ends: 1} | ({"matching:calls": 1, "counted:calls": 1} if ends == "accepted" else {})
+        {"events": 1, ends: 1}
+        | ({"metered": 1, "matching:calls": 1, "counted:calls": 1} if ends == "accepted" else {})
     )
 
 
@@ -236,6 +237,8 @@ def test_traffic_tries_every_way_to_end(seed: int) -> None:
     count = model.counters
     ways = ("rejects", "too_late", "duplicates", "conflicts", "accepted")
     assert count["events"] == sum(count[way] for way in ways)
+    assert count["accepted"] == count["metered"] + count["unmetered"]
+    assert bool(count["unmetered"]) == (case.catalog.on_unmetered == "count")
     assert all(count[way] for way in ways)
     for meter in case.catalog.meters:
         assert (

@@ -19,6 +19,8 @@ from operators.catalog import (
     Kind,
     Limit,
     Meter,
+    Numbers,
+    OnUnmetered,
     Operator,
     Plan,
     Threshold,
@@ -56,6 +58,7 @@ MOMENTS = (
 )
 LATENESSES = (1, 6, 24, 24, 24 * 7, 24 * 35)
 NAMES = ("call", "token.used", "job", "größe")
+UNKNOWN = ("unmetered", "Call", "call ", "job\u0000", "größe" * 50)
 SOURCES = ("api", "api/eu", "a,b")
 CUSTOMERS = ("acme", "a-b,c", "a", "Zoë", "客户", "x" * 256, "with space", 'quo"te', "back\\slash", "😀")
 
@@ -88,12 +91,15 @@ def random_catalog(rng: random.Random) -> Catalog:
             kind: Kind = rng.choice(("count", "sum", "max", "last", "last", "unique"))
             key = None if kind == "count" else rng.choice(("n", "n", "size", "region", "paid"))
             filter = random_filter(rng, 3) if rng.random() < 0.5 else None
-            meters.append(Meter(f"{name}/{kind}{i}", name, kind, key, filter))
+            reads_numbers = kind in ("sum", "max", "last")
+            numbers: Numbers = "text" if reads_numbers and rng.random() < 0.25 else "strict"
+            meters.append(Meter(f"{name}/{kind}{i}", name, kind, key, filter, numbers=numbers))
     rng.shuffle(meters)
     plans = {name: random_plan(rng, name, meters) for name in ("free", "pro")}
     named = rng.sample(CUSTOMERS, rng.randint(1, len(CUSTOMERS)))
     customers = {name: random_customer(rng, name, meters) for name in named}
-    return Catalog(tuple(meters), plans, customers, rng.choice((None, "free", "pro")))
+    on_unmetered: OnUnmetered = "dead_letter" if rng.random() < 0.2 else "count"
+    return Catalog(tuple(meters), plans, customers, rng.choice((None, "free", "pro")), on_unmetered)
 
 
 def random_filter(rng: random.Random, depth: int) -> Filter:
@@ -291,10 +297,18 @@ def random_number(rng: random.Random) -> str:
             return f"{rng.randint(0, 99)}.{rng.randint(0, 10**9):09}"
 
 
+TEXTS = (
+    '"1"', '"0.1"', '"2.50"', '"1E+1"', '"-1"', '"1e16"', '"1e999999999"', '"\\u0031"', '" 1"', '"+1"', '"01"',
+    '"1."', '"٣"', f'"{"9" * 5000}"',
+)  # fmt: skip
+"""Numbers as texts, and texts that are nearly numbers."""
+
+
 def random_value(rng: random.Random) -> str:
     """Anything that a property may be."""
+    text = rng.choice(TEXTS)
     return rng.choice(
-        (random_number(rng), '"1"', '"0.1"', '"eu"', '""', "true", "false", "null", "[]", "[1,2]", '{"n":1}',
+        (random_number(rng), text, text, '"eu"', '""', "true", "false", "null", "[]", "[1,2]", '{"n":1}',
          '"\\u0000"', '"😀"')
     )  # fmt: skip
 
@@ -369,7 +383,7 @@ class Traffic:
             customer,
             source=rng.choice(SOURCES) if cloud else "",
             id=id,
-            name=rng.choice(NAMES) if rng.random() < 0.97 else "unmetered",
+            name=rng.choice(NAMES) if rng.random() < 0.96 else rng.choice(UNKNOWN),
             at=self._moment(customer),
             properties=random_properties(rng),
         )

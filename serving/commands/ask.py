@@ -15,6 +15,7 @@ from serving.gate import Gate
 from serving.service.shapes import UsageBody, exact
 from serving.service.usage import usage_body
 from serving.service.wording import bodies, decision_body
+from serving.unmetered import read_unmetered
 from serving.wording import grouped, moment
 from settings.catalogs import Catalogs
 from settings.settings import load_settings
@@ -76,6 +77,7 @@ def usage(
             customer,
             reader.read(customer),
             bodies(reader.notes("alert", customer, ALERTS_SHOWN)),
+            read_unmetered(reader, customer, ALERTS_SHOWN),
             now=now,
             at=now,
             hours=hours,
@@ -104,6 +106,9 @@ def _show(body: UsageBody) -> None:
     console().print(f"bill {exact(body.bill)}")
     for alert in body.alerts:
         console().print(alert_line(alert), markup=False)
+    for cause in body.unmetered:
+        how = "partly metered" if cause.partly else "not metered"
+        console().print(f"{cause.events:,} {how}: {cause.text}", markup=False)
 
 
 def alert_line(alert: dict[str, Any]) -> str:

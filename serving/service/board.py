@@ -21,16 +21,18 @@ from serving.service.letters import Letters
 from serving.service.live import Live
 from serving.service.outbox import outbox_of
 from serving.service.processes import Processes
-from serving.service.shapes import OverviewBody, ProcessBody, Standing, exact
+from serving.service.shapes import OverviewBody, ProcessBody, Standing, UnmeteredBody, exact
 from serving.service.usage import LEVELS, period
 from serving.service.wording import bodies, maybe, when
 from serving.standing import Level, bill, worst
+from serving.unmetered import read_unmetered
 from serving.wording import US, instant
 from settings.serving import ServingSettings
 
 CUSTOMERS_MAX: Final = 200_000
 SHOWN: Final = 20
 NOTES_SHOWN: Final = 20
+CAUSES_SHOWN: Final = 20
 EVERY_S: Final = 1.0
 RATE_OVER_US: Final = 10 * US
 
@@ -70,6 +72,7 @@ class Board:
         self._seq, self._number = 0, -1
         self._moments: deque[tuple[int, int]] = deque()
         self._as_of = self._written_at = self._wrote_at = 0
+        self._unmetered: list[UnmeteredBody] = []
 
     def refresh(
         self, reader: StoreReader, number: int, catalog: Catalog, processes: Sequence[ProcessBody] = ()
@@ -79,10 +82,14 @@ class Board:
         changes = reader.changes(self._seq)
         if changes.complete and number == self._number and self._seq:
             for customer in changes.customers:
-                self._take(catalog, customer, reader.read(customer, now), now)
+                if customer:
+                    self._take(catalog, customer, reader.read(customer, now), now)
         else:
             for customer, stored in groupby(reader.totals(), lambda one: one.total.customer):
                 self._take(catalog, customer, stored, now)
+        # Notes that are nobody's announce themselves under the empty name.
+        if not changes.complete or "" in changes.customers or not self._seq:
+            self._unmetered = read_unmetered(reader, None, CAUSES_SHOWN)
         self._seq, self._number = changes.seq, number
         sums = summed(reader.counters())
         rate = self._rate(now, sums["events"])
@@ -96,6 +103,7 @@ class Board:
             rate,
             sums,
             not unbalanced(sums),
+            self._unmetered,
             when(self._as_of or None),
             when(self._wrote_at or None),
             max(self._written_at - self._as_of, 0) / US if self._as_of else None,

@@ -1,13 +1,15 @@
 """Events judged as the flow will judge them: by its own decoder, under the same catalog."""
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from threading import Lock
 from typing import Final, NamedTuple
 
 from operators.catalog import Catalog
-from operators.chunk import Reject
+from operators.chunk import Chunk
 from operators.decode import Decoder
 from operators.ports import Payloads
+from operators.unmetered import Cause
 from settings.serving import ServingSettings
 
 # A decoder remembers each customer that it met; then it begins anew.
@@ -15,13 +17,18 @@ CUSTOMERS_MAX: Final = 100_000
 
 
 class Verdict(NamedTuple):
-    """`reason` and `detail` are empty where the event may pass."""
+    """`reason` and `detail` are empty where the event is accepted.
+
+    Then `metered_by` has the meters that will read it under the catalog, and `causes` why it, or one of its meters,
+    will not be.
+    """
 
     reason: str = ""
     detail: str = ""
+    metered_by: tuple[str, ...] = ()
+    causes: tuple[Cause, ...] = ()
 
 
-PASSES: Final = Verdict()
 OTHERS: Final = tuple(letter.to_bytes() for letter in b'["-0123456789tfn')
 """How JSON begins that is no object."""
 
@@ -44,21 +51,20 @@ class Judge:
         with self._lock:
             decoder = self._decoder_of(number, catalog)
             now = self._clock()
-            if not self._rejects(decoder, b"\n".join(payloads), now) and all(map(_is_object, payloads)):
-                return [PASSES] * len(payloads)
-            return [self._verdict(decoder, payload, now) for payload in payloads]
+            chunks = _decode(decoder, b"\n".join(payloads), now)
+            if all(map(_is_object, payloads)) and not any(chunk.rejects for chunk in chunks):
+                return [verdict for chunk in chunks for verdict in _accepted(chunk, catalog)]
+            return [self._verdict(decoder, payload, now, catalog) for payload in payloads]
 
-    def _verdict(self, decoder: Decoder, payload: bytes, now: int) -> Verdict:
+    def _verdict(self, decoder: Decoder, payload: bytes, now: int, catalog: Catalog) -> Verdict:
         if not _is_object(payload):
             # A list would be events of its own to the flow; here it stands for one.
             detail = f"needs an object, got {payload[:40].decode(errors='replace')!r}"
             return Verdict("not_an_object" if payload.startswith(OTHERS) else "not_json", detail)
-        rejects = self._rejects(decoder, payload, now)
-        return Verdict(rejects[0].reason, rejects[0].detail) if rejects else PASSES
-
-    def _rejects(self, decoder: Decoder, block: bytes, now: int) -> list[Reject]:
-        chunks = decoder.decode(Payloads(block, now, None, "http"))
-        return [reject for _, chunk in chunks for reject in chunk.rejects]
+        (chunk,) = _decode(decoder, payload, now)
+        if chunk.rejects:
+            return Verdict(chunk.rejects[0].reason, chunk.rejects[0].detail)
+        return _accepted(chunk, catalog)[0]
 
     def _decoder_of(self, number: int, catalog: Catalog) -> Decoder:
         decoder = self._decoder
@@ -73,6 +79,26 @@ class Judge:
             )
             self._number = number
         return decoder
+
+
+def _decode(decoder: Decoder, block: bytes, now: int) -> list[Chunk]:
+    """The one chunk of these payloads, or none where there are none."""
+    return [chunk for _, chunk in decoder.decode(Payloads(block, now, None, "http"))]
+
+
+def _accepted(chunk: Chunk, catalog: Catalog) -> list[Verdict]:
+    """A verdict for each event of a chunk, in order of arrival."""
+    read: list[list[int]] = [[] for _ in range(len(chunk))]
+    for event, meter in zip(chunk.readings.event.tolist(), chunk.readings.meter.tolist(), strict=True):
+        read[event].append(meter)
+    causes: dict[int, tuple[Cause, ...]] = {}
+    for event, cause in zip(chunk.missed.event.tolist(), chunk.missed.cause.tolist(), strict=True):
+        causes[event] = (*causes.get(event, ()), chunk.missed.causes[cause])
+    names = cache(lambda places: tuple(catalog.meters[place].name for place in places))
+    return [
+        Verdict(metered_by=names(tuple(places)), causes=causes.get(event, ()))
+        for event, places in enumerate(read)
+    ]
 
 
 def _is_object(payload: bytes) -> bool:

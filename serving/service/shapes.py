@@ -153,21 +153,54 @@ class ForwardQuery(Nothing, frozen=True, forbid_unknown_fields=True):
 # Events.
 
 
+UnmeteredReason = Literal[
+    "text_number", "not_a_number", "not_a_value", "key_missing", "no_filter_matched", "unknown_name"
+]
+
+
 class EventResult(msgspec.Struct, frozen=True, omit_defaults=True):
     """What became of one event; `reason` is one of docs/semantics.md."""
 
     id: str
-    status: Literal["accepted", "rejected"]
+    status: Annotated[
+        Literal["accepted", "unmetered", "rejected"],
+        Meta(description="`unmetered` is accepted too, and no meter of the present catalog reads it."),
+    ]
     reason: str = ""
     detail: str = ""
+    metered_by: Annotated[
+        tuple[str, ...],
+        Meta(description="The meters that read it under the present catalog; absent where none does."),
+    ] = ()
+    unmetered: Annotated[
+        str, Meta(description="Why no meter reads it, where it is accepted all the same.")
+    ] = ""
 
 
-class EventsBody(msgspec.Struct, frozen=True):
-    """`accepted` events are durable. One that was sent before is accepted again and counted once."""
+class EventWarning(msgspec.Struct, frozen=True):
+    """Accepted events that are not metered, for one cause. `partly`: other meters read them, this one does not."""
+
+    reason: UnmeteredReason
+    detail: str
+    event_name: str
+    meter: str
+    key: str
+    partly: bool
+    events: int
+    id: Annotated[str, Meta(description="The first of them.")]
+
+
+class EventsBody(msgspec.Struct, frozen=True, omit_defaults=True):
+    """`accepted` events, of which `unmetered` ones are a part, are durable.
+
+    One that was sent before is accepted again and counted once.
+    """
 
     accepted: int
     rejected: int
     results: list[EventResult]
+    unmetered: Annotated[int, Meta(description="Of those accepted, how many no meter reads.")] = 0
+    warnings: Annotated[list[EventWarning], Meta(description="Why, the first 20 causes.")] = []
 
 
 # Customers.
@@ -259,6 +292,43 @@ class SpendBody(msgspec.Struct, frozen=True):
     remaining: Number
 
 
+class UnmeteredBody(msgspec.Struct, frozen=True):
+    """Accepted events that were not metered, for one cause, since the first start.
+
+    `partly`: other meters read them, this one does not. Times are the events' own; customer and event are those of
+    the last one that arrived. An empty name stands for those past the bounds on names.
+    """
+
+    event_name: str
+    reason: UnmeteredReason
+    text: Annotated[str, Meta(description="The cause in a sentence.")]
+    meter: str
+    key: str
+    partly: bool
+    events: int
+    first_at: Instant
+    last_at: Instant
+    customer: str
+    event_id: str
+
+
+class UnmeteredQuery(Nothing, frozen=True, forbid_unknown_fields=True):
+    customer: CustomerName | UnsetType = UNSET
+    limit: Annotated[int, Meta(ge=1, le=500)] = 100
+
+
+class UnmeteredListBody(msgspec.Struct, frozen=True):
+    """What was accepted and not metered.
+
+    `events` counts accepted events that no meter read, of all customers, and `reasons` tells them by reason; both are
+    absent where one customer's are asked for, of whom not all causes are kept.
+    """
+
+    causes: Annotated[list[UnmeteredBody], Meta(description="By cause, the most events first.")]
+    events: int | UnsetType = UNSET
+    reasons: dict[str, int] | UnsetType = UNSET
+
+
 class UsageBody(msgspec.Struct, frozen=True):
     """A customer's usage, bill and limits of one period, and buckets for charts, in the customer's zone."""
 
@@ -274,6 +344,9 @@ class UsageBody(msgspec.Struct, frozen=True):
     hours: list[Bucket]
     days: list[Bucket]
     alerts: Annotated[list[dict[str, Any]], Meta(description="The newest alerts, the newest first.")]
+    unmetered: Annotated[
+        list[UnmeteredBody], Meta(description="Events that were accepted and not metered, by cause.")
+    ]
 
 
 class LimitEntryBody(Nothing, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -434,6 +507,9 @@ class OverviewBody(msgspec.Struct, frozen=True):
     events_per_second: float
     counters: dict[str, int]
     balanced: bool
+    unmetered: Annotated[
+        list[UnmeteredBody], Meta(description="Accepted and not metered, by cause, the most events first.")
+    ]
     as_of: Instant | None
     written_at: Annotated[Instant | None, Meta(description="When the flow last wrote a total.")]
     lag: Seconds | None
@@ -481,6 +557,10 @@ class ExplainBody(msgspec.Struct, frozen=True):
     balanced: bool
     last_events: Annotated[
         list[dict[str, Any]], Meta(description="The newest ones in the billing folder, if it has them.")
+    ]
+    unmetered: Annotated[
+        list[UnmeteredBody],
+        Meta(description="The customer's events that this meter did not read, or none did."),
     ]
 
 

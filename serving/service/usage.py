@@ -15,6 +15,7 @@ from serving.service.shapes import (
     PeriodBody,
     SpendBody,
     ThresholdBody,
+    UnmeteredBody,
     UsageBody,
     exact,
 )
@@ -37,6 +38,7 @@ def usage_body(
     customer: str,
     stored: Sequence[StoredTotal],
     alerts: list[dict[str, Any]],
+    unmetered: list[UnmeteredBody],
     *,
     now: int,
     at: int,
@@ -66,6 +68,7 @@ def usage_body(
         _buckets(stored, "hour", now - hours * HOUR, now),
         _buckets(stored, "day", now - days * DAY, now),
         alerts,
+        unmetered,
     )
 
 

@@ -26,7 +26,7 @@ def test_a_flow_sends_what_crosses_and_once_although_it_is_killed(place: Place) 
         settings = FOLLOWED | {"ALERTS": alerts, "WEBHOOK_SECRETS": OLD}
         with place.running(**settings):
             eventually(lambda: server.got)
-            eventually(lambda: len(place.alerts()) == 2)
+            eventually(lambda: len(place.alerts()) == 3)
         with place.running(**settings):
             eventually(lambda: len(server.got) == 2)
             assert server.got[0][0]["webhook-id"] == server.got[1][0]["webhook-id"]

@@ -24,6 +24,10 @@ METERS = (
 )
 
 
+LATER = Meter("later", "unmetered", "sum", "n", numbers="text")
+"""A meter of a name that no other takes: catalogs have it or not."""
+
+
 def quantities() -> SearchStrategy[str]:
     """JSON numbers that a meter may read, in several spellings."""
     return st.one_of(
@@ -94,12 +98,19 @@ def _limit(included: Decimal | None, cap: Decimal | None, levels: set[int], hyst
 
 
 def catalogs() -> SearchStrategy[Catalog]:
-    """The same meters and short periods under any limits."""
+    """The same meters, mostly without LATER, and short periods under any limits."""
     chosen = st.dictionaries(st.sampled_from([meter.name for meter in METERS]), limits())
-    return chosen.map(
-        lambda limits: Catalog(
-            METERS, {"free": Plan("free", Calendar("hour"), "Asia/Kathmandu", limits)}, default_plan="free"
-        )
+    meters = st.sampled_from((METERS, METERS, (*METERS, LATER)))
+    return st.builds(
+        lambda meters, limits, on_unmetered: Catalog(
+            meters,
+            {"free": Plan("free", Calendar("hour"), "Asia/Kathmandu", limits)},
+            default_plan="free",
+            on_unmetered=on_unmetered,
+        ),
+        meters,
+        chosen,
+        st.sampled_from(("count", "count", "count", "dead_letter")),
     )
 
 
@@ -119,7 +130,7 @@ def events() -> SearchStrategy[Sent]:
         customer=st.sampled_from(("acme", "a-b,c", "Zoë")),
         source=st.just("api"),
         id=st.integers(1, 12).map(str),
-        name=st.sampled_from(("call", "call", "call", "unmetered")),
+        name=st.sampled_from(("call", "call", "call", "unmetered", "calls")),
         at=instants(),
         properties=st.one_of(properties(), st.none()),
     )

@@ -32,7 +32,7 @@ from operators.shard import Outcome, Shard
 from operators.snapshot import Frame
 from operators.thresholds import alert_id, limit_version
 from tests.malformed import MALFORMED, Malformed, plain_event
-from tests.model import Clock, Model, Told
+from tests.model import Clock, Model, Seen, Told, Unread
 from tests.operators.strategies import METERS, NOON, catalogs, events
 from tests.traffic import DAY, HOUR, LATENESSES, MINUTE, Case, Sent, traffic, written
 
@@ -244,6 +244,38 @@ def by_key(alerts: Sequence[Alert]) -> dict[tuple[str, str], list[Alert]]:
     return found
 
 
+def assert_unmetered(fleet: Fleet, model: Model) -> None:
+    """What was not metered, by cause and by customer, and what was announced of it."""
+    found: dict[tuple[str, Unread], Seen] = {}
+    for shard in fleet.shards:
+        for (customer, cause), row in shard.unmetered.rows.items():
+            key = customer, Unread(*cause)
+            seen = Seen(row.events, row.first_at, row.last_at, row.customer, row.event_id)
+            if key in found:
+                assert not customer, "a customer has one shard"
+                known = found[key]
+                seen.events += known.events
+                seen.first_at, seen.last_at = (
+                    min(seen.first_at, known.first_at),
+                    max(seen.last_at, known.last_at),
+                )
+            found[key] = seen
+    # Several shards have a sample each.
+    for (customer, _), seen in [*found.items(), *model.unmetered.items()]:
+        if not customer:
+            seen.customer = seen.id = ""
+    assert found == model.unmetered
+    told = [alert for alert in fleet.alerts if alert.kind == "unmetered"]
+    assert Counter(
+        (shard_of(each.customer, SHARDS), each.event_name, each.level, each.meter, each.customer, each.at,
+         each.event_id) for each in told
+    ) == Counter(
+        (shard, cause.name, cause.reason, cause.meter, customer, at, id)
+        for shard, cause, customer, at, id in model.announced
+    )  # fmt: skip
+    assert len({each.id for each in told}) == len({cause for _, cause, *_ in model.announced})
+
+
 def assert_agreed(fleet: Fleet) -> None:
     """The fleet's books are the model's, and they add up."""
     model = fleet.model
@@ -261,7 +293,9 @@ def assert_agreed(fleet: Fleet) -> None:
         }
         assert len(pairs) == len({id for id, _ in pairs}) == len({identity for _, identity in pairs})
     assert fleet.totals == model.totals
-    assert by_key(fleet.alerts) == by_key([alert(each) for each in model.alerts])
+    limits = [each for each in fleet.alerts if each.kind != "unmetered"]
+    assert by_key(limits) == by_key([alert(each) for each in model.alerts])
+    assert_unmetered(fleet, model)
     assert +fleet.counters == +model.counters
     assert_conserved(fleet.counters, fleet.catalog)
 
@@ -269,6 +303,7 @@ def assert_agreed(fleet: Fleet) -> None:
 def assert_conserved(counters: Counter[str], catalog: Catalog) -> None:
     ways = ("rejects", "too_late", "duplicates", "conflicts", "accepted")
     assert counters["events"] == sum(counters[way] for way in ways)
+    assert counters["accepted"] == counters["metered"] + counters["unmetered"]
     for meter in catalog.meters:
         both = counters[f"counted:{meter.name}"] + counters[f"corrected:{meter.name}"]
         assert counters[f"matching:{meter.name}"] == both

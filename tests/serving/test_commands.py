@@ -149,3 +149,30 @@ def test_keys_are_made_listed_and_revoked(run: Run) -> None:
     keys = KeyFile("data/keys.db")
     assert keys.find(token, 0) is None
     keys.close()
+
+
+def test_unmetered_names_what_no_meter_read(run: Run) -> None:
+    """Rows of several shards are one; names are shown safely."""
+    assert run("unmetered").out.startswith("Every accepted event was read by all meters of its name.")
+    row = {
+        "event_name": "llm.tokenz\u001b[31m", "reason": "unknown_name", "meter": "", "key": "", "partly": False,
+        "events": 2, "first_at": "2026-11-01T00:00:00Z", "last_at": "2026-11-02T00:00:00Z", "customer": "acme",
+        "event_id": "e1",
+    }  # fmt: skip
+    later = row | {"events": 40, "last_at": "2026-11-03T00:00:00Z", "customer": "small", "event_id": "e2"}
+    writer = SqliteWriter("store.db")
+    notes = [
+        Note("unmetered", str(i), "", i, json.dumps(each).encode()) for i, each in enumerate((row, later))
+    ]
+    notes.append(Note("unmetered_of", "0", "acme", 1, json.dumps(row).encode()))
+    writer.write([], [Counter(0, "unmetered", 42)], notes)
+    writer.close()
+    (found,) = run("unmetered", "--json").lines()
+    assert found == later | {
+        "events": 42,
+        "text": "no meter takes events of the name 'llm.tokenz\\x1b[31m'",
+    }
+    shown = run("unmetered").out
+    assert "42 of 1,049 accepted events were not metered." in shown and "\u001b" not in shown
+    assert [each["events"] for each in run("unmetered", "--customer", "acme", "--json").lines()] == [2]
+    assert "2 not metered: no meter takes events of the name" in run("usage", "acme").out

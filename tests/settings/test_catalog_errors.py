@@ -47,7 +47,36 @@ def customer(text: str, rest: str = "{}") -> str:
     return f"{METERS}plans:\n  pro: {rest}\ncustomers:\n  acme:\n    {text}"
 
 
+TEXT = "{name: a, event_name: e, aggregation: {type: sum, key: n}, numbers: text}"
+TEXTS = f"meters:\n  - {TEXT}\n  - "
+ONCE = "reads n of e as it stands, and the billing provider is sent it once"
+
 BAD: list[tuple[str, int, str]] = [
+    # Texts that are numbers, and what no meter reads.
+    (f"{METERS}on_unmetered: drop", 2, "on_unmetered: needs count or dead_letter, got drop"),
+    (meter("numbers: maybe", "{type: sum, key: n}"), 5, "meters[0].numbers: needs strict or text, got maybe"),
+    (meter("numbers: text"), 5, "meters[0].numbers: needs sum, max or last, as count reads no numbers"),
+    (
+        meter("numbers: text", "{type: unique, key: n}"),
+        5,
+        "meters[0].numbers: needs sum, max or last, as unique reads",
+    ),
+    (
+        f"{TEXTS}{{name: b, event_name: e, aggregation: {{type: max, key: n}}}}",
+        2,
+        f"meters[0].numbers: needs to be strict, as the meter b {ONCE}",
+    ),
+    (
+        f"{TEXTS}{{name: b, event_name: e, aggregation: {{type: unique, key: n}}}}",
+        2,
+        f"meters[0].numbers: needs to be strict, as the meter b {ONCE}",
+    ),
+    (
+        f"{TEXTS}{{name: b, event_name: e, aggregation: {{type: count}}, "
+        "filter: {conjunction: and, clauses: [{key: n, operator: equals, value: x}]}}",
+        2,
+        f"meters[0].numbers: needs to be strict, as the meter b {ONCE}",
+    ),
     # The file.
     ("", 1, "is empty; needs meters, plans and customers"),
     ("\n# nothing\n", 1, "is empty; needs meters, plans and customers"),

@@ -8,8 +8,10 @@ from serving.service.shapes import CustomerPath, UsageBody, UsageQuery
 from serving.service.state import Service
 from serving.service.usage import usage_body
 from serving.service.wording import at_of, bodies, json
+from serving.unmetered import read_unmetered
 
 ALERTS_SHOWN = 20
+CAUSES_SHOWN = 20
 
 
 async def get_usage(service: Service, call: Call[CustomerPath, UsageQuery, None]) -> Answer:
@@ -22,8 +24,12 @@ async def usage_of(service: Service, customer: str, query: UsageQuery) -> UsageB
         raise Problem(503, "unavailable", service.live.problem, headers={"retry-after": "1"})
     now = service.clock()
     at = now if query.at is UNSET else at_of(query.at, "at")
-    stored, notes = await service.reader.ask(
-        lambda reader: (reader.read(customer), reader.notes("alert", customer, ALERTS_SHOWN))
+    stored, notes, unmetered = await service.reader.ask(
+        lambda reader: (
+            reader.read(customer),
+            reader.notes("alert", customer, ALERTS_SHOWN),
+            read_unmetered(reader, customer, CAUSES_SHOWN),
+        )
     )
     return usage_body(
         service.live.catalog,
@@ -31,6 +37,7 @@ async def usage_of(service: Service, customer: str, query: UsageQuery) -> UsageB
         customer,
         stored,
         bodies(notes),
+        unmetered,
         now=now,
         at=at,
         hours=query.hours,

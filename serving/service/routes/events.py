@@ -1,20 +1,24 @@
 """Events taken in: judged as the flow judges them, made durable, then answered for, one by one."""
 
 import asyncio
+from collections.abc import Iterable
+from itertools import islice
 from typing import Any, Final
 
-from operators.envelope import BATCH, EVENT, JSON, LINES, EnvelopeError, named, payloads
+from operators.envelope import BATCH, EVENT, JSON, LINES, EnvelopeError, Named, named, payloads
 from operators.ports import IngestError
-from serving.service.intake import PASSES, Verdict
+from operators.unmetered import Cause
+from serving.service.intake import Verdict
 from serving.service.problems import Fault, Problem, unavailable
 from serving.service.routing import Answer, Call, Nothing, Route, Sent, Success
-from serving.service.shapes import EventResult, EventsBody
+from serving.service.shapes import EventResult, EventsBody, EventWarning
 from serving.service.state import Service
 from serving.service.wording import json
 
 # Below it judging takes less than handing it to a thread and back would delay others.
 INLINE_BYTES: Final = 32 * 1024
 ID_SHOWN: Final = 1024
+WARNINGS_MAX: Final = 20
 
 
 async def post_events(service: Service, call: Call[Nothing, Nothing, bytes]) -> Answer:
@@ -33,7 +37,7 @@ async def post_events(service: Service, call: Call[Nothing, Nothing, bytes]) -> 
         )
     verdicts = await _verdicts(service, events)
     names = [named(event) for event in events]
-    taken = [i for i, verdict in enumerate(verdicts) if verdict is PASSES]
+    taken = [i for i, verdict in enumerate(verdicts) if not verdict.reason]
     if taken:
         try:
             await service.ingest.put([events[i] for i in taken], [names[i].customer for i in taken])
@@ -47,7 +51,9 @@ async def post_events(service: Service, call: Call[Nothing, Nothing, bytes]) -> 
             422, "rejected", f"none of {rejected} events can be metered; `errors` says why", errors=faults
         )
     results = [_result(name.id, verdict) for name, verdict in zip(names, verdicts, strict=True)]
-    return json(207 if rejected else 202, EventsBody(len(taken), rejected, results))
+    warnings = _warnings(zip(names, verdicts, strict=True))
+    unmetered = sum(1 for verdict in verdicts if not verdict.reason and not verdict.metered_by)
+    return json(207 if rejected else 202, EventsBody(len(taken), rejected, results, unmetered, warnings))
 
 
 async def _verdicts(service: Service, events: list[bytes]) -> list[Verdict]:
@@ -58,9 +64,24 @@ async def _verdicts(service: Service, events: list[bytes]) -> list[Verdict]:
 
 
 def _result(id: str, verdict: Verdict) -> EventResult:
-    if verdict is PASSES:
-        return EventResult(id[:ID_SHOWN], "accepted")
+    if not verdict.reason:
+        if not verdict.metered_by:
+            return EventResult(id[:ID_SHOWN], "unmetered", unmetered=verdict.causes[0].reason)
+        return EventResult(id[:ID_SHOWN], "accepted", metered_by=verdict.metered_by)
     return EventResult(id[:ID_SHOWN], "rejected", verdict.reason, verdict.detail)
+
+
+def _warnings(results: Iterable[tuple[Named, Verdict]]) -> list[EventWarning]:
+    """What will not be metered, cause by cause, the first WARNINGS_MAX of them."""
+    found: dict[Cause, tuple[str, int]] = {}
+    for name, verdict in results:
+        for cause in verdict.causes:
+            first, count = found.get(cause, (name.id[:ID_SHOWN], 0))
+            found[cause] = first, count + 1
+    return [
+        EventWarning(cause.reason, str(cause), cause.name, cause.meter, cause.key, cause.partly, count, first)
+        for cause, (first, count) in islice(found.items(), WARNINGS_MAX)
+    ]
 
 
 _TEXT: Final[dict[str, Any]] = {"type": "string", "minLength": 1, "maxLength": 1024}
@@ -130,6 +151,7 @@ ROUTES = (
         ],
         about="Safe to send again: an event's own identity (customer, source, id), with the same time, makes a repeat "
         "harmless, so no Idempotency-Key is needed. CloudEvents in binary mode have their attributes in ce- headers "
-        "and their data as application/json.",
+        "and their data as application/json. An event that is taken although no meter of the present catalog "
+        "reads it has the status `unmetered` with a reason, which `warnings` explains.",
     ),
 )

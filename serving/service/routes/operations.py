@@ -21,11 +21,15 @@ from serving.service.shapes import (
     ExplainQuery,
     MeterPath,
     OverviewBody,
+    UnmeteredBody,
+    UnmeteredListBody,
+    UnmeteredQuery,
     exact,
 )
 from serving.service.state import Service
 from serving.service.usage import period, period_body
 from serving.service.wording import at_of, bodies, json, when
+from serving.unmetered import read_unmetered, reasons_of
 
 NOTES_MAX: Final = 1000
 ADDED_UP: Final = ("count", "sum", "unique")
@@ -43,6 +47,19 @@ async def get_drift(service: Service, call: Call[Nothing, AlertsQuery, None]) ->
     return json(200, DriftBody(await _notes(service, "drift", call.query)))
 
 
+async def get_unmetered(service: Service, call: Call[Nothing, UnmeteredQuery, None]) -> Answer:
+    customer, limit = call.query.customer or None, call.query.limit
+
+    def read(reader: Any) -> UnmeteredListBody:
+        causes = read_unmetered(reader, customer, limit)
+        if customer is not None:
+            return UnmeteredListBody(causes)
+        sums = summed(reader.counters())
+        return UnmeteredListBody(causes, sums.get("unmetered", 0), reasons_of(sums))
+
+    return json(200, await service.reader.ask(read))
+
+
 async def explain(service: Service, call: Call[MeterPath, ExplainQuery, None]) -> Answer:
     customer, meter, query = call.path.customer, call.path.meter, call.query
     catalog = service.live.catalog
@@ -54,14 +71,15 @@ async def explain(service: Service, call: Call[MeterPath, ExplainQuery, None]) -
     now = service.clock()
     start, end = period(catalog, customer, now if query.at is UNSET else at_of(query.at, "at"))
 
-    def read(reader: Any) -> tuple[list[StoredTotal], list[Note], list[Counter]]:
+    def read(reader: Any) -> tuple[list[StoredTotal], list[Note], list[Counter], list[UnmeteredBody]]:
         return (
             reader.read(customer, start),
             reader.notes("adjustment", customer, NOTES_MAX),
             list(reader.counters()),
+            read_unmetered(reader, customer, NOTES_MAX),
         )
 
-    stored, notes, counters = await service.reader.ask(read)
+    stored, notes, counters, unmetered = await service.reader.ask(read)
     found = next(
         (
             one
@@ -100,6 +118,7 @@ async def explain(service: Service, call: Call[MeterPath, ExplainQuery, None]) -
             own,
             not unbalanced(sums),
             [event for event in last if _name_of(event) == known[meter].event_name],
+            [cause for cause in unmetered if cause.meter in (meter, "")],
         ),
     )
 
@@ -155,6 +174,16 @@ ROUTES = (
         [Success(200, "The newest first.", AlertsBody)],
         customer="query",
         query=AlertsQuery,
+        about="With a customer's key only that customer's.",
+    ),
+    Route(
+        "GET",
+        "/v1/unmetered",
+        get_unmetered,
+        "Accepted events that were not metered",
+        [Success(200, "By cause, the most events first.", UnmeteredListBody)],
+        customer="query",
+        query=UnmeteredQuery,
         about="With a customer's key only that customer's.",
     ),
     Route(

@@ -81,6 +81,13 @@ class Site:
         events = [self._event(at, customer, "api.call", {}) for _ in range(calls)]
         names = {"tokens": "llm.tokens", "seats": "seats.set"}
         events += [self._event(at, customer, names[key], {key: value}) for key, value in properties.items()]
+        self._post(events)
+
+    def send(self, customer: str, name: str, properties: dict[str, Any]) -> None:
+        """Sends one event of any name."""
+        self._post([self._event(time.time_ns(), customer, name, properties)])
+
+    def _post(self, events: list[dict[str, Any]]) -> None:
         headers = {"content-type": "application/cloudevents-batch+json"}
         assert self.api.post("/v1/events", content=json.dumps(events), headers=headers).status_code == 202
 

@@ -212,3 +212,25 @@ def test_names_that_browsers_take_for_steps_in_a_path_are_not_asked_for(
         page.goto(f"/#/customers/{name}")
         expect(page.get_by_role("alert")).to_contain_text("no address on the web", **PATIENCE)
     assert [url for url in asked if "/v1/" in url] == [f"{site.url}/v1/key"]
+
+
+def test_what_is_accepted_and_not_metered_is_shown_with_its_cause(site: Site, reader: Reader) -> None:
+    """To the operator by cause, to the customer what is the customer's own; a hostile name is text."""
+    site.send("sender", "llm.tokens", {"tokens": "900"})
+    site.send("sender", "<img src=x onerror=alert(1)>\u202e", {})
+    site.send("someone else", "llm.tokenz", {"tokens": 1})
+    with reader.page() as page:
+        page.goto("/#/")
+        panel = page.get_by_role("heading", name="Accepted, not metered").locator("../..")
+        expect(panel).to_contain_text("'tokens' is a number written as text", **PATIENCE)
+        expect(panel).to_contain_text("llm.tokenz no meter takes events of this name", **PATIENCE)
+        expect(panel).to_contain_text("\\u202e")
+        expect(panel.locator("img")).to_have_count(0)
+        expect(panel.get_by_role("link", name="someone else")).to_be_visible()
+        assert not is_wider_than_its_window(page)
+        shot(page, "unmetered-overview")
+        page.goto("/#/customers/sender")
+        mine = page.get_by_role("heading", name="Received, not metered").locator("../..")
+        expect(mine).to_contain_text("'tokens' is a number written as text", **PATIENCE)
+        expect(mine).not_to_contain_text("llm.tokenz")
+        shot(page, "unmetered-customer")

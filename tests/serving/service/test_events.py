@@ -24,7 +24,7 @@ JSON = {"content-type": "application/json"}
 
 
 def event(id: str, **changed: Any) -> dict[str, Any]:
-    return plain_event(id, "acme", NOW - 60_000_000) | changed
+    return plain_event(id, "acme", NOW - 60_000_000) | {"type": "api.call"} | changed
 
 
 def payloads(served: Served) -> list[bytes]:
@@ -66,7 +66,8 @@ def test_what_the_sdk_sends_is_taken_whole(api: httpx.Client, served: Served, co
     message = convert(sdk_event(id))
     answer = api.post(URL, headers=message.headers, content=message.body)
     assert answer.status_code == 202, answer.text
-    assert answer.json() == {"accepted": 1, "rejected": 0, "results": [{"id": id, "status": "accepted"}]}
+    result = {"id": id, "status": "accepted", "metered_by": ["calls"]}
+    assert answer.json() == {"accepted": 1, "rejected": 0, "results": [result]}
     found = taken(served, id)
     assert (found["source"], found["subject"], found["region"]) == ("/app/ü", "Müller & Søn %41", "eu")
     assert found["data"] == {"n": 1, "text": "à la\ncarte"}
@@ -222,3 +223,52 @@ def test_sent_again_it_is_taken_again_word_by_word(api: httpx.Client, served: Se
         assert api.post(URL, json=one).status_code == 202
     found = [line for line in lines(served) if line.get("id") == "again"]
     assert found == [one, one]
+
+
+def test_what_is_taken_and_not_metered_is_said_to_the_sender(api: httpx.Client, served: Served) -> None:
+    """Event by event, and cause by cause with a bound; one meter's trouble does not hide what others read."""
+    told = [
+        event("m1"),
+        event("m2", type="llm.tokens", data={"tokens": "900"}),
+        event("m3", type="llm.tokens", data={"Tokens": 900}),
+        event("m4", type="llm.tokens", data={"tokens": "901"}),
+        *(event(f"n{i}", type=f"name {i}") for i in range(30)),
+    ]
+    answer = api.post(URL, json=told)
+    assert answer.status_code == 202, answer.text
+    body = answer.json()
+    assert (body["accepted"], body["unmetered"], body["rejected"]) == (34, 33, 0)
+    assert body["results"][:4] == [
+        {"id": "m1", "status": "accepted", "metered_by": ["calls"]},
+        {"id": "m2", "status": "unmetered", "unmetered": "text_number"},
+        {"id": "m3", "status": "unmetered", "unmetered": "key_missing"},
+        {"id": "m4", "status": "unmetered", "unmetered": "text_number"},
+    ]
+    assert len(body["warnings"]) == 20
+    assert body["warnings"][0] == {
+        "reason": "text_number",
+        "detail": "'tokens' is a number written as text, which the meter 'tokens' does not read",
+        "event_name": "llm.tokens",
+        "meter": "tokens",
+        "key": "tokens",
+        "partly": False,
+        "events": 2,
+        "id": "m2",
+    }
+    assert {taken(served, id)["type"] for id in ("m2", "n29")} == {"llm.tokens", "name 29"}
+
+
+def test_a_rejected_event_leaves_the_answers_of_others_as_they_are(api: httpx.Client) -> None:
+    told = [
+        event("r1", type="odd"),
+        event("r2", time="never"),
+        event("r3", type="seats.set", data={"seats": 1}),
+    ]
+    answer = api.post(URL, json=told)
+    assert answer.status_code == 207
+    assert [(each["status"], each.get("metered_by")) for each in answer.json()["results"]] == [
+        ("unmetered", None),
+        ("rejected", None),
+        ("accepted", ["seats"]),
+    ]
+    assert [warning["event_name"] for warning in answer.json()["warnings"]] == ["odd"]

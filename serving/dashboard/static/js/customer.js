@@ -6,7 +6,7 @@ import "./chart.js";
 import { ago, grouped, span, when, words } from "./format.js";
 import { isUsedUp, Pace, timeToCap } from "./pace.js";
 import { follow } from "./stream.js";
-import { alertList, bar, chip, connection, empty, failed, html, keyed, loading, name, nothing, number, panel, price } from "./view.js";
+import { alertList, bar, chip, connection, empty, failed, html, keyed, loading, name, nothing, number, panel, price, unmeteredList } from "./view.js";
 
 const AGAIN_MS = 2000;
 const SPANS = { hour: { count: 48, title: "Last 48 hours" }, day: { count: 31, title: "Last 31 days" } };
@@ -100,6 +100,7 @@ export class CustomerPage {
       </section>
       ${this.charts(usage)}
       ${panel("history", "Alerts", alertList(usage.alerts, this.now, { zone: usage.zone, withCustomer: false }))}
+      ${usage.unmetered?.length ? panel("unmetered", "Received, not metered", unmeteredList(usage.unmetered, this.now, { zone: usage.zone, withCustomer: false })) : nothing}
     </div>`;
   }
 

@@ -4,7 +4,7 @@ import { ago, grouped, HERE, rate, span, when, words } from "./format.js";
 import "./chart.js";
 import { follow } from "./stream.js";
 import {
-  alertList, alertWords, bar, chip, connection, customerLink, empty, failed, html, keyed, loading, name, nothing, number, panel, price, visible,
+  alertList, alertWords, bar, chip, connection, customerLink, empty, failed, html, keyed, loading, name, nothing, number, panel, price, unmeteredList, visible,
 } from "./view.js";
 
 const KEPT_S = 300;
@@ -110,6 +110,7 @@ export class OverviewPage {
         <div class="side">
           ${panel("alerts", "Alerts", html`<div class="tall" tabindex="0" role="region" aria-labelledby="alerts">${alertList(one.alerts, this.now)}</div>`)}
           ${panel("books", "Books", books(one), one.balanced ? chip("good", "balanced") : chip("denied", "not balanced"))}
+          ${one.unmetered?.length ? panel("unmetered", "Accepted, not metered", html`<div class="tall" tabindex="0" role="region" aria-labelledby="unmetered">${unmeteredList(one.unmetered, this.now)}</div>`) : nothing}
           ${panel("letters", "Dead letters", letters(one))}
           ${panel("billing", "To the biller", outbox(one.outbox))}
           ${panel("drift", "Drift", drift(one.drift, one.reconciliation, this.now))}
@@ -186,6 +187,7 @@ function books(one) {
   return html`<dl class="sums">
     ${row("Events", one.counters.events, "sum")}
     ${ENDS.map((end) => row(words(end), one.counters[end]))}
+    ${one.counters.unmetered ? row("of those not metered", one.counters.unmetered, "noted") : nothing}
   </dl>`;
 }
 

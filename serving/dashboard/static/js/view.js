@@ -91,6 +91,7 @@ const SAYS = {
   "overage_started raised": () => "uses more than is included",
   "overage_ended resolved": () => "is within what is included again",
   "correction announced": () => "was corrected in a closed period",
+  "unmetered announced": (one) => `${one.event_name ? `${one.event_name}: ` : ""}accepted, but not metered (${words(one.level ?? "")})`,
   "drift raised": () => "differs from the biller",
   "drift resolved": () => "agrees with the biller again",
   "stalled raised": (one) => `The flow stands still (process ${one.process ?? "?"})`,
@@ -103,13 +104,14 @@ const levelOf = (one) => (/%$/.test(one.level ?? "") ? one.level : grouped(one.l
 /** An alert in words: `tokens in reached 80%`. */
 export function alertWords(one) {
   const said = SAYS[`${one.kind} ${one.state}`]?.(one) ?? one.text ?? words(`${one.kind ?? "alert"} ${one.state ?? ""}`);
-  return one.meter ? `${words(one.meter)} ${said}` : said;
+  // What was not metered is of an event's name first, which it says itself.
+  return one.meter && one.kind !== "unmetered" ? `${words(one.meter)} ${said}` : said;
 }
 
 export function alertLevel(one) {
   if (one.state === "resolved" || one.kind === "cap_released" || one.kind === "overage_ended") return "good";
   if (GRAVE.has(one.kind)) return "denied";
-  return one.kind === "overage_started" || one.state === "raised" ? "noted" : "free";
+  return one.kind === "overage_started" || one.kind === "unmetered" || one.state === "raised" ? "noted" : "free";
 }
 
 /** A list of alerts, the newest first. */
@@ -123,7 +125,29 @@ function alertItem(one, now, zone, withCustomer) {
   const at = one.at ? Date.parse(one.at) : NaN;
   return html`<li class=${alertLevel(one)}>
     <span class="what">${withCustomer && one.customer ? html`${customerLink(one.customer)} ` : nothing}${visible(alertWords(one))}</span>
-    <span class="more">${one.total === undefined ? nothing : html`at ${number(one.total)}${one.limit ? html` of ${number(one.limit)}` : nothing}`}</span>
+    <span class="more">${one.total === undefined || one.kind === "unmetered" ? nothing : html`at ${number(one.total)}${one.limit ? html` of ${number(one.limit)}` : nothing}`}</span>
     ${Number.isNaN(at) ? html`<span></span>` : html`<time datetime=${one.at} title=${when(at, zone, "minute")}>${ago((now - at) / 1000)}</time>`}
+  </li>`;
+}
+
+// The event's name stands before it.
+const WHY = {
+  unknown_name: "no meter takes events of this name",
+  no_filter_matched: "no meter’s filter lets it pass",
+};
+
+/** What was accepted and not metered, cause by cause, with the last event of each. */
+export function unmeteredList(causes, now, { zone = HERE, withCustomer = true } = {}) {
+  const key = (one) => JSON.stringify([one.event_name, one.reason, one.meter, one.key, one.partly]);
+  return html`<ol class="causes">${keyed(causes, key, (one) => causeItem(one, now, zone, withCustomer))}</ol>`;
+}
+
+function causeItem(one, now, zone, withCustomer) {
+  const at = Date.parse(one.last_at);
+  const count = `${grouped(one.events)} ${one.events === 1 ? "event" : "events"}${one.partly ? ", read by other meters" : ""}`;
+  return html`<li class=${one.reason === "no_filter_matched" || one.partly ? "free" : "noted"} data-reason=${one.reason}>
+    <span class="what">${one.event_name ? html`<strong>${name(one.event_name)}</strong> ${WHY[one.reason] ?? visible(one.text)}` : visible(one.text)}</span>
+    <span class="more">${count}; the last ${withCustomer && one.customer ? html`from ${customerLink(one.customer)}` : nothing} has the id ${name(one.event_id)}</span>
+    <time datetime=${one.last_at} title=${when(at, zone, "minute")}>${ago((now - at) / 1000)}</time>
   </li>`;
 }

@@ -1,0 +1,219 @@
+"""What a shard accepted and did not meter, by cause, and by customer and cause: counts with a sample, bounded.
+
+Names that no meter takes come from senders, so their number is bounded per shard and per customer, and the rest is
+counted as OTHER. The counters `unmetered` and `unmetered:REASON` count every event, whatever is bounded here.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+import numpy as np
+from xxhash import xxh3_128_hexdigest
+
+from operators.chunk import Chunk, Ints
+from operators.envelope import named
+from operators.ports import Note
+from operators.records import Alert
+from operators.unmetered import Cause, Missed
+from operators.wire import instant
+
+NAMES_MAX = 1_000
+NAMES_OF_ONE = 20
+CUSTOMER_ROWS_MAX = 500
+CUSTOMERS_OF_ONE_CAUSE = 50
+ID_SHOWN = 200
+NOTES_AT_ONCE = 100
+OTHER = ""
+"""Stands for the names past the bounds; no event has an empty name."""
+
+BY_CAUSE, BY_CUSTOMER = "unmetered", "unmetered_of"
+"""Kinds of notes."""
+
+Key = tuple[str, Cause]
+"""A customer, or "" for all of them, and a cause."""
+
+
+class Row(msgspec.Struct, array_like=True):
+    """Events of one cause. Times are the events' own, in µs; the sample is the last that arrived.
+
+    `first_customer` sent the first of them.
+    """
+
+    first_customer: str
+    events: int
+    first_at: int
+    last_at: int
+    customer: str
+    event_id: str
+
+
+class SavedRow(msgspec.Struct, array_like=True):
+    """A row as it stands in a snapshot."""
+
+    customer: str
+    cause: Cause
+    row: Row
+
+
+class UnmeteredRows:
+    """The rows of one shard."""
+
+    def __init__(self) -> None:
+        self.rows: dict[Key, Row] = {}
+        # Dicts for their order: what has waited longest is written first.
+        self._unsent: dict[Key, None] = {}
+        self._unsaved: dict[Key, None] = {}
+        self._names_of: dict[str, int] = {}
+        self._names = 0
+        self._customers: dict[Cause, int] = {}
+        self._customer_rows = 0
+
+    def take(self, chunk: Chunk, missed: Missed) -> list[tuple[Cause, int]]:
+        """Count accepted events that were not metered. Return each new cause to announce, with its first event."""
+        found: list[tuple[Cause, int]] = []
+        event = missed.event
+        customer = chunk.customer[event]
+        pairs = customer * len(missed.causes) + missed.cause
+        _, first, which = np.unique(pairs, return_index=True, return_inverse=True)
+        which = which.reshape(-1)
+        counts = np.bincount(which).tolist()
+        earliest, latest = _extremes(chunk.at[event], which, len(first))
+        last = np.zeros(len(first), np.int64)
+        np.maximum.at(last, which, np.arange(len(event)))
+        # In order of arrival, as which names fit into the bounds depends on it.
+        for pair in np.argsort(first).tolist():
+            name = chunk.names[customer[first[pair]]]
+            cause = missed.causes[missed.cause[first[pair]]]
+            sample = chunk.payload(int(event[last[pair]]))
+            row = Row(name, counts[pair], earliest[pair], latest[pair], name, named(sample).id[:ID_SHOWN])
+            cause = self._bounded(name, cause)
+            if ("", cause) not in self.rows and cause.is_announced:
+                found.append((cause, int(event[first[pair]])))
+            self._add(("", cause), row)
+            if self._has_room(name, cause):
+                self._add((name, cause), row)
+        return found
+
+    def _bounded(self, customer: str, cause: Cause) -> Cause:
+        """Return the cause itself, or the one of OTHER names where it is new and there are too many."""
+        if cause.reason != "unknown_name" or ("", cause) in self.rows:
+            return cause
+        is_full = self._names >= NAMES_MAX or self._names_of.get(customer, 0) >= NAMES_OF_ONE
+        return cause._replace(name=OTHER) if is_full else cause
+
+    def _has_room(self, customer: str, cause: Cause) -> bool:
+        if (customer, cause) in self.rows:
+            return True
+        of_cause = self._customers.get(cause, 0)
+        return of_cause < CUSTOMERS_OF_ONE_CAUSE and self._customer_rows < CUSTOMER_ROWS_MAX
+
+    def _add(self, key: Key, row: Row) -> None:
+        known = self.rows.get(key)
+        if known is None:
+            self._begin(key, msgspec.structs.replace(row))
+        else:
+            known.events += row.events
+            known.first_at = min(known.first_at, row.first_at)
+            known.last_at = max(known.last_at, row.last_at)
+            known.customer, known.event_id = row.customer, row.event_id
+        self._unsent[key] = self._unsaved[key] = None
+
+    def _begin(self, key: Key, row: Row) -> None:
+        self.rows[key] = row
+        customer, cause = key
+        if customer:
+            self._customers[cause] = self._customers.get(cause, 0) + 1
+            self._customer_rows += 1
+        elif cause.reason == "unknown_name" and cause.name != OTHER:
+            self._names += 1
+            self._names_of[row.first_customer] = self._names_of.get(row.first_customer, 0) + 1
+
+    def notes(self, shard: int, *, all: bool = False) -> list[Note]:
+        """Return the rows that changed since this gave them, as notes: NOTES_AT_ONCE of them, or all."""
+        keys = list(self._unsent)[: None if all else NOTES_AT_ONCE]
+        for key in keys:
+            del self._unsent[key]
+        return [_note(shard, *key, self.rows[key]) for key in keys]
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether `notes` has more to give."""
+        return bool(self._unsent)
+
+    def resend(self) -> None:
+        """Mark every row as changed, for a store that may have lost some."""
+        self._unsent = dict.fromkeys(self.rows)
+
+    def saved(self, *, whole: bool) -> list[SavedRow]:
+        """Return the rows that changed since this gave them, or all, for a snapshot."""
+        keys: Iterable[Key] = self.rows if whole else self._unsaved
+        found = [SavedRow(*key, self.rows[key]) for key in keys]
+        self._unsaved = {}
+        return found
+
+    def restore(self, saved: Iterable[SavedRow]) -> None:
+        """Take rows of snapshots, the oldest first. What they changed may not have been written."""
+        for one in saved:
+            key = one.customer, one.cause
+            if key in self.rows:
+                self.rows[key] = one.row
+            else:
+                self._begin(key, one.row)
+        self.resend()
+
+
+def _extremes(at: Ints, which: Ints, groups: int) -> tuple[Sequence[int], Sequence[int]]:
+    """The earliest and the latest time of each group."""
+    earliest, latest = np.full(groups, np.iinfo(np.int64).max), np.zeros(groups, np.int64)
+    np.minimum.at(earliest, which, at)
+    np.maximum.at(latest, which, at)
+    return earliest.tolist(), latest.tolist()
+
+
+def unmetered_alert(cause: Cause, customer: str, at: int, period: tuple[int, int], payload: bytes) -> Alert:
+    """Return the alert of a cause that is new to a shard; all shards give it the same id."""
+    return Alert(
+        id=xxh3_128_hexdigest(msgspec.json.encode(["unmetered", *cause])),
+        kind="unmetered",
+        state="announced",
+        customer=customer,
+        meter=cause.meter,
+        period_start=period[0],
+        period_end=period[1],
+        level=cause.reason,
+        limit=None,
+        total="1",
+        at=at,
+        limit_version="",
+        turn=1,
+        event_name=cause.name,
+        event_id=named(payload).id[:ID_SHOWN],
+        text=f"has sent an event that is {'only partly' if cause.partly else 'not'} metered: {described(cause)}",
+    )
+
+
+def described(cause: Cause) -> str:
+    """Return the cause in a sentence, also that of the names past the bounds."""
+    if cause.reason == "unknown_name" and cause.name == OTHER:
+        return (
+            "no meter takes events of its name; there are so many such names that these are counted together"
+        )
+    return str(cause)
+
+
+def _note(shard: int, customer: str, cause: Cause, row: Row) -> Note:
+    fields = {
+        "event_name": cause.name,
+        "reason": cause.reason,
+        "meter": cause.meter,
+        "key": cause.key,
+        "partly": cause.partly,
+        "events": row.events,
+        "first_at": instant(row.first_at),
+        "last_at": instant(row.last_at),
+        "customer": row.customer,
+        "event_id": row.event_id,
+    }
+    id = msgspec.json.encode([shard, customer, *cause]).decode()
+    kind = BY_CUSTOMER if customer else BY_CAUSE
+    return Note(kind, id, customer, row.last_at, msgspec.json.encode(fields))
