@@ -73,6 +73,15 @@ class Books:
             ways[window.customer].rolling.append((window.meter, window.at, window.quantity))
         return ways
 
+    def held_back(self, customers: Iterable[str]) -> dict[str, Way]:
+        """What is held back of each of these customers, and will not be billed by itself."""
+        ways = {customer: Way([], []) for customer in customers}
+        if self._outbox is not None and ways:
+            for entry in self._outbox.held_back_of(ways):
+                if entry.body is not None:
+                    ways[entry.customer].events.append((entry, *_read(entry.body)))
+        return ways
+
     def events(self, customer: str, meter: Matched, span: Span) -> tuple[list[Own], int]:
         """Our events around this period, each once, and what is being rolled up in it without an event yet."""
         reads = _Reads(meter)

@@ -66,6 +66,11 @@ class DodoReads:
         """All meters that are not archived."""
         return _read(self._all("/meters"), BillerMeter)
 
+    def archived_meters(self) -> list[BillerMeter]:
+        """Return the meters that count no more, marked so."""
+        found = _read(self._all("/meters", {"archived": "true"}), BillerMeter)
+        return [msgspec.structs.replace(meter, archived=True) for meter in found]
+
     def subscriptions(self) -> list[Subscription]:
         """All subscriptions in the list's form, each once, in the order of their ids."""
         found = {one.subscription_id: one for one in _read(self._all("/subscriptions"), Subscription)}
@@ -97,6 +102,13 @@ class DodoReads:
         if answer.kind == "ok" or answer.is_missing:
             return answer.kind == "ok"
         raise DodoError(f"dodo: the event {id} cannot be looked up ({answer}); try again later")
+
+    def has_customer(self, id: str) -> bool:
+        """Return whether the provider has a customer."""
+        answer = self._tried(lambda: self._client.customer(id))
+        if answer.kind == "ok" or answer.is_missing:
+            return answer.kind == "ok"
+        raise DodoError(f"dodo: the customer {id} cannot be looked up ({answer}); try again later")
 
     def credit_places(self, entitlement_id: str) -> int:
         """Return how many decimal places amounts of this entitlement have."""

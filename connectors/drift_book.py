@@ -16,11 +16,13 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from operators.biller import Subscription
+from operators.coverage import BilledCycle
 from operators.drift import Span
 from operators.standings import Standing
 
 SCHEMA = 1
 WAIT_S = 30.0
+_CYCLE = msgspec.json.Decoder(BilledCycle)
 PASSES_KEPT = 100
 
 Outcome = Literal["compared", "unread", "nothing"]
@@ -47,6 +49,14 @@ INSERT INTO meta VALUES ('tidegate_reconciliation', {SCHEMA});
 """
 
 
+# Of this run: what each cycle bills, for the proof at its end.
+_CYCLES = """CREATE TABLE IF NOT EXISTS cycles (
+    pass INTEGER, subscription_id TEXT, start INTEGER, customer TEXT NOT NULL, body BLOB NOT NULL,
+    PRIMARY KEY (pass, subscription_id, start)
+) WITHOUT ROWID"""
+# The proof is a task as a subscription is.
+PROOF = ""
+
 _KEEP = "INSERT OR REPLACE INTO standings VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 
@@ -55,11 +65,18 @@ class BookError(Exception):
 
 
 class Task(NamedTuple):
-    """A subscription to look at, in the first round of a pass or, as something was off, once more in the second."""
+    """A subscription to compare, in the first round of a run or, as something was off, once more in the second.
+
+    Without one it is the proof: what of our totals no subscription bills.
+    """
 
     number: int
     round: int
-    subscription: Subscription
+    subscription: Subscription | None
+
+    @property
+    def id(self) -> str:
+        return PROOF if self.subscription is None else self.subscription.subscription_id
 
 
 class Pass(NamedTuple):
@@ -94,6 +111,8 @@ class Book:
                 for statement in filter(str.strip, _SCHEMA.split(";")):
                     self._db.execute(statement)
         _check(self.path, self._db)
+        with self._transaction():
+            self._db.execute(_CYCLES)
 
     def begin(self, now: int, subscriptions: Sequence[Subscription], meters: bytes) -> int:
         """Begins the next pass over these subscriptions; its number. `meters` is the caller's own."""
@@ -104,7 +123,8 @@ class Book:
             )
             rows = [(number, 1, s.subscription_id, msgspec.json.encode(s), now) for s in subscriptions]
             self._add(rows)
-            self._db.execute("DELETE FROM tasks WHERE pass < ?", (number,))
+            for table in ("tasks", "cycles"):
+                self._db.execute(f"DELETE FROM {table} WHERE pass < ?", (number,))
             self._db.execute("DELETE FROM passes WHERE number <= ?", (number - PASSES_KEPT,))
         return number
 
@@ -120,7 +140,7 @@ class Book:
             ORDER BY round, due_at, subscription_id LIMIT ?"""
         rows = self._db.execute(query, (now, limit)).fetchall()
         return [
-            Task(number, round, msgspec.json.decode(record, type=Subscription))
+            Task(number, round, msgspec.json.decode(record, type=Subscription | None))
             for number, round, record in rows
         ]
 
@@ -130,6 +150,14 @@ class Book:
             "SELECT min(due_at) FROM tasks WHERE outcome IS NULL"
         ).fetchone()[0]
         return found
+
+    def prove(self, number: int, now: int) -> bool:
+        """Add the proof to a run whose subscriptions are all compared; return whether it was not there yet."""
+        row = number, 1, PROOF, msgspec.json.encode(None), now
+        with self._transaction():
+            query = """INSERT OR IGNORE INTO tasks (pass, round, subscription_id, record, due_at)
+                VALUES (?, ?, ?, ?, ?)"""
+            return self._db.execute(query, row).rowcount > 0
 
     def look_again(self, number: int, due_at: int) -> int:
         """Makes a second round of what was found off in the first, if there is none yet; how many they are."""
@@ -145,14 +173,22 @@ class Book:
         standings: Sequence[Standing],
         figures: Mapping[str, int],
         detail: str = "",
+        cycles: Sequence[BilledCycle] = (),
     ) -> None:
-        """A task is done: its standings are kept, its figures added to those of the pass."""
+        """A task is done: its standings and cycles are kept, its figures added to those of the run."""
         suspects = sum(one.status == "suspect" for one in standings)
         with self._transaction():
             self._db.execute(
                 """UPDATE tasks SET outcome = ?, suspects = ?, detail = ?
                 WHERE pass = ? AND round = ? AND subscription_id = ?""",
-                (outcome, suspects, detail, task.number, task.round, task.subscription.subscription_id),
+                (outcome, suspects, detail, task.number, task.round, task.id),
+            )
+            self._db.executemany(
+                "INSERT OR REPLACE INTO cycles VALUES (?, ?, ?, ?, ?)",
+                [
+                    (task.number, c.subscription_id, c.span.start, c.customer, msgspec.json.encode(c))
+                    for c in cycles
+                ],
             )
             self._db.executemany(_KEEP, map(_row, standings))
             self._count(task.number, figures)
@@ -167,6 +203,25 @@ class Book:
         with self._transaction():
             self._db.execute("UPDATE passes SET ended_at = ? WHERE number = ?", (now, number))
             self._db.execute("DELETE FROM standings WHERE end < ?", (until,))
+
+    def cycles(self, number: int) -> dict[str, list[BilledCycle]]:
+        """Return what the cycles of a run bill, by customer."""
+        found: dict[str, list[BilledCycle]] = {}
+        for (body,) in self._db.execute("SELECT body FROM cycles WHERE pass = ?", (number,)):
+            cycle = _CYCLE.decode(body)
+            found.setdefault(cycle.customer, []).append(cycle)
+        return found
+
+    def unread(self, number: int) -> set[str]:
+        """Return the provider's customers of whom a subscription could not be read in a run."""
+        query = "SELECT record FROM tasks WHERE pass = ? AND outcome = 'unread' AND subscription_id != ?"
+        rows = self._db.execute(query, (number, PROOF))
+        return {msgspec.json.decode(record, type=Subscription).customer.customer_id for (record,) in rows}
+
+    def open(self) -> list[Standing]:
+        """Return all that is suspect or drift."""
+        query = "SELECT * FROM standings WHERE status IN ('suspect', 'drift')"
+        return list(map(_standing, self._db.execute(query)))
 
     def standing(self, customer: str, meter: str, start: int) -> Standing | None:
         """What is known of this total."""

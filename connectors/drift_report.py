@@ -18,6 +18,9 @@ from rich.table import Table
 from rich.text import Text
 
 from connectors.drift_book import Pass
+from operators.billing import instant
+from operators.coverage import Line, Sum, money
+from operators.quantity import text
 from operators.standings import Standing
 
 PIPE_COLUMNS = 400
@@ -65,6 +68,49 @@ def table(standings: Sequence[Standing]) -> Table:
     return made
 
 
+def proof_table(sums: Sequence[Sum]) -> Table:
+    """The proof added up by meter: what was used, and what became of it."""
+    made = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold", title="coverage", title_justify="left")
+    names = ("meter", "totals", "ours", "billed", "in flight", "held back", "unbilled", "worth")
+    for name in names:
+        made.add_column(name, justify="left" if name == "meter" else "right", no_wrap=True)
+    for one in sums:
+        worth = money(one.worth, one.currency) if one.currency else "no price known"
+        units = map(text, (one.ours, one.billed, one.in_flight, one.held_back, one.unbilled))
+        made.add_row(*map(Text, (one.meter, f"{one.totals:,}", *units, worth if one.unbilled else "")))
+    return made
+
+
+def proof_line(number: int, line: Line) -> bytes:
+    """A line of the proof as JSON; units as decimal text, `worth` in the currency's smallest unit."""
+    fields = {
+        "pass": number,
+        "status": "coverage",
+        "customer": line.customer,
+        "meter": line.meter,
+        "period_start": instant(line.span.start),
+        "period_end": instant(line.span.end),
+        "ours": text(line.ours),
+        "billed": text(line.billed),
+        "in_flight": text(line.in_flight),
+        "held_back": text(line.held_back),
+        "unbilled": text(line.unbilled),
+        "cause": line.cause,
+        "currency": line.currency,
+        "worth": None if line.worth is None else f"{line.worth:f}",
+    }
+    return msgspec.json.encode(fields)
+
+
+def sum_fields(one: Sum) -> dict[str, Any]:
+    """A sum of the proof, for JSON."""
+    units = {
+        name: text(getattr(one, name)) for name in ("ours", "billed", "in_flight", "held_back", "unbilled")
+    }
+    worth = {"currency": one.currency, "worth": f"{one.worth:f}", "unpriced": text(one.unpriced)}
+    return {"meter": one.meter, "totals": one.totals, **units, **worth}
+
+
 def summary(last: Pass, standings: Sequence[Standing], unread: int) -> str:
     """One line about a pass, and what is off after it."""
     figures = last.figures
@@ -93,6 +139,8 @@ def _row(one: Standing) -> tuple[Text, ...]:
     if one.status == "suspect":
         why = "to be looked at once more"
     why = why or str(found.get("problem", ""))
+    if "money" in found:
+        why = f"{why}\n{found['money']}"
     numbers = (str(found.get(name, "")) for name in ("ours", "billers", "drift"))
     status = Text(one.status, style=COLOURS.get(one.status, ""))
     return status, *map(Text, (one.customer, one.meter, period, *numbers, why, repairs or "none"))

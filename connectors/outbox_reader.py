@@ -112,6 +112,13 @@ class OutboxReader:
         given = () if reason is None else (reason,)
         return self._entries(f"WHERE {where} ORDER BY seq LIMIT ?", *given, limit)
 
+    def held_back_of(self, customers: Iterable[str]) -> list[Entry]:
+        """What is parked or refused of these customers."""
+        whose = json.dumps(sorted(customers))
+        return self._entries(
+            "WHERE state IN (2, 3) AND customer IN (SELECT value FROM json_each(?)) ORDER BY seq", whose
+        )
+
     def reasons(self) -> dict[tuple[State, str], int]:
         """How many events are kept back for which reason."""
         with explained(self._path, "read"):

@@ -13,10 +13,21 @@ from connectors.books import Books, Way
 from connectors.dodo import DodoError
 from connectors.dodo_reads import DodoReads, Unauthorized
 from connectors.drift_book import Task
-from operators.biller import Cycle, ListedEvent, Matched, Reading, Subscription, exact, micros
+from operators.biller import (
+    Cycle,
+    ListedEvent,
+    Matched,
+    MeterUsage,
+    Reading,
+    Subscription,
+    Unmatched,
+    exact,
+    micros,
+)
 from operators.billing import instant
 from operators.catalog import Catalog
-from operators.drift import Bracket, Finding, Own, Sight, Span, There, bracket, explain
+from operators.coverage import BilledCycle, Charge, Gap, Price
+from operators.drift import KEPT_BACK, Bracket, Finding, Own, Sight, Span, There, bracket, explain
 from operators.keys import shard_of
 from operators.periods import MAX_AT, MIN_AT, period_of
 from operators.ports import StoredTotal, StoreReader
@@ -45,11 +56,19 @@ class Terms(NamedTuple):
         return self.settle // timedelta(microseconds=1)
 
 
+class Uncovered(NamedTuple):
+    """Why nothing there bills a total, in words too; None of a cause where that is over."""
+
+    cause: Gap | None
+    detail: str
+
+
 class Look(NamedTuple):
     """One total, seen from both sides. `off` is how far the platform's lies outside of the bracket, None if undecided.
 
     `customer` is ours, `billed_as` the platform's. `is_listed` says that the total was added up from events, as the
-    usage history has no item for the period.
+    usage history has no item for the period. Where several meters of a product count it, `twice` has them all, and the
+    total is their sum. `uncovered` says why no subscription bills it at all.
     """
 
     subscription_id: str
@@ -64,14 +83,18 @@ class Look(NamedTuple):
     bracket: Bracket | None
     off: int | None
     is_listed: bool
+    price: Price | None = None
+    twice: tuple[str, ...] = ()
+    uncovered: Uncovered | None = None
 
 
 class Seen(NamedTuple):
-    """What came of looking at a subscription: its totals, or why it could not be read."""
+    """What came of looking at a subscription: its totals and cycles, or why it could not be read."""
 
     task: Task
     looks: tuple[Look, ...]
     problem: str = ""
+    cycles: tuple[BilledCycle, ...] = ()
 
 
 class Explained(NamedTuple):
@@ -103,6 +126,22 @@ class _Answered(NamedTuple):
     asked_at: int
     answered_at: int
     is_listed: bool
+    price: Price | None = None
+    twice: tuple[str, ...] = ()
+
+
+class _Answers(NamedTuple):
+    """What the platform said of a subscription: totals that both sides count, and its cycles whole."""
+
+    totals: list[_Answered]
+    cycles: list[BilledCycle]
+
+
+class Theirs(NamedTuple):
+    """The platform's meters, by their ids: which of ours each is, and those that are none."""
+
+    matched: Mapping[str, Matched]
+    others: Mapping[str, Unmatched]
 
 
 class Looker:
@@ -121,24 +160,30 @@ class Looker:
         self.reads, self._store, self._open_books, self._shards = reads, store, open_books, shards
         self._catalog, self._terms, self._clock = catalog, terms, clock
         self._named_in: Catalog | None = None
-        self._customers: dict[str, str] = {}
+        self._customers: dict[str, list[str]] = {}
 
-    def look(self, tasks: Sequence[Task], meters: Mapping[str, Matched]) -> list[Seen]:
+    def look(self, tasks: Sequence[Task], theirs: Theirs) -> list[Seen]:
         """Asks the platform about each, then the books about all that differ."""
-        answers = [self._ask(task, meters) for task in tasks]
+        asked = [
+            (task, task.subscription, self._ask(task.subscription, theirs))
+            for task in tasks
+            if task.subscription is not None
+        ]
+        answers = [(sub, found) for _, sub, found in asked if not isinstance(found, str)]
         off = {
-            self._customer(task.subscription)
-            for task, answered in zip(tasks, answers, strict=True)
-            if not isinstance(answered, str)
-            and any(a.total != a.before or a.total != a.after for a in answered)
+            self.customer_of(subscription)
+            for subscription, found in answers
+            if any(a.total != a.before or a.total != a.after for a in found.totals)
         }
-        first = min((a.asked_at for found in answers if not isinstance(found, str) for a in found), default=0)
+        first = min((a.asked_at for _, found in answers for a in found.totals), default=0)
         with closing(self._open_books()) as books:
             ways = books.on_their_way(off, first - self._terms.settle_us)
-        return [self._seen(task, answered, ways) for task, answered in zip(tasks, answers, strict=True)]
+        return [self._seen(task, subscription, found, ways) for task, subscription, found in asked]
 
     def explain(self, look: Look) -> Explained:
         """Lists both sides' events and says what the drift comes of. DodoError, TooMany where that cannot be read."""
+        if look.uncovered is not None:
+            return self._explain_uncovered(look, look.uncovered)
         if look.ours.start != look.theirs.start:
             words = f"our period begins at {instant(look.ours.start)}, the biller's at {instant(look.theirs.start)}"
             finding = Finding("boundary", look.after - look.total, (), words)
@@ -170,11 +215,13 @@ class Looker:
             lag=self._terms.lag,
             pending=pending,
             met=look.meter.created_at,
+            is_archived=look.meter.is_archived,
         )
         is_calm = before == after and not any(event.came_at > asked_at - self._terms.lag for event in own)
         look = look._replace(total=sight.total, before=sight.before, after=sight.after)
         own_by_id = {event.id: event for event in own}
-        findings = tuple(explain(sight))
+        is_twice = bool(look.twice) and look.total > look.after
+        findings = _billed_twice(look, listed) if is_twice else tuple(explain(sight))
         return Explained(
             look,
             findings,
@@ -186,39 +233,74 @@ class Looker:
             self._rewritten_at(look.customer),
         )
 
-    def _ask(self, task: Task, meters: Mapping[str, Matched]) -> list[_Answered] | str:
+    def _explain_uncovered(self, look: Look, why: Uncovered) -> Explained:
+        """Name our events of a total that nothing there bills; what is held back is named as such."""
+        assert why.cause is not None
+        words = why.detail
+        if why.cause == "no_subscription" and look.billed_as and not self.reads.has_customer(look.billed_as):
+            words = f"{words}, and the provider has no such customer"
+        with closing(self._open_books()) as books:
+            own, _ = books.events(look.customer, look.meter, look.ours)
+        inside = [event for event in own if event.at in look.ours and event.quantity is not None]
+        held = [event for event in inside if event.fate in ("parked", "refused", "dropped")]
+        findings = [Finding(why.cause, look.off, tuple(e.id for e in inside if e not in held), words)]
+        for reason in sorted({event.reason for event in held}):
+            some = [event for event in held if event.reason == reason]
+            quantity = sum(event.quantity or 0 for event in some)
+            cause = KEPT_BACK.get(reason, "rejected")
+            findings.append(Finding(cause, quantity, tuple(e.id for e in some), reason))
+        return Explained(look, tuple(findings), {e.id: e for e in own}, {}, False, 0, frozenset(), 0)
+
+    def _ask(self, subscription: Subscription, theirs: Theirs) -> _Answers | str:
         """What the platform says of each meter and period that both sides count; why not, if it cannot be read."""
-        subscription = task.subscription
-        customer = self._customer(subscription)
+        customer = self.customer_of(subscription)
+        if (shared := self._shared(subscription)) is not None:
+            return shared
         before = self._totals(customer)
         asked_at = self._clock()
         try:
             cycles = self.reads.history(subscription.subscription_id)
             answered_at = self._clock()
             after = self._totals(customer)
-            answered = []
+            answered, kept = [], []
             for cycle in cycles:
-                theirs = span_of(cycle)
-                if theirs.end <= asked_at - self._terms.looked_back or not MIN_AT <= theirs.start < MAX_AT:
+                span = span_of(cycle)
+                if span.end <= asked_at - self._terms.looked_back or not MIN_AT <= span.start < MAX_AT:
                     continue
-                for usage in cycle.meters:
-                    if (meter := meters.get(usage.id)) is None:
-                        continue
-                    name, start = meter.ours.name, self._ours(customer, theirs).start
-                    total = quantity_of(usage.consumed_units)
+                start = self._ours(customer, span).start
+                charges = tuple(charge_of(usage, theirs) for usage in cycle.meters)
+                kept.append(self._cycle(subscription, customer, span, start, charges))
+                for name, some in _by_meter(charges).items():
+                    # Where an archived meter and its successor share a cycle, the one that counts is compared.
+                    meter = min((theirs.matched[c.meter_id] for c in some), key=lambda one: one.is_archived)
                     ours = before.get((name, start), 0), after.get((name, start), 0)
-                    answered.append(_Answered(meter, theirs, total, *ours, asked_at, answered_at, False))
-            return answered + self._unlisted(task, customer, cycles, meters)
+                    total = sum(c.quantity for c in some)
+                    twice = tuple(c.meter_id for c in some) if len(some) > 1 else ()
+                    price = some[0].price
+                    times = asked_at, answered_at
+                    answered.append(_Answered(meter, span, total, *ours, *times, False, price, twice))
+            listed, open_cycles = self._unlisted(subscription, customer, cycles, theirs)
+            return _Answers(answered + listed, kept + open_cycles)
         except Unauthorized:
             raise
         except DodoError as error:
             return str(error)
 
+    def _cycle(
+        self,
+        subscription: Subscription,
+        customer: str,
+        span: Span,
+        start: int,
+        charges: tuple[Charge, ...],
+    ) -> BilledCycle:
+        id, status, product = subscription.subscription_id, subscription.status, subscription.product_id
+        return BilledCycle(id, customer, status, product, span, start, charges)
+
     def _unlisted(
-        self, task: Task, customer: str, cycles: Sequence[Cycle], meters: Mapping[str, Matched]
-    ) -> list[_Answered]:
+        self, subscription: Subscription, customer: str, cycles: Sequence[Cycle], theirs: Theirs
+    ) -> tuple[list[_Answered], list[BilledCycle]]:
         """The open period, added up from events, where the history has no item for now."""
-        subscription = task.subscription
         current = Span(
             _whole(micros(subscription.previous_billing_date)), _whole(micros(subscription.next_billing_date))
         )
@@ -228,38 +310,45 @@ class Looker:
             or now not in current
             or any(now in span_of(cycle) for cycle in cycles)
         ):
-            return []
-        answered = []
+            return [], []
+        answered, charges = [], []
         whole = self.reads.subscription(subscription.subscription_id)
+        start = self._ours(customer, current).start
         for priced in whole.meters:
-            meter = meters.get(priced.meter_id)
+            usage = MeterUsage(id=priced.meter_id, consumed_units="0", name=priced.name)
+            charges.append(charge_of(usage, theirs))
+            meter = theirs.matched.get(priced.meter_id)
             if meter is None:
                 continue
-            start = self._ours(customer, current).start
             before = self._total(customer, meter.ours.name, start)[0]
             asked_at = self._clock()
             total = _folded(meter, current, self._listed(subscription.customer.customer_id, meter, current))
             answered_at = self._clock()
             after = self._total(customer, meter.ours.name, start)[0]
+            charges[-1] = charges[-1]._replace(quantity=total)
             answered.append(_Answered(meter, current, total, before, after, asked_at, answered_at, True))
-        return answered
+        return answered, [self._cycle(subscription, customer, current, start, tuple(charges))]
 
-    def _seen(self, task: Task, answered: list[_Answered] | str, ways: Mapping[str, Way]) -> Seen:
-        if isinstance(answered, str):
-            return Seen(task, (), answered)
-        customer = self._customer(task.subscription)
-        return Seen(task, tuple(self._compared(customer, task, one, ways.get(customer)) for one in answered))
+    def _seen(
+        self, task: Task, subscription: Subscription, found: _Answers | str, ways: Mapping[str, Way]
+    ) -> Seen:
+        if isinstance(found, str):
+            return Seen(task, (), found)
+        customer = self.customer_of(subscription)
+        way = ways.get(customer)
+        looks = tuple(self._compared(customer, subscription, one, way) for one in found.totals)
+        return Seen(task, looks, "", tuple(found.cycles))
 
-    def _compared(self, customer: str, task: Task, one: _Answered, way: Way | None) -> Look:
+    def _compared(self, customer: str, subscription: Subscription, one: _Answered, way: Way | None) -> Look:
         ours = self._ours(customer, one.theirs)
         found: Bracket | None = Bracket(one.total, one.total)
         if one.total != one.before or one.total != one.after:
             flights = way.flights(one.meter, ours) if way else []
             found = bracket(one.meter.kind, one.before, one.after, flights, one.answered_at, self._terms.lag)
         return Look(
-            subscription_id=task.subscription.subscription_id,
+            subscription_id=subscription.subscription_id,
             customer=customer,
-            billed_as=task.subscription.customer.customer_id,
+            billed_as=subscription.customer.customer_id,
             meter=one.meter,
             ours=ours,
             theirs=one.theirs,
@@ -269,16 +358,35 @@ class Looker:
             bracket=found,
             off=None if found is None else found.off(one.total),
             is_listed=one.is_listed,
+            price=one.price,
+            twice=one.twice,
         )
 
-    def _customer(self, subscription: Subscription) -> str:
-        """Whom we know the subscription's customer as."""
+    def customer_of(self, subscription: Subscription) -> str:
+        """Return whom we know the subscription's customer as."""
+        id = subscription.customer.customer_id
+        return self._billed().get(id, [id])[0]
+
+    def _shared(self, subscription: Subscription) -> str | None:
+        """Return why a customer there cannot be compared that is several of ours; an older catalog allowed it."""
+        id = subscription.customer.customer_id
+        names = self._billed().get(id, [id])
+        if id not in names and id in self._catalog().customers:
+            names = [*names, id]
+        if len(names) == 1:
+            return None
+        whose = ", ".join(names)
+        return f"{whose} are all billed as {id}, so nobody can tell their usage apart; give each its own billing_id"
+
+    def _billed(self) -> Mapping[str, list[str]]:
         catalog = self._catalog()
         if catalog is not self._named_in:
-            billed = {c.billing_id: name for name, c in catalog.customers.items() if c.billing_id}
+            billed: dict[str, list[str]] = {}
+            for name, customer in catalog.customers.items():
+                if customer.billing_id:
+                    billed.setdefault(customer.billing_id, []).append(name)
             self._named_in, self._customers = catalog, billed
-        id = subscription.customer.customer_id
-        return self._customers.get(id, id)
+        return self._customers
 
     def _ours(self, customer: str, theirs: Span) -> Span:
         """Our period that holds the start of theirs."""
@@ -300,11 +408,12 @@ class Looker:
     def _told_again(self, look: Look) -> int:
         """The platform's total once more, so that all that is compared is of about one time."""
         cycles = [] if look.is_listed else self.reads.history(look.subscription_id)
+        ids, found = look.twice or (look.meter.id,), []
         for cycle in cycles:
             for usage in cycle.meters:
-                if usage.id == look.meter.id and span_of(cycle).start == look.theirs.start:
-                    return quantity_of(usage.consumed_units)
-        return look.total
+                if usage.id in ids and span_of(cycle).start == look.theirs.start:
+                    found.append(quantity_of(usage.consumed_units))
+        return sum(found) if found else look.total
 
     def _listed(self, billed_as: str, meter: Matched, theirs: Span) -> list[There]:
         now = self._clock()
@@ -337,6 +446,40 @@ class Looker:
         return max((note.at for note in notes if note.id.rpartition("/")[2] == shard), default=0)
 
 
+def charge_of(usage: MeterUsage, theirs: Theirs) -> Charge:
+    """Return a meter's part of a cycle, as ours where it counts the same."""
+    price = None
+    if usage.price_per_unit is not None:
+        free = scaled(usage.free_threshold or 0)
+        price = Price(usage.currency, _decimal(usage.price_per_unit), free)
+    quantity = quantity_of(usage.consumed_units)
+    meter, other = theirs.matched.get(usage.id), theirs.others.get(usage.id)
+    return Charge(
+        usage.id,
+        meter.ours.name if meter else "",
+        usage.name or (other.name if other else ""),
+        quantity,
+        price,
+        other.why if other else "",
+        bool(meter and meter.is_archived),
+    )
+
+
+def _by_meter(charges: Sequence[Charge]) -> dict[str, list[Charge]]:
+    """Return the charges of each meter of ours."""
+    found: dict[str, list[Charge]] = {}
+    for charge in charges:
+        if charge.meter:
+            found.setdefault(charge.meter, []).append(charge)
+    return found
+
+
+def _billed_twice(look: Look, listed: Sequence[There]) -> tuple[Finding, ...]:
+    words = f"{len(look.twice)} meters of the product count it: {', '.join(look.twice)}"
+    ids = tuple(dict.fromkeys(event.id for event in listed if event.quantity is not None))
+    return (Finding("billed_twice", look.after - look.total, ids, words),)
+
+
 def span_of(cycle: Cycle) -> Span:
     """The period of an item of the usage history, in whole seconds, as ours are."""
     return Span(_whole(micros(cycle.start_date)), _whole(micros(cycle.end_date)))
@@ -352,6 +495,13 @@ def quantity_of(text: int | str) -> int:
         return rounded(Decimal(text))
     except (ValueError, ArithmeticError) as error:
         raise DodoError(f"dodo: needs a number of units, got {str(text)[:40]!r} ({error})") from None
+
+
+def _decimal(text: str) -> Decimal:
+    try:
+        return Decimal(text)
+    except ArithmeticError as error:
+        raise DodoError(f"dodo: needs a price, got {text[:40]!r}") from error
 
 
 def _folded(meter: Matched, theirs: Span, listed: Sequence[There]) -> int:

@@ -83,6 +83,8 @@ class _Partition(StatefulSourcePartition[Task, None]):
         due_at = self._book.due_at()
         if due_at is not None:
             self._wait(due_at - now)
+        elif self._book.prove(number, now):
+            pass
         elif not self._book.look_again(number, now + _micros(self._settings.reconcile_settle)):
             self._end(number, now)
         return []
@@ -108,7 +110,8 @@ class _Partition(StatefulSourcePartition[Task, None]):
             return
         try:
             before = self._reads.requests
-            meters, subscriptions = self._reads.meters(), self._reads.subscriptions()
+            meters = [*self._reads.meters(), *self._reads.archived_meters()]
+            subscriptions = self._reads.subscriptions()
         except DodoError as error:
             if once:
                 raise
@@ -142,7 +145,7 @@ def meters_of(book: Book) -> list[BillerMeter]:
 
 
 def _key(task: Task) -> tuple[int, int, str]:
-    return task.number, task.round, task.subscription.subscription_id
+    return task.number, task.round, task.id
 
 
 def _micros(duration: timedelta) -> int:

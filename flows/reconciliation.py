@@ -16,7 +16,7 @@ goes on with the subscriptions that are left.
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -31,18 +31,29 @@ from connectors.clock import wall_clock
 from connectors.dodo import DodoClient, DodoError
 from connectors.dodo_reads import DodoReads, Unauthorized
 from connectors.drift_book import Book, BookError, Task
-from connectors.drift_report import LinesToStdout, console, summary, table
+from connectors.drift_report import (
+    LinesToStdout,
+    console,
+    proof_line,
+    proof_table,
+    sum_fields,
+    summary,
+    table,
+)
 from connectors.ledger import LedgerError
 from connectors.outbox import OutboxError
 from connectors.repair_journal import Journal
 from connectors.repairer import BY, Repairer
-from flows.looks import Looker, Seen, Terms
+from flows.coverage import Prover
+from flows.looks import Looker, Seen, Terms, Theirs
 from flows.passes import AGAIN_AFTER_S, Passes, meters_of
 from flows.verdicts import Explainer, Judge, Judged, Settler
-from operators.biller import Matched, Subscription, matched
+from operators.biller import Subscription, matched
 from operators.billing import instant
 from operators.catalog import Catalog
+from operators.coverage import Line, add_up
 from operators.ports import CatalogConflict, Note, StoreError
+from operators.quantity import scaled
 from settings.alerts import Delivered
 from settings.catalog import CatalogError, load_catalog
 from settings.catalog_pull import apply_periods
@@ -52,6 +63,8 @@ from settings.reconciliation import ReconciliationSettings, load_reconciliation_
 from settings.sinks import Dodo
 
 T = TypeVar("T")
+# Lines of the proof in a report; beyond, those that are billed to the unit are left to the sums.
+PLAIN_LINES_MAX = 10_000
 
 _log = logging.getLogger("tidegate.reconciliation")
 
@@ -114,11 +127,15 @@ class _Works:
         self._open += [reader, self._store, control, alerts, self._book]
         looker = Looker(self.reads, reader, books, self._catalog, terms, self._clock, settings.shards)
         self._looker = looker
+        is_skipping = settings.billing.unmapped == "skip"
+        self._prover = Prover(
+            reader, books, self._catalog, self._book, terms, self._clock, is_skipping=is_skipping
+        )
         repairer = Repairer(
             Journal(folder / "repairs.ndjson"), books, outbox, control, self.reads, self._clock
         )
         self._repairer = repairer
-        self.judge = Judge(self._book, terms.settle_us, self._clock)
+        self.judge = Judge(self._book, terms.settle_us, self._clock, scaled(settings.reconcile_tolerance))
         self._explainer = Explainer(
             looker, self.reads, repairer, self._clock,
             in_credits=settings.reconcile_credits, repair=settings.reconcile_repair,
@@ -128,7 +145,7 @@ class _Works:
             self._book, repairer, self._store, alerts, self._report, self.reads, self._clock,
             repair=settings.reconcile_repair,
         )  # fmt: skip
-        self._meters: tuple[Catalog, int, dict[str, Matched]] | None = None
+        self._meters: tuple[Catalog, int, Theirs] | None = None
         try:
             self._finish()
         except BaseException:
@@ -152,7 +169,10 @@ class _Works:
             one.close()
 
     def look(self, tasks: list[Task]) -> list[Seen]:
-        return self._patiently(lambda: self._looker.look(tasks, self._matched(tasks[0].number)))
+        theirs = self._theirs(tasks[0].number)
+        compared = self._patiently(lambda: self._looker.look(tasks, theirs))
+        proofs = [self._prover.prove(task, theirs) for task in tasks if task.subscription is None]
+        return [*compared, *proofs]
 
     def explain(self, found: Judged) -> Judged:
         return self._patiently(lambda: self._explainer.explain(found))
@@ -168,13 +188,14 @@ class _Works:
                 _log.error("reconciliation waits: %s", error)
                 self._sleep(AGAIN_AFTER_S)
 
-    def _matched(self, number: int) -> dict[str, Matched]:
+    def _theirs(self, number: int) -> Theirs:
         catalog = self._catalog()
         if self._meters is None or self._meters[:2] != (catalog, number):
             found, others = matched(catalog, meters_of(self._book))
             for other in others:
-                _log.warning("meter %s (%s) is not compared: %s", other.id, other.name, other.why)
-            self._meters = catalog, number, found
+                if not other.is_archived:
+                    _log.warning("meter %s (%s) is not compared: %s", other.id, other.name, other.why)
+            self._meters = catalog, number, Theirs(found, {other.id: other for other in others})
         return self._meters[2]
 
     def _began(self, subscriptions: list[Subscription]) -> None:
@@ -201,16 +222,34 @@ class _Works:
             "open_drift": sum(one.status == "drift" for one in found),
             "open_suspect": sum(one.status == "suspect" for one in found),
         }
+        proof = _Proof(number, self._prover.lines(number, self._theirs(number)))
+        figures["coverage"] = [sum_fields(one) for one in proof.sums]
         line = msgspec.json.encode({"status": "ended"} | figures)
         self._store.write([], [], [Note("reconciliation", "last", "", self._clock(), line)])
         if self._report is not None:
-            self._report.write([line])
+            self._report.write([*proof.lines, line])
         if not isinstance(self._report, LinesToStdout):
             screen = console()
             if found:
                 screen.print(table(found))
+            if proof.sums:
+                screen.print(proof_table(proof.sums))
             screen.print(summary(last, found, len(unread)))
         _log.info("%s", summary(last, found, len(unread)))
+
+
+class _Proof:
+    """The proof of a run: its sums, and its lines as JSON; of a great many only those that are not plainly billed."""
+
+    def __init__(self, number: int, lines: Iterable[Line]) -> None:
+        self.lines: list[bytes] = []
+        self.sums = add_up(self._kept(number, lines))
+
+    def _kept(self, number: int, lines: Iterable[Line]) -> Iterator[Line]:
+        for line in lines:
+            if line.ours != line.billed or len(self.lines) < PLAIN_LINES_MAX:
+                self.lines.append(proof_line(number, line))
+            yield line
 
 
 class _Settling(DynamicSink[Judged]):

@@ -15,6 +15,7 @@ from connectors.repairer import Repairer, Subject
 from flows.looks import Explained, Look, Looker, Seen, quantity_of, span_of
 from operators.biller import LedgerEntry
 from operators.billing import instant
+from operators.coverage import BilledCycle, money
 from operators.credit_excess import excess
 from operators.ports import Note, StoreWriter
 from operators.quantity import scaled, text
@@ -49,6 +50,7 @@ class Judged(NamedTuple):
     problem: str
     compared: int
     verdicts: tuple[Verdict, ...]
+    cycles: tuple[BilledCycle, ...] = ()
 
 
 class AlertOut(Protocol):
@@ -62,22 +64,25 @@ class Lines(Protocol):
 
 
 class Judge:
-    """Compares with what was known: off twice in a row is drift."""
+    """Compares with what was known: off twice in a row is drift. Up to `tolerance` (×10²⁴) is not off."""
 
-    def __init__(self, book: Book, apart: int, clock: Callable[[], int]) -> None:
-        self._book, self._apart, self._clock = book, apart, clock
+    def __init__(self, book: Book, apart: int, clock: Callable[[], int], tolerance: int = 0) -> None:
+        self._book, self._apart, self._clock, self._tolerance = book, apart, clock, tolerance
 
     def judge(self, seen: Seen) -> Judged:
         now = self._clock()
         verdicts = []
         for look in seen.looks:
             name = look.meter.ours.name
+            if look.off is not None and abs(look.off) <= self._tolerance:
+                look = look._replace(off=0)
             before = self._book.standing(look.customer, name, look.theirs.start)
             if before is None and look.off == 0:
                 continue
             standing = judged(before, look.customer, name, look.theirs, look.off, now, self._apart)
             verdicts.append(Verdict(look, before, standing))
-        return Judged(seen.task, seen.problem, len(seen.looks), tuple(verdicts))
+        compared = sum(look.uncovered is None for look in seen.looks)
+        return Judged(seen.task, seen.problem, compared, tuple(verdicts), seen.cycles)
 
 
 class Explainer:
@@ -241,7 +246,7 @@ class Settler:
         now = self._clock()
         standings, notes, lines, told = [], [], [], []
         figures = {"unread": int(bool(found.problem))}
-        if found.task.round == 1:
+        if found.task.round == 1 and found.task.subscription is not None:
             figures |= {"subscriptions": 1, "totals": found.compared}
         for verdict in found.verdicts:
             made = self._made(found.task, verdict)
@@ -268,7 +273,8 @@ class Settler:
             self._alert(id, "drift", customer, line)
         asked, self._counted = self._reads.requests - self._counted, self._reads.requests
         outcome: Outcome = "unread" if found.problem else "compared" if found.compared else "nothing"
-        self._book.settle(found.task, outcome, standings, figures | {"requests": asked}, found.problem)
+        figures["requests"] = asked
+        self._book.settle(found.task, outcome, standings, figures, found.problem, found.cycles)
 
     def _made(self, task: Task, verdict: Verdict) -> list[tuple[Repair, str]]:
         """The repairs and what became of each: made, or only named."""
@@ -314,6 +320,8 @@ class Settler:
             "ours": text(look.after),
             "billers": text(look.total),
             "drift": text(look.after - look.total),
+            "uncovered": look.uncovered.cause if look.uncovered else None,
+            **_worth(look),
             "low": None if look.bracket is None else text(look.bracket.low),
             "high": None if look.bracket is None else text(look.bracket.high),
             "misses": standing.misses,
@@ -322,6 +330,18 @@ class Settler:
             "problem": verdict.problem,
         }
         return standing._replace(findings=msgspec.json.encode(fields | kept))
+
+
+def _worth(look: Look) -> dict[str, str]:
+    """Return what the drift is worth, in the currency's smallest unit, where the price is known."""
+    if look.price is None or look.off is None:
+        return {}
+    worth = look.price.worth(look.total, look.off)
+    return {
+        "currency": look.price.currency,
+        "worth": f"{worth:f}",
+        "money": money(worth, look.price.currency),
+    }
 
 
 def is_news(verdict: Verdict) -> bool:
@@ -395,8 +415,8 @@ def _unread(found: Judged, now: int) -> bytes:
     fields = {
         "pass": found.task.number,
         "status": "unread",
-        "subscription": found.task.subscription.subscription_id,
-        "customer": found.task.subscription.customer.customer_id,
+        "subscription": found.task.id,
+        "customer": found.task.subscription.customer.customer_id if found.task.subscription else "",
         "looked_at": instant(now),
         "problem": found.problem,
     }

@@ -37,6 +37,8 @@ class BillerMeter(msgspec.Struct, frozen=True, kw_only=True):
     created_at: datetime
     measurement_unit: str = ""
     filter: dict[str, Any] | None = None
+    # Not the API's own field: only the list that a meter is found in says it.
+    archived: bool = False
 
 
 class SubscribedMeter(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,10 +76,14 @@ class Subscription(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MeterUsage(msgspec.Struct, frozen=True, kw_only=True):
-    """A meter's total in one period. Prices are left out: they round, units do not."""
+    """A meter's total in one period, and its price per unit in the smallest unit. The price there is rounded."""
 
     id: str
     consumed_units: str
+    name: str = ""
+    currency: str = ""
+    price_per_unit: str | None = None
+    free_threshold: int | None = None
 
 
 class Cycle(msgspec.Struct, frozen=True, kw_only=True):
@@ -117,21 +123,30 @@ class ListedEvent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Matched(NamedTuple):
-    """A meter of the biller, `theirs`, and ours that counts the same; `kind` is how its total adds up there."""
+    """A meter of the biller, `theirs`, and ours that counts the same; `kind` is how its total adds up there.
+
+    `is_archived` says that it counts no more.
+    """
 
     id: str
     ours: Meter
     theirs: Meter
     kind: Kind
     created_at: int
+    is_archived: bool = False
 
 
 class Unmatched(NamedTuple):
-    """A meter of the biller that none of ours counts like; `why` says what differs."""
+    """A meter of the biller that none of ours counts like; `why` says what differs.
+
+    `like` are those of ours that read the same events, or have its name.
+    """
 
     id: str
     name: str
     why: str
+    like: frozenset[str] = frozenset()
+    is_archived: bool = False
 
 
 def matched(catalog: Catalog, meters: Iterable[BillerMeter]) -> tuple[dict[str, Matched], list[Unmatched]]:
@@ -141,9 +156,8 @@ def matched(catalog: Catalog, meters: Iterable[BillerMeter]) -> tuple[dict[str, 
     for meter in meters:
         read = meter_of(meter)
         if read is None:
-            others.append(
-                Unmatched(meter.id, meter.name, f"its aggregation {meter.aggregation.type!r} is unknown")
-            )
+            why = f"its aggregation {meter.aggregation.type!r} is unknown"
+            others.append(_unmatched(catalog, meter, why))
             continue
         ours = [own for own in catalog.meters if is_same(own, read)]
         rolled = [own for own in catalog.meters if _is_rolled_up(own, read)]
@@ -151,10 +165,19 @@ def matched(catalog: Catalog, meters: Iterable[BillerMeter]) -> tuple[dict[str, 
             # Two of ours that count the same are equally right; the one of this name is what people expect.
             own = next((own for own in ours if own.name == meter.name), (ours or rolled)[0])
             kind: Kind = "sum" if rolled and not ours else own.kind
-            found[meter.id] = Matched(meter.id, own, read, kind, micros(meter.created_at))
+            found[meter.id] = Matched(meter.id, own, read, kind, micros(meter.created_at), meter.archived)
         else:
-            others.append(Unmatched(meter.id, meter.name, _difference(catalog, read)))
+            others.append(_unmatched(catalog, meter, _difference(catalog, read)))
     return found, others
+
+
+def _unmatched(catalog: Catalog, meter: BillerMeter, why: str) -> Unmatched:
+    like = {
+        own.name
+        for own in catalog.meters
+        if own.name == meter.name or meter.event_name in (own.event_name, own.name + SUFFIX)
+    }
+    return Unmatched(meter.id, meter.name, why, frozenset(like), meter.archived)
 
 
 def meter_of(meter: BillerMeter) -> Meter | None:

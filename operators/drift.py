@@ -8,7 +8,7 @@ Source: Dodo Payments' reads have no as-of parameter, see docs/semantics.md, "Dr
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Literal, NamedTuple
 
@@ -25,6 +25,13 @@ Cause = Literal[
     "differs_there",
     "skewed_there",
     "boundary",
+    "billed_elsewhere",
+    "billed_twice",
+    "meter_archived",
+    "meter_differs",
+    "not_on_plan",
+    "gap",
+    "no_subscription",
     "late_after_close",
     "adjusted_here",
     "unexplained",
@@ -131,7 +138,7 @@ class Sight(NamedTuple):
     - `own`: our events in `ours` and `theirs` and somewhat beyond; whole for events of `since` or later.
     - `pending`: what is being rolled up and has no event yet.
     - `quiet`: what was acknowledged after this may not show yet; `lag` as for the bracket, `now` when `own` was read.
-    - `met`: when the biller made the meter: it counts nothing that came before.
+    - `met`: when the biller made the meter: it counts nothing that came before; `is_archived`: it counts no more.
     """
 
     kind: Kind
@@ -150,6 +157,7 @@ class Sight(NamedTuple):
     lag: int = 0
     pending: int = 0
     met: int = 0
+    is_archived: bool = False
 
 
 class Finding(NamedTuple):
@@ -316,7 +324,11 @@ def _compare_history(sight: Sight, events: _Events, found: _Found) -> None:
     counted = [event for event in events.inside if event.quantity]
     late = [event for event in counted if _came_late(events.own.get(event.id), sight.theirs)]
     early = [event for event in counted if event.at < sight.met]
-    if late and sum(event.quantity or 0 for event in late) == lacking:
+    if sight.is_archived and (ids := _last_settled(counted, events.own, lacking)):
+        found.add("meter_archived", lacking, ids, "they came after its meter was archived")
+    elif sight.is_archived:
+        found.add("meter_archived", lacking, (), "its meter is archived, and counts no more")
+    elif late and sum(event.quantity or 0 for event in late) == lacking:
         ids = [event.id for event in late]
         found.add("late_after_close", lacking, ids, "it lists them, and does not count them any more")
     elif early and sum(event.quantity or 0 for event in early) == lacking:
@@ -324,6 +336,17 @@ def _compare_history(sight: Sight, events: _Events, found: _Found) -> None:
         found.add("skewed_there", lacking, ids, "it lists them, and made the meter only later")
     else:
         found.add("skewed_there", lacking, (), "its total is less than its events come to")
+
+
+def _last_settled(counted: Iterable[There], own: Mapping[str, Own], quantity: int) -> list[str]:
+    """Return the events that arrived last and come to just this quantity."""
+    known = [(own[one.id].settled_at or 0, one) for one in counted if one.id in own]
+    known.sort(key=lambda pair: pair[0], reverse=True)
+    totals = accumulate(one.quantity or 0 for _, one in known)
+    for count, total in enumerate(totals, 1):
+        if total == quantity:
+            return [one.id for _, one in known[:count]]
+    return []
 
 
 def _came_late(event: Own | None, theirs: Span) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import timedelta
+from decimal import Decimal
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, SecretStr
@@ -49,6 +50,13 @@ class ReconciliationSettings(Settings):
     )
     reconcile_credits: bool = Field(
         False, description="Among the repairs: entries in credit ledgers, where a meter is paid in credits."
+    )
+    reconcile_tolerance: Decimal = Field(
+        Decimal(0),
+        ge=0,
+        max_digits=24,
+        decimal_places=9,
+        description="Units by which a total may differ without drift.",
     )
     reconcile_periods: bool = Field(
         False, description="Before a pass, take the subscriptions' periods into the catalog."
