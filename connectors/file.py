@@ -1,12 +1,12 @@
 """Files of one event per line (NDJSON) as a source, and files of one record per line as sinks.
 
 `FileSource` hands out blocks of whole lines, as they stand in the file, at most one block per poll. A
-partition is a file; its position is the byte offset of the next unread line, with a digest of what
-stands around it, so that resuming on a file that was truncated or replaced is an error and not a bill.
-Guarantee: each line once, resumed anywhere. Limits: a line of `line_bytes_max`; a file only grows, so a
-log that is renamed under us is an error: rotate by beginning a file of a new name; a glob is looked at
-once, at the start; standard input (`-`) has no position: a restart reads what comes next, and what was
-handed out after the last snapshot does not come again.
+partition is a file; its position is the byte offset of the next unread line, with a fingerprint of what
+stands before it (connectors/file_partition.py). Guarantee: each line once, resumed anywhere, also while a
+followed file is rotated. Limits: of a line longer than `line_bytes_max` only the beginning is handed out;
+what is compressed by a rotation before it was read is named and not read; a glob is looked at once, at the
+start; standard input (`-`) has no position: a restart reads what comes next, and what was handed out after
+the last snapshot does not come again.
 
 `FileSink` and `DirSink` append lines and truncate, on resume, to the length recorded in the snapshot, so
 that a replay leaves each line once. Before the first snapshot there is nothing to truncate to, hence
@@ -15,46 +15,31 @@ Limits: one flow writes a file; all workers that may get a partition must see th
 """
 
 import glob
-import hashlib
+import logging
 import os
 import select
 import stat
-from abc import abstractmethod
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
-from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
+from bytewax.inputs import FixedPartitionedSource
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 
 from connectors.clock import wall_clock
+from connectors.file_partition import FileError, FilePartition, FilePosition, Following
+from connectors.lines import Limits, LinesRead
+from connectors.own_files import OwnFiles
 from operators.ports import Payloads
 
+__all__ = ["DirSink", "FileError", "FilePosition", "FileSink", "FileSource", "Written"]
+
 STDIN = "-"
-PAUSE_ACTIVE_US = 1_000
-PAUSE_IDLE_US = 5_000
-ACTIVE_FOR_US = 1_000_000
-LINE_SPAN = 64 << 10
-DIGEST_SPAN = 4096
 # A pipe gives 64 KiB a read at most, so this fills a block of 1 MiB and bounds a poll of tiny writes.
 STDIN_READS_MAX = 16
 
-
-class FileError(Exception):
-    """A file is not as it was left, or cannot be read or written as promised; says what to do."""
-
-
-class FilePosition(NamedTuple):
-    """Where to read on: `offset` of the next unread line in a file seen with `size` bytes.
-
-    `digest` is over the first and the last 4 KiB before `offset`.
-    """
-
-    offset: int
-    size: int
-    digest: str
+_LOG = logging.getLogger("tidegate.flow")
 
 
 class Written(NamedTuple):
@@ -69,6 +54,7 @@ class FileSource(FixedPartitionedSource[Payloads, FilePosition | None]):
 
     `follow` waits for growth instead of ending, for a plain path also for the file to appear; an
     unfinished last line waits for its newline. Without `follow` a last line without newline is a line.
+    With `rotates` a followed file may be rotated. Files in `own` are never read.
     """
 
     def __init__(
@@ -78,244 +64,55 @@ class FileSource(FixedPartitionedSource[Payloads, FilePosition | None]):
         poll_bytes: int = 1 << 20,
         line_bytes_max: int = 16 << 20,
         *,
+        rotates: bool = True,
+        own: OwnFiles | None = None,
         clock: Callable[[], int] = wall_clock,
         stdin: int = 0,
     ) -> None:
         if not 0 < poll_bytes <= line_bytes_max:
             raise ValueError(f"poll_bytes: needs 1 to line_bytes_max ({line_bytes_max}), got {poll_bytes}")
         self._path = path
-        self._follow = follow
-        self._limits = _Limits(poll_bytes, line_bytes_max)
+        self._following = Following(follow, rotates, own or OwnFiles())
+        self._limits = Limits(poll_bytes, line_bytes_max)
         self._clock = clock
         self._stdin = stdin
 
-    def list_parts(self) -> list[str]:
-        if self._path == STDIN or not any(c in self._path for c in "*?["):
-            return [self._path]
-        found = sorted(p for p in glob.glob(self._path, recursive=True) if os.path.isfile(p))
-        if not found:
-            raise FileError(f"files {self._path!r}: none found in {os.getcwd()!r}; check the pattern")
-        return found
+    def check(self) -> None:
+        """Raise FileError where a first start would: a file is not there, can't be read, or is the flow's own."""
+        for part in self._found()[0]:
+            self.build_part("", part, None).close()
 
-    def build_part(self, step_id: str, for_part: str, resume_state: FilePosition | None) -> "_LinesRead":
+    def list_parts(self) -> list[str]:
+        parts, own = self._found()
+        if own:
+            _LOG.warning(
+                "files %r: the flow itself writes %s, which its source leaves out", self._path, ", ".join(own)
+            )
+        self._following = self._following._replace(others=frozenset(parts))
+        return parts
+
+    def _found(self) -> tuple[list[str], list[str]]:
+        """The files that are read, and those that are left out as the flow writes them."""
+        if self._path == STDIN or not any(c in self._path for c in "*?["):
+            return [self._path], []
+        found = sorted(p for p in glob.glob(self._path, recursive=True) if os.path.isfile(p))
+        own = [path for path in found if self._following.own.has(path)]
+        parts = [path for path in found if path not in own]
+        if not parts:
+            raise FileError(
+                f"files {self._path!r}: none found in {os.getcwd()!r}"
+                f"{' but what the flow itself writes' if own else ''}; check the pattern"
+            )
+        return parts, own
+
+    def build_part(self, step_id: str, for_part: str, resume_state: FilePosition | None) -> LinesRead:
         if for_part == STDIN:
             return _StdinPartition(self._stdin, self._limits, self._clock)
-        return _FilePartition(for_part, self._follow, self._limits, self._clock, resume_state)
+        return FilePartition(for_part, self._following, self._limits, self._clock, resume_state)
 
 
-class _Limits(NamedTuple):
-    poll_bytes: int
-    line_bytes_max: int
-
-
-class _LinesRead(StatefulSourcePartition[Payloads, FilePosition | None]):
-    """Cuts the bytes that `_read` gives into blocks of whole lines."""
-
-    def __init__(self, name: str, limits: _Limits, clock: Callable[[], int], offset: int = 0) -> None:
-        self._name = name
-        self._limits = limits
-        self._clock = clock
-        self._offset = offset
-        # The unfinished line, in pieces: looked through once, joined once.
-        self._rest: list[bytes] = []
-        self._rest_bytes = 0
-        self._ended = False
-        self._active_at = 0
-        self._awake: datetime | None = None
-
-    @abstractmethod
-    def _read(self, size: int) -> bytes | None:
-        """Up to `size` bytes behind the unfinished line; None where none are there yet, b"" at the end."""
-
-    def next_batch(self) -> list[Payloads]:
-        now = self._clock()
-        poll_bytes = self._limits.poll_bytes
-        chunk = b"" if self._ended else self._read(poll_bytes - self._rest_bytes % poll_bytes)
-        self._pace(now, waiting=chunk is None)
-        if chunk is None:
-            return []
-        block = self._cut(chunk) if chunk else self._finish()
-        if not block:
-            return []
-        origin = f"{self._name}:{self._offset}"
-        self._advance(block)
-        return [Payloads(block, now, None, origin)]
-
-    def next_awake(self) -> datetime | None:
-        return self._awake
-
-    def _pace(self, now: int, waiting: bool) -> None:
-        if not waiting:
-            self._active_at = now
-            self._awake = None
-            return
-        pause = PAUSE_ACTIVE_US if now - self._active_at < ACTIVE_FOR_US else PAUSE_IDLE_US
-        self._awake = datetime.fromtimestamp((now + pause) / 1e6, UTC)
-
-    def _cut(self, chunk: bytes) -> bytes:
-        """The whole lines that end in `chunk`, b"" if none does; what follows them is kept."""
-        first = chunk.find(b"\n")
-        line_bytes = self._rest_bytes + (first if first >= 0 else len(chunk))
-        if line_bytes > self._limits.line_bytes_max:
-            raise FileError(
-                f"file {self._name!r}: the line at byte {self._offset} is longer than"
-                f" {self._limits.line_bytes_max} bytes; is this a file of one JSON object per line?"
-            )
-        cut = chunk.rfind(b"\n") + 1
-        if not cut:
-            self._keep(chunk)
-            return b""
-        block = chunk[:cut]
-        if self._rest:
-            block = b"".join((*self._rest, block))
-            self._rest.clear()
-            self._rest_bytes = 0
-        self._put_back(chunk, cut)
-        return block
-
-    def _put_back(self, chunk: bytes, cut: int) -> None:
-        """Sees to it that what follows `cut` comes again before anything else."""
-        if cut < len(chunk):
-            self._keep(chunk[cut:])
-
-    def _keep(self, piece: bytes) -> None:
-        self._rest.append(piece)
-        self._rest_bytes += len(piece)
-
-    def _finish(self) -> bytes:
-        # Once ended it stays so: what is appended now would belong to the line already handed out.
-        self._ended = True
-        if not self._rest:
-            raise StopIteration
-        block = b"".join(self._rest)
-        self._rest.clear()
-        return block
-
-    def _advance(self, block: bytes) -> None:
-        self._offset += len(block)
-
-
-class _FilePartition(_LinesRead):
-    def __init__(
-        self,
-        path: str,
-        follow: bool,
-        limits: _Limits,
-        clock: Callable[[], int],
-        resume: FilePosition | None,
-    ) -> None:
-        super().__init__(path, limits, clock, resume.offset if resume else 0)
-        self._follow = follow
-        self._fd: int | None = None
-        self._size = resume.size if resume else 0
-        self._head = self._tail = b""
-        self._open()
-        if resume and resume.offset:
-            self._recall(resume)
-        self._midline = bool(self._tail) and not self._tail.endswith(b"\n")
-
-    def snapshot(self) -> FilePosition:
-        return FilePosition(self._offset, self._size, _digest(self._head, self._tail))
-
-    def close(self) -> None:
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
-
-    def behind(self) -> int:
-        """Bytes of the file that were not handed out yet."""
-        return 0 if self._fd is None else max(0, os.fstat(self._fd).st_size - self._offset)
-
-    def _read(self, size: int) -> bytes | None:
-        if self._fd is None:
-            self._open()
-            if self._fd is None:
-                return None
-        # Asked before reading, so that all of the old file has been read when it is answered.
-        replaced = self._follow and self._is_replaced(self._fd)
-        at = self._offset + self._rest_bytes
-        chunk = os.pread(self._fd, self._whole_lines(self._fd, size, at), at)
-        found = os.fstat(self._fd).st_size
-        if found < self._size:
-            raise self._changed(f"has {found} bytes where {self._size} were seen")
-        self._size = found
-        if chunk:
-            self._check_newline(chunk)
-            return chunk
-        if replaced:
-            raise self._changed("was replaced by another file while it was followed")
-        return None if self._follow else b""
-
-    def _whole_lines(self, fd: int, size: int, at: int) -> int:
-        """How much of the next `size` bytes ends with a line: cutting megabytes later would copy them."""
-        size = min(size, os.fstat(fd).st_size - at)
-        if size <= LINE_SPAN:
-            return max(size, 1)
-        last = os.pread(fd, LINE_SPAN, at + size - LINE_SPAN).rfind(b"\n") + 1
-        return size - LINE_SPAN + last if last else size
-
-    def _put_back(self, chunk: bytes, cut: int) -> None:
-        pass  # It is read again from where the block ended, which saves copying the next block together.
-
-    def _open(self) -> None:
-        try:
-            # Without O_NONBLOCK a named pipe would wait here for its writer.
-            fd = os.open(self._name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except FileNotFoundError:
-            if self._offset:
-                raise self._changed("is gone") from None
-            if self._follow:
-                return
-            raise FileError(
-                f"file {self._name!r}: not found in {os.getcwd()!r}; check the path, or wait for it"
-                " with follow=true"
-            ) from None
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            os.close(fd)
-            raise FileError(f"file {self._name!r}: not a regular file; pipe it into standard input, `file:-`")
-        self._fd = fd
-
-    def _recall(self, resume: FilePosition) -> None:
-        assert self._fd is not None
-        span = min(resume.offset, DIGEST_SPAN)
-        self._head = os.pread(self._fd, span, 0)
-        self._tail = os.pread(self._fd, span, resume.offset - span)
-        found = os.fstat(self._fd).st_size
-        if found < resume.size:
-            raise self._changed(f"has {found} bytes where {resume.size} were seen")
-        if _digest(self._head, self._tail) != resume.digest:
-            raise self._changed("holds other bytes than those that were read")
-
-    def _advance(self, block: bytes) -> None:
-        super()._advance(block)
-        if len(self._head) < DIGEST_SPAN:
-            self._head = (self._head + block[:DIGEST_SPAN])[:DIGEST_SPAN]
-        self._tail = (self._tail + block[-DIGEST_SPAN:])[-DIGEST_SPAN:]
-
-    def _check_newline(self, chunk: bytes) -> None:
-        if self._midline and chunk[:1] not in (b"\n", b"\r"):
-            raise self._changed("has grown within a last line that was already read without its newline")
-        self._midline = False
-
-    def _is_replaced(self, fd: int) -> bool:
-        try:
-            return not os.path.samestat(os.stat(self._name), os.fstat(fd))
-        except FileNotFoundError:
-            return False  # Moved away: its writer may still be writing.
-
-    def _changed(self, what: str) -> FileError:
-        return FileError(
-            f"file {self._name!r}: read up to byte {self._offset}, but the file {what}; bring the old file"
-            " back, or start with a new recovery store to read this one from its beginning"
-        )
-
-
-def _digest(head: bytes, tail: bytes) -> str:
-    return hashlib.blake2b(head + tail, digest_size=16).hexdigest()
-
-
-class _StdinPartition(_LinesRead):
-    def __init__(self, fd: int, limits: _Limits, clock: Callable[[], int]) -> None:
+class _StdinPartition(LinesRead):
+    def __init__(self, fd: int, limits: Limits, clock: Callable[[], int]) -> None:
         super().__init__(STDIN, limits, clock)
         self._fd = fd
         self._poll = select.poll()

@@ -54,7 +54,7 @@ class LogSource(FixedPartitionedSource[Payloads, LogPosition | None]):
         return [str(lane) for lane in sorted({*range(self._lanes), *written})]
 
     def build_part(self, step_id: str, for_part: str, resume_state: LogPosition | None) -> "_Lane":
-        files = FileSource("-", True, self._poll_bytes, clock=self._clock)
+        files = FileSource("-", True, self._poll_bytes, rotates=False, clock=self._clock)
         return _Lane(Path(self._path) / for_part, files, self._follow, resume_state)
 
 

@@ -27,10 +27,12 @@ from connectors.aside import AsideWriter
 from connectors.clock import wall_clock
 from connectors.control import ControlSource
 from connectors.drain import Drain, DrainedSource
+from connectors.file_partition import FileError
 from connectors.health import HealthError, Watchdog, serve
 from connectors.journal import Position
 from connectors.marking import Marking
 from connectors.outbox_reader import OutboxReader, Standing
+from connectors.own_files import OwnFiles
 from connectors.reporting import reported, reported_sink
 from connectors.steps import ResumedSource, Steps
 from connectors.telemetry import Telemetry
@@ -58,6 +60,7 @@ def started(settings: Settings) -> Dataflow:
     try:
         # First of all, so that a wrong catalog leaves nothing behind.
         catalogs = open_catalogs(settings)
+        check_source(settings)
         if settings.recovery:
             recovery.prepare(settings.data_dir, settings.recovery_parts, settings.shards)
             recovery.hold(settings.data_dir)
@@ -70,8 +73,14 @@ def started(settings: Settings) -> Dataflow:
         if settings.metrics is not None:
             watch(settings, telemetry)
         return build(settings, catalogs, drain, telemetry)
-    except (SettingsError, CatalogError, StoreError, HealthError, recovery.RecoveryError) as error:
+    except (SettingsError, CatalogError, StoreError, HealthError, FileError, recovery.RecoveryError) as error:
         sys.exit(str(error))
+
+
+def check_source(settings: Settings) -> None:
+    """Raise FileError where files of the source are missing, can't be read, or are written by the flow itself."""
+    if settings.source.scheme == "file":
+        settings.source.open(**_source_limits(settings)).check()
 
 
 def open_catalogs(settings: Settings) -> Catalogs:
@@ -230,10 +239,16 @@ def _cores() -> int | None:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
+def _own_files(settings: Settings) -> OwnFiles:
+    """What the flow writes, wherever its settings say, so that it never reads it."""
+    addresses = (settings.store, *settings.alerts, settings.dead_letters, settings.billing)
+    return OwnFiles([path for address in addresses for path in address.written()], settings.data_dir)
+
+
 def _source_limits(settings: Settings) -> dict[str, Any]:
     match settings.source.scheme:
         case "file":
-            return {"poll_bytes": settings.poll_bytes}
+            return {"poll_bytes": settings.poll_bytes, "own": _own_files(settings)}
         case "kafka":
             return {"poll_bytes": settings.poll_bytes, "starts": _starts(settings)}
         case _:

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import Any, ClassVar, Final, NamedTuple, get_args
 from urllib.parse import quote, unquote
 
@@ -62,6 +63,10 @@ class Address(Strict):
     def place(self) -> str:
         """What positions are positions in: partitions of one name in one place are the same partition."""
         return f"{type(self).model_fields['scheme'].default}:"
+
+    def written(self) -> tuple[Path, ...]:
+        """The files and folders of this machine that the connector writes and others might read."""
+        return ()
 
     def arguments(self) -> dict[str, Any]:
         """What the connector is built from, by name: every field but the scheme, secrets in the clear."""

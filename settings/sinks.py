@@ -23,9 +23,15 @@ TERMS: Final = (
 class FilePlace(Address):
     """What is written to files of its own: each path is another place."""
 
+    path: str
+
     @property
     def place(self) -> str:
-        return f"file:{Path(self.path)}"  # type: ignore[attr-defined]
+        return f"file:{Path(self.path)}"
+
+    def written(self) -> tuple[Path, ...]:
+        path = Path(self.path)
+        return path, path.with_name(f"{path.name}.start")
 
 
 class DeadLetterFile(FilePlace):
@@ -118,6 +124,13 @@ class Dodo(Address):
         if self.path:
             return f"https://{self.path}.dodopayments.com"
         return f"{'https' if self.tls else 'http'}://{self.hosts[0]}"
+
+    def written(self) -> tuple[Path, ...]:
+        if not self.outbox:
+            return ()  # It lies in the data directory.
+        path = Path(self.outbox)
+        names = (f"{path.name}{end}" for end in ("", "-wal", "-shm", ".sender"))
+        return *(path.with_name(name) for name in names), path.with_name(f"{path.stem}-ledger.db")
 
     def outbox_path(self, data_dir: Path) -> Path:
         """The outbox's file."""

@@ -63,6 +63,10 @@ class Sqlite(StoreAddress):
             raise ValueError("needs a file, as what is in memory no other process can read")
         return path
 
+    def written(self) -> tuple[Path, ...]:
+        path = Path(self.path)
+        return tuple(path.with_name(f"{path.name}{end}") for end in ("", "-wal", "-shm"))
+
     def aside(self) -> Callable[[], Any]:
         return partial(load(self.connector), **self.arguments())
 

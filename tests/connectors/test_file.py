@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from connectors import file
+from connectors import file_partition
 from connectors.file import DirSink, FileError, FilePosition, FileSink, FileSource, Written
 from operators.ports import Payloads
 from tests.connectors.sink_contract import Place, Sink, SinkContract
@@ -144,7 +144,7 @@ def test_blocks_are_the_file_cut_at_newlines(
     content: bytes, poll_bytes: int, line_span: int, stops: list[int]
 ) -> None:
     """The decoder sees the producer's own bytes, so that ids and amounts survive untouched."""
-    with TemporaryDirectory() as directory, patch.object(file, "LINE_SPAN", line_span):
+    with TemporaryDirectory() as directory, patch.object(file_partition, "LINE_SPAN", line_span):
         path = f"{directory}/in"
         Path(path).write_bytes(content)
         source = FileSource(path, poll_bytes=poll_bytes)
@@ -261,29 +261,6 @@ def test_a_followed_file_may_appear_later(tmp_path: Path) -> None:
     assert Followed(followed.path, state).polled() == b"1\n"
 
 
-def test_a_followed_file_that_shrinks_is_an_error(followed: Followed) -> None:
-    followed.append(b"1\n2\n3")
-    followed.polled()
-    os.truncate(followed.path, 4)
-    with pytest.raises(FileError, match=r"read up to byte 4, but the file has 4 bytes where 5 were seen"):
-        followed.polled()
-
-
-def test_a_followed_file_that_is_replaced_is_an_error_once_it_is_read(followed: Followed) -> None:
-    """Rotation by renaming: nothing of the old file is left behind, and nobody waits on it for ever."""
-    followed.append(b"1\n")
-    followed.polled()
-    old = followed.path.with_suffix(".1")
-    followed.path.rename(old)
-    assert followed.polled() == b""
-    with old.open("ab") as file:
-        file.write(b"2\n")
-    followed.path.write_bytes(b"3\n")
-    assert followed.polled() == b"2\n"
-    with pytest.raises(FileError, match="replaced by another file"):
-        followed.polled()
-
-
 def resumed(path: Path, content: bytes, changed: bytes | None, polls: int = 1) -> Partition:
     path.write_bytes(content)
     source = FileSource(str(path), poll_bytes=8192)
@@ -322,14 +299,46 @@ def test_resuming_on_a_grown_file_reads_on(tmp_path: Path) -> None:
     assert payloads_in(read(partition)) == [*LINES.split()[512:], b"more"]
 
 
-def test_a_last_line_read_without_newline_may_only_be_ended(tmp_path: Path) -> None:
-    """`{"n":1` must not be billed as 1 and its end as something else."""
+def test_a_last_line_that_was_only_ended_is_not_read_again(tmp_path: Path) -> None:
     assert payloads_in(read(resumed(tmp_path / "in", b"1\n2", b"1\n2\n3\n", 3))) == [b"3"]
     assert payloads_in(read(resumed(tmp_path / "in", b"1\n2", b"1\n2\r\n3\n", 3))) == [b"3"]
     ended = resumed(tmp_path / "in", b"1\n2", b"1\n2\n" + LINES, 3)
     assert payloads_in(read(ended)) == LINES.split()
-    with pytest.raises(FileError, match="grown within a last line"):
-        read(resumed(tmp_path / "in", b"1\n2", b"1\n25\n3\n", 3))
+
+
+@pytest.mark.parametrize("first", [b"1\n", b"", LINES])
+def test_a_last_line_that_was_completed_is_read_again_whole(
+    tmp_path: Path, first: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its beginning alone was no event; whatever it was, the whole line is judged by its own identity."""
+    partition = resumed(tmp_path / "in", first + b'{"id":', first + b'{"id":"7"}\n3\n', 9)
+    assert payloads_in(read(partition)) == [b'{"id":"7"}', b"3"]
+    assert f"whole, from byte {len(first)} on" in caplog.text
+    state = partition.snapshot()
+    again = FileSource(f"{tmp_path}/in").build_part("in", f"{tmp_path}/in", state)
+    assert read(again) == []
+
+
+def test_a_change_inside_of_what_was_read_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What was counted stays; whoever changed a file expects to be told that it was not read again."""
+    changed = LINES[:10_000] + b"X" + LINES[10_001:]
+    partition = resumed(tmp_path / "in", LINES, changed, 3)
+    assert payloads_in(read(partition)) == LINES[24576:].split()
+    assert "was changed before byte 24576" in caplog.text
+
+
+def test_a_position_of_the_version_before_counts(tmp_path: Path) -> None:
+    path = tmp_path / "in"
+    path.write_bytes(b"1\n2\n")
+    source = FileSource(str(path))
+    partition = source.build_part("in", str(path), None)
+    read(partition)
+    state = partition.snapshot()
+    old = pickle.loads(pickle.dumps(FilePosition(*state[:3])))
+    path.write_bytes(b"1\n2\n3\n")
+    for follow in (False, True):
+        resumed = FileSource(str(path), follow).build_part("in", str(path), old)
+        assert payloads_in(read(resumed, 1)) == [b"3"]
 
 
 def test_after_the_last_line_the_file_has_ended_though_it_grows(tmp_path: Path) -> None:
@@ -341,20 +350,32 @@ def test_after_the_last_line_the_file_has_ended_though_it_grows(tmp_path: Path) 
     assert poll(partition) is None
 
 
-@pytest.mark.parametrize("ending", [b"", b"\n"])
-def test_a_line_is_whole_up_to_its_limit_and_an_error_beyond(tmp_path: Path, ending: bytes) -> None:
+@pytest.mark.parametrize("more", [b"", b"\n", b"x" * 60, b"x" * 60 + b"\nnext\nlast"])
+@pytest.mark.parametrize("polls", range(1, 12))
+def test_a_line_over_its_limit_is_cut_and_the_next_one_is_whole(
+    tmp_path: Path, more: bytes, polls: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One byte more than may be, so that the decoder rejects it; and nobody else's lines are held up by it."""
     path = tmp_path / "in"
+    path.write_bytes(b"short\n" + b"x" * 25 + b"\n" + b"x" * 26 + more)
     source = FileSource(str(path), poll_bytes=10, line_bytes_max=25)
-    path.write_bytes(b"short\n" + b"x" * 25 + ending)
-    items = read(source.build_part("in", str(path), None))
-    assert [item.block for item in items] == [b"short\n", b"x" * 25 + ending]
-    path.write_bytes(b"short\n" + b"x" * 26 + ending)
     partition = source.build_part("in", str(path), None)
-    with pytest.raises(FileError, match=r"in': the line at byte 6 is longer than 25 bytes"):
-        read(partition)
-    position = partition.snapshot()
-    assert position is not None
-    assert (position.offset, position.size) == (6, 32 + len(ending))
+    items = read(partition, polls)
+    resumed = source.build_part("in", str(path), pickle.loads(pickle.dumps(partition.snapshot())))
+    items += read(resumed)
+    expected = [b"short", b"x" * 25, b"x" * 26, *more.split()[1 if more.startswith(b"x") else 0 :]]
+    assert payloads_in(items) == expected
+    assert "the line at byte 32 is longer than 25 bytes" in caplog.text
+
+
+def test_a_long_line_of_standard_input_is_cut_too() -> None:
+    reader, writer = os.pipe()
+    os.write(writer, b"1\n" + b"x" * 100 + b"\n2\n" + b"y" * 40 + b"\n3")
+    os.close(writer)
+    source = FileSource("-", poll_bytes=16, line_bytes_max=20, stdin=reader)
+    items = read(source.build_part("in", "-", None))
+    assert payloads_in(items) == [b"1", b"x" * 21, b"2", b"y" * 21, b"3"]
+    os.close(reader)
 
 
 def test_a_poll_needs_a_size_below_the_longest_line() -> None:
@@ -380,6 +401,14 @@ def test_a_glob_without_files_is_an_error(tmp_path: Path) -> None:
 def test_a_missing_file_is_an_error_unless_followed(tmp_path: Path) -> None:
     with pytest.raises(FileError, match=r"not found in .*follow=true"):
         FileSource(f"{tmp_path}/no").build_part("in", f"{tmp_path}/no", None)
+
+
+def test_a_folder_and_a_file_that_may_not_be_read_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match=r"is a folder; name its files"):
+        FileSource(f"{tmp_path}").check()
+    closed = OSError(13, "Permission denied")
+    with patch.object(os, "open", side_effect=closed), pytest.raises(FileError, match="Permission denied"):
+        FileSource(f"{tmp_path}/in").check()
 
 
 def test_a_named_pipe_is_refused_at_once(tmp_path: Path) -> None:

@@ -9,16 +9,24 @@ from typing import Any
 
 import pytest
 
-from connectors.file import FilePosition, FileSource, _FilePartition, _LinesRead
+from connectors.file import FilePosition, FileSource
+from connectors.file_partition import FilePartition
+from connectors.lines import LinesRead
 from tests.connectors.source_contract import HANGS_AFTER_S, Source, SourceContract
 from tests.connectors.test_file import FileContract
 
 
-class _Trusting(_FilePartition):
+class _Trusting(FilePartition):
     """As the real one, but its position is not checked against the file: so only the contract can tell."""
 
     def _recall(self, resume: FilePosition) -> None:
-        pass
+        self._resume = None
+
+    def _find(self, resume: FilePosition) -> None:
+        self._recall(resume)
+
+    def _is_seamless(self, fd: int) -> bool:
+        return True
 
 
 class _SkipsWhatItReadAhead(_Trusting):
@@ -30,7 +38,7 @@ class _SkipsALineAtABoundary(_Trusting):
     def _cut(self, chunk: bytes) -> bytes:
         block = super()._cut(chunk)
         self._offset += self._rest_bytes
-        self._rest, self._rest_bytes = [], 0
+        self._take_rest()
         return block
 
 
@@ -81,7 +89,7 @@ class _DropsLongLines(_Trusting):
     def _keep(self, piece: bytes) -> None:
         if self._rest_bytes + len(piece) >= 2 * self._limits.poll_bytes:
             self._offset += self._rest_bytes + len(piece)
-            self._rest, self._rest_bytes = [], 0
+            self._take_rest()
         else:
             super()._keep(piece)
 
@@ -102,7 +110,9 @@ class _SharesItsSnapshot(_Trusting):
 
 class _EndsWhenNothingIsThere(_Trusting):
     def _read(self, size: int) -> bytes | None:
-        return super()._read(size) or b""
+        if not (chunk := super()._read(size)):
+            raise StopIteration
+        return chunk
 
 
 class _Waits(_Trusting):
@@ -129,6 +139,7 @@ class _DozesOff(_Trusting):
 
 class _BeginsAnew(_Trusting):
     def _recall(self, resume: FilePosition) -> None:
+        super()._recall(resume)
         self._offset = 0
 
 
@@ -151,20 +162,20 @@ BROKEN = {
 
 
 class _Broken(FileSource):
-    def __init__(self, partition: type[_FilePartition], path: str, follow: bool, poll_bytes: int) -> None:
+    def __init__(self, partition: type[FilePartition], path: str, follow: bool, poll_bytes: int) -> None:
         super().__init__(path, follow, poll_bytes)
         self._partition = partition
 
-    def build_part(self, step_id: str, for_part: str, resume_state: Any) -> _LinesRead:
+    def build_part(self, step_id: str, for_part: str, resume_state: Any) -> LinesRead:
         resume = FilePosition(*resume_state) if resume_state else None
-        return self._partition(for_part, self._follow, self._limits, self._clock, resume)
+        return self._partition(for_part, self._following, self._limits, self._clock, resume)
 
 
 class _Found(BaseException):
     """Ends Hypothesis at once, which would go on to look for a smaller example."""
 
 
-def fails(partition: type[_FilePartition], name: str) -> bool:
+def fails(partition: type[FilePartition], name: str) -> bool:
     """Whether the contract's test of that name fails for `partition`, with either line end or with none at the end."""
     for newline, ending in ((b"\n", b"\n"), (b"\r\n", b"")):
 
@@ -191,7 +202,7 @@ def fails(partition: type[_FilePartition], name: str) -> bool:
 @pytest.mark.parametrize(
     ("partition", "finds"), BROKEN.items(), ids=[part.__name__.strip("_") for part in BROKEN]
 )
-def test_the_contract_fails_a_broken_source(partition: type[_FilePartition], finds: str) -> None:
+def test_the_contract_fails_a_broken_source(partition: type[FilePartition], finds: str) -> None:
     assert fails(partition, finds)
 
 

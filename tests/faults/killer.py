@@ -208,12 +208,12 @@ def watch_store(killer: Killer) -> None:
 
 def watch_steps(killer: Killer, pace: timedelta) -> None:
     """Wraps polls, snapshots and buildings; and slows the source down, so that a short input sees many epochs."""
-    from connectors import file, journal, recovery
+    from connectors import file, file_partition, journal, lines, recovery
     from flows import shards, storing
 
-    watch(killer, file._LinesRead, "next_batch", "poll")
-    watch(killer, file._FilePartition, "snapshot", "snapshot source")
-    watch(killer, file._FilePartition, "__init__", "build source")
+    watch(killer, lines.LinesRead, "next_batch", "poll")
+    watch(killer, file_partition.FilePartition, "snapshot", "snapshot source")
+    watch(killer, file_partition.FilePartition, "__init__", "build source")
     watch(killer, file._LinesWritten, "snapshot", "snapshot sink")
     watch(killer, file._LinesWritten, "__init__", "build sink")
     watch(killer, shards.ShardLogic, "snapshot", "snapshot shard")
@@ -223,7 +223,7 @@ def watch_steps(killer: Killer, pace: timedelta) -> None:
     watch(killer, journal.Journal, "__init__", "journal open")
     watch(killer, recovery, "init_db_dir", "recovery init")
 
-    slow_down(file._LinesRead, pace)
+    slow_down(lines.LinesRead, pace)
 
 
 def watch_kafka(killer: Killer, pace: timedelta) -> None:

@@ -312,6 +312,19 @@ def test_another_source_goes_on_from_the_same_totals(place: Place) -> None:
     assert (place.periods(), place.counters()["events"]) == (SECOND, before)
 
 
+def test_what_the_flow_writes_is_never_its_input(place: Place) -> None:
+    """A glob over the folder of its own dead letters would read each one again as another one, for ever."""
+    own = {"SOURCE": "file:*.ndjson", "ALERTS": "file:alerts.ndjson"}
+    place.append("first.jsonl")
+    for _ in range(3):
+        place.run(**own)
+    assert (place.periods(), place.dead(), place.alerts()) == (FIRST, DEAD, ALERTS)
+    (place.folder / "linked").symlink_to("dead.ndjson")
+    complained = place.refused(SOURCE="file:linked?follow=true")
+    assert "'linked': is written by the flow itself" in complained
+    assert complained.count("\n") == 1
+
+
 def test_files_of_a_glob_come_and_go(place: Place) -> None:
     """A file that is gone keeps its position for when it is back; one that is renamed is read as repeats."""
     place.append("first.jsonl")
