@@ -18,6 +18,7 @@ from operators.matching import keys_of
 from operators.periods import period_of
 from operators.readings import number_of, value_of
 from operators.records import Accepted
+from operators.validate import data_of
 
 EVENTS_MAX = 1000
 BYTES_MAX = 1 << 20
@@ -132,8 +133,8 @@ def unpack(packed: bytes) -> list[Accepted]:
 def fields_of(payload: bytes) -> Fields:
     """Name and properties of an event that was accepted, so is known to have them."""
     event = _MEMBERS.decode(payload)
-    name, data = ("type", "data") if "specversion" in event else ("event_name", "metadata")
-    properties = event.get(data, _NO_DATA)
+    cloud = "specversion" in event
+    name, properties = ("type", data_of(event)) if cloud else ("event_name", event.get("metadata", _NO_DATA))
     return Fields(value_of(event[name]), properties if bytes(properties) != b"null" else _NO_DATA)
 
 

@@ -6,6 +6,7 @@ all of them end in the same columns. Properties stay bytes until the meters of t
 that they read. Numbers become int or Decimal, never floats.
 """
 
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from decimal import Decimal, InvalidOperation
@@ -48,6 +49,8 @@ class _Event(msgspec.Struct, gc=False):
     subject: str = ""
     time: str = ""
     data: msgspec.Raw = NO_DATA
+    # What has a value here is judged field by field, as it does not fit.
+    data_base64: None = None
     event_id: str | UnsetType = UNSET
     customer_id: str = ""
     event_name: str = ""
@@ -143,7 +146,7 @@ class Decoder:
         events: list[_Event] = []
         bounds: list[tuple[int, int]] = []
         for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-            line = block[start:end].lstrip(_SPACE)
+            line = block[start:end].removeprefix(BOM_UTF8).lstrip(_SPACE)
             start = end - len(line)
             line = line.rstrip(_SPACE)
             if len(line) > self._payload_bytes_max:

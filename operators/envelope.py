@@ -4,12 +4,13 @@ Source: https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/htt
 """
 
 import re
+from codecs import BOM_UTF8
 from collections.abc import Mapping
 from typing import Final, NamedTuple
-from urllib.parse import unquote
+from urllib.parse import unquote_to_bytes
 
 import msgspec
-from msgspec import Raw
+from msgspec import UNSET, Raw, UnsetType
 
 BINARY: Final = "ce-"
 VERSION: Final = "ce-specversion"
@@ -19,6 +20,11 @@ JSON: Final = "application/json"
 LINES: Final = "application/x-ndjson"
 MEDIA: Final = (EVENT, BATCH, JSON, LINES)
 ATTRIBUTE: Final = re.compile(r"[a-z0-9]{1,64}")
+# RFC 7230 3.2.6, which the binding asks to be read.
+QUOTED: Final = re.compile(r'"((?:[^"\\]|\\.)*)"')
+ESCAPED: Final = re.compile(r"\\(.)")
+# How gzip and zstd begin, and no JSON does.
+COMPRESSED: Final = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd")
 # Outside of texts, where JSON has neither, a line break is white space like any other.
 _NO_BREAKS: Final = bytes.maketrans(b"\r\n", b"  ")
 
@@ -34,8 +40,12 @@ class Named(NamedTuple):
     customer: str
 
 
-class _Dodo(msgspec.Struct, frozen=True):
-    events: list[Raw]
+class _Batch(msgspec.Struct, frozen=True):
+    """Dodo's request, or an event, which is none."""
+
+    events: list[Raw] | None = None
+    event_id: Raw | UnsetType = UNSET
+    specversion: Raw | UnsetType = UNSET
 
 
 class _Names(msgspec.Struct, frozen=True, gc=False):
@@ -46,7 +56,7 @@ class _Names(msgspec.Struct, frozen=True, gc=False):
 
 
 _LIST: Final = msgspec.json.Decoder(list[Raw])
-_DODO: Final = msgspec.json.Decoder(_Dodo)
+_BATCH: Final = msgspec.json.Decoder(_Batch)
 _NAMES: Final = msgspec.json.Decoder(_Names)
 _RAW: Final = msgspec.json.Decoder(Raw)
 
@@ -57,22 +67,44 @@ def payloads(media: str, headers: Mapping[str, str], body: bytes) -> list[bytes]
     A single CloudEvent, structured or binary; a batch of them; or, as plain JSON, an event of either shape, a list
     of them, or Dodo's `{"events": […]}`. EnvelopeError where it is none of these.
     """
+    if body.startswith(COMPRESSED):
+        raise EnvelopeError("the body is compressed; say how in content-encoding")
+    if media != LINES:
+        body = body.removeprefix(BOM_UTF8)
     if VERSION in headers and media not in (EVENT, BATCH):
         return [_binary(media, headers, body)]
+    found = _parted(media, body)
+    if not found:
+        raise EnvelopeError("the request needs to hold an event, got none")
+    return found
+
+
+def _parted(media: str, body: bytes) -> list[bytes]:
     if media == LINES:
-        return [line.strip() for line in body.split(b"\n") if line.strip()]
+        return [line for line in (line.removeprefix(BOM_UTF8).strip() for line in body.split(b"\n")) if line]
     if media == BATCH:
         return _elements(body)
     start = body.lstrip(b" \t\r\n")[:1]
     if media == JSON and start == b"[":
         return _elements(body)
-    if media == JSON and start == b"{":
-        try:
-            return [_line(raw) for raw in _DODO.decode(body).events]
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            # An event, or nothing sensible, which is judged as one.
-            pass
+    if media == JSON and start == b"{" and (events := _batch(body)) is not None:
+        return events
     return [_line(body.strip(b" \t\r\n"))]
+
+
+def _batch(body: bytes) -> list[bytes] | None:
+    """The events of Dodo's request; None where it is an event, or nothing sensible, which is judged as one."""
+    try:
+        batch = _BATCH.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    if batch.events is None:
+        return None
+    if batch.event_id is UNSET and batch.specversion is UNSET:
+        return [_line(raw) for raw in batch.events]
+    if batch.events:
+        raise EnvelopeError("the request needs to be an event or to have `events`, got both in one object")
+    return None
 
 
 def named(payload: bytes) -> Named:
@@ -106,7 +138,7 @@ def _line(raw: bytes | Raw) -> bytes:
 
 
 def _binary(media: str, headers: Mapping[str, str], body: bytes) -> bytes:
-    """The event of binary mode: attributes in headers, percent-encoded; the body is its data, in JSON."""
+    """The event of binary mode: attributes in headers, the body is its data, in JSON. Source: 3.1 of the binding."""
     if media != JSON and body:
         raise EnvelopeError(
             f"content-type: needs {JSON} for the data of an event in binary mode, got {media[:100]}"
@@ -118,10 +150,7 @@ def _binary(media: str, headers: Mapping[str, str], body: bytes) -> bytes:
             continue
         if not ATTRIBUTE.fullmatch(name) or name == "data":
             raise EnvelopeError(f"{header[:60]}: needs a name of lower-case letters and digits, and not data")
-        try:
-            event[name] = unquote(value, errors="strict")
-        except UnicodeDecodeError:
-            raise EnvelopeError(f"{header[:60]}: needs percent-encoded UTF-8") from None
+        event[name] = _attribute(header, value)
     if media == JSON and body:
         event["datacontenttype"] = media
         try:
@@ -129,3 +158,18 @@ def _binary(media: str, headers: Mapping[str, str], body: bytes) -> bytes:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise EnvelopeError(f"the data needs to be JSON: {error}") from None
     return _line(msgspec.json.encode(event))
+
+
+def _attribute(header: str, value: str) -> str:
+    """An attribute's text out of its header, which is read as Latin-1: unquoted, then percent-decoded."""
+    if value.startswith('"'):
+        quoted = QUOTED.fullmatch(value)
+        if quoted is None:
+            raise EnvelopeError(
+                f"{header[:60]}: needs a closing quote, and none in between but after a backslash"
+            )
+        value = ESCAPED.sub(r"\1", quoted[1])
+    try:
+        return unquote_to_bytes(value.encode("latin-1")).decode()
+    except UnicodeDecodeError:
+        raise EnvelopeError(f"{header[:60]}: needs UTF-8, percent-encoded") from None

@@ -87,7 +87,8 @@ NOT_JSON = {
     "trailing comma": _around(b"[", b",]"),
     "trailing text": _around(b"", b" x"),
     "trailing zero byte": _around(b"", b"\0"),
-    "byte order mark": _around(b"\xef\xbb\xbf", b""),
+    "two byte order marks": _around(b"\xef\xbb\xbf\xef\xbb\xbf", b""),
+    "byte order mark behind": _around(b"", b"\xef\xbb\xbf"),
     "no-break space before": _around(b"\xc2\xa0", b""),
     "utf-16": lambda event: json.dumps(event).encode("utf-16-le").replace(b"\n", b""),
     "bad utf-8 in data": _n(b'"\xff"'),
@@ -184,6 +185,7 @@ FAR_TIMES = {
     "the year 9999, after by its offset": "9999-12-31T23:59:59-23:59",
 }
 
+BASE64 = "data_base64_invalid"
 TEXT_FIELDS = {
     # A field's reason, its name in either shape, and the most characters it may have.
     "id_invalid": ("id", "event_id", 1024),
@@ -208,6 +210,12 @@ BAD_QUANTITIES = (
 
 FINE = {
     "nothing": _raw(b""),
+    "byte order mark": _around(b"\xef\xbb\xbf", b""),
+    "byte order mark alone": _raw(b"\xef\xbb\xbf"),
+    "data in base64": _with(data=None, data_base64="eyJuIjogMX0="),
+    "data in base64 of a type of JSON": _with(
+        data=None, data_base64="IHsgIm4iOiAxfQo=", datacontenttype="application/x+json; a=b"
+    ),
     "white space": _raw(b" \t\r"),
     "an empty array": _raw(b"[]"),
     "an empty array with a space": _raw(b"[ ]"),
@@ -268,6 +276,17 @@ def _malformed() -> list[Malformed]:
     for wrong in ([], "text", 5, True):
         rows.append(Malformed(f"data {wrong!r}", _with(data=wrong), "data_not_object"))
         rows.append(Malformed(f"metadata {wrong!r}", _dodo_with(metadata=wrong), "data_not_object"))
+    for encoded in ("%%", "e30", "/w==", "e30=\n", 5, ["e30="], "bm90IGpzb24="):
+        rows.append(Malformed(f"data_base64 {encoded!r}", _with(data=None, data_base64=encoded), BASE64))
+    rows += [
+        Malformed("data and data_base64", _with(data={}, data_base64="e30="), BASE64),
+        Malformed("data_base64 a list", _with(data=None, data_base64="W10="), "data_not_object"),
+        Malformed(
+            "data_base64 of a picture",
+            _with(data=None, data_base64="e30=", datacontenttype="image/png"),
+            "data_not_object",
+        ),
+    ]
     for wrong in ("0.3", "1", 1, 1.0, None, "", ["1.0"]):
         rows.append(Malformed(f"specversion {wrong!r}", _with(specversion=wrong), "specversion_unsupported"))
     for text in (b"1", b"-1.5e3", b'"text"', b"null", b"true", b"[[]]", b"[1]", b'["x"]', b"[null]"):

@@ -5,8 +5,10 @@ rounded, and every window is looked for from the wall clock anew. It shares the 
 values with the product and none of its logic: not the periods, not the numbers, not the decoder.
 """
 
+import base64
 import json
 import re
+from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -199,6 +201,24 @@ def elements(payload: bytes) -> Iterator[tuple[Json, bytes]]:
         element, end = DECODER.raw_decode(text, at)
         yield element, text[at:end].encode()
         at = end
+
+
+def decoded(event: dict[str, Json]) -> tuple[Json, str]:
+    """The data that is in base64, and its JSON text; Rejected where that is not so."""
+    media = event.get("datacontenttype")
+    json_media = isinstance(media, str) and re.fullmatch(
+        r"(application/json|text/json|.*\+json)\s*(;.*)?", media
+    )
+    if media is not None and not json_media:
+        raise Rejected("data_not_object")
+    encoded = event["data_base64"]
+    if event.get("data") is not None or not isinstance(encoded, str):
+        raise Rejected("data_base64_invalid")
+    try:
+        text = base64.b64decode(encoded, validate=True).decode().strip(" \t\r\n")
+        return DECODER.decode(text), text
+    except ValueError as error:
+        raise Rejected("data_base64_invalid") from error
 
 
 def as_it_stands(payload: bytes, wanted: str) -> str:
@@ -579,7 +599,7 @@ class Model:
 
     def feed(self, payload: bytes, received_at: int, transport_time: int | None, stream: str = "") -> None:
         """Meter one payload: a line or a message, with the white space around it."""
-        payload = payload.strip(WHITE)
+        payload = payload.removeprefix(BOM_UTF8).strip(WHITE)
         if not payload:
             return
         if len(payload) > self.payload_bytes_max:
@@ -626,6 +646,9 @@ class Model:
             raise Rejected("name_invalid")
         at = self._at(value, cloud, transport_time)
         data = value.get("data" if cloud else "metadata")
+        encoded = None
+        if cloud and value.get("data_base64") is not None:
+            data, encoded = decoded(value)
         if not isinstance(data, dict | None):
             raise Rejected("data_not_object")
         if self.now.clock == "wall" and at > taken + self.future:
@@ -633,7 +656,7 @@ class Model:
         meters = [meter for meter in self.catalog.meters if meter.event_name == name]
         taking = [meter for meter in meters if meter.filter is None or passes(meter.filter, data or {})]
         readings = [(meter, reading(meter, data or {})) for meter in taking]
-        stands = as_it_stands(own, "data" if cloud else "metadata")
+        stands = encoded or as_it_stands(own, "data" if cloud else "metadata")
         unread = causes(name, meters, readings, data or {})
         if self.catalog.on_unmetered == "dead_letter" and any(not cause.partly for cause in unread):
             raise Rejected("unmetered")

@@ -69,6 +69,7 @@ def test_the_table_covers_every_reason() -> None:
         "time_missing",
         "time_out_of_range",
         "data_not_object",
+        "data_base64_invalid",
         "quantity_out_of_range",
     }
 

@@ -99,7 +99,7 @@ class App:
         service.metrics.request(name, answer.status, service.monotonic() - began)
 
     async def _read(self, scope: Scope, receive: Receive) -> tuple[Route, Call[Any, Any, Any]]:
-        headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
+        headers = requests.headers_of(scope["headers"])
         found = self._find(scope)
         route = found.route
         key = self.service.access.admit(route, headers)
@@ -135,7 +135,7 @@ def build(service: Service, webhooks: Webhooks | None = None) -> ASGIApp:
             app,
             allow_origins=service.settings.cors,
             allow_methods=["GET", "PUT", "POST", "DELETE"],
-            allow_headers=["authorization", "content-type", "if-match", "last-event-id"],
+            allow_headers=["authorization", "content-encoding", "content-type", "if-match", "last-event-id"],
             expose_headers=["etag", "ratelimit", "ratelimit-policy", "retry-after"],
             max_age=600,
         )

@@ -59,7 +59,7 @@ class Judge:
     def _verdict(self, decoder: Decoder, payload: bytes, now: int, catalog: Catalog) -> Verdict:
         if not _is_object(payload):
             # A list would be events of its own to the flow; here it stands for one.
-            detail = f"needs an object, got {payload[:40].decode(errors='replace')!r}"
+            detail = f"needs an object, got {_shown(payload)}"
             return Verdict("not_an_object" if payload.startswith(OTHERS) else "not_json", detail)
         (chunk,) = _decode(decoder, payload, now)
         if chunk.rejects:
@@ -99,6 +99,15 @@ def _accepted(chunk: Chunk, catalog: Catalog) -> list[Verdict]:
         Verdict(metered_by=names(tuple(places)), causes=causes.get(event, ()))
         for event, places in enumerate(read)
     ]
+
+
+def _shown(payload: bytes) -> str:
+    """The beginning of a payload for a message, if it is text."""
+    try:
+        payload.decode()
+    except UnicodeDecodeError:
+        return f"{len(payload)} bytes that are not UTF-8"
+    return repr(payload[:40].decode(errors="ignore"))
 
 
 def _is_object(payload: bytes) -> bool:

@@ -1,7 +1,7 @@
 """A request read: parameters and bodies as their types say, within their limits."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from functools import cache
 from typing import Any, Final
@@ -10,13 +10,30 @@ from urllib.parse import parse_qsl
 import msgspec
 from starlette.types import Receive
 
-from operators.envelope import VERSION
+from operators.envelope import BINARY, VERSION
+from serving.service.encoded import decompress, encoding_of
 from serving.service.problems import Fault, Problem, unfit
 from serving.service.routing import JSON, Nothing, Route, Sent
 
 BODY_WITHIN: Final = timedelta(seconds=30)
 PARAMETERS_MAX: Final = 50
 NOTHING: Final = Nothing()
+
+
+def headers_of(sent: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """The headers by name, as Latin-1; a Problem where one that says what the body is or holds is there twice.
+
+    A second `content-encoding` is one more encoding, which no body may have.
+    """
+    headers: dict[str, str] = {}
+    for key, value in sent:
+        name, text = key.decode("latin-1"), value.decode("latin-1")
+        if name in headers and (name.startswith(BINARY) or name == "content-type"):
+            raise Problem(400, "malformed", f"{name[:60]}: needs to be there once")
+        if name in headers and name == "content-encoding":
+            text = f"{headers[name]}, {text}"
+        headers[name] = text
+    return headers
 
 
 def parameters(shape: type[Nothing], query: bytes) -> Nothing:
@@ -74,7 +91,14 @@ def content(sent: Sent, raw: bytes) -> Any:
 
 
 async def body(receive: Receive, headers: Mapping[str, str], limit: int) -> bytes:
-    """All of the body; a Problem where it is longer than the limit, or does not come."""
+    """All of the body, uncompressed; a Problem where it is longer than the limit, or does not come."""
+    encoding = encoding_of(headers)
+    raw = await _received(receive, headers, limit)
+    # A kilobyte may become a megabyte, which would delay others.
+    return await asyncio.to_thread(decompress, encoding, raw, limit) if encoding else raw
+
+
+async def _received(receive: Receive, headers: Mapping[str, str], limit: int) -> bytes:
     length = headers.get("content-length", "")
     if length.isdigit() and int(length) > limit:
         raise _too_large(limit)

@@ -98,7 +98,12 @@ CLOUD_EVENT: Final[dict[str, Any]] = {
         "type": _NAME,
         "subject": _NAME,
         "time": _TIME,
+        "datacontenttype": {"type": ["string", "null"]},
         "data": {"type": ["object", "null"]},
+        "data_base64": {
+            "type": ["string", "null"],
+            "description": "Data that is JSON, in base64, instead of data.",
+        },
     },
 }
 DODO_EVENT: Final[dict[str, Any]] = {
@@ -131,18 +136,18 @@ ROUTES = (
         scope="ingest",
         takes=[
             Sent(EVENT, schema=EVENT_REF),
-            Sent(BATCH, schema={"type": "array", "items": EVENT_REF}),
+            Sent(BATCH, schema={"type": "array", "minItems": 1, "items": EVENT_REF}),
             Sent(
                 JSON,
                 schema={
                     "anyOf": [
                         EVENT_REF,
                         DODO_REF,
-                        {"type": "array", "items": EITHER},
+                        {"type": "array", "minItems": 1, "items": EITHER},
                         {
                             "type": "object",
                             "required": ["events"],
-                            "properties": {"events": {"type": "array", "items": EITHER}},
+                            "properties": {"events": {"type": "array", "minItems": 1, "items": EITHER}},
                         },
                     ]
                 },
@@ -151,7 +156,8 @@ ROUTES = (
         ],
         about="Safe to send again: an event's own identity (customer, source, id), with the same time, makes a repeat "
         "harmless, so no Idempotency-Key is needed. CloudEvents in binary mode have their attributes in ce- headers "
-        "and their data as application/json. An event that is taken although no meter of the present catalog "
+        "and their data as application/json. A body may be sent with Content-Encoding gzip or zstd; the limit is that "
+        "of the uncompressed body. An event that is taken although no meter of the present catalog "
         "reads it has the status `unmetered` with a reason, which `warnings` explains.",
     ),
 )
