@@ -135,7 +135,7 @@ def rows_of(part: Part, written_at: int) -> list[bytes]:
         else b""
         for is_steady, version, amount, time in zip(steady, versions, amounts, times, strict=True)
     ]
-    rare = {*np.flatnonzero(part.late | part.corrected).tolist(), *part.adjusted}
+    rare = {*np.flatnonzero(part.late | part.corrected).tolist(), *part.apart}
     rare.update(row for row, amount in enumerate(amounts) if amount.__class__ is not int)
     if rare:
         adjustments = part.adjustments(everything)

@@ -5,8 +5,9 @@ limbs add up in numpy without rounding, travel and pickle as plain bytes, and ho
 24 decimal places, so also the 17 digits that binary floats print. Whole quantities have no
 `mid` and `lo`, those of twelve places no `lo`.
 
-Bounds: a reading lies in [0, 10¹⁵]; a total fits while it is below 9·10¹⁸, that is nine thousand
-readings at the upper bound, or any number of smaller ones up to that sum. A total beyond it is an assertion.
+Bounds: a reading lies in [0, 10¹⁵]. A total whose whole part reaches 10¹⁸ gets a fourth limb, `top`, times 10¹², so
+that it is `top·10¹² + hi + …`: room for 9·10¹⁵ readings at the upper bound in one window. Adjustments are refused
+where they would take a total past ±10³⁰.
 """
 
 from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal, Inexact
@@ -18,11 +19,24 @@ QUANTITY_MAX = 10**15
 PLACES = 24
 UNIT = 10**12
 SCALE: int = 10**PLACES
-TOTAL_MAX = 9 * 10**18
+TOTAL_MAX = 10**30
+HI_MAX = 10**18
+"""A total's `hi` stays below this; what is above goes into `top`."""
+
+LIMBS = ("top", "hi", "mid", "lo")
+"""From the most significant to the least."""
+
+WEIGHTS = {"top": SCALE * UNIT, "hi": SCALE, "mid": UNIT, "lo": 1}
+"""What one of each limb is worth, times 10²⁴."""
+
+# With values up to 10¹⁵ in a batch, and `hi` below 10¹⁸ before it, so many add up without overflow.
+_SAFE_SUM = 8 * 10**18
+_SAFE_COUNT = _SAFE_SUM // QUANTITY_MAX
 
 Ints = NDArray[np.int64]
 
 _SHORT_MAX = 9_000_000
+_DIGITS_MAX = 40
 _EXACT = Context(prec=80, Emin=MIN_EMIN, Emax=MAX_EMAX, traps=[Inexact])
 
 _ROUNDING = Context(prec=2000, Emin=MIN_EMIN, Emax=MAX_EMAX)
@@ -31,12 +45,12 @@ _SHIFT, _TO_INTEGRAL, _TWELVE = _EXACT.scaleb, _EXACT.to_integral_exact, Decimal
 
 
 def scaled(value: int | Decimal) -> int:
-    """The value times 10²⁴ as an integer. Raises ValueError where that is not whole, or over 10³⁹."""
+    """The value times 10²⁴ as an integer. Raises ValueError where that is not whole, or the value reaches 10⁴⁰."""
     if isinstance(value, int):
         return int(value) * SCALE
     # First the magnitude, so that 1e999999999 costs nothing.
-    if not value.is_finite() or (value and value.adjusted() > PLACES + 15):
-        raise ValueError(f"needs a number of at most 10^15, got {value:.3E}")
+    if not value.is_finite() or (value and value.adjusted() >= _DIGITS_MAX):
+        raise ValueError(f"needs a number below 10^{_DIGITS_MAX}, got {value:.3E}")
     try:
         moved = _EXACT.scaleb(value, PLACES)
     except Inexact:
@@ -61,10 +75,9 @@ def rounded(value: int | Decimal) -> int:
 
 def limbs_of(value: int | Decimal) -> tuple[int, int, int]:
     """A reading as (hi, mid, lo). Raises ValueError, which says why, where it is out of bounds."""
-    whole = scaled(value)
-    if not 0 <= whole <= QUANTITY_MAX * SCALE:
+    if not 0 <= value <= QUANTITY_MAX:
         raise ValueError(f"needs 0 to {QUANTITY_MAX}, got {str(value)[:40]}")
-    return split(whole)
+    return split(scaled(value))
 
 
 def limb_columns(values: list[int | Decimal]) -> tuple[Ints, Ints | None, Ints | None] | None:
@@ -83,15 +96,22 @@ def limb_columns(values: list[int | Decimal]) -> tuple[Ints, Ints | None, Ints |
     return hi, mid, None
 
 
-def joined(hi: int, mid: int, lo: int) -> int:
+def joined(hi: int, mid: int = 0, lo: int = 0, top: int = 0) -> int:
     """The limbs as one integer, times 10²⁴."""
-    return (hi * UNIT + mid) * UNIT + lo
+    return ((top * UNIT + hi) * UNIT + mid) * UNIT + lo
 
 
 def split(whole: int) -> tuple[int, int, int]:
-    """The inverse of `joined`."""
+    """The inverse of `joined` for what needs no `top`."""
     hi, rest = divmod(whole, SCALE)
     return hi, *divmod(rest, UNIT)
+
+
+def split_total(whole: int) -> dict[str, int]:
+    """The limbs of a total given times 10²⁴, by name; `top` is 0 while `hi` stays within ±HI_MAX."""
+    hi, mid, lo = split(whole)
+    top, hi = (0, hi) if abs(hi) < HI_MAX else divmod(hi, UNIT)
+    return {"top": top, "hi": hi, "mid": mid, "lo": lo}
 
 
 def text(whole: int) -> str:
@@ -113,10 +133,22 @@ def decimal(whole: int) -> Decimal:
     return Decimal(text(whole)) if rest else Decimal(units)
 
 
-def carry(limbs: list[Ints]) -> None:
-    """Brings summed limbs back into their ranges, in place."""
-    for place in range(len(limbs) - 1, 0, -1):
-        over = np.flatnonzero(limbs[place] >= UNIT)
-        if len(over):
-            limbs[place - 1][over] += limbs[place][over] // UNIT
-            limbs[place][over] %= UNIT
+def may_overflow(hi: Ints) -> bool:
+    """Whether the sum of these readings, and of a total before them, might not fit 64 bits."""
+    return len(hi) > _SAFE_COUNT and len(hi) * int(hi.max()) > _SAFE_SUM
+
+
+def carry(limbs: dict[str, Ints]) -> None:
+    """Bring summed limbs of 0 or more back into their ranges, in place; adds `top` where one needs it."""
+    for name, above in (("lo", "mid"), ("mid", "hi")):
+        if name in limbs:
+            _carry(limbs[name], limbs[above], np.flatnonzero(limbs[name] >= UNIT))
+    over = np.flatnonzero(limbs["hi"] >= HI_MAX)
+    if len(over):
+        _carry(limbs["hi"], limbs.setdefault("top", np.zeros_like(limbs["hi"])), over)
+
+
+def _carry(limb: Ints, above: Ints, over: Ints) -> None:
+    if len(over):
+        above[over] += limb[over] // UNIT
+        limb[over] %= UNIT

@@ -14,7 +14,7 @@ from operators.chunk import Chunk, Ints
 from operators.groups import groups
 from operators.periods import Buckets, Periods, Policy, buckets
 from operators.thresholds import Rules, rules_of
-from operators.windows import FOLD_OF
+from operators.windows import FOLD_OF, KEYS_MAX
 
 
 class Edges(NamedTuple):
@@ -193,6 +193,8 @@ class Roster:
     def add_keys(self, customer: Ints, meter: Ints) -> None:
         """Gives rows to pairs that have none."""
         first = self.key_customer.size
+        if first + len(meter) > KEYS_MAX:
+            raise OverflowError(f"a shard has room for {KEYS_MAX} customers times meters; use more shards")
         self._keys[meter, customer] = np.arange(first, first + len(meter))
         self.key_customer.extend(customer)
         self.key_meter.extend(meter)

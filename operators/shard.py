@@ -20,7 +20,7 @@ from operators.dedup import CONFLICT, DUPLICATE, NEW, Identities, Memory
 from operators.groups import groups
 from operators.periods import HOUR
 from operators.ports import Adjustment, Settled, StreamMark
-from operators.quantity import scaled
+from operators.quantity import SCALE, TOTAL_MAX, scaled
 from operators.records import Accepted, Alert, Counter, DeadLetter
 from operators.roster import Edges, Roster
 from operators.streams import Streams
@@ -44,6 +44,7 @@ from operators.windows import (
     key_of,
     runs_of,
     start_of,
+    total_at,
     window_key,
     window_of,
 )
@@ -291,9 +292,11 @@ class Shard:
             (self.buckets, HOUR_WINDOW, edges.hour, int(edges.hour_end[0])),
             (self.buckets, DAY_WINDOW, edges.day, int(roster.bucket_ends(customer, edges.day, _YES)[0])),
         )
+        words = [(table, window_key(key, window, start), end) for table, window, start, end in windows]
+        if any(abs(total_at(table, word) + amount) > TOTAL_MAX * SCALE for table, word, _ in words):
+            return [], f"quantity: would take a total past ±10^{len(str(TOTAL_MAX)) - 1}"
         alerts: list[Alert] = []
-        for table, window, start, end in windows:
-            word = window_key(key, window, start)
+        for table, word, end in words:
             if table.find(word)[0] < 0 and end <= oldest:
                 # What it held is forgotten, and a total that begins anew would be an older version.
                 if table is self.periods:

@@ -19,7 +19,7 @@ from operators.streams import Stream, Streams
 from operators.table import Table
 from operators.unmetered_rows import SavedRow
 from operators.watch import Held
-from operators.windows import UNSAVED, Adjusted
+from operators.windows import UNSAVED, Adjusted, normalize
 
 if TYPE_CHECKING:
     from operators.shard import Shard
@@ -190,6 +190,8 @@ class State:
             shard.unmetered.restore(state.unmetered)
             for hour, marked in state.marks:
                 _mark(shard, hour, _ints(marked))
+        for table in (shard.buckets, shard.periods):
+            normalize(table)
         saved = shard.saved
         if self._states:
             last = self._states[-1]
@@ -271,7 +273,17 @@ def _take(table: Table, rows: _Rows) -> None:
         if name not in table.columns:
             table.add_column(name, np.int64)
         column = table.columns[name]
-        column[at] = np.frombuffer(values, column.dtype)
+        found = _column(values, column.dtype, len(at))
+        if found.dtype.itemsize > column.dtype.itemsize:
+            column = table.columns[name] = column.astype(found.dtype)
+        column[at] = found
+
+
+def _column(values: memoryview, usual: np.dtype[Any], rows: int) -> NDArray[Any]:
+    """Read a column of a frame. Counts have 32 bits there, or 64 once one of them needed more."""
+    if len(values) == rows * usual.itemsize:
+        return np.frombuffer(values, usual)
+    return np.frombuffer(values, np.uint32 if usual.itemsize == 8 else np.int64)
 
 
 def _marks(shard: "Shard", whole: bool) -> Iterable[tuple[int, Ints]]:

@@ -25,6 +25,8 @@ _INDEX_GROWTH = 1.5  # the index holds 4 bytes for each of 2 to 3 slots a row; d
 _SMALL = 64
 _FEW = 12  # so many keys are looked up faster one by one
 _WORD = 2**64 - 1
+# The index has 32 bits for a row, of which it uses one for "none".
+ROWS_MAX = 2**30
 
 
 class Table:
@@ -196,6 +198,8 @@ class Table:
     def _reserve(self, size: int) -> None:
         room = len(self.keys[0])
         if size > room:
+            if size > ROWS_MAX:
+                raise OverflowError(f"a table has room for {ROWS_MAX} rows, needs {size}; use more shards")
             room = max(size, int(room * self._growth) + _SMALL)
             self.keys = [_resized(column[: self.size], room) for column in self.keys]
             self.columns = {n: _resized(c[: self.size], room) for n, c in self.columns.items()}

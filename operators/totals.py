@@ -19,7 +19,6 @@ from operators.roster import Roster
 from operators.table import Table
 from operators.windows import (
     DAY_WINDOW,
-    FRACTIONS,
     LAST,
     UNSENT,
     Adjusted,
@@ -42,8 +41,8 @@ class Part(NamedTuple):
     """The changed totals of one shard, those of one customer, window and start side by side.
 
     `place` is equal for these and only for these: window and start as in a window's word, and the customer, an index
-    into `names`, in place of the key. `names` ascend. Quantities are limbs; `adjusted` has the total and the
-    adjustment of rows that were adjusted.
+    into `names`, in place of the key. `names` ascend. Quantities are limbs; `apart` has the total and the adjustment of
+    rows that were adjusted, or whose total needs more than these limbs.
     """
 
     names: Sequence[str]
@@ -60,13 +59,13 @@ class Part(NamedTuple):
     late: Ints
     corrected: Ints
     steady: NDArray[np.bool_]
-    adjusted: Mapping[int, tuple[Amount, Amount]]
+    apart: Mapping[int, tuple[Amount, Amount]]
 
     def of(self, rows: Ints) -> "Part":
         """These rows alone."""
         columns: Iterable[Any] = self[2:-1]
-        adjusted = {new: self.adjusted[old] for new, old in enumerate(rows.tolist()) if old in self.adjusted}
-        return Part._make((self.names, self.meters, *(column[rows] for column in columns), adjusted))
+        apart = {new: self.apart[old] for new, old in enumerate(rows.tolist()) if old in self.apart}
+        return Part._make((self.names, self.meters, *(column[rows] for column in columns), apart))
 
     def customers(self, rows: slice | Ints) -> list[str]:
         names = self.names
@@ -87,20 +86,20 @@ class Part(NamedTuple):
         texts = map(text_of, *(limb[broken].tolist() for limb in (hi, mid, lo)))
         for row, found in zip(broken.tolist(), texts, strict=True):
             amounts[row] = found
-        for row, (amount, _) in self._adjusted(rows):
+        for row, (amount, _) in self._apart(rows):
             amounts[row] = amount
         return amounts
 
     def adjustments(self, rows: slice) -> list[Amount]:
         """Of neighbouring rows, what of their totals is not of events."""
         adjustments: list[Amount] = [0] * len(self.hi[rows])
-        for row, (_, amount) in self._adjusted(rows):
+        for row, (_, amount) in self._apart(rows):
             adjustments[row] = amount
         return adjustments
 
-    def _adjusted(self, rows: slice) -> Iterable[tuple[int, tuple[Amount, Amount]]]:
+    def _apart(self, rows: slice) -> Iterable[tuple[int, tuple[Amount, Amount]]]:
         return (
-            (row - rows.start, found) for row, found in self.adjusted.items() if rows.start <= row < rows.stop
+            (row - rows.start, found) for row, found in self.apart.items() if rows.start <= row < rows.stop
         )
 
     def totals(self) -> Iterator[Total]:
@@ -145,6 +144,8 @@ class Taken(NamedTuple):
     columns: Sequence[NDArray[Any]]
     """`end`, `hi`, `mid`, `lo`, `events`, `as_of`, `late` and `corrected`, of any integer type."""
     adjusted: Mapping[int, Adjusted]
+    tops: Mapping[int, int]
+    """By word, the limbs `top` that are not 0."""
 
     def part(self) -> Part:
         """In order."""
@@ -170,9 +171,11 @@ class Taken(NamedTuple):
             late=late,
             corrected=corrected,
             steady=self.steady[order],
-            adjusted={},
+            apart={},
         )
-        return _adjusted(part, self.words[order], self.adjusted) if self.adjusted else part
+        if not self.adjusted and not self.tops:
+            return part
+        return _set_apart(part, self.words[order], self.adjusted, self.tops)
 
 
 class Totals(Sequence[Total]):
@@ -200,9 +203,10 @@ class Totals(Sequence[Total]):
         return list(self)[index]
 
 
-def taken(tables: Iterable[Table], roster: Roster, adjusted: Mapping[int, Adjusted]) -> Totals:
+def taken(tables: Sequence[Table], roster: Roster, adjusted: Mapping[int, Adjusted]) -> Totals:
     """The totals of these tables that were not sent yet; they count as sent from now on."""
-    changed = [_unsent(table, roster) for table in tables]
+    tops: dict[int, int] = {}
+    changed = [_unsent(table, roster, tops) for table in tables]
     words, *columns = map(np.concatenate, zip(*changed, strict=True))
     if not len(words):
         return Totals()
@@ -225,12 +229,13 @@ def taken(tables: Iterable[Table], roster: Roster, adjusted: Mapping[int, Adjust
                 steady=roster.fold_of[meter] != LAST,
                 columns=columns,
                 adjusted=dict(adjusted),
+                tops=tops,
             )
         ]
     )
 
 
-def _unsent(table: Table, roster: Roster) -> tuple[NDArray[Any], ...]:
+def _unsent(table: Table, roster: Roster, tops: dict[int, int]) -> tuple[NDArray[Any], ...]:
     dirty, columns = table.columns["dirty"], table.columns
     rows = np.flatnonzero(dirty[: len(table)] & UNSENT)
     dirty[rows] &= ~UNSENT
@@ -240,21 +245,32 @@ def _unsent(table: Table, roster: Roster) -> tuple[NDArray[Any], ...]:
     else:
         customer = roster.key_customer.values[key_of(words)]
         end = roster.bucket_ends(customer, start_of(words), window_of(words) == DAY_WINDOW)
+    if "top" in columns:
+        top = columns["top"][rows]
+        wide = np.flatnonzero(top)
+        tops.update(zip(words[wide].tolist(), top[wide].tolist(), strict=True))
     nothing = np.zeros(len(table), np.int64)
-    names = ("hi", *FRACTIONS, "events", "as_of", "late", "corrected")
+    names = ("hi", "mid", "lo", "events", "as_of", "late", "corrected")
     return words, end, *(columns.get(name, nothing)[rows] for name in names)
 
 
-def _adjusted(part: Part, words: NDArray[np.uint64], adjusted: Mapping[int, Adjusted]) -> Part:
-    """The part with what adjustments did to it. Such a total may go down, so only its version tells if it is newer."""
-    version, steady, found = part.version.copy(), part.steady, dict[int, tuple[Amount, Amount]]()
-    for row in np.flatnonzero(np.isin(words, np.array(list(adjusted), np.uint64))).tolist():
-        known = adjusted[int(words[row])]
-        version[row] += known.times
-        steady[row] = False
-        whole = joined(int(part.hi[row]), int(part.mid[row]), int(part.lo[row]))
-        found[row] = _plain(whole), _plain(known.amount)
-    return part._replace(version=version, adjusted=found)
+def _set_apart(
+    part: Part, words: NDArray[np.uint64], adjusted: Mapping[int, Adjusted], tops: Mapping[int, int]
+) -> Part:
+    """Fill in what the columns do not hold: large totals, and adjustments.
+
+    An adjusted total may go down, so only its version tells if it is newer.
+    """
+    version, steady, apart = part.version.copy(), part.steady.copy(), dict[int, tuple[Amount, Amount]]()
+    for row in np.flatnonzero(np.isin(words, np.array([*adjusted, *tops], np.uint64))).tolist():
+        word = int(words[row])
+        known = adjusted.get(word)
+        if known is not None:
+            version[row] += known.times
+            steady[row] = False
+        whole = joined(int(part.hi[row]), int(part.mid[row]), int(part.lo[row]), tops.get(word, 0))
+        apart[row] = _plain(whole), _plain(known.amount if known else 0)
+    return part._replace(version=version, steady=steady, apart=apart)
 
 
 def _plain(whole: int) -> Amount:

@@ -13,14 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from operators.chunk import Ints
-from operators.quantity import SCALE, UNIT, joined, text
+from operators.quantity import LIMBS, SCALE, WEIGHTS, joined, text
 from operators.records import Alert
 from operators.roster import Roster
 from operators.table import Table
 from operators.thresholds import NEVER_NEXT, Change, Rules, State, alert_id, review, step
 from operators.windows import (
     ADD,
-    FRACTIONS,
     LAST,
     MAX,
     Batch,
@@ -60,7 +59,10 @@ class Watch:
     def look(self, batch: Batch, touched: Touched) -> list[Alert]:
         """The alerts that a batch sets off, in order of arrival."""
         columns, rows = self._periods.columns, touched.rows
-        passed = columns["hi"][rows] >= columns["next_up"][rows]
+        next_up = columns["next_up"][rows]
+        passed = columns["hi"][rows] >= next_up
+        if "top" in columns:
+            passed |= (columns["top"][rows] > 0) & (next_up != NEVER_NEXT)
         if batch.corrected.any():
             # The exclusive or is greater where the count has one more binary digit: a power of two was passed.
             passed |= (columns["corrected"][rows] ^ touched.corrected) > touched.corrected
@@ -137,7 +139,7 @@ class Watch:
     def _totals(self, rows: Ints) -> list[int]:
         """What these rows stand at, times 10²⁴."""
         columns = self._periods.columns
-        return _joined([columns[name][rows] for name in ("hi", *FRACTIONS) if name in columns])
+        return _joined({name: columns[name][rows] for name in LIMBS if name in columns})
 
     def settle(self, row: int, at: int) -> list[Alert]:
         """The alerts of a total that was adjusted, up or down."""
@@ -266,10 +268,11 @@ def _alert(window: _Window, rules: Rules, change: Change, total: int, at: int) -
 
 def _joined(limbs: Limbs) -> list[int]:
     """Quantities times 10²⁴."""
-    hi, *fractions = (limb.tolist() for limb in limbs)
-    values = [part * SCALE for part in hi]
-    for limb, unit in zip(fractions, (UNIT, 1), strict=False):
-        values = [value + part * unit for value, part in zip(values, limb, strict=True)]
+    values = [part * SCALE for part in limbs["hi"].tolist()]
+    for name, limb in limbs.items():
+        if name != "hi":
+            unit = WEIGHTS[name]
+            values = [value + part * unit for value, part in zip(values, limb.tolist(), strict=True)]
     return values
 
 
@@ -280,12 +283,12 @@ def _replayed(batch: Batch, touched: Touched, passed: _Passed) -> tuple[list[int
     """
     i = passed.place
     readings = np.sort(touched.order[touched.starts[i] : touched.starts[i + 1]])
-    before = [int(limbs[i]) for limbs in (touched.hi, touched.mid, touched.lo)]
-    limbs = [limb[readings] for limb in batch.limbs()]
-    if any(before[1:]) or any(limb.any() for limb in limbs[1:]):
-        total, values, unit = joined(*before), _joined(limbs), 1
+    total = joined(**{name: int(limb[i]) for name, limb in touched.limbs.items()})
+    limbs = {name: limb[readings] for name, limb in batch.limbs().items()}
+    if total % SCALE or any(limb.any() for name, limb in limbs.items() if name != "hi"):
+        values, unit = _joined(limbs), 1
     else:
-        total, values, unit = before[0], limbs[0].tolist(), SCALE
+        total, values, unit = total // SCALE, limbs["hi"].tolist(), SCALE
     times = batch.at[readings].tolist()
     totals = list(_running(passed.fold, total, values, times, int(touched.as_of[i])))
     return readings.tolist(), times, totals, unit

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from operators.chunk import Ints
 from operators.periods import SECOND
-from operators.quantity import TOTAL_MAX, carry, joined, split
+from operators.quantity import HI_MAX, LIMBS, UNIT, carry, joined, may_overflow, split_total
 from operators.table import Table, Words
 
 HOUR_WINDOW, DAY_WINDOW, PERIOD_WINDOW = 0, 1, 2
@@ -23,6 +23,7 @@ FOLD_OF = {"count": ADD, "sum": ADD, "unique": ADD, "max": MAX, "last": LAST}
 
 UNSAVED, UNSENT = np.uint8(1), np.uint8(2)
 
+# Limbs beside `hi` and wider counts are added to a table once a row needs them.
 COLUMNS = {
     "hi": np.int64,
     "events": np.uint32,
@@ -32,13 +33,14 @@ COLUMNS = {
     "dirty": np.uint8,
 }
 PERIOD_COLUMNS = {**COLUMNS, "end": np.int64, "next_up": np.int64}
-FRACTIONS = ("mid", "lo")
 
 _KEY, _START = 34, 0xFFFFFFFF
+KEYS_MAX = 1 << 30
+_COUNT_MAX = 0xFFFFFFFF
 
 Flags = NDArray[np.bool_]
-Limbs = list[Ints]
-"""Quantities as columns of limbs, `hi` alone where all are whole."""
+Limbs = dict[str, Ints]
+"""Quantities as columns by limb, those that are in use, from the most significant one."""
 
 
 class Batch(NamedTuple):
@@ -56,8 +58,9 @@ class Batch(NamedTuple):
     def limbs(self) -> Limbs:
         """The quantities, with as many limbs as are in use."""
         if self.mid is None:
-            return [self.hi]
-        return [self.hi, self.mid] if self.lo is None else [self.hi, self.mid, self.lo]
+            return {"hi": self.hi}
+        limbs = {"hi": self.hi, "mid": self.mid}
+        return limbs if self.lo is None else {**limbs, "lo": self.lo}
 
 
 class Runs(NamedTuple):
@@ -88,7 +91,7 @@ class Adjusted(NamedTuple):
 class Touched(NamedTuple):
     """Rows that a batch changed, one per window, and what stood there before.
 
-    The readings of row i are `order[starts[i]:starts[i + 1]]` of the batch.
+    The readings of row i are `order[starts[i]:starts[i + 1]]` of the batch. `limbs` are those in use before.
     """
 
     rows: Ints
@@ -96,9 +99,7 @@ class Touched(NamedTuple):
     first: Ints
     order: Ints
     starts: Ints
-    hi: Ints
-    mid: Ints
-    lo: Ints
+    limbs: Limbs
     as_of: Ints
     corrected: Ints
 
@@ -141,11 +142,12 @@ def runs_of(batch: Batch, hour: Ints, period: Ints, his: list[Ints] | None) -> R
     changes = (key[1:] != key[:-1]) | (hour[1:] != hour[:-1]) | (period[1:] != period[:-1])
     starts = np.concatenate(([0], np.flatnonzero(changes) + 1))
     fold = batch.fold[order]
-    limbs = [limb[order] for limb in batch.limbs()]
+    limbs = {name: limb[order] for name, limb in batch.limbs().items()}
+    split = _split if may_overflow(batch.hi) else _as_is
     if his is None:
-        folded = [_folded(limbs, fold, starts)] * 3
+        folded = [_folded(split(limbs, fold), fold, starts)] * 3
     else:
-        folded = [_folded([hi[order], *limbs[1:]], fold, starts) for hi in his]
+        folded = [_folded(split({**limbs, "hi": hi[order]}, fold), fold, starts) for hi in his]
     cuts = np.append(starts, len(order))
     return Runs(
         order=order,
@@ -168,92 +170,125 @@ def add(table: Table, runs: Runs, windows: list[tuple[int, Ints]]) -> Touched:
         _folded(runs.limbs[window], runs.fold, first)
         for (window, _), first in zip(windows, firsts, strict=True)
     ]
-    limbs = [np.concatenate(parts) for parts in zip(*folded, strict=True)]
+    limbs = {name: np.concatenate([part[name] for part in folded]) for name in folded[0]}
     ends = np.concatenate([np.append(first[1:], len(runs.key)) for first in firsts])
     first = np.concatenate(firsts)
     rows, new = table.claim(np.concatenate([word[at] for word, at in zip(words, firsts, strict=True)]))
 
     columns = table.columns
-    for name in FRACTIONS[: len(limbs) - 1]:
-        if name not in columns:
-            table.add_column(name, np.int64)
-    names = ["hi", *(name for name in FRACTIONS if name in columns)]
-    nothing = np.zeros(len(rows), np.int64)
-    before = [columns[name][rows] for name in names]
+    before = _limbs_at(table, rows)
     as_of, corrected = columns["as_of"][rows], columns["corrected"][rows].astype(np.int64)
-    limbs += [nothing] * (len(names) - len(limbs))
     last_at = runs.last_at[ends - 1]
-    totals = _merged(before, limbs, runs.fold[first], last_at >= as_of)
-    assert totals[0].max() < TOTAL_MAX, "a total outgrew its column"
-    for name, limb in zip(names, totals, strict=True):
-        columns[name][rows] = limb
-    columns["events"][rows] += (runs.cuts[ends] - runs.cuts[first]).astype(np.uint32)
+    _put(table, rows, _merged(before, limbs, runs.fold[first], last_at >= as_of))
+    _count(table, "events", rows, runs.cuts[ends] - runs.cuts[first])
     for name, counts in (("late", runs.late), ("corrected", runs.corrected)):
         if counts is not None:
             so_far = np.concatenate(([0], np.cumsum(counts)))
-            columns[name][rows] += (so_far[ends] - so_far[first]).astype(np.uint32)
+            _count(table, name, rows, so_far[ends] - so_far[first])
     columns["as_of"][rows] = np.maximum(as_of, last_at)
     columns["dirty"][rows] = UNSAVED | UNSENT
-    hi, mid, lo = before + [nothing] * (3 - len(before))
     starts = np.append(runs.cuts[first], len(runs.order))
-    return Touched(rows, new, runs.first[first], runs.order, starts, hi, mid, lo, as_of, corrected)
+    return Touched(rows, new, runs.first[first], runs.order, starts, before, as_of, corrected)
+
+
+def total_at(table: Table, word: Words) -> int:
+    """The total of one window times 10²⁴, 0 where there is none."""
+    (row,) = table.find(word)
+    return 0 if row < 0 else joined(**{name: int(limb[0]) for name, limb in _limbs_at(table, [row]).items()})
 
 
 def add_amount(table: Table, word: Words, amount: int) -> tuple[int, bool]:
-    """Adds an amount, times 10²⁴ and perhaps negative, to one window that adds up. Its row, and whether it is new."""
+    """Add an amount, times 10²⁴ and perhaps negative, to one window that adds up. Its row, and whether it is new."""
+    total = total_at(table, word) + amount
     rows, new = table.claim(word)
-    row, columns = int(rows[0]), table.columns
-    before = [int(columns[name][row]) if name in columns else 0 for name in ("hi", *FRACTIONS)]
-    limbs = split(joined(*before) + amount)
-    assert abs(limbs[0]) < TOTAL_MAX, "a total outgrew its column"
-    for name, limb in zip(("hi", *FRACTIONS), limbs, strict=True):
-        if limb and name not in columns:
+    _put(table, rows, {name: np.array([limb]) for name, limb in split_total(total).items() if limb})
+    table.columns["dirty"][rows] = UNSAVED | UNSENT
+    return int(rows[0]), bool(new[0])
+
+
+def normalize(table: Table) -> None:
+    """Move what is too large for `hi` into `top`, in rows of a version that let `hi` grow further."""
+    rows = np.flatnonzero(table.columns["hi"][: len(table)] >= HI_MAX)
+    if len(rows):
+        limbs = _limbs_at(table, rows)
+        carry(limbs)
+        _put(table, rows, limbs)
+
+
+def _limbs_at(table: Table, rows: Ints | list[int]) -> Limbs:
+    return {name: table.columns[name][rows] for name in LIMBS if name in table.columns}
+
+
+def _put(table: Table, rows: Ints, limbs: Limbs) -> None:
+    """Set the quantities of rows; limbs that are not given are 0."""
+    columns = table.columns
+    for name in LIMBS:
+        if name in limbs and name not in columns:
             table.add_column(name, np.int64)
         if name in columns:
-            columns[name][row] = limb
-    columns["dirty"][row] = UNSAVED | UNSENT
-    return row, bool(new[0])
+            columns[name][rows] = limbs.get(name, 0)
+
+
+def _count(table: Table, name: str, rows: Ints, more: Ints) -> None:
+    """Add to a column of counts, which is made wider once one outgrows it."""
+    counts = table.columns[name][rows] + more
+    if table.columns[name].dtype == np.uint32 and counts.max() > _COUNT_MAX:
+        table.columns[name] = table.columns[name].astype(np.int64)
+    table.columns[name][rows] = counts
 
 
 def _counted(flags: Flags, order: Ints, starts: Ints) -> Ints | None:
     return np.add.reduceat(flags[order].astype(np.int64), starts) if flags.any() else None
 
 
+def _as_is(limbs: Limbs, fold: Ints) -> Limbs:
+    return limbs
+
+
+def _split(limbs: Limbs, fold: Ints) -> Limbs:
+    """The same quantities with parts of `hi` small enough to be added up any number of times."""
+    top = np.where(fold == ADD, limbs["hi"] // UNIT, 0)
+    return {"top": top, **limbs, "hi": limbs["hi"] - top * UNIT}
+
+
 def _folded(limbs: Limbs, fold: Ints, starts: Ints) -> Limbs:
-    """Neighbours from each start to the next, made one by their kind of fold. Sums are not carried."""
+    """Fold neighbours, from each start to the next, into one by their kind of fold. Sums are not carried."""
     if len(starts) == len(fold):
         return limbs
-    folded = [np.add.reduceat(limb, starts) for limb in limbs]
+    folded = {name: np.add.reduceat(limb, starts) for name, limb in limbs.items()}
     kinds = fold[starts]
     if not kinds.any():
         return folded
     ends = np.append(starts[1:], len(fold))
     last = np.flatnonzero(kinds == LAST)
-    for total, limb in zip(folded, limbs, strict=True):
-        total[last] = limb[ends[last] - 1]
+    for name, limb in limbs.items():
+        folded[name][last] = limb[ends[last] - 1]
     greatest = np.flatnonzero(kinds == MAX)
     if not len(greatest):
         return folded
-    if any(total[greatest].any() for total in folded[1:]):
+    if any(total[greatest].any() for name, total in folded.items() if name != "hi"):
         for i in greatest.tolist():
-            values = zip(*(limb[starts[i] : ends[i]].tolist() for limb in limbs), strict=True)
-            for total, part in zip(folded, max(values), strict=True):
+            values = zip(*(limb[starts[i] : ends[i]].tolist() for limb in limbs.values()), strict=True)
+            for total, part in zip(folded.values(), max(values), strict=True):
                 total[i] = part
     else:
-        folded[0][greatest] = np.maximum.reduceat(limbs[0], starts)[greatest]
+        folded["hi"][greatest] = np.maximum.reduceat(limbs["hi"], starts)[greatest]
     return folded
 
 
 def _merged(before: Limbs, limbs: Limbs, fold: Ints, newer: Flags) -> Limbs:
-    """Totals as they stood and what came, made one by their kind of fold."""
-    totals = [old + limb for old, limb in zip(before, limbs, strict=True)]
+    """Merge totals as they stood with what came, by their kind of fold."""
+    nothing = np.zeros(len(fold), np.int64)
+    names = [name for name in LIMBS if name in before or name in limbs]
+    pairs = [(before.get(name, nothing), limbs.get(name, nothing)) for name in names]
+    totals = {name: old + limb for name, (old, limb) in zip(names, pairs, strict=True)}
     if fold.any():
         # From the last limb to the first, so that the highest one decides.
         greater = np.zeros(len(fold), np.bool_)
-        for old, limb in zip(reversed(before), reversed(limbs), strict=True):
+        for old, limb in reversed(pairs):
             greater = (limb > old) | ((limb == old) & greater)
         taken = np.where(fold == MAX, greater, newer)
-        for total, old, limb in zip(totals, before, limbs, strict=True):
+        for total, (old, limb) in zip(totals.values(), pairs, strict=True):
             total[fold != ADD] = np.where(taken, limb, old)[fold != ADD]
     carry(totals)
     return totals

@@ -807,7 +807,7 @@ class Model:
         self.alerts.append(told)
 
     def adjust(self, customer: str, meter: Meter, at: int, amount: Fraction, received_at: int) -> bool:
-        """Add to the windows that hold `at`; False where the meter is no sum or the period is gone."""
+        """Add to the windows that hold `at`; False where the meter is no sum, the period is gone, or it is too much."""
         if meter.kind in ("max", "last"):
             return False
         self.now.customers.add(customer)
@@ -818,6 +818,10 @@ class Model:
             "hour": hour_of(zone, at),
             "day": day_of(zone, at),
         }
+        for window, (start, _) in windows.items():
+            known = self._windows.get((customer, meter.name, window, start))
+            if abs((known.total if known else 0) + amount) > 10**30:
+                return False
         for window, (start, end) in windows.items():
             key = customer, meter.name, window, start
             if key not in self._windows and end <= oldest:

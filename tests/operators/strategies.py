@@ -33,6 +33,7 @@ def quantities() -> SearchStrategy[str]:
     return st.one_of(
         st.integers(0, 20).map(str),
         st.sampled_from(("0.1", "0.2", "0.30", "1.0", "1e0", "10e-1", "2.5", "0", "1e15", "1e-24")),
+        st.sampled_from(("1000000000000000", "999999999999999." + "9" * 24)),
         st.decimals(0, 1000, places=6).map(lambda number: f"{number:f}"),
         st.floats(0, 1e15).map(repr),
     )
@@ -95,6 +96,18 @@ def _limit(included: Decimal | None, cap: Decimal | None, levels: set[int], hyst
     else:
         thresholds = [Threshold(absolute=Decimal(level) / 2) for level in sorted(levels)]
     return Limit(included, cap, thresholds=tuple(thresholds), hysteresis_pct=Decimal(hysteresis))
+
+
+def adjustments() -> SearchStrategy[Decimal]:
+    """Amounts to adjust by, up and down: small, larger than any reading, and too much for a total."""
+    large = st.sampled_from(
+        ("1e15", "1e18", "9007199254740993.5", "1e27", "1e30", "1.000000000000000000000001e30")
+    )
+    either = st.sampled_from((1, -1))
+    return st.one_of(
+        st.decimals(-30, 30, places=3),
+        st.builds(lambda text, sign: Decimal(text).copy_sign(sign), large, either),
+    )
 
 
 def catalogs() -> SearchStrategy[Catalog]:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from operators.quantity import (
+    HI_MAX,
     PLACES,
     SCALE,
     carry,
@@ -18,6 +19,7 @@ from operators.quantity import (
     limbs_of,
     rounded,
     split,
+    split_total,
     text,
     text_of,
 )
@@ -60,11 +62,22 @@ def test_a_column_gives_the_same_limbs_as_its_values_one_by_one(values: list[int
 @given(st.lists(READINGS, min_size=1, max_size=50))
 def test_sums_of_limbs_carry_without_loss(values: list[int | Decimal]) -> None:
     parts = np.array([limbs_of(value) for value in values], np.int64)
-    limbs = [parts[:, i].sum(keepdims=True) for i in range(3)]
+    limbs = {name: parts[:, i].sum(keepdims=True) for i, name in enumerate(("hi", "mid", "lo"))}
     carry(limbs)
-    total = [int(limb[0]) for limb in limbs]
-    assert Fraction(joined(*total), SCALE) == sum(map(Fraction, values))
-    assert text_of(*total) == text(joined(*total))
+    total = {name: int(limb[0]) for name, limb in limbs.items()}
+    assert Fraction(joined(**total), SCALE) == sum(map(Fraction, values))
+    assert text_of(**total) == text(joined(**total))
+
+
+@given(st.integers(-(10**30) * SCALE, 10**30 * SCALE), st.integers(0, 2**63 - 2**60))
+def test_a_total_of_any_size_is_held_and_grows_without_loss(whole: int, more: int) -> None:
+    limbs = {name: np.array([limb]) for name, limb in split_total(whole).items()}
+    assert joined(**{name: int(limb[0]) for name, limb in limbs.items()}) == whole
+    if whole >= 0:
+        limbs["hi"] += more
+        carry(limbs)
+        assert limbs["hi"][0] < HI_MAX
+        assert joined(**{name: int(limb[0]) for name, limb in limbs.items()}) == whole + more * SCALE
 
 
 @pytest.mark.parametrize(
