@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from xxhash import xxh3_128_digest
 
 from operators.catalog import Condition, Filter
+from operators.numbers import Far, canonical_of
 
 Column = list[Any]
 Columns = Callable[[str], Column]
@@ -71,7 +72,13 @@ def kind_of(value: object) -> str:
     return _KINDS.get(type(value), "other")
 
 
-_KINDS: dict[type, str] = {int: "number", Decimal: "number", str: "text", bool: "boolean"}
+_KINDS: dict[type, str] = {
+    int: "number",
+    Decimal: "number",
+    Far: "number",
+    str: "text",
+    bool: "boolean",
+}
 
 
 def _ordered(compare: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
@@ -100,12 +107,5 @@ def unique_digest(value: object) -> bytes | None:
     if isinstance(value, bool):
         return xxh3_128_digest(b"b1" if value else b"b0")
     if isinstance(value, int | Decimal):
-        sign, digits, exponent = Decimal(value).as_tuple()
-        significant = "".join(map(str, digits)).lstrip("0")
-        if not significant:
-            return xxh3_128_digest(b"n0")
-        stripped = significant.rstrip("0")
-        # The exponent of a number out of reach is a letter, F.
-        shift = exponent + len(significant) - len(stripped) if isinstance(exponent, int) else exponent
-        return xxh3_128_digest(f"n{sign}{stripped}e{shift}".encode())
+        return xxh3_128_digest(f"n{canonical_of(value)}".encode())
     return None

@@ -14,6 +14,7 @@ from msgspec import UNSET, DecodeError
 from operators.catalog import Meter
 from operators.chunk import NO_READINGS, Ints, Readings, concatenated
 from operators.matching import Columns, Predicate, compile_filter, keys_of, unique_digest
+from operators.numbers import Far, read_number
 from operators.quantity import QUANTITY_MAX, limb_columns, limbs_of
 from operators.unmetered import NOTHING_UNREAD, Unread, is_number, reason_of
 
@@ -89,12 +90,13 @@ class Name:
 
 
 def value_of(raw: msgspec.Raw) -> Any:
-    """A JSON value; a number beyond all reach as a Decimal that is out of every bound."""
+    """Return a JSON value, numbers as int or Decimal."""
     try:
         return _ANY.decode(raw)
     except (DecodeError, RecursionError):
         # Longer than Python reads as an integer; or lists too deep, which no meter reads.
-        return Decimal("Infinity") if bytes(raw)[:1] in b"-0123456789" else []
+        text = bytes(raw)
+        return read_number(text.decode()) if text[:1] in b"-0123456789" else []
 
 
 def number_of(value: Any) -> Any:
@@ -102,15 +104,8 @@ def number_of(value: Any) -> Any:
     return value_of(msgspec.Raw(value.encode())) if type(value) is str and is_number(value) else value
 
 
-def _number(text: str) -> Decimal:
-    try:
-        return Decimal(text)
-    except InvalidOperation:
-        return Decimal("Infinity")
-
-
 _UNPLAIN = re.compile(r'["\\\x00-\x1f]')
-_ANY = msgspec.json.Decoder(float_hook=_number)
+_ANY = msgspec.json.Decoder(float_hook=read_number)
 _MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
@@ -164,7 +159,7 @@ class Gathered:
         read: list[int] = []
         parts: list[tuple[int, int, int]] = []
         for i, value in enumerate(values):
-            if type(value) is int or type(value) is Decimal:
+            if type(value) in _NUMBERS:
                 try:
                     parts.append(limbs_of(value))
                     read.append(i)
@@ -232,3 +227,7 @@ def _whole_column(values: list[int]) -> Ints | None:
     except OverflowError:
         return None
     return column if column.min() >= 0 and column.max() <= QUANTITY_MAX else None
+
+
+# By exact type, as a boolean is an int in Python.
+_NUMBERS = (int, Decimal, Far)

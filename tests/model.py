@@ -125,7 +125,7 @@ class Number:
 
     def value(self) -> Fraction:
         """The exact value. Only for numbers of sane size: 1e999999999 would fill the memory."""
-        return Fraction(self.text)
+        return Fraction(self.text) if self.parts()[0] else Fraction(0)
 
 
 def whole_number(text: str) -> int:

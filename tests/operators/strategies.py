@@ -27,12 +27,37 @@ METERS = (
 LATER = Meter("later", "unmetered", "sum", "n", numbers="text")
 """A meter of a name that no other takes: catalogs have it or not."""
 
+# Beyond Decimal's exponents: four values, two of them equal to 0 or to another one.
+FAR = (
+    "1e99999999999999999999",
+    "10E+99999999999999999998",
+    "-1e99999999999999999999",
+    "1e-99999999999999999999",
+    "0e99999999999999999999",
+    "0",
+    "9" * 5000,
+)
+
 
 def quantities() -> SearchStrategy[str]:
     """JSON numbers that a meter may read, in several spellings."""
     return st.one_of(
         st.integers(0, 20).map(str),
-        st.sampled_from(("0.1", "0.2", "0.30", "1.0", "1e0", "10e-1", "2.5", "0", "1e15", "1e-24")),
+        st.sampled_from(
+            (
+                "0.1",
+                "0.2",
+                "0.30",
+                "1.0",
+                "1e0",
+                "10e-1",
+                "2.5",
+                "0",
+                "1e15",
+                "1e-24",
+                "0e999999999999999999999",
+            )
+        ),
         st.sampled_from(("1000000000000000", "999999999999999." + "9" * 24)),
         st.decimals(0, 1000, places=6).map(lambda number: f"{number:f}"),
         st.floats(0, 1e15).map(repr),
@@ -49,7 +74,7 @@ def values() -> SearchStrategy[str]:
 
 def properties() -> SearchStrategy[dict[str, str]]:
     """An event's properties."""
-    regions = st.sampled_from(('"eu"', '"us"', '""', "1", "1.0", "true", "null"))
+    regions = st.sampled_from(('"eu"', '"us"', '""', "1", "1.0", "true", "null", *FAR))
     return st.fixed_dictionaries({}, optional={"n": values(), "region": regions})
 
 
