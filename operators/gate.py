@@ -274,7 +274,7 @@ class View:
             left,
             as_of,
             lag,
-            int(left * PARTS / spend.cap) if spend.cap else 0,
+            int(EXACT.divide_int(EXACT.multiply(left, Decimal(PARTS)), spend.cap)) if spend.cap else 0,
         )
 
 

@@ -1,16 +1,29 @@
 """The live bill: what usage past the included quantity costs, by the plan's tiers, as it stands."""
 
+from collections.abc import Iterable
 from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal, Inexact
+from functools import reduce
 
 from operators.catalog import Limit
 
-# Money is exact or not at all: a product that would round raises.
+# Decimal's own operators round to 28 digits, which money and totals outgrow. Here a result that would be rounded
+# raises; the longest one, a price of 27 digits times a total of 55, fits.
 EXACT = Context(prec=100, Emin=MIN_EMIN, Emax=MAX_EMAX, traps=[Inexact])
 
 
 def overage(limit: Limit, total: Decimal) -> Decimal:
     """The part of a total past the included quantity, 0 at least; without an included quantity, all of it."""
     return max(EXACT.subtract(total, limit.included or Decimal(0)), Decimal(0))
+
+
+def add_up(amounts: Iterable[Decimal]) -> Decimal:
+    """Return the exact sum."""
+    return reduce(EXACT.add, amounts, Decimal(0))
+
+
+def left_of(cap: Decimal, used: Decimal) -> Decimal:
+    """Return what is left of a cap, 0 at least."""
+    return max(EXACT.subtract(cap, used), Decimal(0))
 
 
 def live_bill(limit: Limit, total: Decimal) -> Decimal:

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from operators.caps import decide
 from operators.catalog import Catalog, Kind, Limit
-from operators.overage import live_bill
+from operators.overage import EXACT, add_up, live_bill
+from operators.quantity import scaled
 
 HUNDRED = Decimal(100)
 USED_UP: tuple[Kind, ...] = ("count", "sum")
@@ -46,7 +47,11 @@ def share(total: Decimal, of: Decimal | None) -> Decimal | None:
     """In percent, whole, cut off: 99.9 is not yet 100. None where there is nothing to be percent of."""
     if of is None:
         return None
-    return HUNDRED * total // of if of else HUNDRED
+    if not of:
+        return HUNDRED
+    # In integers: a large total of a tiny cap is more percent than a Decimal's division gives.
+    percent = 100 * scaled(total.copy_abs()) // scaled(of)
+    return Decimal(percent if total >= 0 else -percent)
 
 
 def worst(catalog: Catalog, customer: str, total_of: Callable[[str, str], Decimal]) -> Standing:
@@ -63,9 +68,7 @@ def worst(catalog: Catalog, customer: str, total_of: Callable[[str, str], Decima
 def bill(catalog: Catalog, customer: str, total_of: Callable[[str, str], Decimal]) -> Decimal:
     """The overage of all meters, as of now."""
     names = [meter.name for meter in catalog.meters]
-    return sum(
-        (live_bill(catalog.limit_of(customer, name), total_of(customer, name)) for name in names), Decimal(0)
-    )
+    return add_up(live_bill(catalog.limit_of(customer, name), total_of(customer, name)) for name in names)
 
 
 def _level(limit: Limit, total: Decimal) -> tuple[Level, str]:
@@ -80,5 +83,8 @@ def _level(limit: Limit, total: Decimal) -> tuple[Level, str]:
         return Level.OVERAGE, "overage"
     of = limit.cap if limit.cap is not None else limit.included
     percents = [threshold.percent for threshold in limit.thresholds if threshold.percent is not None]
-    passed = [percent for percent in percents if of is not None and total * HUNDRED >= of * percent]
+    hundredfold = EXACT.multiply(total, HUNDRED)
+    passed = [
+        percent for percent in percents if of is not None and hundredfold >= EXACT.multiply(of, percent)
+    ]
     return (Level.NOTED, f"{max(passed):f} %") if passed else (Level.FREE, "ok")

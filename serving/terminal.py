@@ -221,7 +221,9 @@ class Screen:
     def _greatest(self, meter: str, rows: int) -> list[str]:
         """Those who used most of a meter, in the order of what they used."""
         total = self._usage.total
-        return sorted(self._usage.totals, key=lambda customer: (-total(customer, meter), customer))[:rows]
+        return sorted(
+            self._usage.totals, key=lambda customer: (total(customer, meter).copy_negate(), customer)
+        )[:rows]
 
     def _standing(self, customer: str, meter: str) -> Standing:
         return standing(meter, self._catalog.limit_of(customer, meter), self._usage.total(customer, meter))

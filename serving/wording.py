@@ -4,6 +4,8 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 
 US = 1_000_000
+SIZES = ("", "k", "M", "G", "T", "P", "E", "Z", "Y", "R", "Q")
+"""The prefixes of the International System, by thousands; Q is 10³⁰, the most that a total comes to."""
 EPOCH = datetime(1970, 1, 1)
 
 
@@ -25,10 +27,13 @@ def grouped(quantity: int | str) -> str:
 
 def brief(quantity: Decimal) -> str:
     """`1.23M`: three digits or so in five characters at most, cut off and never rounded up to a limit."""
-    for size, letter in ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k")):
-        if quantity >= size:
-            return f"{str(quantity / size)[:4].rstrip('.')}{letter}"
-    return f"{quantity:f}"[:4].rstrip(".")
+    text = f"{quantity.copy_abs():f}"
+    whole = text.partition(".")[0]
+    size = min((len(whole) - 1) // 3, len(SIZES) - 1)
+    if size:
+        text = f"{whole[: -3 * size]}.{whole[-3 * size :]}".rstrip("0")
+    cut = text[: max(4, len(whole) - 3 * size)].rstrip(".")
+    return f"{'-' if quantity < 0 else ''}{cut}{SIZES[size]}"
 
 
 def age(us: int) -> str:

@@ -14,7 +14,7 @@ from operators.quantity import QUANTITY_MAX
 from serving.service.routing import Nothing
 
 DECIMAL: Final = r"^((0|[1-9][0-9]{0,14})(\.[0-9]{1,24})?|1000000000000000)$"
-SIGNED: Final = r"^-?((0|[1-9][0-9]{0,14})(\.[0-9]{1,24})?|1000000000000000)$"
+SIGNED: Final = r"^-?((0|[1-9][0-9]{0,29})(\.[0-9]{1,24})?|10{30})$"
 AS_WHOLE: Final = "A whole number that was written with a point; JSON Schema calls that an integer too."
 INSTANT: Final = "2026-11-01T00:00:00Z"
 

@@ -5,7 +5,7 @@ from decimal import Decimal
 from typing import Any, Final
 
 from operators.catalog import Catalog, Limit, Meter
-from operators.overage import live_bill
+from operators.overage import EXACT, add_up, left_of, live_bill
 from operators.periods import DAY, HOUR, NEVER_END, period_of
 from operators.ports import StoredTotal
 from operators.records import Total, Window
@@ -51,7 +51,7 @@ def usage_body(
         one.total.meter: one for one in stored if one.total.window == "period" and one.total.start == start
     }
     meters = [_meter(catalog, customer, meter, current.get(meter.name)) for meter in catalog.meters]
-    bill = sum((Decimal(meter.bill) for meter in meters), NONE)
+    bill = add_up(Decimal(meter.bill) for meter in meters)
     spend = catalog.spend_cap_of(customer)
     return UsageBody(
         customer,
@@ -62,7 +62,7 @@ def usage_body(
         period_body(start, end),
         meters,
         exact(bill),
-        SpendBody(exact(spend.cap), spend.on_cap, exact(max(spend.cap - bill, NONE)))
+        SpendBody(exact(spend.cap), spend.on_cap, exact(left_of(spend.cap, bill)))
         if spend and spend.cap is not None
         else None,
         _buckets(stored, "hour", now - hours * HOUR, now),
@@ -97,7 +97,7 @@ def _meter(catalog: Catalog, customer: str, meter: Meter, found: StoredTotal | N
         limit_body(limit),
         _thresholds(limit, total),
         bool(known and meter.name in known.limits),
-        maybe(max(limit.cap - total, NONE)) if limit.cap is not None else None,
+        maybe(left_of(limit.cap, total)) if limit.cap is not None else None,
         maybe(stands.share),
         LEVELS[stands.level],
         stands.words,
@@ -114,7 +114,7 @@ def _thresholds(limit: Limit, total: Decimal) -> list[ThresholdBody]:
     for threshold in limit.thresholds:
         value = threshold.absolute
         if threshold.percent is not None:
-            value = None if of is None else of * threshold.percent / 100
+            value = None if of is None else EXACT.scaleb(EXACT.multiply(of, threshold.percent), -2)
         found.append(ThresholdBody(label(threshold), maybe(value), value is not None and total >= value))
     return found
 

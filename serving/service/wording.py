@@ -1,7 +1,7 @@
 """Records as the service's JSON has them."""
 
 from decimal import Decimal
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -23,6 +23,8 @@ from serving.service.shapes import (
     exact,
 )
 from serving.wording import US, instant
+
+HEADER_MAX: Final = 10**15 - 1
 
 
 def json(status: int, body: Any, **headers: str) -> Answer:
@@ -90,9 +92,9 @@ def decision_body(decision: Decision) -> DecisionBody:
 
 
 def rate_headers(decision: Decision, now: int) -> list[tuple[str, str]]:
-    """`RateLimit`, `RateLimit-Policy` and, on a denial, `Retry-After`; whole numbers, cut off.
+    """`RateLimit`, `RateLimit-Policy` and, on a denial, `Retry-After`; whole numbers, cut off, of 15 digits at most.
 
-    Source: draft-ietf-httpapi-ratelimit-headers-10.
+    Source: draft-ietf-httpapi-ratelimit-headers-10; RFC 9651 section 3.3.1 for the digits.
     """
     headers = []
     resets = None if decision.resets_at is None else max(-(-(decision.resets_at - now) // US), 0)
@@ -100,8 +102,8 @@ def rate_headers(decision: Decision, now: int) -> list[tuple[str, str]]:
         # A structured field's text is ASCII without quotes; spend has no meter.
         name = _token(decision.meter) or "spend"
         reset = "" if resets is None else f";t={resets}"
-        headers.append(("ratelimit-policy", f'"{name}";q={int(decision.limit)}'))
-        headers.append(("ratelimit", f'"{name}";r={int(decision.remaining)}{reset}'))
+        headers.append(("ratelimit-policy", f'"{name}";q={_integer(decision.limit)}'))
+        headers.append(("ratelimit", f'"{name}";r={_integer(decision.remaining)}{reset}'))
     if not decision.allowed and (resets is not None or decision.degraded):
         headers.append(("retry-after", "1" if decision.degraded or resets is None else str(max(resets, 1))))
     return headers
@@ -155,6 +157,10 @@ def catalog_body(version: CatalogVersion) -> CatalogBody:
 def bodies(notes: list[Note]) -> list[dict[str, Any]]:
     """What notes hold, as it was written."""
     return [msgspec.json.decode(note.body, type=dict[str, Any]) for note in notes]
+
+
+def _integer(quantity: Decimal) -> int:
+    return min(int(quantity), HEADER_MAX)
 
 
 def _token(name: str) -> str:

@@ -350,7 +350,7 @@ class HoldsContract(ABC):
 
     def test_quantities_are_exact(self) -> None:
         """0.1 and 0.2 fill a cap of 0.3, and 10²⁴ parts of one count too."""
-        tiny, huge = 1, 9 * 10**18 * SCALE + 1
+        tiny, huge = 1, 9 * 10**30 * SCALE + 1
         with (
             self.fresh() as place,
             closing(place.open_writer()) as writer,

@@ -352,6 +352,10 @@ class StoreContract(ABC):
                 )
                 key: dict[str, Any] = {"customer": summed.customer, "meter": summed.meter, "at": summed.start}
                 shards[0].adjust(Adjustment(id="1", quantity="-1000000.5", reason="", by="", **key), 0)
+                large = next(total for total in shards[1].totals() if total.steady)
+                key = {"customer": large.customer, "meter": large.meter, "at": large.start}
+                shards[1].adjust(Adjustment(id="2", quantity=f"{10**28}.25", reason="", by="", **key), 0)
+                shards[1].resend()
                 shards[0].resend()
                 totals = Totals(taken for shard in shards for taken in shard.totals().taken)
                 writer.write(totals, [])
@@ -361,6 +365,7 @@ class StoreContract(ABC):
             holds(reader, written(batches))
         assert len(totals) == len(list(totals)) and totals[-1] == list(totals)[-1]
         kept = [total for batch in batches for total in batch]
+        assert any(Decimal(total.total) > 10**28 for total in kept)
         assert any(total.adjustment for total in kept) and any(isinstance(total.total, str) for total in kept)
         assert any(total.late for total in kept) and any(total.corrected for total in kept)
 

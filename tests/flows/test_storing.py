@@ -61,7 +61,7 @@ def totals_of(*customers: str) -> Totals:
     nothing = np.zeros(len(customers), np.int64)
     words = window_key(place, 0, nothing)
     columns = [nothing] * 8
-    return Totals([Taken(customers, ["calls"], words, place, nothing, nothing == 0, columns, {})])
+    return Totals([Taken(customers, ["calls"], words, place, nothing, nothing == 0, columns, {}, {})])
 
 
 def emission(*customers: str, note: str = "") -> Emission:

@@ -1,4 +1,5 @@
 from decimal import Decimal
+from fractions import Fraction
 
 import pytest
 
@@ -57,3 +58,27 @@ def test_the_worst_meter_speaks_for_the_customer_and_levels_do_not_count() -> No
     assert bill(catalog, "anyone", lambda _, meter: used[meter]) == Decimal("1.5")
     used["calls"] = Decimal(10)
     assert worst(catalog, "anyone", lambda _, meter: used[meter]).meter == "calls"
+
+
+TINY, LARGE = Decimal("0.000000000001"), Decimal("1" + "0" * 30)
+ALMOST = Decimal("9" * 30 + "." + "9" * 24)
+
+
+@pytest.mark.parametrize("total", [Decimal(0), TINY, Decimal(10**15), ALMOST, LARGE.copy_negate()])
+@pytest.mark.parametrize("cap", [TINY, Decimal(10**15) - TINY])
+def test_no_cap_is_too_small_and_no_total_too_large(total: Decimal, cap: Decimal) -> None:
+    limit = Limit(cap=cap, included=cap, thresholds=(Threshold(percent=Decimal("99.999999999999")),))
+    found = standing("tokens", limit, total)
+    assert found.share is not None
+    assert found.share == int(Fraction(total) * 100 / Fraction(cap))
+    assert total < cap or found.level == Level.DENIED
+
+
+def test_bills_add_up_to_the_last_digit() -> None:
+    """A price of twelve places times a large total has more digits than a Decimal's own product keeps."""
+    meters = tuple(Meter(f"m{i}", "c", "sum", "n") for i in range(3))
+    limit = Limit(tiers=(Tier(None, Decimal("123456.789012345678")),))
+    catalog = Catalog(meters, {"p": Plan("p", limits={meter.name: limit for meter in meters})}, {}, "p")
+    total = Decimal("999999999999999999999.000000000000000000000001")
+    found = bill(catalog, "anyone", lambda *_: total)
+    assert Fraction(found) == 3 * Fraction(total) * Fraction("123456.789012345678")

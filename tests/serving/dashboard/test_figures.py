@@ -4,6 +4,7 @@ import random
 import re
 from collections.abc import Iterator
 from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -48,11 +49,13 @@ def test_quantities_are_shown_as_exactly_as_they_came(page: Page) -> None:
         "-1234567.25",
     ]
     texts += [f"{Decimal(chance.randrange(10**15 * 10**6)).scaleb(-6):f}" for _ in range(200)]
+    texts += [str(chance.randrange(10 ** (digits + 1))) for digits in range(15, 31)]
+    texts += ["9" * 30 + "." + "9" * 24, "1" + "0" * 30, "1" + "0" * 18]
     assert called(page, "format", "grouped", [[text] for text in texts]) == [grouped(text) for text in texts]
     positive = [text for text in texts if not text.startswith("-")]
     # As in the terminal, but for zeros at the end.
     said = [
-        re.sub(r"\.?0+(?=[kMGT]?$)", "", one) if "." in one else one
+        re.sub(r"\.?0+(?=[kMGTPEZYRQ]?$)", "", one) if "." in one else one
         for one in map(brief, map(Decimal, positive))
     ]
     assert called(page, "format", "brief", [[text] for text in positive]) == said
@@ -106,6 +109,29 @@ def test_a_message_is_read_however_it_is_cut(page: Page) -> None:
     ]
     for cut, read in enumerate(page.evaluate(run, stream)):
         assert read == want, cut
+
+
+def test_a_difference_is_right_where_both_have_more_digits_than_a_number(page: Page) -> None:
+    chance = random.Random(6)
+    pairs = [
+        ("9007199254740993", "9007199254740992"),
+        ("1" + "0" * 30, "9" * 30),
+        ("0.5", "-0.25"),
+        ("3", "5"),
+    ]
+    pairs += [(str(10**25 + chance.randrange(99)), f"{10**25 + chance.randrange(99)}.5") for _ in range(50)]
+    found = called(page, "format", "more", [list(pair) for pair in pairs])
+    assert found == [float(Fraction(one) - Fraction(other)) for one, other in pairs]
+
+
+def test_a_large_total_still_has_a_pace(page: Page) -> None:
+    run = """async () => {
+        const { Pace } = await import("/static/js/pace.js");
+        const pace = new Pace();
+        for (let s = 0; s <= 60; s += 1) pace.add("m", s * 1000, `1000000000000000000000${s + 100}.5`);
+        return pace.rate("m", 60000, [], 60000);
+    }"""
+    assert page.evaluate(run) == 1
 
 
 def test_the_time_to_the_cap_is_that_of_the_last_minute(page: Page) -> None:

@@ -1,7 +1,7 @@
 // Charts as elements of their own, drawn by uPlot on a canvas in the colours of the theme. Each has a label that says
 // what it shows; the figures stand in a table beside it (view.js).
 
-import { brief, grouped, rate, span, when } from "./format.js";
+import { brief, grouped, more, rate, span, when } from "./format.js";
 
 const Plot = globalThis.uPlot;
 const DARK = matchMedia("(prefers-color-scheme: dark)");
@@ -65,7 +65,7 @@ class Chart extends HTMLElement {
 }
 
 /** Without an exponent, as `brief` wants it. */
-const plain = (number) => (Number.isInteger(number) ? String(number) : number.toFixed(4).replace(/0+$/, ""));
+const plain = (number) => (Number.isInteger(number) ? String(BigInt(number)) : number.toFixed(4).replace(/0+$/, ""));
 
 /** Usage by hour or by day. Set `data` to `{slots, unit, zone, by}`. */
 class Bars extends Chart {
@@ -130,7 +130,7 @@ class Bars extends Chart {
 
   /** Says below the chart what stands under the pointer, else the peak. */
   tell(index) {
-    const at = index ?? this.slots.reduce((best, one, i) => (Number(one.total) > Number(this.slots[best].total) ? i : best), 0);
+    const at = index ?? this.slots.reduce((best, one, i) => (more(one.total, this.slots[best].total) > 0 ? i : best), 0);
     const slot = this.slots[at];
     if (!slot) return;
     const said = `${grouped(slot.total)}${this.unit ? ` ${this.unit}` : ""}, ${when(slot.start, this.zone, this.by === "hour" ? "minute" : "day")}`;

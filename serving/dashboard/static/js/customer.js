@@ -59,7 +59,7 @@ export class CustomerPage {
     const now = Date.parse(usage.now);
     this.skew = now - Date.now();
     if (this.usage && this.usage.period.start !== usage.period.start) this.pace = new Pace();
-    for (const meter of usage.meters) this.pace.add(meter.meter, now, Number(meter.total));
+    for (const meter of usage.meters) this.pace.add(meter.meter, now, meter.total);
     this.usage = usage;
     this.fill(usage);
   }

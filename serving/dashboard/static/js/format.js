@@ -1,7 +1,7 @@
 // Quantities, money and times as people read them. Quantities come as decimal text and stay text: none goes through a
 // binary float on its way to where it is shown exactly.
 
-const SIZES = [[12, "T"], [9, "G"], [6, "M"], [3, "k"]];
+const SIZES = ["", "k", "M", "G", "T", "P", "E", "Z", "Y", "R", "Q"];
 const MINUTE = 60, HOUR = 3600, DAY = 86400;
 
 /** `1234567.25` as `1,234,567.25`. */
@@ -13,19 +13,24 @@ export function grouped(text) {
 /** `1.23M`: some three digits, cut off and never rounded up to a limit. */
 export function brief(text) {
   const [, sign, whole, fraction = ""] = /^(-?)(\d+)\.?(\d*)$/.exec(String(text)) ?? [, "", "0", ""];
-  for (const [digits, letter] of SIZES) {
-    if (whole.length > digits) {
-      return sign + cut(`${whole.slice(0, -digits)}.${whole.slice(-digits)}`) + letter;
-    }
-  }
-  return sign + cut(fraction ? `${whole}.${fraction}` : whole);
+  const size = Math.min(Math.floor((whole.length - 1) / 3), SIZES.length - 1);
+  if (!size) return sign + cut(fraction ? `${whole}.${fraction}` : whole);
+  return sign + cut(`${whole.slice(0, -3 * size)}.${whole.slice(-3 * size)}`) + SIZES[size];
 }
 
-/** Four characters, the point among them, without zeros at the end of a fraction. */
+/** Four characters, the point among them, without zeros at the end of a fraction; but never a part of a whole number. */
 const cut = (text) => {
-  const short = text.length > 4 ? text.slice(0, 4) : text;
+  const short = text.slice(0, Math.max(4, text.split(".")[0].length));
   return short.includes(".") ? short.replace(/\.?0*$/, "") : short;
 };
+
+/** How much more `a` is than `b`, as a number: near zero it is right also where both have more digits than a number. */
+export function more(a, b) {
+  const [one, other] = [a, b].map((text) => String(text).split("."));
+  const places = Math.max(...[one, other].map(([, fraction = ""]) => fraction.length));
+  const whole = ([units, fraction = ""]) => BigInt(units + fraction.padEnd(places, "0"));
+  return Number(whole(one) - whole(other)) / 10 ** places;
+}
 
 const MONEY = new Intl.NumberFormat("en", { minimumFractionDigits: 2, maximumFractionDigits: 2 });
 
@@ -35,7 +40,7 @@ export const money = (text) => MONEY.format(String(text));
 /** A rate for people: `0`, `0.4`, `12`, `1,840`. */
 export function rate(number) {
   if (!Number.isFinite(number) || number <= 0) return "0";
-  return number < 10 ? number.toFixed(1) : grouped(Math.round(number));
+  return number < 10 ? number.toFixed(1) : grouped(BigInt(Math.round(number)));
 }
 
 /** Seconds as `38 ms`, `4.2 s`, `3 min`, `2 h 5 min`, `9 days`. */

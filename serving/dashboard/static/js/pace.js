@@ -1,9 +1,11 @@
 // How fast a total grows at present, and when it will meet its cap if that goes on.
 
+import { more } from "./format.js";
+
 const OVER_MS = 60_000;
 const LEAST_MS = 5_000;
 
-/** Readings of totals as they come, of the last minute: `add(meter, ms, total)`. */
+/** Readings of totals as they come, of the last minute: `add(meter, ms, total)`, the total as text. */
 export class Pace {
   constructor() {
     this.readings = new Map();
@@ -12,7 +14,7 @@ export class Pace {
   add(meter, at, total) {
     const known = this.readings.get(meter) ?? [];
     // A new period, or a correction: what was before says nothing of the present.
-    const before = known.length && known.at(-1).total > total ? [] : known;
+    const before = known.length && more(known.at(-1).total, total) > 0 ? [] : known;
     before.push({ at, total });
     // The last one from before the minute stays, as the rate is from there on.
     while (before.length > 2 && before[1].at <= at - OVER_MS) before.shift();
@@ -28,7 +30,7 @@ export class Pace {
     const readings = this.readings.get(meter) ?? [];
     const first = readings[0], last = readings.at(-1);
     if (first && now - first.at >= LEAST_MS) {
-      return (1000 * (last.total - first.total)) / (now - first.at);
+      return (1000 * more(last.total, first.total)) / (now - first.at);
     }
     const recent = hours.filter((one) => one.meter === meter && Date.parse(one.end) > now - 3_600_000);
     if (!recent.length) return 0;
