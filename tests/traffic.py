@@ -60,6 +60,13 @@ LATENESSES = (1, 6, 24, 24, 24 * 7, 24 * 35)
 NAMES = ("call", "token.used", "job", "größe")
 UNKNOWN = ("unmetered", "Call", "call ", "job\u0000", "größe" * 50)
 SOURCES = ("api", "api/eu", "a,b")
+# Beyond the exponents that Decimal holds; the last one is 0.
+FAR = (
+    "1e99999999999999999999",
+    "-10e99999999999999999998",
+    "1e-99999999999999999999",
+    "0e99999999999999999999",
+)
 CUSTOMERS = ("acme", "a-b,c", "a", "Zoë", "客户", "x" * 256, "with space", 'quo"te', "back\\slash", "😀")
 
 
@@ -323,11 +330,23 @@ def random_properties(rng: random.Random) -> dict[str, str] | None:
     if rng.random() < 0.6:
         properties["size"] = random_number(rng) if rng.random() < 0.8 else random_value(rng)
     if rng.random() < 0.7:
-        properties["region"] = rng.choice(('"eu"', '"us"', '"eu-west"', '"EU"', '"\\u0065u"', "5", "null"))
+        properties["region"] = rng.choice(
+            ('"eu"', '"us"', '"eu-west"', '"EU"', '"\\u0065u"', "5", "null", "0", rng.choice(FAR))
+        )
     if rng.random() < 0.5:
         properties["paid"] = rng.choice(("true", "false", '"true"', "1", "null"))
     if rng.random() < 0.01:
-        bad = ("-1", "-0.5", "1e16", "1000000000000000.1", "1e-25", "1e999999999", "-1e999999999", "9" * 4000)
+        bad = (
+            "-1",
+            "-0.5",
+            "1e16",
+            "1000000000000000.1",
+            "1e-25",
+            "1e999999999",
+            "-1e999999999",
+            "9" * 4000,
+            *FAR[:3],
+        )
         properties[rng.choice(("n", "size"))] = rng.choice(bad)
     return properties
 

@@ -4,7 +4,7 @@ import random
 from decimal import Decimal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from operators.catalog import Condition, Operator
@@ -28,6 +28,7 @@ TEXTS = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(TEXTS, TEXTS)
 def test_numbers_count_as_one_if_their_values_are_equal(one: str, other: str) -> None:
     same = compare(Number(one), Number(other)) == 0
@@ -37,6 +38,7 @@ def test_numbers_count_as_one_if_their_values_are_equal(one: str, other: str) ->
 OPERATORS: tuple[Operator, ...] = ("equals", "not_equals", "greater_than", "less_than_or_equals")
 
 
+@settings(deadline=None)
 @given(
     TEXTS,
     st.sampled_from(OPERATORS),

@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from operators.quantity import (
@@ -69,6 +69,7 @@ def test_sums_of_limbs_carry_without_loss(values: list[int | Decimal]) -> None:
     assert text_of(**total) == text(joined(**total))
 
 
+@settings(deadline=None)
 @given(st.integers(-(10**30) * SCALE, 10**30 * SCALE), st.integers(0, 2**63 - 2**60))
 def test_a_total_of_any_size_is_held_and_grows_without_loss(whole: int, more: int) -> None:
     limbs = {name: np.array([limb]) for name, limb in split_total(whole).items()}

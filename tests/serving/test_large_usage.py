@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from operators.bounds import Bounds
@@ -35,6 +35,7 @@ def stored(catalog: Catalog, total: int) -> StoredTotal:
     return StoredTotal(Total("acme", "period", "tokens", start, end, number, 1, 1, NOW, 0, 0, 0, True), NOW)
 
 
+@settings(deadline=None)
 @given(TOTALS, AMOUNTS.filter(bool), AMOUNTS, st.integers(1, 100 * 10**12), AMOUNTS)
 def test_the_usage_of_any_total_is_exact(
     total: int, cap: Decimal, price: Decimal, parts: int, spend: Decimal
@@ -59,6 +60,7 @@ def test_the_usage_of_any_total_is_exact(
     )
 
 
+@settings(deadline=None)
 @given(TOTALS, st.integers(0, 10**30 * SCALE), AMOUNTS.filter(bool), AMOUNTS, AMOUNTS, st.integers(0, 10**15))
 def test_the_gate_decides_exactly_and_says_so(
     total: int, held: int, cap: Decimal, price: Decimal, spend: Decimal, asked: int
