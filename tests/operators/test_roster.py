@@ -3,6 +3,7 @@
 from decimal import Decimal
 
 import numpy as np
+import pytest
 
 from operators.catalog import Catalog, Customer, Limit, Meter, Plan
 from operators.periods import DAY, HOUR, Calendar
@@ -55,3 +56,12 @@ def test_each_has_the_windows_of_its_own_zone_and_period() -> None:
     assert (edges.day - 20_000 * DAY).tolist() == [0, -(5 * HOUR + 45 * HOUR // 60)]
     assert edges.period[1] == edges.day[1] and edges.period_end[1] - edges.period[1] == DAY
     assert edges.period_end[0] - edges.period[0] == 31 * DAY
+
+
+def test_more_keys_than_a_window_can_name_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A window's word has 30 bits for its key: one more would be counted for somebody else."""
+    monkeypatch.setattr("operators.roster.KEYS_MAX", 3)
+    roster = Roster(CATALOG)
+    roster.keys(roster.rows(["a", "b", "c"]), np.array([0, 0, 1]))
+    with pytest.raises(OverflowError, match="use more shards"):
+        roster.keys(roster.rows(["a"]), np.array([1]))

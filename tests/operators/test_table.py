@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -61,3 +62,12 @@ def test_a_remembered_identity_costs_at_most_forty_bytes() -> None:
         for _ in range(size // 1000):
             table.claim(*random.integers(0, 2**63, (2, 1000)).astype(np.uint64))
         assert table.nbytes <= 40 * len(table), size
+
+
+def test_more_rows_than_the_index_can_number_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has 32 bits for a row: one more would be another key's row."""
+    monkeypatch.setattr("operators.table.ROWS_MAX", 1000)
+    table = Table(1, {})
+    table.claim(words(list(range(1000))))
+    with pytest.raises(OverflowError, match="needs 1001; use more shards"):
+        table.claim(words([5000]))
