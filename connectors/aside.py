@@ -20,6 +20,7 @@ from contextlib import ExitStack, closing, suppress
 from functools import partial
 from typing import BinaryIO
 
+from operators.freshness import Heartbeat
 from operators.ports import Note, Settled, StoreError, StoreWriter
 from operators.records import Counter, Total
 
@@ -61,12 +62,13 @@ class AsideWriter:
         counters: Sequence[Counter],
         notes: Sequence[Note] = (),
         settled: Sequence[Settled] = (),
+        heartbeats: Sequence[Heartbeat] = (),
     ) -> None:
         """As the writer that was opened."""
         if not self._is_open:
             self._hear()
             self._is_open = True
-        self._say((totals, counters, notes, settled))
+        self._say((totals, counters, notes, settled, heartbeats))
         self._hear()
 
     def close(self) -> None:

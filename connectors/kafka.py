@@ -190,6 +190,7 @@ class _Partition(StatefulSourcePartition[Payloads, KafkaPosition]):
         # A position that is resumed is durable, and perhaps the last run died before it told the group.
         self._taken = position.offset if tell else None
         self._active_at = 0
+        self._last_at = 0
         self._awake: datetime | None = None
         self._at_end = False
         feed.assign(partition, position.offset, position.epoch)
@@ -227,6 +228,14 @@ class _Partition(StatefulSourcePartition[Payloads, KafkaPosition]):
         end = self._feed.known_end(self._partition)
         return None if end is None else max(0, end - self._position.offset)
 
+    def reached(self) -> int:
+        """The offset of the next message."""
+        return self._position.offset
+
+    def taken_until(self) -> int:
+        """The timestamp of the last message that was handed out (µs), 0 before the first."""
+        return self._last_at
+
     def snapshot(self) -> KafkaPosition:
         self._taken = self._position.offset
         return self._position
@@ -243,6 +252,9 @@ class _Partition(StatefulSourcePartition[Payloads, KafkaPosition]):
         origin = f"{self._topic}/{self._partition}:{messages[0].offset()}"
         last = messages[-1]
         offset, epoch = last.offset(), last.leader_epoch()
+        kind, at = last.timestamp()
+        if kind != rd.TIMESTAMP_NOT_AVAILABLE:
+            self._last_at = max(self._last_at, at * 1000)
         assert offset is not None
         self._position = KafkaPosition(offset + 1, -1 if epoch is None else epoch, self._position.topic)
         return [Payloads(block, now, None, origin, _Times(messages, block, ends))] if block else []

@@ -10,6 +10,7 @@ Source: https://docs.confluent.io/platform/current/clients/confluent-kafka-pytho
 import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from threading import Event, Thread
 
 import confluent_kafka as rd
@@ -17,7 +18,7 @@ from confluent_kafka import Message, Producer
 
 from connectors.kafka_client import Cluster
 from connectors.kafka_producer import OURS, OWN
-from operators.ports import IngestError
+from operators.ports import IngestError, Place
 
 _POLL_S = 0.1
 _CLOSE_S = 30.0
@@ -49,14 +50,19 @@ class KafkaIngest:
         self._thread = Thread(target=self._poll, name="tidegate-kafka-ingest", daemon=True)
         self._thread.start()
 
-    async def put(self, payloads: Sequence[bytes], customers: Sequence[str]) -> None:
-        """Delivers these payloads, each of the customer at its place. IngestError where not all could be."""
+    async def put(self, payloads: Sequence[bytes], customers: Sequence[str]) -> list[Place]:
+        """Deliver these payloads, each of the customer at its index, and return where they are.
+
+        IngestError where not all could be delivered.
+        """
         if not payloads:
-            return
+            return []
         put = _Put(len(payloads), asyncio.get_running_loop())
         for sent, (payload, customer) in enumerate(zip(payloads, customers, strict=True)):
             try:
-                self._producer.produce(self._topic, payload, customer, on_delivery=put.on_delivery)
+                self._producer.produce(
+                    self._topic, payload, customer, on_delivery=partial(put.on_delivery, sent)
+                )
             except BufferError:
                 raise self._refused("as many events as its queue holds wait already; send later") from None
             except rd.KafkaException as error:
@@ -66,6 +72,7 @@ class KafkaIngest:
             raise IngestError(
                 str(self._cluster.error(failed, f"topic {self._topic!r}, an event is not delivered"))
             )
+        return [Place(f"{self._topic}/{partition}", offset + 1) for partition, offset in put.places]
 
     async def close(self) -> None:
         """Delivers what waits; IngestError where that takes too long."""
@@ -90,12 +97,14 @@ class _Put:
 
     def __init__(self, count: int, loop: asyncio.AbstractEventLoop) -> None:
         self._left = count
+        self.places = [(0, 0)] * count
         self._loop = loop
         self._failed: rd.KafkaError | None = None
         self.done: asyncio.Future[rd.KafkaError | None] = loop.create_future()
 
-    def on_delivery(self, error: rd.KafkaError | None, message: Message) -> None:
-        """Called on the thread that polls."""
+    def on_delivery(self, index: int, error: rd.KafkaError | None, message: Message) -> None:
+        """Note where a payload went, on the thread that polls."""
+        self.places[index] = (message.partition() or 0, message.offset() or 0)
         self._left -= 1
         self._failed = self._failed or error
         if not self._left:

@@ -18,7 +18,7 @@ from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 from connectors.clock import wall_clock
 from connectors.file import FileError, FilePosition, FileSource
 from connectors.log_times import Times
-from connectors.log_writer import DIGITS, number_of, segments
+from connectors.log_writer import DIGITS, log_position, number_of, segments
 from operators.ports import Payloads
 
 IDLE = timedelta(milliseconds=50)
@@ -84,6 +84,11 @@ class _Lane(StatefulSourcePartition[Payloads, LogPosition | None]):
         elif not self._follow:
             raise StopIteration
         return []
+
+    def reached(self) -> int:
+        """The position as one number that grows: the segment's, then the byte in it."""
+        position = self._file.snapshot() if self._file else None
+        return log_position(self._number, position.offset if position else 0)
 
     def next_awake(self) -> datetime | None:
         if self._file is None:

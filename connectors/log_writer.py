@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Final
 
 from connectors.log_times import TimesWriter
-from operators.ports import IngestError
+from operators.ports import IngestError, Place
 
 WAITING_MAX: Final = 32 << 20
 DIGITS: Final = 12
+_BYTE_BITS: Final = 40
 
 
 class LogWriter:
@@ -41,14 +42,14 @@ class LogWriter:
         self._fd: int | None = None
         self._times: TimesWriter | None = None
         self._size = 0
-        self._waiting: list[tuple[bytes, asyncio.Future[None]]] = []
+        self._waiting: list[tuple[bytes, asyncio.Future[int]]] = []
         self._waiting_bytes = 0
         self._thread = ThreadPoolExecutor(1, "tidegate-log")
         self._writing: asyncio.Task[None] | None = None
         self._closed = False
 
-    async def put(self, payloads: Sequence[bytes], customers: Sequence[str]) -> None:
-        """Appends these payloads, none of which holds a line break."""
+    async def put(self, payloads: Sequence[bytes], customers: Sequence[str]) -> list[Place]:
+        """Append these payloads, none of which holds a line break, and return where they are."""
         block = b"".join(payload + b"\n" for payload in payloads)
         assert block.count(b"\n") == len(payloads), "a payload holds a line break"
         if self._closed:
@@ -57,13 +58,14 @@ class LogWriter:
             raise IngestError(
                 f"log {str(self._lane)!r}: {WAITING_MAX >> 20} MiB wait to be written already; send later"
             )
-        done = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._waiting.append((block, done))
         self._waiting_bytes += len(block)
         if self._writing is None:
             self._writing = asyncio.create_task(self._write_all())
         # Who stops waiting does not take it back.
-        await asyncio.shield(done)
+        place = Place(self._lane.name, await asyncio.shield(done))
+        return [place] * len(payloads)
 
     async def close(self) -> None:
         """Writes what waits, and takes no more."""
@@ -80,8 +82,9 @@ class LogWriter:
             taken, self._waiting = self._waiting, []
             block = b"".join(piece for piece, _ in taken)
             error: Exception | None = None
+            end = 0
             try:
-                await loop.run_in_executor(self._thread, self._append, block)
+                end = await loop.run_in_executor(self._thread, self._append, block)
             except OSError as failed:
                 error = IngestError(
                     f"log {str(self._lane)!r}: cannot be written ({failed}); {_advice(failed)}"
@@ -94,12 +97,13 @@ class LogWriter:
                 if done.done():
                     continue
                 if error is None:
-                    done.set_result(None)
+                    done.set_result(end)
                 else:
                     done.set_exception(error)
         self._writing = None
 
-    def _append(self, block: bytes) -> None:
+    def _append(self, block: bytes) -> int:
+        """Append a block; return the position behind it."""
         try:
             fd = self._segment()
             assert self._times is not None
@@ -114,6 +118,7 @@ class LogWriter:
             # What of it is there nobody knows; and after a failed fsync no later one would tell.
             self._end()
             raise
+        return log_position(self._number, self._size)
 
     def _segment(self) -> int:
         if self._fd is not None and self._size < self._segment_bytes:
@@ -140,6 +145,11 @@ class LogWriter:
 def segments(lane: Path) -> list[Path]:
     """The segments of a lane, the oldest first; none where there is no such folder."""
     return sorted(path for path in lane.glob("*.ndjson") if len(path.stem) == DIGITS and path.stem.isdigit())
+
+
+def log_position(segment: int, byte: int) -> int:
+    """Return a place in a lane as one number that grows: the segment's number, then the byte in it."""
+    return segment << _BYTE_BITS | byte
 
 
 def number_of(segment: Path) -> int:

@@ -13,20 +13,22 @@ each has a connection of its own.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, Final, Literal
 
 import msgspec
 
+from connectors import redis_heartbeats
 from connectors.redis_client import Command, Redis
 from connectors.redis_control import version_of
 from connectors.redis_feed import RedisFeed
-from connectors.redis_hold_scripts import ACCOUNT, COMMIT, RELEASE, RESERVE
+from connectors.redis_hold_scripts import ACCOUNT, COMMIT, EXPIRED, RELEASE, RESERVE
 from connectors.redis_rows import Keys, bucket_of, field_of, slot_of, used_of
 from connectors.redis_servers import Servers, complete
 from connectors.redis_timed import TimedRedis
+from operators.freshness import Heartbeat
 from operators.keys import identity
 from operators.ports import Account, CatalogVersion, Closing, Hold, Reserved, Scope
 
@@ -104,6 +106,18 @@ class RedisHolds:
         (state, asked), _ = self._ask("write", RELEASE.call(slot_of(bucket), keys, *given))
         return Closing(state.decode(), _quantities(asked))
 
+    def open_holds(self, customer: str, identities: Sequence[bytes], now: int) -> frozenset[bytes]:
+        """As in `operators.ports.Holds`."""
+        bucket = bucket_of(customer)
+        _, by_identity, *_ = self._keys.holds(bucket, customer)
+        with self._redis("read") as redis:
+            (found,) = redis.run([Command(slot_of(bucket), ("HMGET", by_identity, *identities))])
+        return frozenset(
+            identity
+            for identity, hold in zip(identities, found, strict=True)
+            if hold is not None and _is_open(hold, now)
+        )
+
     def catalog(self) -> CatalogVersion | None:
         """The newest catalog version, None where there is none."""
         slot, hashed = self._keys.control_slot, self._keys.control("catalogs")
@@ -113,6 +127,10 @@ class RedisHolds:
                 return None
             (body,) = redis.run([Command(slot, ("HGET", hashed, number))])
         return version_of(int(number), body)
+
+    def heartbeats(self) -> list[Heartbeat]:
+        with self._redis("read") as redis:
+            return redis_heartbeats.read(redis, self._keys)
 
     def feed(self) -> RedisFeed:
         return RedisFeed(self._servers["read"], self._keys)
@@ -179,6 +197,11 @@ class RedisHolds:
         with suppress(IndexError):
             return self._idle[kind].pop()
         return (TimedRedis if self.self_timed else Redis)(self._servers[kind], sleep=self._sleep)
+
+
+def _is_open(hold: bytes, now: int) -> bool:
+    state, until, *_ = msgspec.msgpack.decode(hold)
+    return state < EXPIRED and int(until) > now
 
 
 def _fields(scope: Scope) -> list[str]:

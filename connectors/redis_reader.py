@@ -4,11 +4,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
+from connectors import redis_heartbeats
 from connectors.redis_client import Command, Redis
 from connectors.redis_notes import Notes
 from connectors.redis_rows import BUCKETS, Keys, bucket_of, slot_of, stored_of
 from connectors.redis_scripts import CHANGES, READ
 from connectors.redis_servers import Servers, complete
+from operators.freshness import Heartbeat
 from operators.ports import Changes, Note, StoredTotal
 from operators.records import Counter
 
@@ -50,6 +52,9 @@ class RedisReader:
     def notes(self, kind: str, customer: str | None = None, limit: int = 100) -> list[Note]:
         """The newest notes of a kind, the newest first."""
         return self._notes.read(kind, customer, limit)
+
+    def heartbeats(self) -> list[Heartbeat]:
+        return redis_heartbeats.read(self._redis, self._keys)
 
     def changes(self, after: int) -> Changes:
         """Who was written since the write numbered `after`; 0 is before the first. One round trip.

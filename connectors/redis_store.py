@@ -28,6 +28,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
+from connectors import redis_heartbeats
 from connectors.clock import wall_clock
 from connectors.redis_batches import Batch, Rows, Waiting, batches_of
 from connectors.redis_client import Command, Redis
@@ -37,6 +38,7 @@ from connectors.redis_rebuild import Rebuilds
 from connectors.redis_rows import BUCKETS, Keys, bucket_of, slot_of
 from connectors.redis_servers import Servers
 from connectors.redis_write_scripts import COUNT, WRITE
+from operators.freshness import Heartbeat
 from operators.ports import Note, Settled, StoreError
 from operators.records import Counter, Total
 from operators.resends import RESEND
@@ -89,6 +91,7 @@ class RedisWriter:
         counters: Sequence[Counter],
         notes: Sequence[Note] = (),
         settled: Sequence[Settled] = (),
+        heartbeats: Sequence[Heartbeat] = (),
     ) -> None:
         """Stores what is newer. Best in few large calls, of one or few shards each."""
         now = self._clock()
@@ -101,6 +104,8 @@ class RedisWriter:
         if counters:
             given = [word for shard, name, value in counters for word in (f"{shard} {name}", value)]
             self._redis.run([COUNT.call(self._keys.control_slot, [self._keys.control("counters")], *given)])
+        if heartbeats:
+            redis_heartbeats.write(self._redis, self._keys, heartbeats)
         # Only now, as it may end a rebuild that these totals belong to.
         self._rebuilds.report(notes)
 

@@ -27,12 +27,13 @@ from contextlib import AbstractContextManager, closing
 from datetime import timedelta
 from pathlib import Path
 
-from connectors import sqlite_totals
+from connectors import sqlite_heartbeats, sqlite_totals
 from connectors.clock import wall_clock
 from connectors.sqlite_feed import announce, changes_after
 from connectors.sqlite_file import WAIT, check_same, connect, explained, make, transaction
 from connectors.sqlite_holds import Settling
 from connectors.sqlite_totals import Rows
+from operators.freshness import Heartbeat
 from operators.ports import Changes, Note, Settled, StoredTotal
 from operators.records import Counter, Total
 
@@ -72,6 +73,7 @@ class SqliteWriter:
             self._db = connect(self._path, "rw", wait)
             self._opened = os.stat(self._path)
             sqlite_totals.prepare(self._db)
+            sqlite_heartbeats.prepare(self._db)
             self._db.execute(f"PRAGMA synchronous = {'FULL' if full_sync else 'NORMAL'}")
             self._db.execute(f"PRAGMA cache_size = {-CACHE_KIB}")
             self._db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
@@ -85,9 +87,10 @@ class SqliteWriter:
         counters: Sequence[Counter],
         notes: Sequence[Note] = (),
         settled: Sequence[Settled] = (),
+        heartbeats: Sequence[Heartbeat] = (),
     ) -> None:
         """Stores what is newer, in one transaction. Best in few large calls, of one or few shards each."""
-        if not (totals or counters or notes or settled):
+        if not (totals or counters or notes or settled or heartbeats):
             return
         # Before the lock is taken, which another process may be waiting for.
         rows = Rows(totals)
@@ -105,6 +108,7 @@ class SqliteWriter:
             if self._db.total_changes > before:
                 self._announce(customers)
             self._db.executemany(_COUNT, counters)
+            sqlite_heartbeats.write(self._db, heartbeats)
 
     def close(self) -> None:
         with explained(self._path, "close"):
@@ -145,6 +149,11 @@ class SqliteReader:
         # On a connection of its own: an open query would hold back what `read` sees.
         with explained(self._path, "read"), closing(connect(self._path, "ro", self._wait)) as db:
             yield from sqlite_totals.read_all(db)
+
+    def heartbeats(self) -> list[Heartbeat]:
+        with explained(self._path, "read"):
+            check_same(self._path, self._opened)
+            return sqlite_heartbeats.read(self._db)
 
     def counters(self) -> list[Counter]:
         with explained(self._path, "read"):

@@ -24,8 +24,10 @@ from typing import Any, Final, Literal
 import msgspec
 from xxhash import xxh3_64_intdigest
 
+from connectors import sqlite_heartbeats
 from connectors.sqlite_feed import SqliteFeed, announce
 from connectors.sqlite_file import BUCKETS, PACKED, check_same, connect, explained, transaction
+from operators.freshness import Heartbeat
 from operators.holds import REMEMBERED, final_quantities, is_room
 from operators.keys import identity, shard_of
 from operators.ports import (
@@ -52,6 +54,7 @@ PRUNED_AT_ONCE = 16
 FEW: Final = 1024
 
 _HOLD = "SELECT customer, state, asked, quantities, until FROM holds WHERE identity = ?"
+_OPEN = "SELECT identity FROM holds WHERE identity = ? AND state < ? AND until > ?"
 _PUT = "INSERT OR REPLACE INTO holds (identity, customer, state, asked, quantities, until) VALUES (?, ?, ?, ?, ?, ?)"
 _TOTALS = msgspec.json.Decoder(list[list[int | str | bool]])
 _QUANTITIES = msgspec.json.Decoder(dict[str, str])
@@ -150,12 +153,22 @@ class SqliteHolds:
             db.execute("UPDATE holds SET state = ? WHERE identity = ?", (RELEASED, key))
         return Closing("released", _read(asked))
 
+    def open_holds(self, customer: str, identities: Sequence[bytes], now: int) -> frozenset[bytes]:
+        """As in `operators.ports.Holds`."""
+        with self._connection("ro", "read") as db:
+            rows = (db.execute(_OPEN, (key, EXPIRED, now)).fetchone() for key in identities)
+            return frozenset(row[0] for row in rows if row is not None)
+
     def catalog(self) -> CatalogVersion | None:
         """The newest catalog version, None where there is none."""
         with self._connection("ro", "read") as db:
             row = db.execute(_VERSION).fetchone()
         names = ("number", "text", "applied_at", "origin", "by", "note")
         return msgspec.convert(dict(zip(names, row, strict=True)), CatalogVersion) if row else None
+
+    def heartbeats(self) -> list[Heartbeat]:
+        with self._connection("ro", "read") as db:
+            return sqlite_heartbeats.read(db)
 
     def feed(self) -> SqliteFeed:
         return SqliteFeed(self._path, wait=self._wait["ro"])

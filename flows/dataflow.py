@@ -138,7 +138,7 @@ def build(settings: Settings, catalogs: Catalogs, drain: Drain, telemetry: Telem
     @reported
     def metered(position: Position | None) -> ShardLogic:
         naps.begin()
-        return ShardLogic(settings, catalogs, telemetry, storing, position)
+        return ShardLogic(settings, catalogs, telemetry, storing, position, recovery.process_id())
 
     emissions = op.stateful_batch("meter", inputs, metered)
     if "store" in branches:

@@ -9,6 +9,7 @@ from connectors.telemetry import Telemetry
 from operators.chunk import Chunk, Ints
 from operators.customers import Customers
 from operators.decode import Decoder
+from operators.freshness import ProgressMark
 from operators.keys import shard_of
 from operators.ports import Adjustment, Payloads, StreamMark
 from operators.routing import shard_names
@@ -21,7 +22,7 @@ LOOK_EVERY = 0.01
 MARK_EVERY = 1.0
 """Seconds between two marks of how far a stream has come, at least; longer where there are many streams."""
 
-Directed = tuple[str, tuple[int, Chunk | ControlItem | StreamMark]]
+Directed = tuple[str, tuple[int, Chunk | ControlItem | StreamMark | ProgressMark]]
 """An item and the shard that it goes to: its name, as a Bytewax key, and its number."""
 
 
@@ -39,18 +40,23 @@ class Decoding:
         self._marked: dict[str, float] = {}
 
     @reported
-    def chunks(self, polls: list[Payloads]) -> list[Directed]:
-        """Each poll's chunks, to their shards."""
+    def chunks(self, polls: list[Payloads | ProgressMark]) -> list[Directed]:
+        """Return each poll's chunks for their shards, and each mark for every shard."""
         self._follow()
         names = self._names
         directed: list[Directed] = []
         for poll in polls:
+            if isinstance(poll, ProgressMark):
+                directed += ((name, (shard, poll)) for shard, name in enumerate(names))
+                continue
             if poll.mark is not None:
                 directed += self._to_all(poll.mark)
                 continue
             with self._telemetry.span("decode", bytes=len(poll.block)):
                 chunks = self._decoder.decode(poll)
-            directed += ((names[shard], (shard, chunk)) for shard, chunk in chunks)
+            for shard, chunk in chunks:
+                chunk.position = poll.position
+                directed.append((names[shard], (shard, chunk)))
             directed += self._progress(poll, [chunk for _, chunk in chunks])
         return directed
 

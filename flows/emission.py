@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from operators.freshness import Heartbeat
 from operators.ports import Note, Settled
 from operators.records import Accepted, Alert, Counter, DeadLetter
 from operators.totals import Totals
@@ -22,3 +23,4 @@ class Emission(NamedTuple):
     """When the first of the events behind these totals was received, and when the last of them happened, in µs since
     the epoch; 0 where there are none."""
     happened_at: int
+    heartbeat: Heartbeat | None = None

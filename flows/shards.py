@@ -18,6 +18,7 @@ from connectors.telemetry import ShardNumbers, Telemetry
 from flows.emission import Emission
 from flows.storing import Storing
 from operators.chunk import Chunk
+from operators.freshness import HEARTBEAT_EVERY, Heartbeat, Progress, ProgressMark
 from operators.ports import Adjustment, Note, Resend, Settled, StreamMark
 from operators.records import Alert, Counter
 from operators.resends import RESEND
@@ -36,11 +37,13 @@ AGE_SHARE, PAUSE_MAX = 10, timedelta(seconds=10)
 # Where totals are written on another core.
 PAUSE_MAX_ASIDE, LOOK_FOR_ROOM = timedelta(seconds=2), timedelta(milliseconds=20)
 COUNTERS_EVERY = timedelta(seconds=1)
-
+HEARTBEAT_PERIOD = timedelta(microseconds=HEARTBEAT_EVERY)
+# A mark is reported soon, but not each one of many partitions by itself.
+HEARTBEAT_GAP = HEARTBEAT_PERIOD * 2 / 5
 
 _LOG = logging.getLogger("tidegate.flow")
 
-Item = Chunk | ControlItem | StreamMark
+Item = Chunk | ControlItem | StreamMark | ProgressMark
 
 
 def pause(settings: Settings, totals: int, events: int, age: timedelta, longest: timedelta) -> timedelta:
@@ -60,7 +63,8 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Item], Emission, Position | None]
     """One shard.
 
     Alerts and dead letters leave at once. Totals leave at once too, then after a `pause` each time, as soon as the
-    store has room for them. What they settle leaves with them.
+    store has room for them. What they settle leaves with them, and a heartbeat that says what they contain; without
+    totals to write a heartbeat leaves each HEARTBEAT_PERIOD.
     """
 
     def __init__(
@@ -70,6 +74,7 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Item], Emission, Position | None]
         telemetry: Telemetry,
         storing: Storing,
         position: Position | None,
+        process: str = "",
     ) -> None:
         self._settings = settings
         self._catalogs = catalogs
@@ -86,6 +91,9 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Item], Emission, Position | None]
         self._events = 0
         self._outliers_logged = 1
         self._counters_due: datetime | None = None
+        self._process = process
+        self._progress: Progress | None = None
+        self._heartbeat_at = self._heartbeat_due = datetime.now(UTC)
         self._next = datetime.now(UTC)
         self._latest = self._next + PAUSE_MAX
         telemetry.shards.add(self)
@@ -93,6 +101,7 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Item], Emission, Position | None]
             self._settled += self._open(position.shard, position).remembered()
             # What was changed but not yet written when the snapshot was taken is written now.
             self._pending = True
+            self._counters_due = self._next
 
     @reported
     def on_batch(self, values: list[tuple[int, Item]]) -> tuple[Iterable[Emission], bool]:
@@ -100,8 +109,15 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Item], Emission, Position | None]
         self._events = 0
         outcomes: list[Outcome] = []
         alerts: list[Alert] = []
+        progress = self._progress
+        assert progress is not None
         for _, item in values:
-            if isinstance(item, Chunk):
+            if isinstance(item, ProgressMark):
+                progress.receive(item)
+                self._heartbeat_due = min(self._heartbeat_due, self._heartbeat_at + HEARTBEAT_GAP)
+            elif isinstance(item, Chunk):
+                self._pending = True
+                progress.advance(item.stream.removeprefix(self._settings.source.place), item.position)
                 self._meet(shard, item.catalog)
                 outcomes.append(shard.apply(item))
                 self._warn_of_outliers(shard)
@@ -112,11 +128,14 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Item], Emission, Position | None]
             elif isinstance(item, StreamMark):
                 shard.note(item)
             else:
+                self._pending = True
                 alerts += self._obey(shard, item)
-        self._pending = True
         self._settled += [outcome.settled for outcome in outcomes if outcome.settled is not None]
         now = datetime.now(UTC)
-        return self._emit(shard, outcomes, alerts, now, self._is_due(now)), StatefulBatchLogic.RETAIN
+        if self._pending and self._counters_due is None:
+            self._counters_due = now + COUNTERS_EVERY
+        due = self._pending and self._is_due(now)
+        return self._emit(shard, outcomes, alerts, now, due), StatefulBatchLogic.RETAIN
 
     def _warn_of_outliers(self, shard: Shard) -> None:
         """Log that dates or clocks are wrong, the first time and whenever there are twice as many."""
@@ -134,7 +153,7 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Item], Emission, Position | None]
     def on_notify(self) -> tuple[Iterable[Emission], bool]:
         assert self._shard is not None
         now = datetime.now(UTC)
-        # It may be the counters alone that are due.
+        # It may be the counters or the heartbeat alone that are due.
         return self._emit(
             self._shard, [], [], now, self._pending and self._is_due(now)
         ), StatefulBatchLogic.RETAIN
@@ -150,6 +169,7 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Item], Emission, Position | None]
     def notify_at(self) -> datetime | None:
         due = [self._next] if self._pending else []
         due += [self._counters_due] if self._counters_due else []
+        due += [self._heartbeat_due] if self._shard is not None else []
         return min(due, default=None)
 
     @reported
@@ -188,6 +208,7 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Item], Emission, Position | None]
 
     def _open(self, number: int, position: Position | None) -> Shard:
         settings = self._settings
+        self._progress = Progress(number, settings.shards, self._process)
         self._number = self._catalogs.newest
         build = (number, self._catalogs.current, settings.lateness, settings.now)
         forward = "billing" in settings.branches
@@ -233,6 +254,18 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Item], Emission, Position | None]
                 self._meet(shard, item)
         return []
 
+    def _heartbeat(self, now: datetime, due: bool) -> Heartbeat | None:
+        """Return the heartbeat that leaves with this emission, if one does."""
+        progress = self._progress
+        assert progress is not None
+        if due or not self._pending:
+            # All that was counted is stored, or leaves with this.
+            progress.store()
+        if not due and now < self._heartbeat_due:
+            return None
+        self._heartbeat_at, self._heartbeat_due = now, now + HEARTBEAT_PERIOD
+        return progress.heartbeat(wall_clock())
+
     def _note(self, kind: str, id: str, customer: str, fields: dict[str, object]) -> None:
         self._notes.append(Note(kind, id, customer, wall_clock(), msgspec.json.encode(fields)))
 
@@ -269,9 +302,7 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Item], Emission, Position | None]
             self._latest = now + PAUSE_MAX
             if totals:
                 self._storing.expect(len(totals))
-        if self._counters_due is None:
-            self._counters_due = now + COUNTERS_EVERY
-        if now >= self._counters_due:
+        if self._counters_due is not None and now >= self._counters_due:
             counters = shard.counters()
             notes += shard.unmetered.notes(shard.index, all=ended)
             self._counters_due = now + COUNTERS_EVERY if shard.unmetered.is_behind else None
@@ -282,9 +313,12 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Item], Emission, Position | None]
             self._telemetry.alerts.labels(*labels).inc(times)
         dead = list(chain.from_iterable(outcome.dead for outcome in outcomes))
         accepted = list(chain.from_iterable(outcome.accepted for outcome in outcomes))
+        heartbeat = self._heartbeat(now, due)
         received_at = happened_at = 0
         if totals:
             received_at, self._received_at = self._received_at, 0
             happened_at, self._happened_at = self._happened_at, 0
-        emission = Emission(totals, counters, told, dead, accepted, notes, settled, received_at, happened_at)
+        emission = Emission(
+            totals, counters, told, dead, accepted, notes, settled, received_at, happened_at, heartbeat
+        )
         return [emission] if any(emission) else []

@@ -238,9 +238,11 @@ class _Writes:
         counters = list(chain.from_iterable(emission.counters for emission in together))
         notes = list(chain.from_iterable(emission.notes for emission in together))
         settled = list(chain.from_iterable(emission.settled for emission in together))
+        # Of a shard the last one stands; they come in order.
+        heartbeats = [one.heartbeat for one in together if one.heartbeat is not None]
         began = monotonic()
         with self._telemetry.span("store.write", totals=len(totals), notes=len(notes)):
-            writer.write(totals, counters, notes, settled)
+            writer.write(totals, counters, notes, settled, heartbeats)
         took = monotonic() - began
         self._telemetry.write_seconds.observe(took)
         self._telemetry.rows.inc(len(totals))

@@ -40,6 +40,8 @@ class Own:
     spend: SpendCap | None
     policy: Policy
     zone: str
+    trusted: int | None
+    """The least `max_lag` of all caps that may deny (µs), None where none has one."""
 
     def period(self, now: int) -> tuple[int, int]:
         """The period that holds `now` (µs)."""
@@ -61,6 +63,23 @@ class Own:
             elif quantity > bound.edge:
                 found[meter] = -1
         return found
+
+    def may_be_outdated(self, lag: int | None) -> bool:
+        """Whether any cap may not trust totals of this age (µs)."""
+        return self.trusted is not None and (lag is None or lag > self.trusted)
+
+    def outdated(self, asked: Iterable[str], lag: int | None) -> list[tuple[str, Fail]]:
+        """What each cap does that may deny and does not trust totals of this age (µs, None: unknown), as in `fails`."""
+        caps: list[tuple[str, Limit | SpendCap]] = [
+            (meter, self.bounds[meter].limit) for meter in asked if meter in self.bounds
+        ]
+        if self.spend is not None:
+            caps.append(("", self.spend))
+        return [
+            (meter, cap.fail)
+            for meter, cap in caps
+            if denies(cap) and cap.max_lag is not None and (lag is None or lag > cap.max_lag)
+        ]
 
     def spend_denies(self) -> bool:
         """Whether room on the meters asked for is not all that counts, as the spend cap may deny."""
@@ -90,6 +109,9 @@ class Bounds:
         """What holds for this customer."""
         catalog = self._catalog
         limits = {meter: catalog.limit_of(customer, meter) for meter in self._meters}
+        spend = catalog.spend_cap_of(customer)
+        caps: list[Limit | SpendCap] = [*limits.values(), *([spend] if spend else [])]
+        lags = [cap.max_lag for cap in caps if denies(cap) and cap.max_lag is not None]
         return Own(
             customer,
             self.number,
@@ -97,9 +119,10 @@ class Bounds:
             self._kinds,
             {meter: self._bound(limit) for meter, limit in limits.items() if limit.cap is not None},
             limits,
-            catalog.spend_cap_of(customer),
+            spend,
             catalog.period_of(customer),
             catalog.zone_of(customer),
+            min(lags, default=None),
         )
 
     def _bound(self, limit: Limit) -> Bound:

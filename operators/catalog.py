@@ -87,13 +87,17 @@ class Threshold:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """What a customer may use of one meter in one period, and what happens on the way there."""
+    """What a customer may use of one meter in one period, and what happens on the way there.
+
+    `max_lag` (µs) is how old totals may be before `fail` decides; None trusts totals of any age.
+    """
 
     included: Decimal | None = None
     cap: Decimal | None = None
     on_cap: OnCap = "block"
     grace_pct: Decimal = Decimal(0)
     fail: Fail = "open"
+    max_lag: int | None = None
     shadow: bool = False
     thresholds: tuple[Threshold, ...] = ()
     hysteresis_pct: Decimal = Decimal(0)
@@ -111,6 +115,7 @@ class SpendCap:
     on_cap: OnCap = "block"
     grace_pct: Decimal = Decimal(0)
     fail: Fail = "open"
+    max_lag: int | None = None
     shadow: bool = False
 
 

@@ -99,6 +99,7 @@ class Chunk:
         "mark",
         "missed",
         "names",
+        "position",
         "readings",
         "received_at",
         "rejects",
@@ -130,9 +131,11 @@ class Chunk:
         catalog: int = 0,
         stream: str = "",
         taken: Ints | int = 0,
+        position: int = 0,
     ) -> None:
         self.catalog = catalog
         self.stream = stream
+        self.position = position
         self.taken = taken
         self.names = names
         self.shared = shared

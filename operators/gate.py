@@ -21,7 +21,7 @@ from operators.periods import NEVER_END
 from operators.ports import Account
 from operators.quantity import decimal
 
-Why = Literal[Reason, "held", "settled", "conflict", "unknown_meter", "unavailable"]
+Why = Literal[Reason, "held", "settled", "conflict", "unknown_meter", "unavailable", "stale"]
 
 # How much worse one answer is than another; of equally bad ones the cap with the smaller part left is told.
 WORSE: Final[dict[Why, int]] = {"within": 1, "overage": 2, "warn": 2, "grace": 3, "cap_reached": 4}
@@ -38,10 +38,11 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True, gc=False):
       least; None where there is no cap, or it is not known. On a meter that is a level (`max`, `last`) holds do not
       count, and all of the cap remains.
     - `resets_at`: when the period ends, µs since the epoch; None where it never does.
-    - `as_of`: the latest event time counted; `lag`: how long after it the total was written. In µs; None without a
-      total.
+    - `as_of`: the latest event time counted (µs), None without a total. `lag`: how old the totals may be, as the flow
+      that counts this customer reports it (µs); None where it has not.
     - `catalog`: the number of the catalog version that was asked, 0 for one that is not the store's.
-    - `degraded`: the store did not answer in time, or not sensibly. `detail` says why, or what else is wrong.
+    - `degraded`: the store did not answer in time, or not sensibly, or the flow is behind (`stale`). `detail` says why,
+      or what else is wrong.
     """
 
     customer: str
@@ -96,7 +97,6 @@ class _Line(NamedTuple):
     limit: Decimal | None
     remaining: Decimal | None
     as_of: int | None
-    lag: int | None
     part_left: int
 
 
@@ -168,7 +168,6 @@ class View:
             remaining=line.remaining,
             resets_at=None if self.end == NEVER_END else self.end,
             as_of=line.as_of,
-            lag=line.lag,
             catalog=self.own.number,
             denied_in_shadow=denied and line.shadow,
         )
@@ -184,13 +183,13 @@ class View:
         own = self.own
         stored, held = self.account.used.get(meter), self.account.held.get(meter, 0)
         used = stored.total if stored else 0
-        as_of, lag = (stored.as_of, max(stored.written_at - stored.as_of, 0)) if stored else (None, None)
+        as_of = stored.as_of if stored else None
         bound = own.bounds.get(meter)
         if bound is None:
             why: Why = "no_cap" if meter in own.kinds else "unknown_meter"
             counts = meter in own.kinds
             known = decimal(used) if counts else None, decimal(held) if counts else None
-            return _Line(why, meter, 0, 0, 0, "allow", False, *known, None, None, as_of, lag, PARTS)
+            return _Line(why, meter, 0, 0, 0, "allow", False, *known, None, None, as_of, PARTS)
         base = 0 if own.kinds[meter] in LEVELS else used + held
         left = max(bound.cap - base, 0)
         return _Line(
@@ -206,7 +205,6 @@ class View:
             bound.limit.cap,
             decimal(left),
             as_of,
-            lag,
             left * PARTS // bound.cap if bound.cap else 0,
         )
 
@@ -258,7 +256,6 @@ class View:
         assert spend is not None and spend.cap is not None
         stored = self.account.used.values()
         as_of = max((one.as_of for one in stored), default=None)
-        lag = max((max(one.written_at - one.as_of, 0) for one in stored), default=None)
         left = max(self._left, Decimal(0))
         return _Line(
             None,
@@ -273,9 +270,29 @@ class View:
             spend.cap,
             left,
             as_of,
-            lag,
             int(EXACT.divide_int(EXACT.multiply(left, Decimal(PARTS)), spend.cap)) if spend.cap else 0,
         )
+
+
+def decide_stale(
+    decision: Decision, outdated: list[tuple[str, Fail]], lag: int | None, detail: str
+) -> Decision:
+    """Return the decision where totals are older than the caps in `outdated` (`Own.outdated`) trust.
+
+    What is used can only be more than the totals say, so a denial stands; else each cap does what its `fail` says.
+    """
+    if not decision.allowed:
+        return msgspec.structs.replace(decision, degraded=True, lag=lag, detail=detail)
+    closed = any(fail == "closed" for _, fail in outdated)
+    return msgspec.structs.replace(
+        decision,
+        allowed=not closed,
+        reason="stale",
+        denied_in_shadow=False,
+        degraded=True,
+        lag=lag,
+        detail=detail,
+    )
 
 
 def decide_blind(

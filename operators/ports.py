@@ -7,6 +7,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from operators.freshness import Heartbeat
 from operators.records import Counter, Total
 
 Ints = NDArray[np.int64]
@@ -44,6 +45,7 @@ class Payloads(msgspec.Struct, frozen=True):
     `transport_time` is when the transport took them, or None where it does not say (a file). Where payloads differ in
     it, `times_of` gives it for the payloads at these bytes of the block, 0 where there is none. `origin` names
     partition and position, for people, `stream` the partition. A poll may hold a `mark` instead of payloads.
+    All that the partition gave up to and with this poll lies before `position`.
     """
 
     block: bytes
@@ -53,6 +55,7 @@ class Payloads(msgspec.Struct, frozen=True):
     times_of: Callable[[Ints], Ints] | None = None
     stream: str = ""
     mark: StreamMark | None = None
+    position: int = 0
 
     def time_of(self, byte: int) -> int | None:
         """Return when the transport took the payload that holds this byte of the block."""
@@ -154,7 +157,8 @@ class CatalogConflict(Exception):
 class StoreWriter(Protocol):
     """Takes absolute totals; writes a total only if its version is newer, so a replay is a no-op.
 
-    One call is one transaction. Holds whose identity is in `settled` end in it.
+    One call is one transaction. Holds whose identity is in `settled` end in it. `heartbeats` are stored in it or right
+    after it, never before; of a shard the last one written stands.
     """
 
     def write(
@@ -163,6 +167,7 @@ class StoreWriter(Protocol):
         counters: Sequence[Counter],
         notes: Sequence[Note] = (),
         settled: Sequence[Settled] = (),
+        heartbeats: Sequence[Heartbeat] = (),
     ) -> None: ...
     def close(self) -> None: ...
 
@@ -181,6 +186,10 @@ class StoreReader(Protocol):
         ...
 
     def changes(self, after: int) -> Changes: ...
+    def heartbeats(self) -> list[Heartbeat]:
+        """Return the last heartbeat of each shard; none where no flow has reported."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -221,11 +230,18 @@ class ControlLog(Protocol):
     def close(self) -> None: ...
 
 
+class Place(NamedTuple):
+    """Where the flow reads an event: in partition `stream`, before `position`, as its heartbeats say it."""
+
+    stream: str
+    position: int
+
+
 class Ingest(Protocol):
     """Where the HTTP service puts payloads for the flow to read."""
 
-    async def put(self, payloads: Sequence[bytes], customers: Sequence[str]) -> None:
-        """Returns when all of them are durable, a payload per customer; IngestError where they may not be.
+    async def put(self, payloads: Sequence[bytes], customers: Sequence[str]) -> list[Place]:
+        """Return the place of each when all are durable, a payload per customer; IngestError where they may not be.
 
         A payload is one line of JSON, an event. After an error some may be there all the same: sending again is
         harmless.
@@ -373,8 +389,16 @@ class Holds(Protocol):
         """Ends a hold that was not committed."""
         ...
 
+    def open_holds(self, customer: str, identities: Sequence[bytes], now: int) -> frozenset[bytes]:
+        """Return those of these event identities (`operators.keys.identity`) that an open hold counts."""
+        ...
+
     def catalog(self) -> CatalogVersion | None:
         """The newest catalog version, None where there is none."""
+        ...
+
+    def heartbeats(self) -> list[Heartbeat]:
+        """Return the last heartbeat of each shard; none where no flow has reported."""
         ...
 
     def feed(self) -> Feed: ...

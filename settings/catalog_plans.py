@@ -1,16 +1,37 @@
 """What may be written under `plans` and `customers`: periods and limits."""
 
+from datetime import timedelta
 from decimal import Decimal
 from itertools import pairwise
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from operators.catalog import Fail, Limit, OnCap, SpendCap, Threshold, Tier
 from operators.periods import Anchored, Billing, Calendar, Never, Policy
 from settings.catalog_fields import Instant, Level, MeterName, Name, Zone
+from settings.durations import read_duration
 from settings.numbers import Count, Grace, Percent, Quantity
 from settings.problems import Strict
+
+MAX_LAG: Final = 5_000_000
+"""How old totals may be before a cap's `fail` decides, unless the catalog says otherwise (µs)."""
+
+
+def _read_max_lag(value: object) -> int | None:
+    """Return a duration in µs, None for `off`."""
+    if value == "off":
+        return None
+    try:
+        lag = read_duration(str(value).strip())
+    except ValueError:
+        raise ValueError("needs a duration such as 5s or 2m, or off") from None
+    if not timedelta(seconds=1) <= lag <= timedelta(days=35):
+        raise ValueError("needs 1s to 35d, or off")
+    return lag // timedelta(microseconds=1)
+
+
+MaxLag = Annotated[int | None, BeforeValidator(_read_max_lag)]
 
 # More levels or tiers than this is a mistake in whatever wrote the file.
 LEVELS_MAX: Final = 32
@@ -74,6 +95,7 @@ class CapEntry(Strict):
     on_cap: OnCap = "block"
     grace_pct: Grace = Decimal(0)
     fail: Fail = "open"
+    max_lag: MaxLag = MAX_LAG
     shadow: bool = False
 
     def over(self, base: Self | None) -> Self:

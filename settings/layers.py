@@ -17,8 +17,8 @@ ENV_FILE: Final = Path(".env")
 TOML_FILE: Final = Path("tidegate.toml")
 # fmt: off
 ELSEWHERE: Final = frozenset({
-    "listen", "auth", "keys", "ingest", "request_bytes_max", "batch_max", "rate_per_key", "streams_max", "cors",
-    "frames", "reconcile_every", "reconcile_once", "reconcile_settle", "reconcile_repair", "reconcile_credits",
+    "listen", "auth", "keys", "ingest", "request_bytes_max", "batch_max", "rate_per_key", "streams_max", "max_lag",
+    "cors", "frames", "reconcile_every", "reconcile_once", "reconcile_settle", "reconcile_repair", "reconcile_credits",
     "reconcile_periods", "reconcile_report", "dodo_webhook_secrets",
 })
 # fmt: on

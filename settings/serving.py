@@ -1,11 +1,13 @@
 """What may be chosen about the HTTP service, beside what it shares with the flow: store, catalog, billing."""
 
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ByteSize, Field, ValidationInfo, field_validator
 
+from settings.durations import Duration, between
 from settings.ingest import Ingest, IngestLog
 from settings.settings import MIB, HostPort, Settings, load_settings_of
 from settings.sources import File, Source
@@ -48,6 +50,10 @@ class ServingSettings(Settings):
     )
     streams_max: int = Field(
         1000, ge=1, le=100_000, description="The most streams (SSE) that are open at a time."
+    )
+    max_lag: Annotated[Duration, between("1s", "35d")] = Field(
+        timedelta(seconds=5),
+        description="How old totals may be before pages, /readyz, metrics and an alert say that the flow is behind.",
     )
     cors: Origins = Field((), description="Origins whose pages may call the API from a browser.")
     frames: Origins = Field((), description="Origins whose pages may embed the dashboard.")

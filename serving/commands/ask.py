@@ -1,5 +1,6 @@
 """`tidegate check` and `tidegate usage`: what the gate says, and how a customer stands."""
 
+import sys
 from contextlib import closing
 from datetime import timedelta
 from decimal import Decimal, InvalidOperation
@@ -45,8 +46,10 @@ def check(
             decision = gate.check(customer, meter, amount)
     except (ValueError, InvalidOperation) as error:
         raise Failed(f"quantity: needs a number, got {quantity!r} ({error})") from None
-    if decision.degraded:
+    if decision.reason == "unavailable":
         raise StoreError(decision.detail)
+    if decision.detail:
+        print(decision.detail, file=sys.stderr)
     if as_json:
         print_lines([msgspec.json.encode(decision_body(decision))])
     else:

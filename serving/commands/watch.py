@@ -75,8 +75,10 @@ def page(body: OverviewBody) -> RenderableType:
     lag = "" if body.lag is None else f"   lag {body.lag:.1f} s"
     books = "" if body.balanced else "   BOOKS DO NOT BALANCE"
     head = f"{body.now[:19].replace('T', ' ')}   {body.customers:,} customers   {body.events_per_second:,.0f} events/s"
-    parts: list[RenderableType] = [
-        Text(f"{head}{lag}{books}", style="bold"),
+    parts: list[RenderableType] = [Text(f"{head}{lag}{books}", style="bold")]
+    if body.flow.state != "live":
+        parts.append(Text(f"Usage is not being counted: {body.flow.detail}", style="bold red"))
+    parts += [
         _standings("near a limit", body.near),
         _standings("busiest", body.top),
     ]

@@ -13,17 +13,19 @@ from typing import Final, Generic, NamedTuple, TypeVar
 
 import msgspec
 
-from operators.bounds import Asked, Bounds, Own
+from operators.bounds import LEVELS, Asked, Bounds, Own
 from operators.catalog import Catalog, Fail
-from operators.gate import Decision, Receipt, View, decide_blind
+from operators.gate import Decision, Receipt, View, decide_blind, decide_stale
 from operators.holds import final_quantities
-from operators.ports import Account, Closing, Hold, Holds, Reserved, StoreError
+from operators.ports import Account, Closing, Hold, Holds, Reserved, StoreError, Used
 from operators.quantity import decimal
 from serving.gate.asked import check_identity
 from serving.gate.breaker import Breaker
 from serving.gate.catalogs import Catalogs
+from serving.gate.freshness import READ_EVERY, Freshness, describe
 from serving.gate.lane import Lane
 from serving.gate.near import Near
+from serving.gate.pending import Pending, PendingEvent
 from serving.gate.tally import Tally
 from serving.gate.watch import Watch
 
@@ -36,6 +38,8 @@ CATALOGS_MAX: Final = 5
 KNOWN_MAX: Final = 10_000
 # The part of its time that a failure takes to count as one that others would wait for.
 SLOW: Final = 0.25
+# Seconds; twice what the thread that follows the feed takes, so that a call reads heartbeats only where none runs.
+FOLLOWED_EVERY: Final = 2 * READ_EVERY
 # No account has this revision, and no catalog this number.
 UNSEEN: Final = -1
 ANY: Final = -2
@@ -96,7 +100,11 @@ class Core:
         self._clocks = clocks
         self._near = Near(terms.staleness.total_seconds())
         self._catalogs = Catalogs(store, catalog, lambda: self._near.drop(None))
-        self._watch = Watch(store, self._near, self._catalogs, self.tally, clocks.monotonic)
+        self.freshness = Freshness(clocks.wall)
+        self._pending = Pending()
+        self._watch = Watch(
+            store, self._near, self._catalogs, self.freshness, self._pending, self.tally, clocks.monotonic
+        )
         self._reading = Side(
             terms.timeout.total_seconds(), Breaker(clocks.chance), Lane("tidegate-read", THREADS)
         )
@@ -143,6 +151,10 @@ class Core:
         self.tally.recovered()
         return self._counted(result)
 
+    def warm(self, within: timedelta) -> None:
+        """Wait for the store's catalog, so long at most."""
+        self._catalogs.follow(ANY, within.total_seconds())
+
     def close(self) -> None:
         with self._lock:
             self._closed, self._process = True, 0
@@ -155,19 +167,20 @@ class Core:
 
     def recall(self, customer: str, asked: Asked) -> Decision | None:
         """The decision, if the near cache has all that it takes."""
-        view = self._near.get(customer, self.now())
+        view = None if customer in self._pending else self._near.get(customer, self.now())
         if view is None or not view.start <= self._clocks.wall() < view.until:
             return None
-        return self._counted(self._flagged(view.decide(asked)), "near")
+        return self._counted(self._flagged(view.decide(asked), view.own, asked), "near")
 
     def look(self, customer: str, asked: Asked) -> Call[Decision]:
         """The decision by what the store has now."""
         customer.encode()
-        return Call(
-            lambda: self._flagged(self._view(customer).decide(asked)),
-            lambda detail: self._decide_blind(customer, asked, detail),
-            self._reading,
-        )
+
+        def run() -> Decision:
+            view = self._view(customer)
+            return self._flagged(view.decide(asked), view.own, asked)
+
+        return Call(run, lambda detail: self._decide_blind(customer, asked, detail), self._reading)
 
     def reserve(
         self, customer: str, asked: Asked, expires_in: timedelta, id: str, source: str | None
@@ -182,7 +195,7 @@ class Core:
         hold = Hold(customer, source, id, asked, until)
         deadline = self.now() + self._writing.timeout
         return Call(
-            lambda: self._flagged(self._reserved(hold, deadline)),
+            lambda: self._reserve_fresh(hold, deadline),
             lambda detail: self._decide_blind(customer, asked, detail),
             self._writing,
         )
@@ -223,14 +236,30 @@ class Core:
         for _ in range(CATALOGS_MAX):
             ticket = self._near.ticket()
             now = self._clocks.wall()
+            pending = customer in self._pending
+            self.freshness.follow(self.store, self.now(), 0 if pending else FOLLOWED_EVERY)
             bounds, own, start, end = self._terms_of(customer, now)
             account = self.store.account(customer, own.scope(start), now)
             if self._is_current(bounds, account):
+                if pending:
+                    # Heartbeats were read before the account, so what they do not contain it may, but not the reverse.
+                    more = self._pending_of(own, start, end, now)
+                    return View(own, account._replace(used=_used_with(account.used, more, now)), start, end)
                 view = View(own, account, start, end)
                 if self.terms.near:
                     self._near.put(customer, view, ticket)
                 return view
         raise StoreError("the catalog changes faster than it can be followed")
+
+    def _reserve_fresh(self, hold: Hold, deadline: float) -> Decision:
+        """Reserve, unless totals are too old for a cap that then denies: it holds nothing."""
+        self.freshness.follow(self.store, self.now(), FOLLOWED_EVERY)
+        _, own, _, _ = self._terms_of(hold.customer, self._clocks.wall())
+        outdated = own.outdated(hold.quantities, self.freshness.lag(hold.customer, self.now()))
+        if any(fail == "closed" for _, fail in outdated):
+            view = self._view(hold.customer)
+            return self._flagged(view.decide(hold.quantities), view.own, hold.quantities)
+        return self._flagged(self._reserved(hold, deadline), own, hold.quantities)
 
     def _reserved(self, hold: Hold, deadline: float) -> Decision:
         seen: int | None = None
@@ -240,7 +269,11 @@ class Core:
             if seen is None and own.spend_denies():
                 # Money depends on all meters, so first it has to be seen what they are at.
                 seen = UNSEEN
-            reserved = self.store.reserve(hold, own.ceilings(hold.quantities), own.scope(start), now, seen)
+            ceilings = own.ceilings(hold.quantities)
+            if hold.customer in self._pending:
+                more = self._pending_of(own, start, end, now)
+                ceilings = {meter: ceiling - more.get(meter, 0) for meter, ceiling in ceilings.items()}
+            reserved = self.store.reserve(hold, ceilings, own.scope(start), now, seen)
             if reserved.outcome == "held":
                 self._near.drop((hold.customer,))
             if not self._is_current(bounds, reserved.account):
@@ -256,6 +289,23 @@ class Core:
                 seen = reserved.account.revision
             if self.now() > deadline:
                 raise StoreError("too many others reserve for this customer at the same time")
+
+    def accepted(self, customer: str, identity: bytes, event: PendingEvent) -> None:
+        """Count an event that this process made durable until totals contain it."""
+        self._pending.add(customer, identity, event)
+
+    def _pending_of(self, own: Own, start: int, end: int, now: int) -> dict[str, int]:
+        """What the customer's pending events of this period add to each meter, without those that a hold counts."""
+        events, merged = self._pending.of(own.customer, self.freshness.positions(own.customer))
+        of_period = {identity: event for identity, event in events.items() if start <= event.at < end}
+        held = self.store.open_holds(own.customer, list(of_period), now) if of_period else frozenset()
+        counted = [event for identity, event in of_period.items() if identity not in held]
+        if merged is not None and start <= merged.at < end:
+            counted.append(merged)
+        more: dict[str, int] = {}
+        for event in counted:
+            more = _added(more, event.quantities)
+        return {meter: quantity for meter, quantity in more.items() if own.kinds.get(meter) not in LEVELS}
 
     def _terms_of(self, customer: str, now: int) -> _Known:
         """What holds for the customer now; worked out once per catalog and period."""
@@ -303,7 +353,15 @@ class Core:
             customer=customer, id=id, state=closing.state, exceeded=exceeded, expired=closing.expired
         )
 
-    def _flagged(self, decision: Decision) -> Decision:
+    def _flagged(self, decision: Decision, own: Own, asked: Asked) -> Decision:
+        """Return the decision with its lag, and with what is wrong: totals too old, or a catalog that can't be read."""
+        lag = self.freshness.lag(own.customer, self.now())
+        outdated = own.outdated(asked, lag) if own.may_be_outdated(lag) else []
+        if outdated:
+            self.tally.add("stale")
+            decision = decide_stale(decision, outdated, lag, describe(lag))
+        else:
+            decision = msgspec.structs.replace(decision, lag=lag)
         problem = self._catalogs.problem
         return msgspec.structs.replace(decision, degraded=True, detail=problem) if problem else decision
 
@@ -329,6 +387,23 @@ class Core:
             self._process = os.getpid()
         if self.terms.near:
             self._watch.start()
+
+
+def _used_with(used: Mapping[str, Used], more: Mapping[str, int], now: int) -> dict[str, Used]:
+    """Return what is used when `more` is added, as of now where there was nothing."""
+    added = dict(used)
+    for meter, quantity in more.items():
+        stored = used.get(meter)
+        added[meter] = stored._replace(total=stored.total + quantity) if stored else Used(quantity, now, now)
+    return added
+
+
+def _added(base: Mapping[str, int], more: Mapping[str, int]) -> dict[str, int]:
+    """Return the sum of both, meter by meter."""
+    added = dict(base)
+    for meter, quantity in more.items():
+        added[meter] = added.get(meter, 0) + quantity
+    return added
 
 
 def _decided(view: View, reserved: Reserved, asked: Asked) -> Decision:

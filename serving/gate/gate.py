@@ -15,6 +15,8 @@ from operators.holds import ONLY_METER
 from operators.ports import Holds
 from serving.gate.asked import Quantity, asked_of, final_of
 from serving.gate.core import HOLD_MAX, Call, Clocks, Core, Terms
+from serving.gate.freshness import FlowState
+from serving.gate.pending import PendingEvent
 from settings.catalog import load_catalog
 from settings.settings import load_settings
 
@@ -26,6 +28,7 @@ WRITE_TIMEOUT = timedelta(seconds=1)
 STALENESS = timedelta(milliseconds=100)
 SETTLE_WITHIN = timedelta(hours=1)
 EXPIRES_IN = timedelta(minutes=5)
+OPEN_WITHIN = timedelta(seconds=5)
 
 
 class _Gate:
@@ -42,7 +45,7 @@ class _Gate:
         staleness: timedelta = STALENESS,
         settle_within: timedelta = SETTLE_WITHIN,
         source: str = "",
-        fail: Fail = "open",
+        fail: Fail = "closed",
         clock: Callable[[], int] = wall_clock,
         monotonic: Callable[[], float] = time.monotonic,
         chance: Callable[[], float] = random.random,
@@ -76,25 +79,44 @@ class _Gate:
         *,
         timeout: timedelta = TIMEOUT,
         write_timeout: timedelta = WRITE_TIMEOUT,
+        open_within: timedelta = OPEN_WITHIN,
         **choices: Any,
     ) -> Self:
         """A gate on the store of this address, else of TIDEGATE_STORE, with `choices` as of the class.
 
-        While the store has no catalog, the file of TIDEGATE_CATALOG counts, if it is there. Connects at the first
-        call. SettingsError or CatalogError where settings or that file are wrong.
+        While the store has no catalog, the file of TIDEGATE_CATALOG counts, if it is there. Waits `open_within` at most
+        for the store's catalog, so that the first decision knows it; where it is not there by then, the gate's own
+        `fail` decides. SettingsError or CatalogError where settings or that file are wrong.
         """
         given = {"source": "file:-"} | ({"store": store} if store is not None else {})
         settings = load_settings(given)
         catalog = load_catalog(settings.catalog) if Path(settings.catalog).exists() else None
         holds = settings.store.open_holds(read_wait=timeout, write_wait=write_timeout)
         choices = {"catalog": catalog} | choices
-        return cls(holds, timeout=timeout, write_timeout=write_timeout, **choices)
+        gate = cls(holds, timeout=timeout, write_timeout=write_timeout, **choices)
+        gate._core.warm(open_within)
+        return gate
+
+    def accepted(self, customer: str, identity: bytes, event: PendingEvent) -> None:
+        """Count an event that this process put where the flow reads, until totals contain it.
+
+        `identity` is `operators.keys.identity` of the event. Checks and reservations of this gate count it at once.
+        """
+        self._core.accepted(customer, identity, event)
+
+    def flow_state(self, max_lag: timedelta) -> FlowState:
+        """Return how the flow is doing, where totals may be `max_lag` old, as this gate last saw it."""
+        return self._core.freshness.state(self._core.now(), max_lag // timedelta(microseconds=1))
+
+    def lag(self, customer: str) -> int | None:
+        """Return how old the customer's totals may be (µs), None where the flow has not said."""
+        return self._core.freshness.lag(customer, self._core.now())
 
     def counters(self) -> dict[str, int]:
         """What was decided since the start, by name.
 
-        `allowed`, `denied`, `denied_in_shadow`; of these `near` from memory; `degraded`; `faults` of
-        store or gate that are to be mended; `feed_lost`.
+        `allowed`, `denied`, `denied_in_shadow`; of these `near` from memory, `stale` on totals that are too old;
+        `degraded`, without the store; `faults` of store or gate that are to be fixed; `feed_lost`.
         """
         return self._core.tally.counts()
 

@@ -6,21 +6,33 @@ from threading import Event, Thread
 
 from operators.ports import Feed, Holds
 from serving.gate.catalogs import Catalogs
+from serving.gate.freshness import Freshness
 from serving.gate.near import Near
+from serving.gate.pending import Pending
 from serving.gate.tally import LOG, Tally
 
 # Seconds: a wait for news, at whose end the feed is proven; and between two tries to open it again.
 WAIT = 0.01
 PAUSE_FIRST, PAUSE_MAX = 0.01, 0.25
+PRUNE_EVERY = 1.0
 
 
 class Watch:
     """Follows the feed of `store` until it is stopped, opening it again whenever it breaks."""
 
     def __init__(
-        self, store: Holds, near: Near, catalogs: Catalogs, tally: Tally, monotonic: Callable[[], float]
+        self,
+        store: Holds,
+        near: Near,
+        catalogs: Catalogs,
+        freshness: Freshness,
+        pending: Pending,
+        tally: Tally,
+        monotonic: Callable[[], float],
     ) -> None:
         self._store, self._near, self._catalogs, self._tally = store, near, catalogs, tally
+        self._freshness, self._pending = freshness, pending
+        self._pruned_at = float("-inf")
         self._monotonic = monotonic
         self._stopped = Event()
         self._pause = PAUSE_FIRST
@@ -53,6 +65,10 @@ class Watch:
         """One wait for news."""
         begun = self._monotonic()
         news = feed.wait(WAIT)
+        self._freshness.follow(self._store, begun)
+        if begun - self._pruned_at >= PRUNE_EVERY:
+            self._pending.prune(self._freshness.positions)
+            self._pruned_at = begun
         # Before anything is proven: views under the old catalog are dropped once the new one is there.
         self._catalogs.follow(news.catalog, self._near.staleness / 2)
         if news.customers is None or news.customers:

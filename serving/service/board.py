@@ -5,8 +5,10 @@ read again. Of each customer a row is kept, of the newest period that has begun;
 """
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import timedelta
 from decimal import Decimal
 from heapq import nlargest
 from itertools import groupby
@@ -16,14 +18,15 @@ from operators.catalog import Catalog
 from operators.ports import StoredTotal, StoreReader
 from operators.records import Total
 from serving.books import summed, unbalanced
+from serving.gate.freshness import Freshness
 from serving.service.desk import Desk
 from serving.service.letters import Letters
 from serving.service.live import Live
 from serving.service.outbox import outbox_of
 from serving.service.processes import Processes
-from serving.service.shapes import OverviewBody, ProcessBody, Standing, UnmeteredBody, exact
+from serving.service.shapes import FlowBody, OverviewBody, ProcessBody, Standing, UnmeteredBody, exact
 from serving.service.usage import LEVELS, period
-from serving.service.wording import bodies, maybe, when
+from serving.service.wording import bodies, flow_body, maybe, when
 from serving.standing import Level, bill, worst
 from serving.unmetered import read_unmetered
 from serving.wording import US, instant
@@ -73,6 +76,7 @@ class Board:
         self._moments: deque[tuple[int, int]] = deque()
         self._as_of = self._written_at = self._wrote_at = 0
         self._unmetered: list[UnmeteredBody] = []
+        self._freshness = Freshness(clock)
 
     def refresh(
         self, reader: StoreReader, number: int, catalog: Catalog, processes: Sequence[ProcessBody] = ()
@@ -92,6 +96,7 @@ class Board:
             self._unmetered = read_unmetered(reader, None, CAUSES_SHOWN)
         self._seq, self._number = changes.seq, number
         sums = summed(reader.counters())
+        flow = self._flow(reader)
         rate = self._rate(now, sums["events"])
         rows = self._rows.values()
         top = nlargest(SHOWN, rows, key=lambda row: (_rate_now(row, now), row.events))
@@ -107,6 +112,7 @@ class Board:
             when(self._as_of or None),
             when(self._wrote_at or None),
             max(self._written_at - self._as_of, 0) / US if self._as_of else None,
+            flow,
             [_standing(row, now) for row in top],
             [_standing(row, now) for row in near if row.level > Level.FREE or row.share],
             bodies(reader.notes("alert", None, NOTES_SHOWN)),
@@ -117,6 +123,13 @@ class Board:
             next(iter(bodies(reader.notes("reconciliation", None, 1))), None),
             list(processes),
         )
+
+    def _flow(self, reader: StoreReader) -> FlowBody:
+        """Return how the flow is doing, by the heartbeats in the store."""
+        now = time.monotonic()
+        self._freshness.take(reader.heartbeats(), now)
+        most = self._settings.max_lag // timedelta(microseconds=1)
+        return flow_body(self._freshness.state(now, most))
 
     def _take(self, catalog: Catalog, customer: str, stored: Iterable[StoredTotal], now: int) -> None:
         before = self._rows.get(customer)

@@ -1,32 +1,41 @@
 """Events judged as the flow will judge them: by its own decoder, under the same catalog."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from itertools import repeat
 from threading import Lock
 from typing import Final, NamedTuple
+
+import numpy as np
 
 from operators.catalog import Catalog
 from operators.chunk import Chunk
 from operators.decode import Decoder
 from operators.ports import Payloads
+from operators.quantity import joined
 from operators.unmetered import Cause
 from settings.serving import ServingSettings
 
 # A decoder remembers each customer that it met; then it begins anew.
 CUSTOMERS_MAX: Final = 100_000
+ADDED: Final = ("count", "sum")
 
 
 class Verdict(NamedTuple):
     """`reason` and `detail` are empty where the event is accepted.
 
     Then `metered_by` has the meters that will read it under the catalog, and `causes` why it, or one of its meters,
-    will not be.
+    will not be; `identity` is the event's (operators/keys.py), `at` its time (µs), and `quantities` what meters that
+    add up read (×10²⁴).
     """
 
     reason: str = ""
     detail: str = ""
     metered_by: tuple[str, ...] = ()
     causes: tuple[Cause, ...] = ()
+    identity: bytes = b""
+    at: int = 0
+    quantities: Mapping[str, int] = {}
 
 
 OTHERS: Final = tuple(letter.to_bytes() for letter in b'["-0123456789tfn')
@@ -94,9 +103,16 @@ def _accepted(chunk: Chunk, catalog: Catalog) -> list[Verdict]:
     causes: dict[int, tuple[Cause, ...]] = {}
     for event, cause in zip(chunk.missed.event.tolist(), chunk.missed.cause.tolist(), strict=True):
         causes[event] = (*causes.get(event, ()), chunk.missed.causes[cause])
+    quantities = _quantities(chunk, catalog)
     names = cache(lambda places: tuple(catalog.meters[place].name for place in places))
     return [
-        Verdict(metered_by=names(tuple(places)), causes=causes.get(event, ()))
+        Verdict(
+            metered_by=names(tuple(places)),
+            causes=causes.get(event, ()),
+            identity=_word(chunk.digest_lo[event]) + _word(chunk.digest_hi[event]),
+            at=int(chunk.at[event]),
+            quantities=quantities.get(event, {}),
+        )
         for event, places in enumerate(read)
     ]
 
@@ -108,6 +124,27 @@ def _shown(payload: bytes) -> str:
     except UnicodeDecodeError:
         return f"{len(payload)} bytes that are not UTF-8"
     return repr(payload[:40].decode(errors="ignore"))
+
+
+def _quantities(chunk: Chunk, catalog: Catalog) -> dict[int, dict[str, int]]:
+    """Return what each event adds to meters that add up, by its place in the chunk.
+
+    Not to `unique` ones, as only the flow knows whether a value is new.
+    """
+    readings = chunk.readings
+    mid, lo = (limb.tolist() if limb is not None else repeat(0) for limb in (readings.mid, readings.lo))
+    found: dict[int, dict[str, int]] = {}
+    for event, place, *limbs in zip(
+        readings.event.tolist(), readings.meter.tolist(), readings.hi.tolist(), mid, lo, strict=False
+    ):
+        meter = catalog.meters[place]
+        if meter.kind in ADDED:
+            found.setdefault(event, {})[meter.name] = joined(*limbs)
+    return found
+
+
+def _word(word: np.uint64) -> bytes:
+    return int(word).to_bytes(8, "little")
 
 
 def _is_object(payload: bytes) -> bool:

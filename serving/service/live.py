@@ -6,6 +6,7 @@ a queue, so a slow reader costs nothing and gets the newest state when it comes 
 
 import asyncio
 import logging
+import time
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,6 +20,8 @@ from settings.catalogs import Catalogs
 
 LOOK_EVERY: Final = 0.02
 AGAIN_AFTER: Final = 0.5
+SILENT_S: Final = 2.0
+"""A store that answers nothing for so long is away, also while its connector still tries."""
 EVERYBODY: Final = ""
 
 _log = logging.getLogger("tidegate.service")
@@ -46,6 +49,8 @@ class Live:
         self.catalog = Catalog()
         self.seq = 0
         self.problem = "the store has not been opened yet"
+        self.looked_at = float("-inf")
+        """When the store last answered, by the monotonic clock."""
         self.first = asyncio.Event()
 
     def start(self) -> None:
@@ -62,6 +67,13 @@ class Live:
     @property
     def stopped(self) -> bool:
         return self._stop.is_set()
+
+    def trouble(self, now: float) -> str:
+        """Return why the store cannot be followed at monotonic time `now`; empty where it can."""
+        silent = now - self.looked_at
+        if self.problem or silent <= SILENT_S:
+            return self.problem
+        return f"the store has not answered for {silent:.0f} s"
 
     def join(self) -> None:
         if self._thread is not None:
@@ -103,9 +115,11 @@ class Live:
 
     def _look_on(self, reader: StoreReader, catalogs: Catalogs) -> None:
         seq = reader.changes(self.seq).seq
+        self.looked_at = time.monotonic()
         self._tell(None, catalogs, seq)
         while not self._stop.wait(LOOK_EVERY):
             changes = reader.changes(seq)
+            self.looked_at = time.monotonic()
             if changes.seq != seq or catalogs.follow() != self.number:
                 seq = changes.seq
                 self._tell(changes.customers if changes.complete else None, catalogs, seq)

@@ -33,6 +33,12 @@ class Metrics:
                 ("streams", "Streams that are open."),
                 ("catalog_version", "The newest catalog that is known."),
                 ("store_reachable", "1 while the store can be followed."),
+                (
+                    "flow_lag_seconds",
+                    "How old the oldest shard's totals may be; +Inf where the flow has not said.",
+                ),
+                ("flow_shards", "Shards of the flow that has reported."),
+                ("flow_shards_behind", "Shards whose totals are older than TIDEGATE_MAX_LAG."),
                 ("drift_findings", "Totals that differ from the biller's, after the last reconciliation."),
             )
         }

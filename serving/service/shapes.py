@@ -243,6 +243,9 @@ class LimitBody(msgspec.Struct, frozen=True):
     on_cap: Literal["block", "allow", "warn"]
     grace_pct: Number
     fail: Literal["open", "closed"]
+    max_lag: Annotated[
+        str, Meta(description="How old totals may be before `fail` decides, such as 5s, or off.")
+    ]
     shadow: bool
     thresholds: list[str]
     hysteresis_pct: Number
@@ -347,6 +350,10 @@ class UsageBody(msgspec.Struct, frozen=True):
     unmetered: Annotated[
         list[UnmeteredBody], Meta(description="Events that were accepted and not metered, by cause.")
     ]
+    lag: Annotated[
+        Seconds | None, Meta(description="How old these totals may be; null where the flow has not said.")
+    ] = None
+    stale: Annotated[bool, Meta(description="Whether that is more than TIDEGATE_MAX_LAG.")] = False
 
 
 class LimitEntryBody(Nothing, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -357,6 +364,9 @@ class LimitEntryBody(Nothing, frozen=True, forbid_unknown_fields=True, omit_defa
     on_cap: Literal["block", "allow", "warn"] | UnsetType = UNSET
     grace_pct: Quantity | UnsetType = UNSET
     fail: Literal["open", "closed"] | UnsetType = UNSET
+    max_lag: (
+        Annotated[str, Meta(min_length=1, max_length=60, description="Such as 5s, or off.")] | UnsetType
+    ) = UNSET
     shadow: bool | UnsetType = UNSET
     thresholds: (
         Annotated[list[Annotated[str, Meta(min_length=1, max_length=60)]], Meta(max_length=32)] | UnsetType
@@ -498,6 +508,18 @@ class ProcessBody(msgspec.Struct, frozen=True):
     state: Literal["ready", "stalled", "away"]
 
 
+class FlowBody(msgspec.Struct, frozen=True):
+    """Whether the flow counts: `live`, or `behind` with what is wrong."""
+
+    state: Literal["live", "behind"]
+    lag: Annotated[
+        Seconds | None, Meta(description="How old totals may be; null where the flow has not said.")
+    ]
+    shards: int
+    behind: Annotated[int, Meta(description="Shards whose totals are older than TIDEGATE_MAX_LAG.")]
+    detail: str
+
+
 class OverviewBody(msgspec.Struct, frozen=True):
     """All customers at a glance, as of `now`."""
 
@@ -512,7 +534,8 @@ class OverviewBody(msgspec.Struct, frozen=True):
     ]
     as_of: Instant | None
     written_at: Annotated[Instant | None, Meta(description="When the flow last wrote a total.")]
-    lag: Seconds | None
+    lag: Annotated[Seconds | None, Meta(description="From the newest event's own time to its total.")]
+    flow: FlowBody
     top: Annotated[list[Standing], Meta(description="Who sends most, the most first.")]
     near: Annotated[list[Standing], Meta(description="Who is furthest along a limit, the furthest first.")]
     alerts: list[dict[str, Any]]
@@ -568,9 +591,19 @@ class HealthBody(msgspec.Struct, frozen=True):
     status: Literal["ok"]
 
 
+class ReadyQuery(Nothing, frozen=True, forbid_unknown_fields=True):
+    check: Annotated[
+        Literal["all", "service"],
+        Meta(
+            description="`service` leaves the flow out: may this process take requests, which caps' `fail` decides?"
+        ),
+    ] = "all"
+
+
 class ReadyBody(msgspec.Struct, frozen=True):
     status: Literal["ok"]
     catalog: int
+    flow: FlowBody
 
 
 def exact(quantity: int | str | Decimal) -> str:

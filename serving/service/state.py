@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 from connectors.clock import wall_clock
@@ -16,6 +17,7 @@ from serving.gate.gate import TIMEOUT, WRITE_TIMEOUT
 from serving.service.access import Access
 from serving.service.board import SharedBoard
 from serving.service.desk import Desk
+from serving.service.flow_monitor import FlowMonitor
 from serving.service.intake import Judge
 from serving.service.live import Live
 from serving.service.metrics import Metrics
@@ -43,12 +45,14 @@ class Service:
     reader: Desk[StoreReader] = field(init=False)
     control: Desk[ControlLog] = field(init=False)
     gate: AsyncGate = field(init=False)
+    flow: FlowMonitor = field(init=False)
     live: Live = field(init=False)
     board: SharedBoard = field(init=False)
     judge: Judge = field(init=False)
     judge_of_many: Judge = field(init=False)
     metrics: Metrics = field(init=False)
     ingest: Ingest = field(init=False)
+    _monitoring: asyncio.Task[None] | None = None
 
     def __post_init__(self) -> None:
         settings, store = self.settings, self.settings.store
@@ -65,6 +69,7 @@ class Service:
         self.metrics = Metrics()
         holds = store.open_holds(read_wait=TIMEOUT, write_wait=WRITE_TIMEOUT)
         self.gate = AsyncGate(holds, clock=self.clock, monotonic=self.monotonic)
+        self.flow = FlowMonitor(lambda: self.gate, settings.max_lag, store.open, self.clock)
 
     async def start(self) -> None:
         """Opens the log of events, which is for the running loop alone, and begins to follow the store.
@@ -76,6 +81,7 @@ class Service:
         with suppress(TimeoutError):
             await asyncio.wait_for(self.live.first.wait(), STORE_WITHIN_S)
             await self.followed(self.live.number)
+        self._monitoring = asyncio.create_task(self.flow.run())
 
     async def followed(self, number: int) -> None:
         """Waits until this process decides by this version of the catalog, so that who changed it meets it at once.
@@ -88,7 +94,14 @@ class Service:
                 return
             await asyncio.sleep(0.002)
 
+    def is_stale(self, customer: str) -> bool:
+        """Whether this customer's totals are older than TIDEGATE_MAX_LAG."""
+        lag = self.gate.lag(customer)
+        return lag is None or lag > self.settings.max_lag // timedelta(microseconds=1)
+
     async def close(self) -> None:
+        if self._monitoring is not None:
+            self._monitoring.cancel()
         self.live.stop()
         await self.ingest.close()
         await self.gate.close()

@@ -1,5 +1,6 @@
 """Records as the service's JSON has them."""
 
+from datetime import timedelta
 from decimal import Decimal
 from typing import Any, Final
 
@@ -11,11 +12,13 @@ from operators.ports import CatalogVersion, Note
 from operators.quantity import QUANTITY_MAX
 from operators.thresholds import plain
 from operators.times import parse
+from serving.gate.freshness import FlowState, describe_state
 from serving.service.problems import Problem, unfit
 from serving.service.routing import Answer
 from serving.service.shapes import (
     CatalogBody,
     DecisionBody,
+    FlowBody,
     LimitBody,
     Quantity,
     TierBody,
@@ -23,6 +26,7 @@ from serving.service.shapes import (
     exact,
 )
 from serving.wording import US, instant
+from settings.durations import in_words
 
 HEADER_MAX: Final = 10**15 - 1
 
@@ -91,12 +95,21 @@ def decision_body(decision: Decision) -> DecisionBody:
     )
 
 
+def flow_body(state: FlowState) -> FlowBody:
+    lag = None if state.lag is None else state.lag / US
+    return FlowBody(
+        "live" if state.is_live else "behind", lag, state.shards, state.behind, describe_state(state)
+    )
+
+
 def rate_headers(decision: Decision, now: int) -> list[tuple[str, str]]:
     """`RateLimit`, `RateLimit-Policy` and, on a denial, `Retry-After`; whole numbers, cut off, of 15 digits at most.
 
     Source: draft-ietf-httpapi-ratelimit-headers-10; RFC 9651 section 3.3.1 for the digits.
     """
-    headers = []
+    headers = [] if decision.lag is None else [("tidegate-lag", f"{decision.lag / US:.3f}")]
+    if decision.degraded:
+        headers.append(("tidegate-degraded", decision.reason))
     resets = None if decision.resets_at is None else max(-(-(decision.resets_at - now) // US), 0)
     if decision.limit is not None and decision.remaining is not None:
         # A structured field's text is ASCII without quotes; spend has no meter.
@@ -130,6 +143,7 @@ def limit_body(limit: Limit) -> LimitBody:
         limit.on_cap,
         exact(limit.grace_pct),
         limit.fail,
+        "off" if limit.max_lag is None else in_words(timedelta(microseconds=limit.max_lag)),
         limit.shadow,
         [label(threshold) for threshold in limit.thresholds],
         exact(limit.hysteresis_pct),

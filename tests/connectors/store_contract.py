@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from operators.decode import Decoder
+from operators.freshness import Heartbeat
 from operators.ports import Adjustment, Note, Payloads, StoredTotal, StoreReader, StoreWriter
 from operators.records import Counter, Total, Window
 from operators.shard import Shard
@@ -313,6 +314,19 @@ class StoreContract(ABC):
                 holds(reader, written([batch_of(1), [total_of("new")]]))
                 assert list(reader.counters()) == [Counter(1, "events", 9)]
                 assert reader.changes(0).customers == {"new", *(total.customer for total in batch_of(1))}
+
+    def test_of_each_shard_the_last_heartbeat_is_read(self) -> None:
+        """Gates tell by it whether totals are fresh."""
+        first = Heartbeat(0, 2, "0", 10, 8, {"log/0": 7}, behind=3)
+        other = Heartbeat(1, 2, "1", 11, 9, {}, ended=True)
+        last = Heartbeat(0, 2, "0", 20, 19, {"log/0": 9})
+        with self.opened() as (writer, reader):
+            assert reader.heartbeats() == []
+            writer.write([total_of("a")], [], (), (), [first, other])
+            assert reader.heartbeats() == [first, other]
+            writer.write([], [], (), (), [last])
+            assert reader.heartbeats() == [last, other]
+            holds(reader, written([[total_of("a")]]))
 
     # What is newer
 

@@ -13,6 +13,7 @@ from connectors.telemetry import Telemetry
 from flows import storing
 from flows.emission import Emission
 from flows.storing import Storing, _Stored
+from operators.freshness import Heartbeat
 from operators.ports import Note, Settled, StoreError
 from operators.records import Counter, Total
 from operators.totals import Taken, Totals
@@ -43,6 +44,7 @@ class Slow:
         counters: Sequence[Counter],
         notes: Sequence[Note] = (),
         settled: Sequence[Settled] = (),
+        heartbeats: Sequence[Heartbeat] = (),
     ) -> None:
         assert self._may.acquire(timeout=60)
         self.meanwhile()

@@ -164,7 +164,6 @@ def test_a_decision_says_all_that_it_rests_on() -> None:
         remaining=Decimal("4.25"),
         resets_at=END,
         as_of=1_500,
-        lag=20,
         catalog=7,
     )
     with pytest.raises(AttributeError):
@@ -174,7 +173,7 @@ def test_a_decision_says_all_that_it_rests_on() -> None:
 
 def test_without_a_total_there_is_nothing_to_be_fresh() -> None:
     decision = decide(own_of({"calls": cap(10)}), account_of(), calls=1)
-    assert (decision.used, decision.as_of, decision.lag) == (Decimal(0), None, None)
+    assert (decision.used, decision.as_of) == (Decimal(0), None)
 
 
 def test_a_period_without_end_never_resets() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from connectors.sqlite import SqliteWriter
 from operators.records import Counter
+from tests.heartbeats import ENDED
 from tests.serving.samples import total
 from tests.serving.tidegate import Run
 
@@ -27,7 +28,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hour = total(total="0.3", version=3)._replace(window="hour", end=3_600_000_000)
     totals = [total(total=12345, version=2), hour, total("cus_2", total=7, version=1)]
     ends = {"events": 10, "accepted": 7, "rejects": 1, "duplicates": 2}
-    writer.write(totals, [Counter(0, name, value) for name, value in ends.items()])
+    writer.write(totals, [Counter(0, name, value) for name, value in ends.items()], heartbeats=[ENDED])
     writer.close()
 
 

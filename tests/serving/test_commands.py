@@ -13,6 +13,7 @@ from connectors.sqlite_keys import KeyFile
 from operators.periods import Calendar, period_of
 from operators.ports import Note
 from operators.records import Counter, Total
+from tests.heartbeats import ENDED
 from tests.serving.service.served import CATALOG
 from tests.serving.tidegate import Run
 
@@ -45,6 +46,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ],
         [Counter(0, "events", 1049), Counter(0, "accepted", 1049)],
         [Note("alert", "1", "acme", now, json.dumps(alert).encode())],
+        heartbeats=[ENDED],
     )
     writer.close()
 

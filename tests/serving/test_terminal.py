@@ -11,6 +11,7 @@ from operators.records import Counter
 from serving.terminal import Screen
 from serving.usage import Usage
 from settings.catalog import load_catalog
+from tests.heartbeats import ENDED
 from tests.serving.samples import total
 
 CATALOG = Path(__file__).resolve().parents[2] / "examples" / "catalog.yaml"
@@ -25,7 +26,7 @@ def screen(tmp_path: Path) -> Iterator[Screen]:
         total(f"cus_{i:03}", total=i * 100, version=1)._replace(meter="tokens_in") for i in range(1, 41)
     ]
     tokens.append(total("cus_003", total=230_000, version=2)._replace(meter="tokens_in"))
-    writer.write(tokens, [Counter(0, "events", 123_456), Counter(0, "accepted", 123_456)])
+    writer.write(tokens, [Counter(0, "events", 123_456), Counter(0, "accepted", 123_456)], heartbeats=[ENDED])
     writer.close()
     alert = {"kind": "threshold", "state": "raised", "customer": "cus_007", "meter": "calls", "level": "80%"}
     more = {"total": "80", "at": "2026-11-22T10:00:00.000000Z"}

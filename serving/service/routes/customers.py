@@ -1,5 +1,6 @@
 """What a customer has used, once or as it happens."""
 
+import msgspec
 from msgspec import UNSET
 
 from serving.service.problems import Problem
@@ -9,6 +10,7 @@ from serving.service.state import Service
 from serving.service.usage import usage_body
 from serving.service.wording import at_of, bodies, json
 from serving.unmetered import read_unmetered
+from serving.wording import US
 
 ALERTS_SHOWN = 20
 CAUSES_SHOWN = 20
@@ -31,7 +33,7 @@ async def usage_of(service: Service, customer: str, query: UsageQuery) -> UsageB
             read_unmetered(reader, customer, CAUSES_SHOWN),
         )
     )
-    return usage_body(
+    body = usage_body(
         service.live.catalog,
         service.live.number,
         customer,
@@ -42,6 +44,10 @@ async def usage_of(service: Service, customer: str, query: UsageQuery) -> UsageB
         at=at,
         hours=query.hours,
         days=query.days,
+    )
+    lag = service.gate.lag(customer)
+    return msgspec.structs.replace(
+        body, lag=None if lag is None else lag / US, stale=service.is_stale(customer)
     )
 
 

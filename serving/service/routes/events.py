@@ -8,6 +8,7 @@ from typing import Any, Final
 from operators.envelope import BATCH, EVENT, JSON, LINES, EnvelopeError, Named, named, payloads
 from operators.ports import IngestError
 from operators.unmetered import Cause
+from serving.gate.pending import PendingEvent
 from serving.service.intake import Verdict
 from serving.service.problems import Fault, Problem, unavailable
 from serving.service.routing import Answer, Call, Nothing, Route, Sent, Success
@@ -40,9 +41,14 @@ async def post_events(service: Service, call: Call[Nothing, Nothing, bytes]) -> 
     taken = [i for i, verdict in enumerate(verdicts) if not verdict.reason]
     if taken:
         try:
-            await service.ingest.put([events[i] for i in taken], [names[i].customer for i in taken])
+            places = await service.ingest.put([events[i] for i in taken], [names[i].customer for i in taken])
         except IngestError as error:
             raise unavailable(str(error)) from None
+        for i, place in zip(taken, places, strict=True):
+            verdict = verdicts[i]
+            if verdict.quantities:
+                event = PendingEvent(verdict.at, verdict.quantities, place)
+                service.gate.accepted(names[i].customer, verdict.identity, event)
     rejected = len(events) - len(taken)
     service.metrics.events(len(taken), rejected)
     if rejected and not taken:

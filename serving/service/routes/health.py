@@ -4,31 +4,41 @@ from typing import Any
 
 import msgspec
 
+from serving.gate.freshness import describe_state
 from serving.service.metrics import MEDIA
 from serving.service.problems import unavailable
 from serving.service.routing import Answer, Call, Nothing, Route, Success
-from serving.service.shapes import HealthBody, ReadyBody
+from serving.service.shapes import HealthBody, ReadyBody, ReadyQuery
 from serving.service.state import Service
-from serving.service.wording import json
+from serving.service.wording import flow_body, json
+from serving.wording import US
 
 
 async def healthz(service: Service, call: Call[Nothing, Nothing, None]) -> Answer:
     return json(200, HealthBody("ok"))
 
 
-async def readyz(service: Service, call: Call[Nothing, Nothing, None]) -> Answer:
-    if service.live.problem:
+async def readyz(service: Service, call: Call[Nothing, ReadyQuery, None]) -> Answer:
+    if service.live.trouble(service.monotonic()):
         raise unavailable("the store cannot be followed; the log says why")
-    return json(200, ReadyBody("ok", service.live.number))
+    flow = service.flow.state()
+    if call.query.check != "service" and not flow.is_live:
+        raise unavailable(describe_state(flow))
+    return json(200, ReadyBody("ok", service.live.number, flow_body(flow)))
 
 
 async def metrics(service: Service, call: Call[Nothing, Nothing, None]) -> Answer:
+    flow = service.flow.state()
+    trouble = service.live.trouble(service.monotonic())
     gauges = {
         "streams": float(service.streams),
         "catalog_version": float(service.live.number),
-        "store_reachable": float(not service.live.problem),
+        "store_reachable": float(not trouble),
+        "flow_lag_seconds": float("inf") if flow.lag is None else flow.lag / US,
+        "flow_shards": float(flow.shards),
+        "flow_shards_behind": float(flow.behind),
     }
-    if not service.live.problem:
+    if not trouble:
         told = await service.reader.ask(lambda reader: reader.notes("reconciliation", None, 1))
         gauges["drift_findings"] = sum(float(msgspec.json.decode(note.body)["open_drift"]) for note in told)
     return Answer(200, service.metrics.text(service.gate.counters(), gauges), MEDIA)
@@ -53,8 +63,9 @@ ROUTES = (
         "/readyz",
         readyz,
         "Can it work?",
-        [Success(200, "The store is followed.", ReadyBody)],
+        [Success(200, "The store is followed, and the flow counts.", ReadyBody)],
         scope=None,
+        query=ReadyQuery,
         problems=(503,),
     ),
     Route(

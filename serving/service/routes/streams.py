@@ -20,13 +20,20 @@ from serving.service.state import Service
 from serving.service.usage import period
 
 SSE: Final = "text/event-stream"
-HEARTBEAT_S: Final = 10.0
+USAGE_WITHIN_S: Final = 1.0
+"""How often it is looked whether totals have become stale; a comment keeps the connection alive."""
 # What the gate refuses changes no total, and is to be seen all the same.
 OVERVIEW_WITHIN_S: Final = 2.0
 RETRY_MS: Final = 1000
 USAGE_EVERY_S: Final = 0.1
 OVERVIEW_EVERY_S: Final = 1.0
 AGAIN_AFTER_S: Final = 1.0
+
+
+class _Shown:
+    """What the last message said."""
+
+    stale = False
 
 
 class StreamQuery(UsageQuery, frozen=True, forbid_unknown_fields=True):
@@ -38,18 +45,23 @@ class StreamQuery(UsageQuery, frozen=True, forbid_unknown_fields=True):
 
 async def usage_stream(service: Service, call: Call[CustomerPath, UsageQuery, None]) -> Stream:
     customer = call.path.customer
+    shown = _Shown()
 
     async def state() -> Any:
-        return await usage_of(service, customer, call.query)
+        found = await usage_of(service, customer, call.query)
+        shown.stale = found.stale
+        return found
 
     def outdated(since: int) -> bool:
-        """Whether a new period has begun."""
+        """Whether a new period has begun, or totals have become stale, or fresh again."""
+        if service.is_stale(customer) != shown.stale:
+            return True
         catalog = service.live.catalog
         return period(catalog, customer, since) != period(catalog, customer, service.clock())
 
     # So that who asks for what can't be is told at once.
     await state()
-    return _stream(service, call, customer, "usage", state, outdated, USAGE_EVERY_S, HEARTBEAT_S)
+    return _stream(service, call, customer, "usage", state, outdated, USAGE_EVERY_S, USAGE_WITHIN_S)
 
 
 async def overview_stream(service: Service, call: Call[Nothing, Nothing, None]) -> Stream:

@@ -2,12 +2,14 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
+from operators.freshness import Heartbeat
 from operators.gate import Decision, Receipt
 from operators.holds import is_room
+from operators.keys import identity
 from operators.ports import (
     Account,
     CatalogVersion,
@@ -90,6 +92,7 @@ class FakeHolds:
         self.cuts = 0
         self.waits = 0
         self.closed = False
+        self.beats = [Heartbeat(0, 1, "0", NOW, NOW, {}, ended=True)]
 
     def apply(self, text: str) -> None:
         self.text, self.number = text, self.number + 1
@@ -155,6 +158,13 @@ class FakeHolds:
     def feed(self) -> FakeFeed:
         self._called("feed")
         return FakeFeed(self)
+
+    def open_holds(self, customer: str, identities: Sequence[bytes], now: int) -> frozenset[bytes]:
+        held = {identity(*(hold.customer, hold.source, hold.id)) for hold in self.holds.values()}
+        return frozenset(held & set(identities))
+
+    def heartbeats(self) -> list[Heartbeat]:
+        return self.beats
 
     def close(self) -> None:
         self.closed = True

@@ -11,7 +11,9 @@ from operators.catalog import Catalog, Plan
 from operators.gate import View
 from operators.ports import Account, News
 from serving.gate.catalogs import Catalogs
+from serving.gate.freshness import Freshness
 from serving.gate.near import DROPS_MAX, NEVER, Near
+from serving.gate.pending import Pending
 from serving.gate.tally import Tally
 from serving.gate.watch import Watch
 from tests.serving.gate.fakes import FakeHolds
@@ -59,7 +61,8 @@ class Staleness(RuleBasedStateMachine):
         self.near = Near(STALENESS, customers_max=2)
         store: Any = FakeHolds()
         catalogs = Catalogs(store, Catalog(), lambda: None)
-        self.watch = Watch(store, self.near, catalogs, Tally(self.clock), self.clock)
+        parts = (self.near, catalogs, Freshness(lambda: 0), Pending())
+        self.watch = Watch(store, *parts, Tally(self.clock), self.clock)
         self.log: list[str] = []
         # When each revision of an account ended: the revision is the place in the list.
         self.ended: dict[str, list[float]] = {name: [] for name in "abc"}
@@ -237,6 +240,8 @@ def test_what_was_read_while_the_feed_was_opened_is_not_kept_and_proof_begins_be
             store,
             near,
             Catalogs(store, Catalog(), lambda: None),
+            Freshness(lambda: 0),
+            Pending(),
             Tally(lambda: feed.now),
             lambda: feed.now,
         )

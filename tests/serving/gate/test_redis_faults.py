@@ -18,6 +18,7 @@ from operators.ports import Scope, StoreError
 from operators.records import Total
 from serving.gate import AsyncGate, Gate
 from tests import redis_server
+from tests.heartbeats import ENDED
 from tests.ports import free_ports
 from tests.proxy import Proxy
 from tests.redis_server import Server
@@ -49,7 +50,7 @@ def fill(port: int) -> None:
     start, end = period_of(Calendar("month"), "UTC", time.time_ns() // 1000)
     total = Total("acme", "period", "calls", start, end, 5, 1, 1, start, 0, 0, 0, True)
     with closing(RedisWriter(resumed=False, **given)) as writer:
-        writer.write([total], [])
+        writer.write([total], [], heartbeats=[ENDED])
     with closing(RedisControl(**given)) as control:
         control.apply(catalog_text("{cap: 10, fail: closed}"), origin="cli", by="me")
 

@@ -19,6 +19,7 @@ from connectors.sqlite_holds import SqliteHolds
 from operators.periods import Calendar, period_of
 from operators.records import Total
 from serving.gate import AsyncGate, Gate
+from tests.heartbeats import ENDED
 from tests.serving.gate.fakes import Face, catalog_text
 
 PATIENCE = 30
@@ -30,7 +31,7 @@ def write(path: Path, used: int, version: int) -> None:
     start, end = period_of(Calendar("month"), "UTC", time.time_ns() // 1000)
     total = Total("acme", "period", "calls", start, end, used, version, version, start, 0, 0, 0, True)
     with closing(SqliteWriter(path)) as writer:
-        writer.write([total], [])
+        writer.write([total], [], heartbeats=[ENDED])
 
 
 def store_at(path: Path, used: int = 5, calls: str = "{cap: 10, fail: closed}") -> None:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import httpx
@@ -16,6 +16,7 @@ from connectors.sqlite import SqliteReader, SqliteWriter
 from connectors.sqlite_control import SqliteControl
 from connectors.sqlite_keys import KeyFile
 from operators.access import SCOPES, Scope
+from tests.heartbeats import ENDED
 
 ROOT = Path(__file__).resolve().parents[3]
 PR_SET_PDEATHSIG = 1
@@ -48,7 +49,8 @@ class Served:
         (folder / "catalog.yaml").write_text(catalog)
         (folder / "data").mkdir()
         # The flow makes the store, and does so first.
-        SqliteWriter(self.store).close()
+        with closing(SqliteWriter(self.store)) as writer:
+            writer.write([], [], heartbeats=[ENDED])
         keys = KeyFile(folder / "data" / "keys.db")
         self.tokens: dict[str, str] = {scope: keys.create(scope, frozenset({scope}))[0] for scope in SCOPES}
         self.tokens["all"] = keys.create("all", frozenset(SCOPES))[0]

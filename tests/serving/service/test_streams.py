@@ -216,7 +216,7 @@ async def running(folder: Path, **choices: Any) -> AsyncIterator[tuple[Service, 
 
 
 def test_the_stream_of_a_key_that_was_revoked_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "HEARTBEAT_S", 0.05)
+    monkeypatch.setattr(streams, "USAGE_WITHIN_S", 0.05)
 
     async def scenario() -> None:
         async with running(tmp_path) as (service, app, served):
@@ -285,7 +285,7 @@ def test_no_more_streams_than_allowed_and_a_place_is_free_again(tmp_path: Path) 
 
 def test_a_new_period_is_told_though_nothing_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At midnight of the first the page is to show 0, and not wait for the month's first event."""
-    monkeypatch.setattr(streams, "HEARTBEAT_S", 0.05)
+    monkeypatch.setattr(streams, "USAGE_WITHIN_S", 0.05)
     now = [DECEMBER - DAY]
     clock: Callable[[], int] = lambda: now[0]  # noqa: E731
 

@@ -6,7 +6,7 @@ import "./chart.js";
 import { ago, grouped, span, when, words } from "./format.js";
 import { isUsedUp, Pace, timeToCap } from "./pace.js";
 import { follow } from "./stream.js";
-import { alertList, bar, chip, connection, empty, failed, html, keyed, loading, name, nothing, number, panel, price, unmeteredList } from "./view.js";
+import { alertList, banner, bar, chip, connection, empty, failed, html, keyed, loading, name, nothing, number, panel, price, unmeteredList } from "./view.js";
 
 const AGAIN_MS = 2000;
 const SPANS = { hour: { count: 48, title: "Last 48 hours" }, day: { count: 31, title: "Last 31 days" } };
@@ -92,8 +92,9 @@ export class CustomerPage {
     if (this.problem) return this.failure();
     if (!this.usage) return html`<div class="page">${loading("usage")}${this.state === "waiting" ? empty("The service does not answer yet; this page keeps asking.") : nothing}</div>`;
     const usage = this.usage;
-    return html`<div class="page customer ${this.state === "live" ? "" : "stale"}">
+    return html`<div class="page customer ${this.state === "live" && !usage.stale ? "" : "stale"}">
       ${this.heading(usage)}
+      ${usage.stale ? banner("These figures may be old.", usage.lag === null ? "Usage is not being counted at the moment." : `Usage of the last ${span(usage.lag)} may be missing.`) : nothing}
       <section aria-labelledby="now">
         <h2 id="now" class="visually-hidden">Usage now</h2>
         <div class="meters">${keyed(usage.meters, (one) => one.meter, (one) => this.meter(one, usage))}</div>

@@ -4,7 +4,7 @@ import { ago, grouped, HERE, rate, span, when, words } from "./format.js";
 import "./chart.js";
 import { follow } from "./stream.js";
 import {
-  alertList, alertWords, bar, chip, connection, customerLink, empty, failed, html, keyed, loading, name, nothing, number, panel, price, unmeteredList, visible,
+  alertList, alertWords, banner, bar, chip, connection, customerLink, empty, failed, html, keyed, loading, name, nothing, number, panel, price, unmeteredList, visible,
 } from "./view.js";
 
 const KEPT_S = 300;
@@ -97,9 +97,11 @@ export class OverviewPage {
     if (this.problem) return html`<div class="page">${failed(this.problem.status === 403 ? "Not yours to see" : "The overview cannot be shown", this.problem.message)}</div>`;
     if (!this.overview) return html`<div class="page">${loading("the overview")}${this.state === "waiting" ? empty("The service does not answer yet; this page keeps asking.") : nothing}</div>`;
     const one = this.overview;
-    return html`<div class="page overview ${this.state === "live" ? "" : "stale"}">
+    const isLive = this.state === "live" && one.flow.state === "live";
+    return html`<div class="page overview ${isLive ? "" : "stale"}">
       <header class="heading"><h1>Overview</h1><p class="asof">${connection(this.state)}<span class="fresh">${when(Date.parse(one.now), HERE, "second")}</span></p></header>
       <p class="visually-hidden" aria-live="polite">${this.say}</p>
+      ${one.flow.state === "live" ? nothing : banner("Usage is not being counted.", one.flow.detail)}
       ${this.tiles(one)}
       <div class="columns">
         <div class="main">
@@ -230,6 +232,7 @@ function health(one, state, now) {
     ${processes.map((each) => row(`Flow, process ${each.process}`, FLOW[each.state] ?? each.state, each.state === "ready" ? "good" : "denied"))}
     ${processes.length || !one.written_at ? nothing : row("Flow wrote", ago((now - Date.parse(one.written_at)) / 1000), "")}
     ${one.gate?.degraded ? row("Decided without the store", grouped(one.gate.degraded), "noted") : nothing}
+    ${row("Totals", one.flow.lag === null ? "age unknown" : `${span(one.flow.lag)} old`, one.flow.state === "live" ? "good" : "denied")}
     ${row("Catalog", html`version ${one.catalog}`, "")}
   </dl>`;
 }

@@ -69,6 +69,10 @@ export const loading = (what) => html`<div class="loading" role="status"><span c
 export const failed = (title, detail, action = nothing) => html`
   <div class="failed" role="alert"><h2>${title}</h2><p>${detail}</p>${action}</div>`;
 
+/** What to know before any figure is trusted: across the page, above everything else. */
+export const banner = (title, detail) => html`
+  <div class="banner" role="alert"><strong>${title}</strong> ${detail}</div>`;
+
 const STATES = {
   connecting: ["Connecting", "waiting"],
   live: ["Live", "live"],
@@ -94,6 +98,8 @@ const SAYS = {
   "unmetered announced": (one) => `${one.event_name ? `${one.event_name}: ` : ""}accepted, but not metered (${words(one.level ?? "")})`,
   "drift raised": () => "differs from the biller",
   "drift resolved": () => "agrees with the biller again",
+  "flow_behind raised": (one) => `The flow is behind: ${one.text ?? ""}`,
+  "flow_behind resolved": () => "The flow counts again",
   "stalled raised": (one) => `The flow stands still (process ${one.process ?? "?"})`,
   "stalled resolved": (one) => `The flow goes on (process ${one.process ?? "?"})`,
 };
