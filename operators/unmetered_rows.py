@@ -4,7 +4,9 @@ Names that no meter takes come from senders, so their number is bounded per shar
 counted as OTHER. The counters `unmetered` and `unmetered:REASON` count every event, whatever is bounded here.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import starmap
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -65,34 +67,34 @@ class UnmeteredRows:
         self._unsaved: dict[Key, None] = {}
         self._names_of: dict[str, int] = {}
         self._names = 0
-        self._customers: dict[Cause, int] = {}
+        self._customers: dict[Cause, set[str]] = {}
         self._customer_rows = 0
 
     def take(self, chunk: Chunk, missed: Missed) -> list[tuple[Cause, int]]:
         """Count accepted events that were not metered. Return each new cause to announce, with its first event."""
         found: list[tuple[Cause, int]] = []
-        event = missed.event
-        customer = chunk.customer[event]
-        pairs = customer * len(missed.causes) + missed.cause
-        _, first, which = np.unique(pairs, return_index=True, return_inverse=True)
-        which = which.reshape(-1)
-        counts = np.bincount(which).tolist()
-        earliest, latest = _extremes(chunk.at[event], which, len(first))
-        last = np.zeros(len(first), np.int64)
-        np.maximum.at(last, which, np.arange(len(event)))
+        causes = list(missed.causes)
         # In order of arrival, as which names fit into the bounds depends on it.
-        for pair in np.argsort(first).tolist():
-            name = chunk.names[customer[first[pair]]]
-            cause = missed.causes[missed.cause[first[pair]]]
-            sample = chunk.payload(int(event[last[pair]]))
-            row = Row(name, counts[pair], earliest[pair], latest[pair], name, named(sample).id[:ID_SHOWN])
-            cause = self._bounded(name, cause)
+        for group in _groups(missed.cause, chunk.at[missed.event]):
+            first = int(missed.event[group.first])
+            name = chunk.names[chunk.customer[first]]
+            cause = causes[group.label] = self._bounded(name, causes[group.label])
             if ("", cause) not in self.rows and cause.is_announced:
-                found.append((cause, int(event[first[pair]])))
-            self._add(("", cause), row)
-            if self._has_room(name, cause):
-                self._add((name, cause), row)
+                found.append((cause, first))
+            self._add(("", cause), _row(chunk, missed, group))
+        self._take_customers(chunk, missed, causes)
         return found
+
+    def _take_customers(self, chunk: Chunk, missed: Missed, causes: Sequence[Cause]) -> None:
+        """Count the same by customer, as far as there is room. `causes` are those within the bounds on names."""
+        owners = [self._customers.setdefault(cause, set()) for cause in causes]
+        pairs = chunk.customer[missed.event] * len(causes) + missed.cause
+        for group in _groups(pairs, chunk.at[missed.event]):
+            customer, cause = divmod(group.label, len(causes))
+            name, known = chunk.names[customer], owners[cause]
+            has_room = len(known) < CUSTOMERS_OF_ONE_CAUSE and self._customer_rows < CUSTOMER_ROWS_MAX
+            if name in known or has_room:
+                self._add((name, causes[cause]), _row(chunk, missed, group))
 
     def _bounded(self, customer: str, cause: Cause) -> Cause:
         """Return the cause itself, or the one of OTHER names where it is new and there are too many."""
@@ -101,16 +103,10 @@ class UnmeteredRows:
         is_full = self._names >= NAMES_MAX or self._names_of.get(customer, 0) >= NAMES_OF_ONE
         return cause._replace(name=OTHER) if is_full else cause
 
-    def _has_room(self, customer: str, cause: Cause) -> bool:
-        if (customer, cause) in self.rows:
-            return True
-        of_cause = self._customers.get(cause, 0)
-        return of_cause < CUSTOMERS_OF_ONE_CAUSE and self._customer_rows < CUSTOMER_ROWS_MAX
-
     def _add(self, key: Key, row: Row) -> None:
         known = self.rows.get(key)
         if known is None:
-            self._begin(key, msgspec.structs.replace(row))
+            self._begin(key, row)
         else:
             known.events += row.events
             known.first_at = min(known.first_at, row.first_at)
@@ -122,7 +118,7 @@ class UnmeteredRows:
         self.rows[key] = row
         customer, cause = key
         if customer:
-            self._customers[cause] = self._customers.get(cause, 0) + 1
+            self._customers.setdefault(cause, set()).add(customer)
             self._customer_rows += 1
         elif cause.reason == "unknown_name" and cause.name != OTHER:
             self._names += 1
@@ -162,12 +158,36 @@ class UnmeteredRows:
         self.resend()
 
 
-def _extremes(at: Ints, which: Ints, groups: int) -> tuple[Sequence[int], Sequence[int]]:
-    """The earliest and the latest time of each group."""
-    earliest, latest = np.full(groups, np.iinfo(np.int64).max), np.zeros(groups, np.int64)
+class _Group(NamedTuple):
+    """Rows of one label: how many, the first and last of them, and their earliest and latest time."""
+
+    label: int
+    events: int
+    first: int
+    last: int
+    first_at: int
+    last_at: int
+
+
+def _groups(labels: Ints, at: Ints) -> Iterator[_Group]:
+    """Return the rows of each label, in order of its first row."""
+    found, first, which = np.unique(labels, return_index=True, return_inverse=True)
+    which = which.reshape(-1)
+    earliest, latest = np.full(len(found), np.iinfo(np.int64).max), np.zeros(len(found), np.int64)
     np.minimum.at(earliest, which, at)
     np.maximum.at(latest, which, at)
-    return earliest.tolist(), latest.tolist()
+    last = np.zeros(len(found), np.int64)
+    last[which] = np.arange(len(labels))
+    columns = (found, np.bincount(which), first, last, earliest, latest)
+    order = np.argsort(first)
+    yield from starmap(_Group, zip(*(column[order].tolist() for column in columns), strict=True))
+
+
+def _row(chunk: Chunk, missed: Missed, group: _Group) -> Row:
+    first, last = int(missed.event[group.first]), int(missed.event[group.last])
+    names, customer = chunk.names, chunk.customer
+    id = named(chunk.payload(last)).id[:ID_SHOWN]
+    return Row(names[customer[first]], group.events, group.first_at, group.last_at, names[customer[last]], id)
 
 
 def unmetered_alert(cause: Cause, customer: str, at: int, period: tuple[int, int], payload: bytes) -> Alert:

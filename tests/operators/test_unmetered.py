@@ -290,3 +290,38 @@ def test_a_dead_letter_of_what_no_meter_reads_says_why_and_may_come_again() -> N
     )
     assert shard.apply(chunk).dead == []
     assert shard.counts["rejects"] == shard.counts["accepted"] == shard.counts["metered"] == 1
+
+
+def test_the_sample_of_a_cause_is_the_last_event_whoever_sent_it() -> None:
+    """Also where a poll has events of other customers in between, and whatever their times are."""
+    one = One()
+    one.send(
+        event("1", "x", {}, "b"), event("2", "x", {}, "a"), event("3", "y", {}), event("4", "x", {}, "b")
+    )
+    rows = one.shard.unmetered.rows
+    cause = Cause("x", "unknown_name")
+    assert (rows["", cause].customer, rows["", cause].event_id, rows["", cause].first_customer) == (
+        "b",
+        "4",
+        "b",
+    )
+    assert [rows[customer, cause].event_id for customer in ("a", "b")] == ["2", "4"]
+    one.send(event("5", "x", {}, "a"))
+    assert (rows["", cause].customer, rows["", cause].event_id, rows["", cause].events) == ("a", "5", 4)
+    assert rows["b", cause].event_id == "4"
+
+
+def test_a_snapshot_holds_what_changed_since_the_one_before() -> None:
+    one = One()
+    one.send(event("1", "x", {}), event("2", "y", {}))
+
+    def saved() -> list[str]:
+        (state,) = [frame for frame in one.shard.delta() if frame.stream == "state"]
+        return sorted(
+            cause[0] for _, cause, _ in msgspec.msgpack.decode(state.body, strict=False)["unmetered"]
+        )
+
+    assert saved() == ["x", "x", "y", "y"]
+    assert saved() == []
+    one.send(event("3", "y", {}))
+    assert saved() == ["y", "y"]
