@@ -141,6 +141,8 @@ def test_a_running_flow_tells_what_it_metered(place: Place) -> None:
         if name.startswith("tidegate_events_t")
     }
     assert outcomes == {"rejects": 1, "too_late": 1, "duplicates": 1, "conflicts": 1, "accepted": 7}
+    unmetered = {name: v for name, v in found.items() if name.startswith("tidegate_unmetered_total")}
+    assert len(unmetered) == 6 and not any(unmetered.values())
     assert found["tidegate_customers"] == 2 and found["tidegate_keys"] == 4
     assert found["tidegate_remembered_ids"] == 7
     assert found["tidegate_catalog_version"] == 1

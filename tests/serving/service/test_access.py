@@ -71,6 +71,7 @@ OWN = {
     "/v1/customers/{customer}/stream",
     "/v1/customers/{customer}/limits/{meter}",
     "/v1/alerts",
+    "/v1/unmetered",
     "/v1/key",
 }
 
