@@ -27,6 +27,7 @@ METERS = (
 LATER = Meter("later", "unmetered", "sum", "n", numbers="text")
 """A meter of a name that no other takes: catalogs have it or not."""
 
+LARGEST = ("1000000000000000", "999999999999999." + "9" * 24)
 # Beyond Decimal's exponents: four values, two of them equal to 0 or to another one.
 FAR = (
     "1e99999999999999999999",
@@ -58,7 +59,7 @@ def quantities() -> SearchStrategy[str]:
                 "0e999999999999999999999",
             )
         ),
-        st.sampled_from(("1000000000000000", "999999999999999." + "9" * 24)),
+        st.sampled_from(LARGEST),
         st.decimals(0, 1000, places=6).map(lambda number: f"{number:f}"),
         st.floats(0, 1e15).map(repr),
     )

@@ -36,7 +36,7 @@ from operators.snapshot import Frame
 from operators.thresholds import alert_id, limit_version
 from tests.malformed import MALFORMED, Malformed, plain_event
 from tests.model import Clock, Model, Seen, Told, Unread
-from tests.operators.strategies import METERS, NOON, adjustments, catalogs, events
+from tests.operators.strategies import LARGEST, METERS, NOON, adjustments, catalogs, events
 from tests.traffic import DAY, HOUR, LATENESSES, MINUTE, Case, Sent, traffic, written
 
 SEEDS = int(os.environ.get("TIDEGATE_ORACLE_SEEDS", "6"))
@@ -458,7 +458,7 @@ class Machine(RuleBasedStateMachine):
     """Both under the same small steps, compared after each one."""
 
     sent: list[Sent]
-    adjusted = 0
+    adjusted = large = 0
     wall = NOON
     stream = "a"
     taken: int | None = None
@@ -492,6 +492,16 @@ class Machine(RuleBasedStateMachine):
     def send(self, sent: list[Sent]) -> None:
         """Any events in any order."""
         self.sent += sent
+        self._poll([written(random.Random(0), each, plain=True) for each in sent])
+
+    @rule(customer=st.sampled_from(("acme", "Zoë")), count=st.integers(2, 40), n=st.sampled_from(LARGEST))
+    def send_many_large_ones(self, customer: str, count: int, n: str) -> None:
+        """All in one poll, so that their sum is the poll's."""
+        first, self.large = self.large, self.large + count
+        sent = [
+            Sent(False, customer, "", f"large {i}", "call", NOON, {"n": n})
+            for i in range(first, first + count)
+        ]
         self._poll([written(random.Random(0), each, plain=True) for each in sent])
 
     @rule(sent=st.lists(events(), min_size=1, max_size=4))

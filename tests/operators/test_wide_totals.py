@@ -92,6 +92,14 @@ def test_thousands_of_the_largest_reading_add_up(metered: Metered, polls: list[i
     ]
 
 
+def test_many_large_readings_leave_a_greater_one_greatest(metered: Metered) -> None:
+    """Their sum is added up in parts; readings themselves are compared whole."""
+    metered.send(poll(0, 1))
+    metered.send(poll(1, 9_500, str(QUANTITY_MAX - 1)))
+    assert metered.total("peak") == QUANTITY_MAX
+    assert metered.total() == QUANTITY_MAX + 9_500 * (QUANTITY_MAX - 1)
+
+
 def test_the_state_of_a_version_with_narrow_totals_goes_on(metered: Metered) -> None:
     """It let a total fill its one column up to 9*10^18, where a few more readings overflow."""
     metered.send(poll(0, 1))
