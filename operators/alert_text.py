@@ -19,7 +19,8 @@ def sentence(alert: Mapping[str, Any]) -> str:
     what = _WHAT.get((str(alert.get("kind")), str(alert.get("state"))))
     customer, meter = alert.get("customer") or "Tidegate", alert.get("meter")
     if what is None:
-        words = str(alert.get("text") or f"{alert.get('kind')} {alert.get('state')}").replace("_", " ")
+        # A text may name a property, whose underscores are its own.
+        words = str(alert.get("text") or f"{alert.get('kind')} {alert.get('state')}".replace("_", " "))
         return f"{customer}{f' · {meter}' if meter else ''}: {words}"
     limit = alert.get("limit")
     of = f"{limit}" if limit else "its limit"

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from operators import unmetered_rows
+from operators.alert_text import sentence, title
 from operators.biller import Reading
 from operators.billing import Outgoing, Rules
 from operators.catalog import Catalog, Condition, Filter, Meter
@@ -22,6 +23,7 @@ from operators.shard import Shard
 from operators.snapshot import Frame
 from operators.unmetered import NOTHING_MISSED, Cause
 from operators.unmetered_rows import CUSTOMERS_OF_ONE_CAUSE, NAMES_MAX, NAMES_OF_ONE, NOTES_AT_ONCE, OTHER
+from operators.wire import encode_alert
 
 NOON = 1_768_046_400_000_000
 CATALOG = Catalog(
@@ -325,3 +327,18 @@ def test_a_snapshot_holds_what_changed_since_the_one_before() -> None:
     assert saved() == []
     one.send(event("3", "y", {}))
     assert saved() == ["y", "y"]
+
+
+def test_the_alert_is_a_sentence_in_mail_and_chat() -> None:
+    """Which names the property as it is."""
+    catalog = Catalog((Meter("tokens", "llm.tokens", "sum", "input_tokens"),))
+    decoder, shard = Decoder(catalog, shards=1, clock="wall"), Shard(0, catalog, LATENESS, "wall")
+    ((_, chunk),) = decoder.decode(Payloads(event("1", "llm.tokens", {}), NOON, None, "test"))
+    (alert,) = shard.apply(chunk).alerts
+    line = json.loads(encode_alert(alert))
+    assert (line["event_name"], line["event_id"], line["level"]) == ("llm.tokens", "1", "key_missing")
+    assert sentence(line) == (
+        "acme · tokens: has sent an event that is not metered: "
+        "it has no property 'input_tokens', which the meter 'tokens' reads"
+    )
+    assert title(line) == "Unmetered: acme, tokens"
