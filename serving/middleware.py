@@ -12,19 +12,22 @@
         held.used(answer.tokens, model="large")
 
 Each holds the quantity first, so that no other request is promised the same, then works, then makes the event durable,
-with the id of what was held, and commits what was used. When the event has come through the flow the hold ends. Who
-fails has used nothing. Caps are exact under concurrency, and an answer that was given was metered.
+with the id of what was held, and commits what was used. When the event has come through the flow the hold ends. Work
+that fails has used what it reported by `used` until then, and nothing otherwise. A cancelled request ends its hold all
+the same. Caps are exact under concurrency, and an answer that was given was metered.
 """
 
+import asyncio
 import functools
 import logging
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any, ParamSpec, TypeVar
 
+from anyio import CancelScope
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -55,22 +58,27 @@ class Denied(Exception):
 
 
 class Held:
-    """What is held while the work is done. Without a word from `used` all that was held was used."""
+    """What is held while the work is done.
+
+    Work that ends well without calling `used` has used all that was held; work that fails, nothing.
+    """
 
     def __init__(self, id: str, decision: Decision, quantity: Quantity) -> None:
         self.id, self.decision = id, decision
         self.quantity = quantity
         self.data: dict[str, Any] = {}
         self.counts = True
+        self.is_reported = False
 
     def used(self, quantity: Quantity, **data: Any) -> None:
-        """So much was used in the end; `data` goes into the event."""
+        """Report that so much was used so far, also if the work fails later; `data` goes into the event."""
         self.quantity = quantity
+        self.counts = self.is_reported = True
         self.data.update(data)
 
     def unused(self) -> None:
-        """Nothing was used: no event, and what was held is given back."""
-        self.counts = False
+        """Report that nothing was used: no event, and what was held is given back."""
+        self.counts = self.is_reported = False
 
 
 class Metering:
@@ -87,6 +95,8 @@ class Metering:
             raise ValueError("source: needs some text, as a CloudEvent has one")
         self._gate, self._emit, self._source = gate, emit, source
         self._lost = lost or _say_lost
+        # Tasks that end a hold whose request was cancelled; the loop itself keeps none alive.
+        self._ending: set[asyncio.Task[Any]] = set()
 
     @asynccontextmanager
     async def reserved(
@@ -103,13 +113,14 @@ class Metering:
         """Holds the quantity while the body runs; Denied where it may not be used.
 
         After it, an event `name` is sent with the quantity used under `key` (as a `sum` meter reads it; none for a
-        `count` meter). Where the body raises, what was held is given back.
+        `count` meter). Where the body raises or is cancelled, what it reported used until then is sent, and the rest of
+        what was held is given back.
         """
         held = await self.hold(customer, meter, quantity, id=id, expires_in=expires_in)
         try:
             yield held
         except BaseException:
-            await self.give_back(customer, held)
+            await self.fail(customer, held, name=name, key=key)
             raise
         await self.settle(customer, held, name=name, key=key)
 
@@ -146,15 +157,40 @@ class Metering:
     ) -> Held:
         """The first half of `reserved`, for whom a context manager does not suit."""
         id = id or uuid.uuid4().hex
-        decision = await self._gate.reserve(customer, meter, quantity, expires_in, id=id, source=self._source)
+        reserving = asyncio.ensure_future(
+            self._gate.reserve(customer, meter, quantity, expires_in, id=id, source=self._source)
+        )
+        try:
+            decision = await asyncio.shield(reserving)
+        except asyncio.CancelledError:
+            # The store may hold it already, and nobody else knows.
+            self._start(self._undo(customer, id, reserving))
+            raise
         if not decision.allowed:
             raise Denied(decision)
         return Held(id, decision, quantity)
 
     async def settle(self, customer: str, held: Held, *, name: str, key: str | None = None) -> None:
-        """The other half: the event is durable when it returns, or has gone to `lost`."""
+        """The other half: the event is durable when it returns, or has gone to `lost`. It ends also when cancelled."""
+        await self._shielded(self._settle(customer, held, name, key))
+
+    async def fail(self, customer: str, held: Held, *, name: str, key: str | None = None) -> None:
+        """As `settle`, for work that failed: only what it reported counts."""
+        if not held.is_reported:
+            held.unused()
+        await self.settle(customer, held, name=name, key=key)
+
+    async def give_back(self, customer: str, held: Held) -> None:
+        """End a hold that was not used. It ends also when cancelled."""
+        await self._shielded(self._gate.release(customer, held.id, source=self._source))
+
+    async def aclose(self) -> None:
+        """Wait for what still ends holds of requests that were cancelled."""
+        await asyncio.gather(*self._ending, return_exceptions=True)
+
+    async def _settle(self, customer: str, held: Held, name: str, key: str | None) -> None:
         if not held.counts:
-            await self.give_back(customer, held)
+            await self._gate.release(customer, held.id, source=self._source)
             return
         data = held.data | ({key: held.quantity} if key else {})
         try:
@@ -163,8 +199,22 @@ class Metering:
             self._lost(error)
         await self._gate.commit(customer, held.id, held.quantity, source=self._source)
 
-    async def give_back(self, customer: str, held: Held) -> None:
-        await self._gate.release(customer, held.id, source=self._source)
+    async def _undo(self, customer: str, id: str, reserving: "asyncio.Future[Decision]") -> None:
+        with suppress(Exception):
+            await reserving
+        await self._gate.release(customer, id, source=self._source)
+
+    async def _shielded(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Do the work in a task of its own, which goes on when this one is cancelled, by asyncio or an anyio scope."""
+        task = self._start(work)
+        with CancelScope(shield=True):
+            await asyncio.shield(task)
+
+    def _start(self, work: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":
+        task = asyncio.create_task(work)
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+        return task
 
 
 class UsageGate:
@@ -226,7 +276,7 @@ class UsageGate:
             await self._app(scope, receive, metered)
         except BaseException:
             if not settled:
-                await self._metering.give_back(customer, held)
+                await self._metering.fail(customer, held, name=self._name, key=self._key)
             raise
         await settle()
 

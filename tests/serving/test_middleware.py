@@ -46,7 +46,7 @@ class Place:
         control.apply(CATALOG, origin="cli", by="test")
         control.close()
         self.holds = SqliteHolds(folder / "store.db")
-        self.gate = AsyncGate(SqliteHolds(folder / "store.db"))
+        self.gate = AsyncGate.open(f"sqlite:{folder / 'store.db'}")
         self.events: list[dict[str, Any]] = []
         self.lost: list[EmitError] = []
         self.fails = False
