@@ -180,24 +180,10 @@ class Shard:
 
     def note(self, mark: StreamMark) -> None:
         """Take in how far a partition of the source is read."""
-        if self.streams.meets(mark):
-            # A partition that joins begins anywhere, and what is forgotten by then stays so.
-            self.settle_floor()
         self.streams.note(mark)
 
-    def settle_floor(self) -> None:
-        """Put out of reach for good what may be forgotten by now."""
-        if self.streams.wall:
-            self.floor = max(self.floor, self.streams.transport_reach - self.lateness)
-            return
-        floor = self.roster.floor.values
-        reach = self.streams.reach(self.roster.clock.values) - self.lateness
-        risen = np.flatnonzero(reach > floor)
-        floor[risen] = reach[risen]
-        self.saved.clocks.append(risen)
-
     def resume(self, left: snapshot.Left) -> None:
-        """Go on from a snapshot: under another lateness or clock what may be forgotten by then is settled first."""
+        """Go on from a snapshot. All that was forgotten is below the floor, also under another lateness or clock."""
         if left.lateness is None:
             clock = self.roster.clock.values
             self.roster.floor.values[:] = np.where(clock > 0, clock - self.lateness, 0)
@@ -206,14 +192,9 @@ class Shard:
             return
         self.floor = left.floor
         self.streams.restore(left.partitions)
-        lateness, wall = self.lateness, self.streams.wall
-        if (left.lateness, left.wall) != (lateness, wall):
-            self.lateness, self.streams.wall = left.lateness, left.wall
-            self.settle_floor()
-            self.lateness = lateness
-            if left.wall != wall:
-                self.streams.change_clock(wall)
-                self._mark_all()
+        if left.wall != self.streams.wall:
+            self.streams.forget_progress()
+            self._mark_all()
         self.streams.reopen()
 
     def review(self) -> list[Alert]:
@@ -499,13 +480,24 @@ class Shard:
         self.marks = {} if self.streams.wall else {hour: everybody.copy() for hour in self.saved.streams}
         self.saved.whole = True
 
+    def _raise_floor(self) -> None:
+        """Put out of reach for good what no event can reach by now, which may then be forgotten."""
+        if self.streams.wall:
+            self.floor = max(self.floor, self.streams.transport_reach - self.lateness)
+            return
+        floor = self.roster.floor.values
+        reach = self.streams.reach(self.roster.clock.values) - self.lateness
+        risen = np.flatnonzero(reach > floor)
+        floor[risen] = reach[risen]
+        self.saved.clocks.append(risen)
+
     def _drop_unreachable(self) -> None:
         """Drops what no acceptable event can reach: identities by the hour, windows when they outgrow what is live."""
         hour = self.latest // HOUR
         if hour == self._swept_hour:
             return
         self._swept_hour = hour
-        self.settle_floor()
+        self._raise_floor()
         floor = np.maximum(self.roster.floor.values, self.floor)
         last = int(floor.max(initial=0))
         passed = [old for old in self.memory.hours if (old + 1) * HOUR <= last]

@@ -70,9 +70,8 @@ class Streams:
         for stream in self.known.values():
             stream.state = "open"
 
-    def change_clock(self, wall: bool) -> None:
-        """Go by the other clock from now on, of which nothing is known yet."""
-        self.wall = wall
+    def forget_progress(self) -> None:
+        """Take it that nothing is known of how far streams have come, as marks were about the other clock."""
         for stream in self.known.values():
             stream.reached = stream.seen = 0
 
@@ -101,10 +100,6 @@ class Streams:
         self.outliers += running.outliers(lateness)
         stream.now, stream.last = int(latest[0]), int(last[0])
         return now
-
-    def meets(self, mark: StreamMark) -> bool:
-        """Whether the mark changes which streams there are."""
-        return bool(mark.parts) and self.known.keys() != set(mark.parts)
 
     def note(self, mark: StreamMark) -> None:
         """Take in what a mark says of its stream, and which streams there are."""

@@ -81,7 +81,6 @@ class Now:
     def _note(self, mark: StreamMark, shard: int) -> None:
         known = {stream for number, stream in self.places if number == shard}
         if mark.parts and known != set(mark.parts):
-            self._settle(shard)
             for gone in known - set(mark.parts):
                 del self.places[shard, gone]
                 self.transport.pop((shard, gone), None)
@@ -112,10 +111,7 @@ class Now:
                 place.state = "open"
 
     def restart(self, lateness: int, clock: Clock) -> None:
-        """Go on with another lateness or clock; what may be forgotten under the old ones stays out of reach."""
-        if (lateness, clock) != (self.lateness, self.clock):
-            for shard in {shard for shard, _ in self.places}:
-                self._settle(shard)
+        """Go on with another lateness or clock; what was forgotten under the old ones stays out of reach."""
         if clock != self.clock:
             for place in self.places.values():
                 place.reached = Hand()

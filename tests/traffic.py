@@ -417,6 +417,9 @@ class Traffic:
         rng = self.rng
         lateness = self.lateness // timedelta(microseconds=1)
         latest = self.latest.get(customer, self.clock)
+        if rng.random() < 0.004:
+            # A date that is wrong by days or years, as a clock is that was never set.
+            return self.clock + rng.choice((2, 365, 73 * 365, -400)) * DAY
         match rng.randrange(22):
             case 0:
                 return self.clock - rng.randrange(3 * HOUR)

@@ -6,6 +6,7 @@ from datetime import timedelta
 from itertools import pairwise
 from typing import Literal
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -52,11 +53,17 @@ class Metered:
         self.shard.note(StreamMark(stream, state, at, parts))
 
     def send(
-        self, times: dict[str, int], stream: str = "a", *, taken: int | None = None, read_at: int = NOON
+        self,
+        times: dict[str, int],
+        stream: str = "a",
+        *,
+        taken: int | None = None,
+        read_at: int = NOON,
+        customer: str = "acme",
     ) -> Counter[str]:
         """Meter a poll of events of one customer, by id and time."""
         lines = (
-            f'{{"specversion":"1.0","id":"{id}","source":"s","type":"call","subject":"acme","time":"{_text(at)}"}}'
+            f'{{"specversion":"1.0","id":"{id}","source":"s","type":"call","subject":"{customer}","time":"{_text(at)}"}}'
             for id, at in times.items()
         )
         before = Counter(self.shard.counts)
@@ -204,6 +211,55 @@ def test_a_longer_lateness_holds_for_times_since_the_change() -> None:
     for id, at in hourly(24 * 10, end).items():
         metered.send({id: at})
     assert metered.send({"late": end + HOUR})["accepted"] == 1
+
+
+@pytest.mark.parametrize("clock", ["event", "wall"])
+def test_state_of_a_version_without_a_floor_counts_nothing_twice(clock: Clock) -> None:
+    """What it may have forgotten is out of reach, what it remembers is a duplicate."""
+    metered = Metered(clock=clock)
+    sent = hourly(60, NOON)
+    for id, at in sent.items():
+        metered.send({id: at}, taken=at)
+        metered.snapshot()
+    metered.frames = [_before(frame) for frame in metered.frames]
+    metered.start(LATENESS, clock)
+    found = metered.send(sent, "b", taken=NOON + 60 * HOUR)
+    assert not found["accepted"] and found["too_late"] and found["duplicates"] >= 20
+
+
+def _before(frame: Frame) -> Frame:
+    """The frame as the version before wrote it."""
+    if frame.stream != "state":
+        return frame
+    state = msgspec.msgpack.decode(frame.body, strict=False)
+    for name in ("lateness", "wall", "store", "floor", "floors", "partitions", "stream_clocks"):
+        del state[name]
+    return frame._replace(body=msgspec.msgpack.encode(state))
+
+
+def test_another_store_is_given_all_totals_that_are_held() -> None:
+    metered = Metered()
+    metered.shard.write_to("sqlite:a")
+    metered.send(hourly(3, NOON))
+    written = len(metered.shard.totals())
+    metered.restart()
+    metered.shard.write_to("sqlite:a")
+    assert not len(metered.shard.totals())
+    metered.restart()
+    metered.shard.write_to("sqlite:b")
+    assert len(metered.shard.totals()) == written
+
+
+def test_customers_of_both_clocks_in_one_hour_are_remembered_for_each() -> None:
+    """The event clock notes who has identities in an hour, the wall clock does not."""
+    metered = Metered(clock="wall")
+    metered.send({"1": NOON, "2": NOON + SECOND}, taken=NOON)
+    metered.restart(clock="event")
+    metered.send({"3": NOON + MINUTE}, customer="other")
+    for n in range(40):
+        metered.send({f"other {n}": NOON + n * HOUR}, customer="other")
+        metered.snapshot()
+    assert metered.send({"1": NOON, "2": NOON + SECOND})["duplicates"] == 2
 
 
 @pytest.mark.parametrize("jump", [2 * DAY, -2 * DAY])
