@@ -95,6 +95,13 @@ class _Lane(StatefulSourcePartition[Payloads, LogPosition | None]):
             return datetime.now(UTC) + IDLE
         return self._file.next_awake()
 
+    def caught_up(self) -> bool:
+        """Return whether all that was written is handed out, also where nobody has written yet."""
+        if self._file is None:
+            return not segments(self._lane)
+        behind: int = getattr(self._file, "behind", lambda: 0)()
+        return behind == 0 and not self._segment(self._number + 1).exists()
+
     def snapshot(self) -> LogPosition | None:
         position = self._file.snapshot() if self._file else None
         return LogPosition(self._number, position) if position else None

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pytest
@@ -133,6 +134,22 @@ def test_lines_without_times_have_that_of_the_segments_last_change(tmp_path: Pat
     os.utime(path, (1_790_000_000, 1_790_000_000))
     partition = source(tmp_path).build_part("in", "0", None)
     assert times_in(read(partition)) == [1_790_000_000_000_000] * 2
+    partition.close()
+
+
+def test_a_lane_is_caught_up_where_nothing_is_left_or_was_ever_written(tmp_path: Path) -> None:
+    """What it may still bring would hold up what the flow forgets."""
+    partition: Any = source(tmp_path, follow=True).build_part("in", "0", None)
+    read(partition, 2)
+    assert partition.caught_up()
+    segment(tmp_path, 1).write_bytes(b"one\n")
+    assert not partition.caught_up()
+    read(partition, 3)
+    assert partition.caught_up()
+    segment(tmp_path, 2).write_bytes(b"two\n")
+    assert not partition.caught_up()
+    read(partition, 8)
+    assert partition.caught_up()
     partition.close()
 
 
