@@ -4,11 +4,13 @@ Source: https://docs.slack.dev/messaging/sending-messages-using-incoming-webhook
 """
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 import httpx
 import msgspec
 
 from connectors.deliveries import Message, Refused
+from connectors.retry_after import read_retry_after
 from operators.alert_text import sentence
 
 TIMEOUT = httpx.Timeout(15.0, connect=5.0)
@@ -38,12 +40,8 @@ class SlackDeliverer:
         except httpx.HTTPError as error:
             raise Refused(f"slack: {type(error).__name__}") from None
         if not answer.is_success:
-            again = answer.headers.get("retry-after", "")
-            raise Refused(
-                f"slack answered {answer.status_code}",
-                float(again) if again.isdigit() else None,
-                answer.status_code == 410,
-            )
+            again = read_retry_after(answer.headers.get("retry-after", ""), datetime.now(UTC))
+            raise Refused(f"slack answered {answer.status_code}", again, answer.status_code == 410)
 
 
 def _escaped(text: str) -> str:

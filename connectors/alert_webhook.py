@@ -1,8 +1,9 @@
 """Alerts as Standard Webhooks: one signed POST each.
 
-Body: `{"type": "alert.KIND", "timestamp": …, "data": ALERT}`. Headers `webhook-id` (the alert's id, so that a receiver
-drops repeats), `webhook-timestamp` and `webhook-signature`, signed under every secret that is given, so that secrets
-can be rotated: put the new one first, and take the old one away when receivers have changed.
+Body: `{"type": "alert.KIND", "timestamp": …, "data": ALERT}`, the same bytes on every attempt: its timestamp is the
+alert's, the header's is that of the attempt. Headers `webhook-id` (the alert's id, so that a receiver drops repeats),
+`webhook-timestamp` and `webhook-signature`, signed under every secret that is given, so that secrets can be rotated:
+put the new one first, and take the old one away when receivers have changed.
 
 Any 2xx is an arrival; 410 says that nothing is wanted any more; all else is tried again, no redirect is followed.
 Addresses that are not public are refused unless `private`, and the address that was looked at is the one that is
@@ -11,20 +12,19 @@ connected to, whatever a name server says a moment later.
 Source: https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
 """
 
-import ipaddress
 import socket
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 
 import httpx
 import msgspec
 from standardwebhooks import Webhook
 
 from connectors.deliveries import Message, Refused
+from connectors.public_address import is_public
+from connectors.retry_after import read_retry_after
 
 TIMEOUT = httpx.Timeout(15.0, connect=5.0)
-AGAIN_MAX = 3600.0
 
 
 class WebhookDeliverer:
@@ -58,7 +58,8 @@ class WebhookDeliverer:
     def _post(self, message: Message) -> None:
         alert = msgspec.json.decode(message.body)
         now = datetime.now(UTC)
-        payload = {"type": f"alert.{alert['kind']}", "timestamp": now.isoformat(), "data": alert}
+        # Of the alert alone, so that a receiver that keeps or compares bodies sees one message and not several.
+        payload = {"type": f"alert.{alert['kind']}", "timestamp": alert.get("at", ""), "data": alert}
         body = msgspec.json.encode(payload)
         signatures = " ".join(signer.sign(message.id, now, body.decode()) for signer in self._signers)
         headers = {
@@ -89,10 +90,10 @@ class WebhookDeliverer:
         """The address to connect to. Refused where it is not public and need be."""
         try:
             found = socket.getaddrinfo(self._url.host, self._url.port or 443, type=socket.SOCK_STREAM)
-        except OSError as error:
-            raise Refused(f"{self._url.host}: is not known ({error.strerror})") from None
+        except (OSError, UnicodeError) as error:
+            raise Refused(f"{self._url.host}: is not known ({error})") from None
         addresses = [str(sockaddr[0]) for *_, sockaddr in found]
-        if not self._private and not all(ipaddress.ip_address(address).is_global for address in addresses):
+        if not self._private and not all(map(is_public, addresses)):
             raise Refused(
                 f"{self._url.host}: is no public address; allow it with private=true if it is meant"
             )
@@ -100,15 +101,7 @@ class WebhookDeliverer:
 
 
 def _again(answer: httpx.Response) -> float | None:
-    """What `Retry-After` asks for, within reason."""
-    text = answer.headers.get("retry-after", "")
-    if answer.status_code not in (429, 503) or not text:
+    """Return the seconds that the receiver asks us to wait, within reason."""
+    if answer.status_code not in (429, 503):
         return None
-    try:
-        seconds = float(text)
-    except ValueError:
-        try:
-            seconds = (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds()
-        except (ValueError, TypeError):
-            return None
-    return min(max(seconds, 1.0), AGAIN_MAX)
+    return read_retry_after(answer.headers.get("retry-after", ""), datetime.now(UTC))

@@ -28,6 +28,7 @@ from bytewax.outputs import DynamicSink, StatelessSinkPartition
 HOUR: Final = 3600.0
 # Seconds from one try to the next; together a little over three days.
 PAUSES: Final = (5.0, 60.0, 300.0, 1800.0, 2 * HOUR, 5 * HOUR, 10 * HOUR, 14 * HOUR, 20 * HOUR, 20 * HOUR)
+PAUSE_MAX: Final = 24 * HOUR
 KEEP: Final = timedelta(hours=72)
 REMEMBER: Final = timedelta(days=35)
 WAITING_MAX: Final = 1_000_000
@@ -45,6 +46,8 @@ CREATE TABLE IF NOT EXISTS deliveries (
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS due ON deliveries (target, state, due_at);
 """
+# What an earlier version stranded, or a clock that was set back: due in longer than any pause lasts, or never.
+_UNPARK = "UPDATE deliveries SET due_at = ? WHERE state = 'waiting' AND (due_at IS NULL OR due_at > ?)"
 
 
 class DeliveryError(Exception):
@@ -52,11 +55,13 @@ class DeliveryError(Exception):
 
 
 class Refused(Exception):
-    """A delivery that failed. `again` is when the receiver asked for another try, `gone` that it wants none ever."""
+    """A delivery that failed. `again` is the seconds until another try that the receiver asked for, `gone` that it
+    wants none ever."""
 
     def __init__(self, reason: str, again: float | None = None, gone: bool = False) -> None:
         super().__init__(reason)
-        self.again = again
+        # Whatever a deliverer makes of an answer, it parks no message for longer than our own pauses do.
+        self.again = min(again, PAUSE_MAX) if again is not None and again >= 0 else None
         self.gone = gone
 
 
@@ -101,6 +106,8 @@ class Queue:
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = FULL")
         self._db.executescript(_SCHEMA)
+        now = clock()
+        self._db.execute(_UNPARK, (now, now + PAUSE_MAX))
 
     def add(self, target: str, messages: Iterable[tuple[str, bytes]]) -> None:
         """Puts messages in, on disk when it returns; one whose id is known is left as it is."""

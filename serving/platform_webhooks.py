@@ -14,7 +14,7 @@ from threading import Event, Lock, Thread
 from typing import Any, Final
 
 import msgspec
-from standardwebhooks.webhooks import EmptyWebhookSecretError, Webhook, WebhookVerificationError
+from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -25,8 +25,8 @@ from operators.biller import Subscription
 from operators.ports import CatalogConflict, ControlLog, StoreError
 from settings.catalog import CatalogError
 from settings.catalog_pull import apply_periods
-from settings.problems import SettingsError
 from settings.reconciliation import WebhookSettings
+from settings.webhook_secrets import read_webhook_secrets
 
 PATH: Final = "/webhooks/dodo"
 BODY_MAX: Final = 1 << 20
@@ -124,9 +124,8 @@ def open_webhooks(settings: WebhookSettings) -> Webhooks | None:
     """The webhooks that the settings describe; None where they have no secret, so that none can be believed."""
     if settings.dodo_webhook_secrets is None:
         return None
-    secrets = settings.dodo_webhook_secrets.get_secret_value().split()
-    if not secrets or not all(map(_is_secret, secrets)):
-        raise SettingsError(["TIDEGATE_DODO_WEBHOOK_SECRETS: needs whsec_… secrets with spaces between them"])
+    text = settings.dodo_webhook_secrets.get_secret_value()
+    secrets = read_webhook_secrets("TIDEGATE_DODO_WEBHOOK_SECRETS", text)
     return Webhooks(secrets, Inbox(Path(settings.data_dir) / "webhooks.db"), settings.store.open_control)
 
 
@@ -150,14 +149,6 @@ def routes(webhooks: Webhooks, path: str = PATH) -> list[Route]:
         return Response(status_code=204)
 
     return [Route(path, endpoint, methods=["POST"])]
-
-
-def _is_secret(text: str) -> bool:
-    try:
-        Webhook(text)
-    except (ValueError, EmptyWebhookSecretError):
-        return False
-    return text.startswith("whsec_")
 
 
 def _subscription(found: Any) -> Subscription:

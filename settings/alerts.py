@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_v
 from settings.address import BY_SCHEME, Address, Dsn, Host, load
 from settings.problems import SettingsError
 from settings.sinks import FilePlace, KafkaSinkAddress
+from settings.webhook_secrets import read_webhook_secrets
 
 KINDS: Final = (
     "threshold", "cap_reached", "cap_released", "overage_started", "overage_ended", "correction", "drift",
@@ -113,10 +114,9 @@ class AlertWebhook(Delivered, Dsn):
         return f"{self.scheme}://{self.hosts[0]}/{self.path.lstrip('/')}"
 
     def open_deliverer(self, secrets: "Secrets") -> Callable[[], Any]:
-        if secrets.webhook is None or not secrets.webhook.get_secret_value().split():
-            raise SettingsError(["TIDEGATE_WEBHOOK_SECRETS: is missing: webhook: signs with whsec_… secrets"])
+        text = secrets.webhook.get_secret_value() if secrets.webhook is not None else ""
+        keys = read_webhook_secrets("TIDEGATE_WEBHOOK_SECRETS", text)
         url = f"{'https' if self.tls else 'http'}://{self.hosts[0]}/{self.path.lstrip('/')}"
-        keys = secrets.webhook.get_secret_value().split()
         return partial(load(self.deliverer), url, keys, private=self.private)
 
 

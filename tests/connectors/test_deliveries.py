@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from datetime import UTC, datetime
 from email import policy
 from email.message import EmailMessage
 from email.parser import BytesParser
@@ -23,7 +24,9 @@ from connectors import alert_webhook
 from connectors.alert_mail import MailDeliverer
 from connectors.alert_slack import SlackDeliverer
 from connectors.alert_webhook import WebhookDeliverer
-from connectors.deliveries import KEEP, Message, Queue, Refused, Sender, undelivered
+from connectors.deliveries import KEEP, PAUSE_MAX, Message, Queue, Refused, Sender, undelivered
+from connectors.public_address import is_public
+from connectors.retry_after import read_retry_after
 from settings.alerts import AlertMail, AlertSlack, AlertWebhook
 from settings.problems import SettingsError
 from settings.settings import load_settings
@@ -240,6 +243,108 @@ def test_every_other_answer_is_a_refusal(
     assert "hunter2" not in f"{caught.value} {deliverer!r}" and NEW not in repr(vars(caught.value))
 
 
+def test_the_body_is_the_same_on_every_attempt_and_has_the_alerts_own_time() -> None:
+    with hook() as server:
+        server.answers.append((503, {}))
+        deliverer = WebhookDeliverer(f"http://127.0.0.1:{server.port}/", [NEW], private=True)
+        with pytest.raises(Refused):
+            deliverer.deliver([message()])
+        deliverer.deliver([message(tries=1)])
+        first, second = (body for _, body, _ in server.got)
+    assert first == second
+    assert json.loads(first)["timestamp"] == ALERT["at"]
+
+
+NOW = datetime(2026, 11, 22, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("nan", None), ("inf", None), ("-5", None), ("1e9", None), ("", None), ("²", None), ("1_0", None),
+        ("0", 1.0), ("0000000000007", 7.0), ("9" * 400, 3600.0), ("5000", 3600.0),
+        ("Sun, 22 Nov 2026 00:00:30 GMT", 30.0), ("Sun, 22 Nov 2026 00:00:30", 30.0),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", 3600.0), ("Thu, 01 Jan 1970 00:00:00 GMT", 1.0),
+        ("Sun, 22 Nov 99999 00:00:00 GMT", None), ("Sun, 99 Nov 2026 00:00:00 GMT", None), ("\x00", None),
+    ],
+)  # fmt: skip
+def test_retry_after_is_bounded_whatever_it_says(text: str, seconds: float | None) -> None:
+    assert read_retry_after(text, NOW) == seconds
+
+
+@pytest.mark.parametrize("again", [float("nan"), float("inf"), -1.0, 1e300])
+def test_no_refusal_parks_an_alert_for_ever(queue: Queue, clock: Clock, again: float) -> None:
+    receiver = Receiver()
+    receiver.refuse = lambda _: Refused("no", again)
+    added(queue, "a")
+    sender = Sender(queue, "hook", receiver, clock)
+    sender.step()
+    receiver.refuse = lambda _: None
+    clock.now += PAUSE_MAX
+    sender.step()
+    assert receiver.taken == ["a"]
+
+
+def test_what_an_earlier_version_stranded_is_tried_again(tmp_path: Path, clock: Clock) -> None:
+    """NaN was stored as NULL, which is never due."""
+    path = tmp_path / "queue.db"
+    with closing(Queue(path, clock)) as queue:
+        added(queue, "a", "b")
+        queue._db.execute("UPDATE deliveries SET due_at = NULL WHERE id = 'a'")
+        queue._db.execute("UPDATE deliveries SET due_at = 9e99 WHERE id = 'b'")
+    with closing(Queue(path, clock)) as queue:
+        assert [one.id for one in queue.due("hook", 10)] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "64:ff9b::a00:1", "64:ff9b:1::a00:1", "2002:a00:1::1", "2001:0:4136:e378:8000:63bf:3fff:fdd2",
+        "::ffff:10.0.0.1", "::ffff:100.64.0.1", "::ffff:8.8.8.8", "::10.0.0.1", "::ffff:0:10.0.0.1", "fec0::1",
+        "fe80::1%eth0", "fd00::1", "ff02::1", "ff0e::1", "::", "::1", "2001:db8::1", "3fff::1", "5f00::1", "100::1",
+        "4000::1", "0.1.2.3", "100.64.0.1", "100.100.100.200", "127.9.9.9", "169.254.169.254", "172.31.0.1",
+        "192.0.0.1", "192.0.0.192", "192.88.99.1", "198.19.0.1", "203.0.113.1", "224.0.0.1", "239.1.1.1",
+        "240.0.0.1", "255.255.255.255", "168.63.129.16",
+    ],
+)  # fmt: skip
+def test_no_form_of_an_address_that_is_not_public_passes(address: str) -> None:
+    assert not is_public(address)
+
+
+@pytest.mark.parametrize(
+    "address", ["8.8.8.8", "93.184.216.34", "172.32.0.1", "2606:4700::1111", "2a00:1450::1"]
+)
+def test_public_addresses_pass(address: str) -> None:
+    assert is_public(address)
+
+
+def test_one_private_address_among_several_is_enough_to_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (one, 443)) for one in ("8.8.8.8", "10.0.0.1")]
+    monkeypatch.setattr(alert_webhook.socket, "getaddrinfo", lambda *_, **__: found)
+    with pytest.raises(Refused, match="no public address"):
+        WebhookDeliverer("https://example.com/", [NEW]).deliver([message()])
+
+
+GOOD = OLD.removeprefix("whsec_")
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        f"v1,{OLD}", f"whsk_{GOOD}", f"whpk_{GOOD}", "whsec_YQ==", f"{OLD},{NEW}", f"{OLD} {NEW},", GOOD, "whsec_",
+        f"WHSEC_{GOOD}", f"whsec_{GOOD[:-1]}-", f"whsec_{'A' * 88}", f"whsec_{GOOD}é", f"{NEW} hunter2", " ", "",
+    ],
+)  # fmt: skip
+def test_a_secret_that_no_receiver_can_verify_is_refused_at_the_start(secret: str, tmp_path: Path) -> None:
+    given = {"source": "demo:", "alerts": "webhook://example.com/x", "webhook_secrets": secret}
+    with pytest.raises(SettingsError) as caught:
+        found = load_settings(given)
+        found.alerts[0].open(queue=tmp_path / "q", secrets=found.delivery_secrets)
+    text = str(caught.value)
+    assert "TIDEGATE_WEBHOOK_SECRETS" in text and "\n" not in text
+    assert GOOD not in text and "hunter2" not in text
+
+
 @pytest.mark.parametrize(
     "host",
     ["127.0.0.1", "localhost", "[::1]", "10.1.2.3", "192.168.0.1", "169.254.169.254", "[fd00::1]", "0.0.0.0"],
@@ -346,7 +451,7 @@ def test_no_secret_is_shown(tmp_path: Path) -> None:
         {
             "source": "demo:",
             "alerts": "webhook://example.com/x smtp://me:hunter2@mail:587?sender=a@b.c&to=d@e.f slack:",
-            "webhook_secrets": "whsec_hunter2hunter2",
+            "webhook_secrets": "whsec_hunter2+hunter2+hunter2+hunter2+",
             "slack_url": "https://hooks/hunter2",
         }
     )
