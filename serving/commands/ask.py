@@ -12,7 +12,7 @@ import typer
 from connectors.clock import wall_clock
 from operators.ports import StoreError
 from serving.commands.output import AsJson, Failed, console, print_lines, print_table
-from serving.gate import Gate
+from serving.gate import Gate, UnknownMeter
 from serving.service.shapes import UsageBody, exact
 from serving.service.usage import usage_body
 from serving.service.wording import bodies, decision_body
@@ -44,6 +44,8 @@ def check(
         amount = Decimal(quantity)
         with Gate.open(store, near=False, timeout=TIMEOUT) as gate:
             decision = gate.check(customer, meter, amount)
+    except UnknownMeter as error:
+        raise Failed(str(error)) from None
     except (ValueError, InvalidOperation) as error:
         raise Failed(f"quantity: needs a number, got {quantity!r} ({error})") from None
     if decision.reason == "unavailable":

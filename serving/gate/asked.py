@@ -1,7 +1,8 @@
 """What is asked of a gate, checked: a wrong argument is an error of the caller, not a decision."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
+from difflib import get_close_matches
 from typing import Final
 
 from operators.quantity import QUANTITY_MAX, SCALE, scaled
@@ -11,6 +12,20 @@ Quantity = int | Decimal
 
 CUSTOMER_MAX: Final = 256
 ID_MAX: Final = 1024
+NAMES_SHOWN: Final = 10
+
+
+class UnknownMeter(ValueError):
+    """The catalog has no such meter, so no cap could ever apply; `catalog` is the version that was asked."""
+
+    def __init__(self, meter: str, known: Iterable[str], catalog: int) -> None:
+        names = sorted(known)
+        near = get_close_matches(meter, names, 1)
+        hint = (
+            f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(names[:NAMES_SHOWN]) or 'none'}"
+        )
+        super().__init__(f"meter: the catalog has no {meter[:60]!r}{hint}")
+        self.meter, self.catalog = meter, catalog
 
 
 def asked_of(customer: str, quantities: Mapping[str, Quantity]) -> dict[str, int]:

@@ -19,7 +19,7 @@ from operators.gate import Decision, Receipt, View, decide_blind, decide_stale
 from operators.holds import final_quantities
 from operators.ports import Account, Closing, Hold, Holds, Reserved, StoreError, Used
 from operators.quantity import decimal
-from serving.gate.asked import check_identity
+from serving.gate.asked import UnknownMeter, check_identity
 from serving.gate.breaker import Breaker
 from serving.gate.catalogs import Catalogs
 from serving.gate.freshness import READ_EVERY, Freshness, describe
@@ -55,6 +55,7 @@ class Terms(NamedTuple):
     settle_within: timedelta
     source: str
     fail: Fail
+    unknown_meters: bool
 
 
 class Clocks(NamedTuple):
@@ -136,6 +137,8 @@ class Core:
         A failure that comes at once keeps nobody waiting, and may be of one customer's totals alone: it is no reason
         to leave the store alone.
         """
+        if isinstance(error, UnknownMeter):
+            raise error
         now = self.now()
         if now - begun >= call.side.timeout * SLOW:
             call.side.breaker.failed(now)
@@ -255,6 +258,10 @@ class Core:
         """Reserve, unless totals are too old for a cap that then denies: it holds nothing."""
         self.freshness.follow(self.store, self.now(), FOLLOWED_EVERY)
         _, own, _, _ = self._terms_of(hold.customer, self._clocks.wall())
+        if not own.kinds.keys() >= hold.quantities.keys():
+            # Perhaps only this process does not know the newest catalog yet.
+            own = self._view(hold.customer).own
+            self._check_known(own, hold.quantities)
         outdated = own.outdated(hold.quantities, self.freshness.lag(hold.customer, self.now()))
         if any(fail == "closed" for _, fail in outdated):
             view = self._view(hold.customer)
@@ -355,6 +362,7 @@ class Core:
 
     def _flagged(self, decision: Decision, own: Own, asked: Asked) -> Decision:
         """Return the decision with its lag, and with what is wrong: totals too old, or a catalog that can't be read."""
+        self._check_known(own, asked)
         lag = self.freshness.lag(own.customer, self.now())
         outdated = own.outdated(asked, lag) if own.may_be_outdated(lag) else []
         if outdated:
@@ -364,6 +372,14 @@ class Core:
             decision = msgspec.structs.replace(decision, lag=lag)
         problem = self._catalogs.problem
         return msgspec.structs.replace(decision, degraded=True, detail=problem) if problem else decision
+
+    def _check_known(self, own: Own, asked: Asked) -> None:
+        """Raise UnknownMeter for a meter that the catalog does not have, unless those are asked for."""
+        if self.terms.unknown_meters:
+            return
+        for meter in asked:
+            if meter not in own.kinds:
+                raise UnknownMeter(meter, own.kinds, own.number)
 
     def _degraded(self, call: Call[T], detail: str) -> T:
         self.tally.degraded(detail)

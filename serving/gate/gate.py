@@ -46,6 +46,7 @@ class _Gate:
         settle_within: timedelta = SETTLE_WITHIN,
         source: str = "",
         fail: Fail = "closed",
+        unknown_meters: bool = False,
         clock: Callable[[], int] = wall_clock,
         monotonic: Callable[[], float] = time.monotonic,
         chance: Callable[[], float] = random.random,
@@ -55,7 +56,8 @@ class _Gate:
         `near` answers checks from memory while the store's feed proves that to be at most `staleness` old. A check
         takes `timeout` at most, everything else `write_timeout`. A commit keeps its hold for `settle_within`, which
         is how long the flow may be behind. `source` is what events carry where a call names none, and `fail` decides
-        while no catalog is known.
+        while no catalog is known. A meter that the catalog does not have raises UnknownMeter, as no cap could apply to
+        it; with `unknown_meters` it is allowed, with that reason.
         """
         if not timedelta(0) < settle_within <= HOLD_MAX:
             raise ValueError(
@@ -68,7 +70,7 @@ class _Gate:
         ):
             if length <= timedelta(0):
                 raise ValueError(f"{name}: needs more than 0, got {length}")
-        terms = Terms(near, timeout, write_timeout, staleness, settle_within, source, fail)
+        terms = Terms(near, timeout, write_timeout, staleness, settle_within, source, fail, unknown_meters)
         self._core = Core(store, catalog, terms, Clocks(clock, monotonic, chance))
         self._direct = store.self_timed
 

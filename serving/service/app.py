@@ -16,6 +16,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving import platform_webhooks
+from serving.gate import UnknownMeter
 from serving.platform_webhooks import Webhooks
 from serving.service import requests
 from serving.service.access import own_customer
@@ -83,6 +84,9 @@ class App:
             route, call = await self._read(scope, receive)
             name = route.name
             answer = await route.handler(service, call)
+        except UnknownMeter as unknown:
+            problem = Problem(422, "unknown-meter", str(unknown))
+            answer = Answer(problem.status, problem.body(), MEDIA)
         except Problem as problem:
             answer = Answer(problem.status, problem.body(), MEDIA, list(problem.headers.items()))
         except requests.Disconnected:
@@ -104,7 +108,8 @@ class App:
         route = found.route
         key = self.service.access.admit(route, headers)
         path = requests.path_parts(route, found.parts)
-        query = requests.parameters(route.query, scope["query_string"])
+        own = requests.before_appended(scope["query_string"]) if route.appended else scope["query_string"]
+        query = requests.parameters(route.query, own)
         query = own_customer(route, key, path, query)
         body = None
         if route.takes:

@@ -1,6 +1,7 @@
 """A request read: parameters and bodies as their types say, within their limits."""
 
 import asyncio
+import re
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from functools import cache
@@ -18,22 +19,29 @@ from serving.service.routing import JSON, Nothing, Route, Sent
 BODY_WITHIN: Final = timedelta(seconds=30)
 PARAMETERS_MAX: Final = 50
 NOTHING: Final = Nothing()
+# A proxy that adds a customer to the one that a client sent must not leave it to chance which one counts.
+ONCE: Final = ("content-type", "x-tidegate-customer")
 
 
 def headers_of(sent: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
-    """The headers by name, as Latin-1; a Problem where one that says what the body is or holds is there twice.
+    """The headers by name, as Latin-1; a Problem where one that says what the body is, or whose it is, is there twice.
 
     A second `content-encoding` is one more encoding, which no body may have.
     """
     headers: dict[str, str] = {}
     for key, value in sent:
         name, text = key.decode("latin-1"), value.decode("latin-1")
-        if name in headers and (name.startswith(BINARY) or name == "content-type"):
+        if name in headers and (name.startswith(BINARY) or name in ONCE):
             raise Problem(400, "malformed", f"{name[:60]}: needs to be there once")
         if name in headers and name == "content-encoding":
             text = f"{headers[name]}, {text}"
         headers[name] = text
     return headers
+
+
+def before_appended(query: bytes) -> bytes:
+    """Return the parameters of the proxy's own address: a path is appended to them, perhaps with its parameters."""
+    return re.split(rb"[/?]", query, maxsplit=1)[0]
 
 
 def parameters(shape: type[Nothing], query: bytes) -> Nothing:

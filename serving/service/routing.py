@@ -83,9 +83,10 @@ class Route:
     """One method of one path.
 
     `customer` says where the customer is named that a customer's key may ask about; `own` is about the key itself.
+    With `appended` the parameters end before the first / or ?, behind which a proxy put the path of another request.
     """
 
-    method: Literal["GET", "PUT", "POST", "DELETE"]
+    method: Literal["GET", "PUT", "POST", "DELETE", "PATCH", "OPTIONS"]
     path: str
     handler: Handler
     summary: str
@@ -98,6 +99,7 @@ class Route:
     problems: Sequence[int] = ()
     needs: Mapping[str, str] = field(default_factory=dict)
     about: str = ""
+    appended: bool = False
 
     @property
     def name(self) -> str:

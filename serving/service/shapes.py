@@ -140,10 +140,10 @@ class ReceiptBody(msgspec.Struct, frozen=True):
 
 
 class ForwardQuery(Nothing, frozen=True, forbid_unknown_fields=True):
-    """Where a parameter is absent, the header X-Tidegate-Customer, -Meter or -Quantity counts."""
+    """What the proxy's own configuration says. Only the customer may be in a header, X-Tidegate-Customer."""
 
+    meter: MeterName
     customer: CustomerName | UnsetType = UNSET
-    meter: MeterName | UnsetType = UNSET
     quantity: Quantity | UnsetType = UNSET
     deny: Annotated[
         Literal[429, 403], Meta(description="The status of a denial. nginx's auth_request takes 403 only.")

@@ -12,7 +12,7 @@ from typing import Any
 from connectors.clock import wall_clock
 from connectors.sqlite_keys import KeyFile
 from operators.ports import ControlLog, Ingest, StoreReader
-from serving.gate import AsyncGate
+from serving.gate import AsyncGate, UnknownMeter
 from serving.gate.gate import TIMEOUT, WRITE_TIMEOUT
 from serving.service.access import Access
 from serving.service.board import SharedBoard
@@ -90,9 +90,16 @@ class Service:
         """
         deadline = self.monotonic() + FOLLOWED_WITHIN_S
         while self.monotonic() < deadline:
-            if self.live.number >= number and (await self.gate.check("-", "-", 0)).catalog >= number:
+            if self.live.number >= number and await self._gate_version() >= number:
                 return
             await asyncio.sleep(0.002)
+
+    async def _gate_version(self) -> int:
+        """The version of the catalog that the gate decides by."""
+        try:
+            return (await self.gate.check("-", "-", 0)).catalog
+        except UnknownMeter as error:
+            return error.catalog
 
     def is_stale(self, customer: str) -> bool:
         """Whether this customer's totals are older than TIDEGATE_MAX_LAG."""

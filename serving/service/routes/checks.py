@@ -2,9 +2,8 @@
 
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
-import msgspec
 from msgspec import UNSET, UnsetType
 
 from operators.gate import Decision, Receipt
@@ -32,7 +31,9 @@ RATE = {
     "RateLimit-Policy": "The cap.",
 }
 RETRY = {"Retry-After": "Seconds until the period ends, or until the store may be back."}
-HEADER = "x-tidegate-"
+FORWARD_AUTH = "/v1/forward-auth"
+CUSTOMER_HEADER = "x-tidegate-customer"
+CUSTOMER_MAX = 256
 EXPIRES_MAX = 604_800
 
 
@@ -82,12 +83,14 @@ async def release(service: Service, call: Call[ReservationPath, ReleaseQuery, No
 
 
 async def forward_auth(service: Service, call: Call[Nothing, ForwardQuery, None]) -> Answer:
-    """For a proxy that asks before it lets a request through; it has to set the headers itself, over what came."""
+    """Answer a proxy that asks before it lets a request through, whatever the request's own method and path are.
+
+    Meter and quantity are of the proxy's address alone: headers and what is appended to the address are the client's.
+    """
     query = call.query
-    customer = query.customer or _header(call.headers, "customer", 256)
-    meter = query.meter or _header(call.headers, "meter", 100)
-    quantity = call.headers.get(f"{HEADER}quantity", "1") if query.quantity is UNSET else query.quantity
-    decision = await service.gate.check(customer, meter, _from_header(quantity))
+    customer = query.customer or _customer(call.headers)
+    quantity = 1 if query.quantity is UNSET else amount(query.quantity)
+    decision = await service.gate.check(customer, query.meter, quantity)
     if not decision.allowed:
         raise denied(decision, service.clock(), query.deny)
     return json(200, decision_body(decision))._replace(headers=rate_headers(decision, service.clock()))
@@ -120,25 +123,35 @@ def _closed(receipt: Receipt) -> Answer:
             return json(200, ReceiptBody(receipt.customer, receipt.id, state, exceeded, receipt.expired))
 
 
-def _header(headers: Mapping[str, str], name: str, most: int) -> str:
-    found = headers.get(HEADER + name, "")
+def _customer(headers: Mapping[str, str]) -> str:
+    found = headers.get(CUSTOMER_HEADER, "")
     try:
         # Headers are read as Latin-1; names are UTF-8.
         found = found.encode("latin-1").decode()
     except UnicodeDecodeError:
         found = ""
-    if not 0 < len(found) <= most:
+    if not 0 < len(found) <= CUSTOMER_MAX:
         raise unfit(
-            f"{name}: needs the parameter {name} or the header {HEADER}{name}, 1 to {most} characters"
+            f"customer: needs the parameter customer or the header {CUSTOMER_HEADER}, 1 to {CUSTOMER_MAX} characters"
         )
     return found
 
 
-def _from_header(quantity: Quantity) -> Amount:
-    try:
-        return amount(msgspec.convert(quantity, Quantity, strict=False))
-    except msgspec.ValidationError as error:
-        raise unfit(f"quantity: {error}") from None
+def _forward_auth(method: Literal["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]) -> Route:
+    return Route(
+        method,
+        FORWARD_AUTH,
+        forward_auth,
+        "Answer a proxy: let it through or not",
+        [Success(200, "Let it through.", DecisionBody, headers=RATE)],
+        scope="check",
+        query=ForwardQuery,
+        appended=True,
+        problems=(429,),
+        about="For nginx, Caddy, Traefik and Envoy; docs/api.md has their configuration. The method is that of the "
+        "request that the proxy asks about. In the parameters everything from the first / or ? on is ignored, as some "
+        "proxies append the request's own path there.",
+    )
 
 
 ROUTES = (
@@ -196,15 +209,10 @@ ROUTES = (
         query=ReleaseQuery,
         problems=(404, 409),
     ),
-    Route(
-        "GET",
-        "/v1/forward-auth",
-        forward_auth,
-        "Answer a proxy: let it through or not",
-        [Success(200, "Let it through.", DecisionBody, headers=RATE)],
-        scope="check",
-        query=ForwardQuery,
-        problems=(429,),
-        about="For nginx, Traefik and Envoy; docs/api.md has their configuration.",
-    ),
+    _forward_auth("GET"),
+    _forward_auth("POST"),
+    _forward_auth("PUT"),
+    _forward_auth("PATCH"),
+    _forward_auth("DELETE"),
+    _forward_auth("OPTIONS"),
 )

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from operators.ports import Account, StoreError, Used
-from serving.gate import AsyncGate, Gate
+from serving.gate import AsyncGate, Gate, UnknownMeter
 from serving.gate.breaker import FAILURES, PAUSE_FIRST
 from serving.gate.core import THREADS
 from settings.catalog import parse_catalog
@@ -166,8 +166,18 @@ def test_arguments_that_cannot_be_are_the_callers_error(opened: Opened, kind: An
 
 def test_a_meter_that_nobody_knows_is_told(opened: Opened, kind: Any) -> None:
     """A typo must not pass for a meter without a cap."""
-    decision = opened(FakeHolds(catalog_text()), kind).check("acme", "cals")
-    assert (decision.allowed, decision.reason) == (True, "unknown_meter")
+    store = FakeHolds(catalog_text())
+    gate = opened(store, kind)
+    for act in (
+        lambda: gate.check("acme", "cals"),
+        lambda: gate.check_many("acme", {"calls": 1, "cals": 1}),
+        lambda: gate.reserve("acme", "cals", 1, id="r"),
+    ):
+        with pytest.raises(UnknownMeter, match="no 'cals'; did you mean 'calls'"):
+            act()
+    assert not store.holds
+    asked_for = opened(FakeHolds(catalog_text()), kind, unknown_meters=True).check("acme", "cals")
+    assert (asked_for.allowed, asked_for.reason) == (True, "unknown_meter")
 
 
 def test_the_source_is_part_of_the_identity(opened: Opened) -> None:
