@@ -1,25 +1,71 @@
 """The flow's control input: adjustments and requests to resend from the store's control log, and new catalogs.
 
 What it hands out: each record of the log once, in order, and the number of a catalog when a newer one is applied.
-Position: the last record's, so a resume hands out again what came after its snapshot. One partition, on one worker.
-It asks every POLL, and looks at the catalog file as often as that. A source that ends has all the log's records
-first, and then ends too, as the flow would never end otherwise.
+Position: the last record's, with the log's own name and the record's id, so a resume hands out again what came after
+its snapshot. A log that does not have that record there is another one, as its store was lost or put back from a
+backup: it is read from its start, and shards know the adjustments that they have applied by their ids. One partition,
+on one worker. It asks every POLL, and looks at the catalog file as often as that. A source that ends has all the
+log's records first, and then ends too, as the flow would never end otherwise.
 """
 
 import logging
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
+import msgspec
 from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 
-from operators.ports import Adjustment, ControlLog, Resend
+from operators.ports import Adjustment, ControlLog, Resend, Unread
 
 POLL = timedelta(milliseconds=10)
+# Between looks whether the log is still the one that is being read: it takes two more questions to the store.
+LOOK_AGAIN = timedelta(seconds=1)
 
 ControlItem = Adjustment | Resend | int
 """A record of the log, or the number of the newest catalog."""
 
 _LOG = logging.getLogger(__name__)
+
+
+class Reached(msgspec.Struct, frozen=True):
+    """The last record that was handed out, and the log that it is in; all empty before the first."""
+
+    log: str = ""
+    position: str = ""
+    id: str = ""
+
+
+def read_reached(state: str | None) -> Reached:
+    """Return what a snapshot has; one of before logs had names is just a position."""
+    if state is not None and state.startswith("{"):
+        return msgspec.json.decode(state, type=Reached)
+    return Reached(position=state or "")
+
+
+def found_again(log: ControlLog, reached: Reached) -> Reached:
+    """Return where to read on: where it was left, or, with a warning, the start of a log that is another one."""
+    name = log.generation()
+    if reached.log in ("", name) and _has(log, reached):
+        return msgspec.structs.replace(reached, log=name)
+    if reached.position:
+        _LOG.warning(
+            "the control log is not the one that was read before (the store was lost, or put back from a backup): "
+            "it is read from its start; adjustments that were applied are not applied again"
+        )
+    return Reached(name)
+
+
+def _has(log: ControlLog, reached: Reached) -> bool:
+    """Whether the log has the record that was read last where it was."""
+    if not reached.position:
+        return True
+    found = log.at(reached.position)
+    return found is not None and reached.id in ("", id_of(found.record))
+
+
+def id_of(record: Adjustment | Resend | Unread) -> str:
+    """Return the record's id, which one that can't be read does not tell."""
+    return "" if isinstance(record, Unread) else record.id
 
 
 class ControlSource(FixedPartitionedSource[ControlItem, str]):
@@ -43,7 +89,7 @@ class ControlSource(FixedPartitionedSource[ControlItem, str]):
 
     def build_part(self, step_id: str, for_part: str, resume_state: str | None) -> "_ControlPartition":
         return _ControlPartition(
-            self._open_log(), resume_state or "", self._endless, self._catalog_number, self._look
+            self._open_log(), read_reached(resume_state), self._endless, self._catalog_number, self._look
         )
 
 
@@ -51,13 +97,14 @@ class _ControlPartition(StatefulSourcePartition[ControlItem, str]):
     def __init__(
         self,
         log: ControlLog,
-        position: str,
+        reached: Reached,
         endless: bool,
         catalog_number: int,
         look: Callable[[ControlLog], str | None],
     ) -> None:
         self._log = log
-        self._position = position
+        self._reached = reached
+        self._look_at = datetime.min.replace(tzinfo=UTC)
         self._endless = endless
         self._number = catalog_number
         self._look = look
@@ -66,10 +113,7 @@ class _ControlPartition(StatefulSourcePartition[ControlItem, str]):
     def next_batch(self) -> list[ControlItem]:
         if problem := self._look(self._log):
             _LOG.error("the catalog stays as it is: %s", problem)
-        items: list[ControlItem] = []
-        for position, record in self._log.after(self._position):
-            self._position = position
-            items.append(record)
+        items = self._records()
         if (number := self._log.catalog_number()) > self._number:
             self._number = number
             items.append(number)
@@ -78,11 +122,25 @@ class _ControlPartition(StatefulSourcePartition[ControlItem, str]):
         self._awake = None if items else datetime.now(UTC) + POLL
         return items
 
+    def _records(self) -> list[ControlItem]:
+        """The records that are new. What can't be read is said and passed over, as it would stop all that follows."""
+        if (now := datetime.now(UTC)) >= self._look_at:
+            self._look_at = now + LOOK_AGAIN
+            self._reached = found_again(self._log, self._reached)
+        items: list[ControlItem] = []
+        for position, record in self._log.after(self._reached.position):
+            if isinstance(record, Unread):
+                _LOG.error("control record %s is passed over, as it can't be read: %s", position, record.why)
+            else:
+                items.append(record)
+            self._reached = Reached(self._reached.log, position, id_of(record))
+        return items
+
     def next_awake(self) -> datetime | None:
         return self._awake
 
     def snapshot(self) -> str:
-        return self._position
+        return msgspec.json.encode(self._reached).decode()
 
     def close(self) -> None:
         self._log.close()

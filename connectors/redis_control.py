@@ -9,6 +9,8 @@ filled again; records that the flow had not yet read, and older catalogs, are go
 """
 
 import logging
+import re
+import secrets
 import time
 from collections.abc import Callable
 from typing import Any, Final
@@ -16,18 +18,20 @@ from typing import Any, Final
 import msgspec
 
 from connectors.clock import wall_clock
+from connectors.control_records import read_record
 from connectors.redis_client import Command, Redis
 from connectors.redis_rebuild import Rebuilds
 from connectors.redis_rows import Keys
 from connectors.redis_scripts import APPEND, APPLY, PUT_BACK
 from connectors.redis_servers import Servers
-from operators.ports import Adjustment, CatalogConflict, CatalogVersion, Control, Resend
+from operators.adjustments import is_same
+from operators.ports import Adjustment, CatalogConflict, CatalogVersion, Control, ControlConflict, Resend
 
 _LOG = logging.getLogger(__name__)
 
+POSITION: Final = re.compile(r"[0-9]{1,19}(-[0-9]{1,19})?")
 # Past all times, so that no rebuild under way began after it.
 EVER: Final = 2**52
-_RECORD: Final = msgspec.json.Decoder(Adjustment | Resend)
 _VERSION: Final = msgspec.json.Decoder(CatalogVersion)
 
 
@@ -51,15 +55,31 @@ class RedisControl:
         self._seen: CatalogVersion | None = None
 
     def append(self, record: Adjustment | Resend) -> str:
-        """Its position. A record whose id is there already is not added again."""
+        """As in `operators.ports.ControlLog`."""
         append = APPEND.call(self._slot, self._log, record.id, msgspec.json.encode(record))
-        return str(self._ask(append).decode())
+        position, known = self._ask(append)
+        if known and not is_same(read_record(known), record):
+            raise ControlConflict(record.id)
+        return str(position.decode())
+
+    def generation(self) -> str:
+        """As in `operators.ports.ControlLog`. A store that was emptied gets another one from who asks first."""
+        meta = self._keys.control("meta")
+        self._ask(Command(self._slot, ("HSETNX", meta, "generation", secrets.token_hex(8))))
+        return str(self._ask(Command(self._slot, ("HGET", meta, "generation"))).decode())
+
+    def at(self, position: str) -> Control | None:
+        """The record at this very position; None too for what is a position in another kind of store."""
+        if not POSITION.fullmatch(position):
+            return None
+        found = self._ask(Command(self._slot, ("XRANGE", self._log[0], position, position)))
+        return _controls(found)[0] if found else None
 
     def after(self, position: str, limit: int = 1000) -> list[Control]:
         """The records past `position`, the oldest first."""
         since = f"({position}" if position else "-"
         found = self._ask(Command(self._slot, ("XRANGE", self._log[0], since, "+", "COUNT", limit)))
-        return [Control(at.decode(), _RECORD.decode(record)) for at, (_, record) in found]
+        return _controls(found)
 
     def resend(self, *, anew: bool = False) -> str:
         """Asks the flow to write every total again, or joins who has asked; the id of the Resend.
@@ -133,6 +153,11 @@ class RedisControl:
 
     def _ask(self, command: Command) -> Any:
         return self._redis.run([command])[0]
+
+
+def _controls(found: Any) -> list[Control]:
+    """The entries of a stream."""
+    return [Control(at.decode(), read_record(record)) for at, (_, record) in found]
 
 
 def version_of(number: int, body: bytes | None) -> CatalogVersion | None:

@@ -100,14 +100,17 @@ if rebuilding and tonumber(string.match(rebuilding, '^%d+')) <= tonumber(string.
 end
 """)
 
-# KEYS: control stream and its ids. ARGV: id, record. Gives its position; a known id is not added again.
+# KEYS: control stream and its ids. ARGV: id, record.
+# Gives its position; a known id is not added again, and the record that is there is given too.
 APPEND: Final = Script("""
 local position = redis.call('HGET', KEYS[2], ARGV[1])
 if not position then
   position = redis.call('XADD', KEYS[1], '*', 'record', ARGV[2])
   redis.call('HSET', KEYS[2], ARGV[1], position)
+  return { position, false }
 end
-return position
+local known = redis.call('XRANGE', KEYS[1], position, position)[1]
+return { position, known and known[2][2] }
 """)
 
 # KEYS: the rebuild, the shards that are done with it, control stream and its ids. ARGV: a number (µs) before which

@@ -15,10 +15,11 @@ from pathlib import Path
 import msgspec
 
 from connectors.clock import wall_clock
+from connectors.control_records import read_record
 from connectors.sqlite_file import WAIT, check_same, connect, explained, make, transaction
-from operators.ports import Adjustment, CatalogConflict, CatalogVersion, Control, Resend
+from operators.adjustments import is_same
+from operators.ports import Adjustment, CatalogConflict, CatalogVersion, Control, ControlConflict, Resend
 
-_RECORD = msgspec.json.Decoder(Adjustment | Resend)
 _VERSION = "SELECT number, text, applied_at, origin, author, note FROM catalogs"
 
 
@@ -35,16 +36,35 @@ class SqliteControl:
             self._db = connect(self._path, "rw", wait)
             self._opened = os.stat(self._path)
             self._db.execute("PRAGMA synchronous = FULL")
+            self._generation = self._named()
+
+    def _named(self) -> str:
+        """Return the log's name, given now to a new file or to one of a version that gave none."""
+        query = "SELECT value FROM meta WHERE key = 'control_generation'"
+        if (found := self._db.execute(query).fetchone()) is None:
+            with transaction(self._db):
+                self._db.execute(
+                    "INSERT INTO meta VALUES ('control_generation', ?) ON CONFLICT DO NOTHING",
+                    (secrets.token_hex(8),),
+                )
+                found = self._db.execute(query).fetchone()
+        return str(found[0])
+
+    def generation(self) -> str:
+        """As in `operators.ports.ControlLog`. A copy of the file has the generation of its original."""
+        return self._generation
 
     def append(self, record: Adjustment | Resend) -> str:
-        """Its position. A record whose id is there already is not added again."""
+        """As in `operators.ports.ControlLog`."""
         with explained(self._path, "write"), transaction(self._db):
             check_same(self._path, self._opened)
             self._db.execute(
                 "INSERT INTO control (id, body) VALUES (?, ?) ON CONFLICT DO NOTHING",
                 (record.id, msgspec.json.encode(record)),
             )
-            found = self._db.execute("SELECT seq FROM control WHERE id = ?", (record.id,)).fetchone()
+            found = self._db.execute("SELECT seq, body FROM control WHERE id = ?", (record.id,)).fetchone()
+        if not is_same(read_record(found[1]), record):
+            raise ControlConflict(record.id)
         return str(found[0])
 
     def resend(self, *, anew: bool = False) -> str:
@@ -58,7 +78,16 @@ class SqliteControl:
         query = "SELECT seq, body FROM control WHERE seq > ? ORDER BY seq LIMIT ?"
         with explained(self._path, "read"):
             rows = self._db.execute(query, (int(position or 0), limit)).fetchall()
-        return [Control(str(seq), _RECORD.decode(body)) for seq, body in rows]
+        return [Control(str(seq), read_record(body)) for seq, body in rows]
+
+    def at(self, position: str) -> Control | None:
+        """The record at this very position; None too for what is a position in another kind of store."""
+        if not position.isdecimal():
+            return None
+        query = "SELECT seq, body FROM control WHERE seq = ?"
+        with explained(self._path, "read"):
+            row = self._db.execute(query, (int(position),)).fetchone()
+        return Control(str(row[0]), read_record(row[1])) if row else None
 
     def catalog(self, number: int | None = None) -> CatalogVersion | None:
         """The version of this number, or the newest; None where there is none."""

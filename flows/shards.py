@@ -17,6 +17,7 @@ from connectors.reporting import reported
 from connectors.telemetry import ShardNumbers, Telemetry
 from flows.emission import Emission
 from flows.storing import Storing
+from operators.adjustments import USED_BEFORE, fingerprint_of
 from operators.chunk import Chunk
 from operators.freshness import HEARTBEAT_EVERY, Heartbeat, Progress, ProgressMark
 from operators.ports import Adjustment, Note, Resend, Settled, StreamMark
@@ -242,7 +243,9 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Item], Emission, Position | None]
             case Adjustment():
                 alerts, refused = shard.adjust(item, wall_clock())
                 fields = msgspec.structs.asdict(item) | {"refused": refused}
-                self._note("adjustment", item.id, item.customer, fields)
+                # A note of its own, as the note under the id tells of the adjustment that stands.
+                id = f"{item.id}/{fingerprint_of(item):016x}" if refused == USED_BEFORE else item.id
+                self._note("adjustment", id, item.customer, fields)
                 return alerts
             case Resend():
                 shard.resend()

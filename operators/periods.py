@@ -154,6 +154,9 @@ class Periods:
         for start, end in self._recent:
             if start <= at < end:
                 return start, end
+        if not MIN_AT <= at < MAX_AT:
+            # A period would be found that does not hold it, and it would be looked for without end.
+            raise ValueError(f"instant: needs to lie from 2000 until 2100, got {at}")
         period = period_of(self._policy, self._zone, at)
         # A new tuple, not a changed list: another thread may be walking the old one.
         self._recent = (period, *self._recent[: RECENT - 1])

@@ -128,11 +128,26 @@ class Resend(msgspec.Struct, frozen=True, kw_only=True, tag="resend"):
     id: str
 
 
+class Unread(NamedTuple):
+    """A control record that this program can't read, as a newer one wrote it or a hand changed it; `why` in words."""
+
+    why: str
+
+
 class Control(NamedTuple):
     """A record of the flow's control input. `position` orders them and is what a reader asks on from; "" is before."""
 
     position: str
-    record: Adjustment | Resend
+    record: Adjustment | Resend | Unread
+
+
+class ControlConflict(Exception):
+    """A control record of this id asks for something else; nothing was added."""
+
+    def __init__(self, id: str) -> None:
+        super().__init__(
+            f"id {id!r}: was used before for another customer, meter, time or quantity, which stands; choose another id"
+        )
 
 
 class CatalogVersion(msgspec.Struct, frozen=True, kw_only=True):
@@ -197,7 +212,19 @@ class ControlLog(Protocol):
     """The flow's control input, and the catalog's versions, in the store; from any process, durable on return."""
 
     def append(self, record: Adjustment | Resend) -> str:
-        """Its position. A record whose id is there already is not added again."""
+        """Add a record and return its position. The same record again is not added again.
+
+        Raises:
+            ControlConflict: a record of this id asks for something else (operators/adjustments.py, `is_same`).
+        """
+        ...
+
+    def generation(self) -> str:
+        """Return what names this log and no other; a log that is lost and begun again has another one."""
+        ...
+
+    def at(self, position: str) -> Control | None:
+        """Return the record at this very position, None where there is none."""
         ...
 
     def resend(self, *, anew: bool = False) -> str:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from xxhash import xxh3_128_hexdigest
 
 from operators import snapshot
+from operators.adjustments import FULL, USED_BEFORE, Remembered, fault_of, fingerprint_of
 from operators.catalog import Catalog, Meter
 from operators.chunk import Chunk, Ints, Readings
 from operators.dedup import CONFLICT, DUPLICATE, NEW, Identities, Memory
@@ -113,6 +114,7 @@ class Shard:
         self.values = {window: Table(2, {"word": np.uint64}) for window in WINDOW_NAMES}
         self.watch = Watch(self.roster, self.periods)
         self.adjusted: dict[int, Adjusted] = {}
+        self.adjustments = Remembered()
         self.counts: dict[str, int] = {}
         self.unmetered = UnmeteredRows()
         self.marks: dict[int, NDArray[np.bool_]] = {}
@@ -171,6 +173,7 @@ class Shard:
         self.saved.clocks.clear()
         self.saved.marks.clear()
         self.streams.touched.clear()
+        self.adjustments.unsaved.clear()
         self.watch.moved.clear()
 
     @property
@@ -247,6 +250,27 @@ class Shard:
         self.saved.whole |= bool(len(changed)) or len(roster.meters) > len(old.meters)
 
     def adjust(self, adjustment: Adjustment, received_at: int) -> tuple[list[Alert], str | None]:
+        """Apply an adjustment once per id. Return the alerts it sets off, and why it was refused.
+
+        The same again changes nothing and is answered alike. `received_at` is now, µs since the epoch.
+        """
+        if fault := fault_of(adjustment):
+            return [], fault
+        if known := self.adjustments.find(adjustment):
+            return [], known.refused if known.content == fingerprint_of(adjustment) else USED_BEFORE
+        if not self.adjustments.has_room(lambda word: word in self.adjusted):
+            return [], FULL
+        alerts, refused = self._adjust(adjustment, received_at)
+        self.adjustments.add(adjustment, 0 if refused else self._period_word(adjustment), refused)
+        return alerts, refused
+
+    def _period_word(self, adjustment: Adjustment) -> int:
+        customer, at = np.array([self.roster.add(adjustment.customer)]), np.array([adjustment.at])
+        meter = next(i for i, meter in enumerate(self.roster.meters) if meter.name == adjustment.meter)
+        key = self.roster.keys(customer, np.array([meter]))
+        return int(window_key(key, PERIOD_WINDOW, self.roster.edges(customer, at).period)[0])
+
+    def _adjust(self, adjustment: Adjustment, received_at: int) -> tuple[list[Alert], str | None]:
         """Adds to the windows that are held and hold its time. The alerts it sets off, and why it was refused.
 
         Totals of `max` and `last` are readings, not sums, and can't be adjusted. `received_at` is now, µs since the

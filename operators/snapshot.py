@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from operators.adjustments import Known
 from operators.catalog import Meter
 from operators.chunk import Ints
 from operators.records import Alert, Window
@@ -94,6 +95,7 @@ class _State(msgspec.Struct):
     partitions: dict[str, Stream] = {}
     stream_clocks: _Rows | None = None
     unmetered: list[SavedRow] = []
+    adjustments: list[Known] = []
 
 
 _STATE = msgspec.msgpack.Decoder(_State)
@@ -115,6 +117,7 @@ def delta(shard: "Shard") -> list[Frame]:
     place = {version: i for i, version in enumerate(distinct)}
     clocks = np.arange(len(roster.names)) if whole else _distinct(saved.clocks)
     moved = list(shard.watch.words) if whole else list(shard.watch.moved)
+    remembered = shard.adjustments
     state = _State(
         meters=[(meter.name, meter.event_name, meter.kind, meter.key) for meter in roster.meters],
         names=roster.names[saved.names :],
@@ -144,6 +147,7 @@ def delta(shard: "Shard") -> list[Frame]:
         partitions=shard.streams.known,
         stream_clocks=_stream_clocks(shard.streams, whole),
         unmetered=shard.unmetered.saved(whole=whole),
+        adjustments=list(remembered.known.values()) if whole else remembered.unsaved,
     )
     frames.append(Frame("state", msgspec.msgpack.encode(state), whole))
     saved.whole = False
@@ -151,6 +155,7 @@ def delta(shard: "Shard") -> list[Frame]:
     saved.values = {name: len(table) for name, table in shard.values.items()}
     saved.clocks, saved.marks = [], []
     shard.streams.touched, shard.streams.whole = [], False
+    remembered.unsaved = []
     shard.watch.moved.clear()
     return frames
 
@@ -188,6 +193,7 @@ class State:
             held.update(state.states)
             shard.counts.update(state.counts)
             shard.unmetered.restore(state.unmetered)
+            shard.adjustments.known.update((known.id, known) for known in state.adjustments)
             for hour, marked in state.marks:
                 _mark(shard, hour, _ints(marked))
         for table in (shard.buckets, shard.periods):

@@ -27,11 +27,11 @@ from operators.billing import instant
 from operators.catalog import Catalog
 from operators.chunk import Reject
 from operators.periods import MAX_AT
-from operators.ports import Adjustment
+from operators.ports import Adjustment, ControlConflict, ControlLog
 from operators.quantity import text
 from operators.readings import value_of
 from operators.validate import judge
-from serving.commands.output import AsJson, console, print_lines, print_table
+from serving.commands.output import AsJson, Failed, console, print_lines, print_table
 from serving.wording import clipped, moment
 from settings.catalog import load_catalog
 from settings.catalogs import Catalogs
@@ -184,13 +184,22 @@ def _adjust(settings: Settings, letters: Letters, found: Sequence[Letter], *, ap
             rows += [(a.customer, a.meter, moment(a.at), a.quantity, letter.id[:ID_SHOWN]) for a in made]
             if apply:
                 for adjustment in made:
-                    control.append(adjustment)
+                    _append(control, adjustment, letter)
                 letters.note(instant(wall_clock()), [letter.id], "adjusted", why)
     print_table(("customer", "meter", "at (UTC)", "quantity>", "letter"), rows, "No meter adds these up.")
     done = (
         "are appended to the control log; the flow applies each once" if apply else "would do it; add --apply"
     )
     print(f"{len(rows):,} adjustments {done}. The biller is not told of them.")
+
+
+def _append(control: ControlLog, adjustment: Adjustment, letter: Letter) -> None:
+    try:
+        control.append(adjustment)
+    except ControlConflict as conflict:
+        raise Failed(
+            f"dead letter {letter.id[:ID_SHOWN]} was adjusted before by other meters: {conflict}"
+        ) from None
 
 
 def _sorted_out(settings: Settings, ids: Sequence[str]) -> tuple[list[Letter], list[str]]:

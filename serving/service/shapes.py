@@ -471,7 +471,7 @@ class DriftBody(msgspec.Struct, frozen=True):
 
 
 class AdjustmentPost(Nothing, frozen=True, forbid_unknown_fields=True):
-    """A change of a total that no event made. The same `id` again changes nothing more."""
+    """A change of a total that no event made. The same again changes nothing more; another under its `id` is a 409."""
 
     id: Annotated[str, Meta(min_length=1, max_length=256, pattern="^[A-Za-z0-9_.:-]+$")]
     customer: CustomerName

@@ -8,12 +8,13 @@ import msgspec
 
 from operators.catalog import Limit, Threshold
 from operators.gate import Decision
+from operators.periods import MAX_AT, MIN_AT
 from operators.ports import CatalogVersion, Note
 from operators.quantity import QUANTITY_MAX
 from operators.thresholds import plain
 from operators.times import parse
 from serving.gate.freshness import FlowState, describe_state
-from serving.service.problems import Problem, unfit
+from serving.service.problems import Problem, not_found, unfit
 from serving.service.routing import Answer
 from serving.service.shapes import (
     CatalogBody,
@@ -67,11 +68,19 @@ def when(at: int | None) -> str | None:
 
 
 def at_of(text: str, name: str) -> int:
-    """An instant that was sent, in µs since the epoch."""
+    """Return an instant that was sent, in µs since the epoch."""
     try:
         return parse(text)
     except ValueError as error:
         raise unfit(f"{name}: {error}") from None
+
+
+def asked_at(text: str) -> int:
+    """Return an instant that usage is asked of; a Problem of status 404 where no event can have it."""
+    at = at_of(text, "at")
+    if not MIN_AT <= at < MAX_AT:
+        raise not_found(f"at: there is usage from 2000-01-01 to 2099-12-31 only, none at {text}")
+    return at
 
 
 def decision_body(decision: Decision) -> DecisionBody:

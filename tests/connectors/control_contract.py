@@ -2,12 +2,16 @@
 
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, closing
 from typing import Protocol
 
+import msgspec
 import pytest
+from bytewax.inputs import StatefulSourcePartition
 
-from operators.ports import Adjustment, CatalogConflict, ControlLog, Resend
+from connectors.control import ControlItem, ControlSource
+from operators.ports import Adjustment, CatalogConflict, ControlConflict, ControlLog, Resend
 
 
 class ControlPlace(Protocol):
@@ -20,6 +24,16 @@ def adjustment(id: str, quantity: str = "-2.5") -> Adjustment:
     return Adjustment(
         id=id, customer="a{b}", meter="calls", at=5, quantity=quantity, reason="refund, é", by="ops"
     )
+
+
+def reading(place: ControlPlace, state: str | None = None) -> StatefulSourcePartition[ControlItem, str]:
+    """The flow's control input over this log, as it goes on from a snapshot."""
+    source = ControlSource(place.open_control, endless=True, catalog_number=0, look=lambda log: None)
+    return source.build_part("control", "control", state)
+
+
+def ids(items: Iterable[ControlItem]) -> list[str]:
+    return [item.id for item in items if not isinstance(item, int)]
 
 
 class ControlContract(ABC):
@@ -43,8 +57,67 @@ class ControlContract(ABC):
         """A repair that is sent again after a lost answer must not adjust twice."""
         with self.fresh_control() as place, closing(place.open_control()) as log:
             first = log.append(adjustment("1"))
-            assert log.append(adjustment("1", "999")) == first
+            again = msgspec.structs.replace(adjustment("1", "-2.500"), reason="asked again", by="me")
+            assert log.append(again) == first
             assert [control.record for control in log.after("")] == [adjustment("1")]
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            adjustment("1", "999"),
+            msgspec.structs.replace(adjustment("1"), customer="b"),
+            msgspec.structs.replace(adjustment("1"), meter="other"),
+            msgspec.structs.replace(adjustment("1"), at=6),
+            Resend(id="1"),
+        ],
+        ids=["quantity", "customer", "meter", "time", "kind"],
+    )
+    def test_an_id_that_asks_for_something_else_is_refused(self, other: Adjustment | Resend) -> None:
+        """Or who asks believes that it was done."""
+        with self.fresh_control() as place, closing(place.open_control()) as log:
+            log.append(adjustment("1"))
+            with pytest.raises(ControlConflict, match="'1'"):
+                log.append(other)
+            assert [control.record for control in log.after("")] == [adjustment("1")]
+
+    def test_a_log_has_a_name_and_each_record_its_place(self) -> None:
+        """By which a reader knows that it goes on in the log that it began in."""
+        with self.fresh_control() as place, closing(place.open_control()) as log:
+            name = log.generation()
+            positions = [log.append(adjustment(id)) for id in "12"]
+            with closing(place.open_control()) as other:
+                assert other.generation() == log.generation() == name
+                assert [other.at(position) for position in positions] == other.after("")
+                assert other.at("999") is None
+        with self.fresh_control() as place, closing(place.open_control()) as log:
+            assert log.generation() != name
+            assert log.at(positions[0]) is None
+
+    def test_a_log_that_begins_again_is_read_from_its_start(self) -> None:
+        """Positions of the log that was lost say nothing of this one; adjustments were passed over by them."""
+        with self.fresh_control() as place:
+            first = reading(place)
+            with closing(place.open_control()) as log:
+                for id in "123":
+                    log.append(adjustment(id))
+            assert ids(first.next_batch()) == ["1", "2", "3"]
+            state = first.snapshot()
+            resumed = reading(place, state)
+            assert ids(resumed.next_batch()) == []
+        with self.fresh_control() as place:
+            with closing(place.open_control()) as log:
+                log.append(adjustment("4"))
+                log.append(adjustment("5"))
+            second = reading(place, state)
+            assert ids(second.next_batch()) == ["4", "5"]
+            assert ids(reading(place, second.snapshot()).next_batch()) == []
+
+    def test_a_position_of_an_older_version_goes_on_where_it_was(self) -> None:
+        with self.fresh_control() as place:
+            with closing(place.open_control()) as log:
+                positions = [log.append(adjustment(id)) for id in "12"]
+            assert ids(reading(place, positions[0]).next_batch()) == ["2"]
+            assert ids(reading(place, "9-9-9").next_batch()) == ["1", "2"]
 
     def test_a_resend_is_asked_for_by_a_record(self) -> None:
         with self.fresh_control() as place, closing(place.open_control()) as log:

@@ -8,7 +8,7 @@ from serving.service.routing import Answer, Call, Route, Success
 from serving.service.shapes import CustomerPath, UsageBody, UsageQuery
 from serving.service.state import Service
 from serving.service.usage import usage_body
-from serving.service.wording import at_of, bodies, json
+from serving.service.wording import asked_at, bodies, json
 from serving.unmetered import read_unmetered
 from serving.wording import US
 
@@ -25,7 +25,7 @@ async def usage_of(service: Service, customer: str, query: UsageQuery) -> UsageB
     if service.live.problem:
         raise Problem(503, "unavailable", service.live.problem, headers={"retry-after": "1"})
     now = service.clock()
-    at = now if query.at is UNSET else at_of(query.at, "at")
+    at = now if query.at is UNSET else asked_at(query.at)
     stored, notes, unmetered = await service.reader.ask(
         lambda reader: (
             reader.read(customer),
@@ -61,6 +61,7 @@ ROUTES = (
         customer="path",
         at=CustomerPath,
         query=UsageQuery,
+        problems=(404,),
         about="A customer who sent nothing yet has totals of 0 under the default plan.",
     ),
 )

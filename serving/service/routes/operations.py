@@ -4,8 +4,9 @@ from typing import Any, Final
 
 from msgspec import UNSET
 
+from operators.adjustments import fault_of
 from operators.keys import shard_of
-from operators.ports import Adjustment, Note, StoredTotal
+from operators.ports import Adjustment, ControlConflict, Note, StoredTotal
 from operators.records import Counter
 from serving.books import summed, unbalanced
 from serving.service.outbox import last_events
@@ -28,7 +29,7 @@ from serving.service.shapes import (
 )
 from serving.service.state import Service
 from serving.service.usage import period, period_body
-from serving.service.wording import at_of, bodies, json, when
+from serving.service.wording import asked_at, at_of, bodies, json, when
 from serving.unmetered import read_unmetered, reasons_of
 
 NOTES_MAX: Final = 1000
@@ -69,7 +70,7 @@ async def explain(service: Service, call: Call[MeterPath, ExplainQuery, None]) -
     if meter not in known:
         raise not_found(f"meter {meter!r}: the catalog has none of this name")
     now = service.clock()
-    start, end = period(catalog, customer, now if query.at is UNSET else at_of(query.at, "at"))
+    start, end = period(catalog, customer, now if query.at is UNSET else asked_at(query.at))
 
     def read(reader: Any) -> tuple[list[StoredTotal], list[Note], list[Counter], list[UnmeteredBody]]:
         return (
@@ -144,7 +145,12 @@ async def post_adjustment(service: Service, call: Call[Nothing, Nothing, Adjustm
         reason=asked.reason,
         by=call.by,
     )
-    position = await service.control.ask(lambda log: log.append(record))
+    if fault := fault_of(record):
+        raise unfit(fault)
+    try:
+        position = await service.control.ask(lambda log: log.append(record))
+    except ControlConflict as conflict:
+        raise Problem(409, "conflict", str(conflict)) from None
     return json(202, AdjustmentBody(asked.id, position))
 
 
@@ -213,6 +219,6 @@ ROUTES = (
         [Success(202, "It is on record, and will be applied once.", AdjustmentBody)],
         scope="admin",
         takes=[Sent("application/json", AdjustmentPost)],
-        problems=(404,),
+        problems=(404, 409),
     ),
 )

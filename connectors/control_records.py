@@ -1,0 +1,20 @@
+"""Control records as every store keeps them, in JSON, read so that none can end the flow."""
+
+from typing import Any, Final
+
+import msgspec
+
+from operators.ports import Adjustment, Resend, Unread
+
+_RECORD: Final = msgspec.json.Decoder(Adjustment | Resend)
+SHOWN_MAX: Final = 200
+
+
+def read_record(body: Any) -> Adjustment | Resend | Unread:
+    """Return the record, or why it can't be read: another version's kind or fields, or no JSON at all."""
+    try:
+        record: Adjustment | Resend = _RECORD.decode(body)
+    except (msgspec.MsgspecError, TypeError, ValueError, RecursionError) as error:
+        shown = body.decode(errors="replace") if isinstance(body, bytes) else repr(body)
+        return Unread(f"{error}: {shown[:SHOWN_MAX]!r}")
+    return record
