@@ -3,9 +3,9 @@
 What it hands out: each record of the log once, in order, and the number of a catalog when a newer one is applied.
 Position: the last record's, with the log's own name and the record's id, so a resume hands out again what came after
 its snapshot. A log that does not have that record there is another one, as its store was lost or put back from a
-backup: it is read from its start, and shards know the adjustments that they have applied by their ids. One partition,
-on one worker. It asks every POLL, and looks at the catalog file as often as that. A source that ends has all the
-log's records first, and then ends too, as the flow would never end otherwise.
+backup: it is read from its start, shards know the adjustments that they have applied by their ids, and every total is
+written again. One partition, on one worker. It asks every POLL, and looks at the catalog file as often as that. A
+source that ends has all the log's records first, and then ends too, as the flow would never end otherwise.
 """
 
 import logging
@@ -42,25 +42,14 @@ def read_reached(state: str | None) -> Reached:
     return Reached(position=state or "")
 
 
-def found_again(log: ControlLog, reached: Reached) -> Reached:
-    """Return where to read on: where it was left, or, with a warning, the start of a log that is another one."""
-    name = log.generation()
-    if reached.log in ("", name) and _has(log, reached):
-        return msgspec.structs.replace(reached, log=name)
-    if reached.position:
-        _LOG.warning(
-            "the control log is not the one that was read before (the store was lost, or put back from a backup): "
-            "it is read from its start; adjustments that were applied are not applied again"
-        )
-    return Reached(name)
-
-
-def _has(log: ControlLog, reached: Reached) -> bool:
-    """Whether the log has the record that was read last where it was."""
-    if not reached.position:
+def is_another(log: ControlLog, name: str, reached: Reached) -> bool:
+    """Return whether the log of this name lacks the record that was read last, where it was."""
+    if reached.log not in ("", name):
         return True
+    if not reached.position:
+        return False
     found = log.at(reached.position)
-    return found is not None and reached.id in ("", id_of(found.record))
+    return found is None or reached.id not in ("", id_of(found.record))
 
 
 def id_of(record: Adjustment | Resend | Unread) -> str:
@@ -69,7 +58,7 @@ def id_of(record: Adjustment | Resend | Unread) -> str:
 
 
 class ControlSource(FixedPartitionedSource[ControlItem, str]):
-    """`open_log` opens the log; `look` applies a changed catalog file and says why it can't be."""
+    """`open_log` opens the log; `look` applies a changed catalog file and returns the number of the one to go by."""
 
     def __init__(
         self,
@@ -77,7 +66,7 @@ class ControlSource(FixedPartitionedSource[ControlItem, str]):
         *,
         endless: bool,
         catalog_number: int,
-        look: Callable[[ControlLog], str | None],
+        look: Callable[[ControlLog], int],
     ) -> None:
         self._open_log = open_log
         self._endless = endless
@@ -100,7 +89,7 @@ class _ControlPartition(StatefulSourcePartition[ControlItem, str]):
         reached: Reached,
         endless: bool,
         catalog_number: int,
-        look: Callable[[ControlLog], str | None],
+        look: Callable[[ControlLog], int],
     ) -> None:
         self._log = log
         self._reached = reached
@@ -111,10 +100,9 @@ class _ControlPartition(StatefulSourcePartition[ControlItem, str]):
         self._awake: datetime | None = None
 
     def next_batch(self) -> list[ControlItem]:
-        if problem := self._look(self._log):
-            _LOG.error("the catalog stays as it is: %s", problem)
+        number = self._look(self._log)
         items = self._records()
-        if (number := self._log.catalog_number()) > self._number:
+        if number > self._number:
             self._number = number
             items.append(number)
         if not items and not self._endless:
@@ -124,10 +112,10 @@ class _ControlPartition(StatefulSourcePartition[ControlItem, str]):
 
     def _records(self) -> list[ControlItem]:
         """The records that are new. What can't be read is said and passed over, as it would stop all that follows."""
+        items: list[ControlItem] = []
         if (now := datetime.now(UTC)) >= self._look_at:
             self._look_at = now + LOOK_AGAIN
-            self._reached = found_again(self._log, self._reached)
-        items: list[ControlItem] = []
+            items += self._begun_again()
         for position, record in self._log.after(self._reached.position):
             if isinstance(record, Unread):
                 _LOG.error("control record %s is passed over, as it can't be read: %s", position, record.why)
@@ -138,6 +126,19 @@ class _ControlPartition(StatefulSourcePartition[ControlItem, str]):
 
     def next_awake(self) -> datetime | None:
         return self._awake
+
+    def _begun_again(self) -> list[ControlItem]:
+        """Go to the start of a log that is another one, whose store then lacks totals too, so they are asked for."""
+        name = self._log.generation()
+        if not is_another(self._log, name, self._reached):
+            self._reached = msgspec.structs.replace(self._reached, log=name)
+            return []
+        _LOG.warning(
+            "the control log is not the one that was read before (the store was lost, or put back from a backup): "
+            "it is read from its start, without adjustments that were applied, and every total is written again"
+        )
+        self._reached = Reached(name)
+        return [Resend(id=f"store-{name}")]
 
     def snapshot(self) -> str:
         return msgspec.json.encode(self._reached).decode()

@@ -103,7 +103,10 @@ def _app(telemetry: Telemetry) -> Callable[[WSGIEnvironment, StartResponse], Ite
             case "/readyz" if telemetry.stalled:
                 return _answer(start_response, "503 Service Unavailable", {"status": "stalled"})
             case "/readyz":
-                return _answer(start_response, "200 OK", {"status": "ready"})
+                problem = telemetry.catalog_problem()
+                return _answer(
+                    start_response, "200 OK", {"status": "ready"} | ({"catalog": problem} if problem else {})
+                )
             case _:
                 return _answer(
                     start_response, "404 Not Found", {"paths": ["/metrics", "/healthz", "/readyz"]}

@@ -88,6 +88,15 @@ class RedisControl:
         """
         return self._rebuilds.fill(self._rebuilds.unmarked(), EVER if anew else 0)
 
+    def memo(self, name: str) -> bytes | None:
+        """As in `operators.ports.ControlLog`."""
+        found: bytes | None = self._ask(Command(self._slot, ("HGET", self._keys.control("meta"), name)))
+        return found
+
+    def keep(self, name: str, body: bytes) -> None:
+        """As in `operators.ports.ControlLog`."""
+        self._ask(Command(self._slot, ("HSET", self._keys.control("meta"), name, body)))
+
     def catalog(self, number: int | None = None) -> CatalogVersion | None:
         """The version of this number, or the newest; None where there is none."""
         newest = self.catalog_number()

@@ -89,6 +89,19 @@ class SqliteControl:
             row = self._db.execute(query, (int(position),)).fetchone()
         return Control(str(row[0]), read_record(row[1])) if row else None
 
+    def memo(self, name: str) -> bytes | None:
+        """As in `operators.ports.ControlLog`."""
+        query = "SELECT value FROM meta WHERE key = ?"
+        with explained(self._path, "read"):
+            row = self._db.execute(query, (f"memo_{name}",)).fetchone()
+        return row[0] if row else None
+
+    def keep(self, name: str, body: bytes) -> None:
+        """As in `operators.ports.ControlLog`."""
+        with explained(self._path, "write"), transaction(self._db):
+            check_same(self._path, self._opened)
+            self._db.execute("REPLACE INTO meta VALUES (?, ?)", (f"memo_{name}", body))
+
     def catalog(self, number: int | None = None) -> CatalogVersion | None:
         """The version of this number, or the newest; None where there is none."""
         query = f"{_VERSION} WHERE ? IN (number, 0) ORDER BY number DESC LIMIT 1"

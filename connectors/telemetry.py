@@ -73,6 +73,7 @@ class Telemetry:
         self.shards: WeakSet[ShardView] = WeakSet()
         self.partitions: WeakSet[PartitionView] = WeakSet()
         self.stalled = False
+        self.catalog_problem: Callable[[], str] = lambda: ""
         self.span: Span = no_span
         self.outbox: Callable[[], OutboxView | None] = lambda: None
         self.clock = clock
@@ -148,6 +149,11 @@ class _Collector(Collector):
             "tidegate_stalled",
             "1 while there is something to read and nothing is metered.",
             value=float(self._telemetry.stalled),
+        )
+        yield GaugeMetricFamily(
+            "tidegate_catalog_refused",
+            "1 while the catalog file or the newest version can't be used, so that the last good one is in force.",
+            value=float(bool(self._telemetry.catalog_problem())),
         )
 
     def _of_partitions(self) -> Iterator[Metric]:

@@ -9,6 +9,7 @@ An item of the stream is never an event: a poll is parted into chunks, one per s
 """
 
 import gc
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -43,14 +44,16 @@ from flows.naps import Naps
 from flows.shards import ShardLogic
 from flows.storing import Storing
 from operators.billing import pack
-from operators.ports import Note, StoreError, StoreWriter
+from operators.ports import ControlLog, Note, StoreError, StoreWriter
 from operators.records import Accepted
 from operators.routing import shard_of_name
 from operators.wire import encode_accepted, encode_dead_letter
 from settings.alerts import Delivered, Routed
 from settings.catalog import CatalogError
 from settings.catalogs import Catalogs, FileWatch, apply_file
+from settings.in_force import InForce
 from settings.logs import configure
+from settings.meter_history import note_counted
 from settings.problems import SettingsError
 from settings.settings import Settings
 
@@ -58,16 +61,18 @@ from settings.settings import Settings
 def started(settings: Settings) -> Dataflow:
     """The flow, all that it needs opened and held; ends the process with one clear line if that can't be."""
     try:
-        # First of all, so that a wrong catalog leaves nothing behind.
+        configure(settings.log)
+        # Before anything is made, so that a wrong catalog leaves nothing behind.
         catalogs = open_catalogs(settings)
         check_source(settings)
         if settings.recovery:
             recovery.prepare(settings.data_dir, settings.recovery_parts, settings.shards)
             recovery.hold(settings.data_dir)
+            catalogs.save()
         drain = Drain()
         drain.install()
-        configure(settings.log)
         telemetry = Telemetry()
+        telemetry.catalog_problem = lambda: catalogs.problems
         if settings.traces is not None:
             telemetry.span = open_spans(settings.traces, recovery.process_id())
         if settings.metrics is not None:
@@ -84,10 +89,29 @@ def check_source(settings: Settings) -> None:
 
 
 def open_catalogs(settings: Settings) -> Catalogs:
-    """The catalogs of the store, the settings' file applied. CatalogError where there is none, or a wrong one."""
+    """Return the catalogs of the store, with the settings' file applied.
+
+    A wrong file leaves the last good version in force; CatalogError where there was none.
+    """
     log = settings.store.open_control()
-    apply_file(log, settings.catalog)
-    return Catalogs(log)
+    noted = settings.data_dir / "recovery" / "catalog.json"
+    in_force = InForce(noted) if settings.recovery else None
+    if in_force is not None:
+        note_counted(log, in_force.noted.meters)
+    wrong = None
+    try:
+        apply_file(log, settings.catalog)
+    except CatalogError as error:
+        wrong = error
+    catalogs = Catalogs(log, in_force)
+    if wrong is not None:
+        if not catalogs.current.meters:
+            raise wrong
+        catalogs.file_problem = str(wrong)
+        logging.getLogger("tidegate.catalog").error(
+            "the catalog stays at version %d: %s", catalogs.newest, wrong
+        )
+    return catalogs
 
 
 def watch(settings: Settings, telemetry: Telemetry) -> int:
@@ -201,7 +225,12 @@ def _full(accepted: list[Accepted]) -> list[list[Accepted]]:
 
 
 def _control(settings: Settings, catalogs: Catalogs) -> ControlSource:
-    look = FileWatch(settings.catalog).look
+    watched = FileWatch(settings.catalog, problem=catalogs.file_problem)
+
+    def look(log: ControlLog) -> int:
+        catalogs.file_problem = watched.look(log)
+        return catalogs.follow()
+
     return ControlSource(
         settings.store.open_control,
         endless=settings.source.endless,

@@ -29,6 +29,8 @@ from operators.wire import encode_alert
 from settings.catalogs import Catalogs
 from settings.settings import Settings
 
+_LOG = logging.getLogger(__name__)
+
 # Between two writes of a shard, per total written: a little while events trickle in, more while a backlog comes in
 # chunks of many, which is when writing less often lets it be worked off sooner.
 PACE, BACKLOG_PACE = timedelta(microseconds=5), timedelta(microseconds=80)
@@ -89,6 +91,7 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Item], Emission, Position | None]
         self._pending = False
         self._settled: list[Settled] = []
         self._notes: list[Note] = []
+        self._refused: set[str] = set()
         self._events = 0
         self._outliers_logged = 1
         self._counters_due: datetime | None = None
@@ -223,6 +226,8 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Item], Emission, Position | None]
         self._shard = Shard.restore(
             *build, frames, forward=forward, number=self._number, future=settings.future
         )
+        self._catalogs.remember(self._shard.roster.meters)
+        self._say_refused(self._shard)
         if position is not None and not self._journal.survived(position):
             # A power cut may have cost the store its last commits, which nothing else would write again.
             self._shard.resend()
@@ -236,6 +241,14 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Item], Emission, Position | None]
             self._number = number
         elif number not in shard.roster.numbers:
             shard.roster.know(number, self._catalogs.get(number))
+        self._say_refused(shard)
+
+    def _say_refused(self, shard: Shard) -> None:
+        """Says once of each meter that this shard can't count it."""
+        for name, why in shard.roster.refused.items():
+            if name not in self._refused:
+                self._refused.add(name)
+                _LOG.error("shard %d does not count what the catalog says: %s", shard.index, why)
 
     def _obey(self, shard: Shard, item: ControlItem) -> list[Alert]:
         """Does what a control record says, and notes that it was done."""

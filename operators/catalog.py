@@ -66,7 +66,11 @@ def meter_clash(old: Meter, new: Meter) -> str | None:
     """Why `new` can't go on with what `old`, of the same name, has counted; None where it can."""
     if (old.kind, old.key) == (new.kind, new.key):
         return None
-    return f"meter {new.name!r}: its aggregation is fixed once it has counted; give the new one another name"
+    counted = f"{old.kind} of {old.key!r}" if old.key is not None else old.kind
+    return (
+        f"meter {new.name!r}: its aggregation is fixed once it has counted, as {counted}; "
+        "give the new one another name"
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,8 @@ from operators.periods import Buckets, Periods, Policy, buckets
 from operators.thresholds import Rules, rules_of
 from operators.windows import FOLD_OF, KEYS_MAX
 
+UNCOUNTED = -1
+
 
 class Edges(NamedTuple):
     """The windows of events: starts and ends, µs since the epoch."""
@@ -61,6 +63,7 @@ class Roster:
         self.catalog = catalog
         self.meters = list(meters or [])
         self.numbers: dict[int, Ints] = {}
+        self.refused: dict[str, str] = {}
         self._keys = np.full((0, 64), -1, np.int64)
         self.know(number, catalog)
         self.names: list[str] = []
@@ -86,7 +89,11 @@ class Roster:
         self._shared = np.empty(0, np.int64)
 
     def know(self, number: int, catalog: Catalog) -> None:
-        """Learns how the catalog of this number counts its meters, for chunks that were decoded under it."""
+        """Learns how the catalog of this number counts its meters, for chunks that were decoded under it.
+
+        A meter that can't go on with what its name has counted counts nothing, and `refused` says why. No catalog is
+        applied that has one, unless by an older program or to a store without the flow's past.
+        """
         known = {meter.name: number for number, meter in enumerate(self.meters)}
         numbers = []
         for meter in catalog.meters:
@@ -94,7 +101,8 @@ class Roster:
             if place == len(self.meters):
                 self.meters.append(meter)
             elif clash := meter_clash(self.meters[place], meter):
-                raise ValueError(clash)
+                self.refused[meter.name] = clash
+                place = UNCOUNTED
             numbers.append(place)
         self.numbers[number] = np.array(numbers, np.int64)
         self.fold_of = np.array([FOLD_OF[meter.kind] for meter in self.meters], np.int64)

@@ -23,7 +23,7 @@ from operators.periods import HOUR
 from operators.ports import Adjustment, Settled, StreamMark
 from operators.quantity import SCALE, TOTAL_MAX, scaled
 from operators.records import Accepted, Alert, Counter, DeadLetter
-from operators.roster import Edges, Roster
+from operators.roster import UNCOUNTED, Edges, Roster
 from operators.streams import Streams
 from operators.table import Table
 from operators.totals import WINDOW_NAMES, Totals, taken
@@ -379,8 +379,11 @@ class Shard:
         roster, readings = self.roster, chunk.readings
         number_of = roster.numbers[chunk.catalog]
         unread = number_of[chunk.unread.meter[place[chunk.unread.event] >= 0]]
-        self._count_by_meter("not_a_number", unread)
         event = place[readings.event]
+        if roster.refused:
+            unread = unread[unread != UNCOUNTED]
+            event[number_of[readings.meter] == UNCOUNTED] = -1
+        self._count_by_meter("not_a_number", unread)
         kept = np.flatnonzero(event >= 0)
         if not len(kept):
             return []

@@ -25,8 +25,10 @@ from serving.commands import ask, catalog, keys, letters, pull, reconcile, serve
 from serving.commands.output import AsJson, Failed, console, print_lines, table
 from serving.wording import grouped, instant, moment
 from settings.catalog import CatalogError, load_catalog
+from settings.meter_history import check_meters
 from settings.problems import SettingsError
 from settings.settings import Settings, load_settings
+from settings.stores import StoreAddress as StoreEnds
 
 app = typer.Typer(
     name="tidegate",
@@ -136,9 +138,16 @@ app.command()(reconcile.reconcile)
 
 
 @catalog_app.command()
-def validate(file: Annotated[Path, typer.Argument(metavar="FILE")]) -> None:
-    """Says whether a catalog can be used, or all that is wrong in it, line by line."""
+def validate(file: Annotated[Path, typer.Argument(metavar="FILE")], store: StoreAddress = None) -> None:
+    """Says whether a catalog can be used, or all that is wrong in it, line by line.
+
+    It is held against what its meters have counted too, in the store that is named, else in a file that is there.
+    """
     found = load_catalog(file)
+    address = _store_at_hand(store)
+    if address is not None:
+        with closing(address.open_control()) as log:
+            check_meters(log, log.catalog_number(), found, str(file))
     sizes = {"meters": found.meters, "plans": found.plans, "customers": found.customers}
     print(f"{file}: ok: {', '.join(f'{len(part):,} {name}' for name, part in sizes.items())}")
 
@@ -160,6 +169,17 @@ def _settings(**given: str | None) -> Settings:
     return load_settings(
         {"source": "file:-"} | {name: text for name, text in given.items() if text is not None}
     )
+
+
+def _store_at_hand(store: str | None) -> StoreEnds | None:
+    if store is not None:
+        return _settings(store=store).store
+    try:
+        found = _settings().store
+    except SettingsError:
+        # A catalog can be looked at where nothing else is set up.
+        return None
+    return found if found.is_at_hand() else None
 
 
 def _reader(store: str | None) -> StoreReader:

@@ -1,10 +1,14 @@
 """The catalog file: YAML text to `operators.catalog.Catalog`, or every error in it with its line."""
 
+import gc
 import re
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from threading import Lock, Thread
+from typing import Any, Final, NamedTuple, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -14,10 +18,14 @@ from settings.catalog_fields import CustomerName, Name
 from settings.catalog_meters import MeterEntry, reads_as_text
 from settings.catalog_plans import CustomerEntry, LimitEntry, PlanEntry, SpendCapEntry
 from settings.problems import MISSING, UNKNOWN, Strict, explain, unknown
-from settings.yaml_nodes import TOP, Fault, Node, Place, read
+from settings.yaml_nodes import TOP, Fault, Node, Place, read, read_section
 
 # A file with half a million customers; anything larger is not a catalog.
 BYTES_MAX: Final = 64 << 20
+# An edit has two, and the versions before it are asked for while it is taken up.
+PARSED_MAX: Final = 4
+# Characters that are parsed in some milliseconds.
+SHORT: Final = 1 << 14
 SIMPLE: Final = re.compile(r"[A-Za-z0-9_-]+")
 PLAN_NAME: Final[TypeAdapter[str]] = TypeAdapter(Name)
 CUSTOMER_NAME: Final[TypeAdapter[str]] = TypeAdapter(CustomerName)
@@ -70,23 +78,116 @@ def read_text(path: Path | str) -> str:
         raise CatalogError([Problem(str(path), line, column, "", "needs UTF-8 text")]) from None
 
 
+def parse_meters(text: str) -> tuple[Meter, ...]:
+    """Return the meters of a catalog's text alone, those that can be read, without looking at its customers."""
+    section = read_section(text, "meters")
+    items = section.value if section is not None and isinstance(section.value, list) else []
+    found = []
+    for item in items:
+        with suppress(ValidationError):
+            found.append(MeterEntry.model_validate(item.plain()).meter())
+    return tuple(found)
+
+
 def parse_catalog(text: str, name: str = "catalog.yaml", *, is_applied: bool = False) -> Catalog:
     """The catalog that the YAML `text` says; CatalogError holds all that is wrong, in the file `name`.
 
+    A text that this process has parsed lately is not parsed again; who comes while it is waits for it.
     `is_applied` reads a version that is in force already, so what was allowed when it was applied is not refused.
     """
-    root, faults = read(text)
-    catalog = Catalog()
-    if root is not None:
-        reading = _Reading(root, faults)
-        catalog = reading.catalog()
-        if not is_applied:
-            reading.check_billing(catalog)
-    elif not faults:
-        faults = [Fault(TOP, (), "is empty; needs meters, plans and customers")]
+    said = _PARSED.get(text)
+    faults = said.faults if is_applied else said.faults + said.unbillable
     if faults:
         raise CatalogError(Problem(name, *mark, _written(place), message) for mark, place, message in faults)
-    return catalog
+    return said.catalog
+
+
+def is_at_hand(text: str) -> bool:
+    """Return whether `parse_catalog` of this text keeps nobody waiting; else a thread begins to parse it."""
+    return len(text) <= SHORT or _PARSED.begin(text)
+
+
+class _Said(NamedTuple):
+    """What a text says, to be used only without faults; `unbillable` are those that no version may be applied with."""
+
+    catalog: Catalog
+    faults: list[Fault]
+    unbillable: list[Fault]
+
+
+def _parse(text: str) -> _Said:
+    root, faults = read(text)
+    if root is None:
+        return _Said(Catalog(), faults or [Fault(TOP, (), "is empty; needs meters, plans and customers")], [])
+    reading = _Reading(root, faults)
+    catalog = reading.catalog()
+    known = len(faults)
+    reading.check_billing(catalog)
+    return _Said(catalog, faults[:known], faults[known:])
+
+
+def _uncollected(text: str) -> _Said:
+    """Parses without the collector, which would go through a million nodes again and again, and find no cycle."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        return _parse(text)
+    finally:
+        if was_on:
+            gc.enable()
+
+
+class _Parsed:
+    """What the last few texts said, which gate, service and flow ask for by turns."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[str, _Said] = OrderedDict()
+        self._under_way: set[str] = set()
+        self._lock = Lock()
+        # One at a time: two threads of one interpreter would only slow each other, and it is often one text.
+        self._parsing = Lock()
+
+    def get(self, text: str) -> _Said:
+        found = self._find(text)
+        if found is None:
+            with self._parsing:
+                found = self._find(text)
+                if found is None:
+                    found = self._add(text, _uncollected(text))
+        return found
+
+    def begin(self, text: str) -> bool:
+        """Whether it is known; else it is parsed on a thread, if it is not already."""
+        if self._find(text) is not None:
+            return True
+        with self._lock:
+            if text not in self._under_way:
+                self._under_way.add(text)
+                Thread(target=self._finish, args=(text,), name="tidegate-parse", daemon=True).start()
+        return False
+
+    def _finish(self, text: str) -> None:
+        try:
+            self.get(text)
+        finally:
+            with self._lock:
+                self._under_way.discard(text)
+
+    def _find(self, text: str) -> _Said | None:
+        with self._lock:
+            if text in self._known:
+                self._known.move_to_end(text)
+            return self._known.get(text)
+
+    def _add(self, text: str, found: _Said) -> _Said:
+        with self._lock:
+            self._known[text] = found
+            if len(self._known) > PARSED_MAX:
+                self._known.popitem(last=False)
+        return found
+
+
+_PARSED: Final = _Parsed()
 
 
 class CatalogEntry(Strict):
@@ -196,10 +297,10 @@ class _Reading:
         return self._plans.get(name)
 
     def _check_meters(self, node: Node, place: Place) -> None:
-        limits, way = node.find(("limits",))
-        for meter in limits.value if way and isinstance(limits.value, dict) else ():
+        limits = node.value.get("limits") if isinstance(node.value, dict) else None
+        for meter in limits.value if limits is not None and isinstance(limits.value, dict) else ():
             if meter not in self._meters:
-                self._fault((*place, *way, meter), f"the meter {unknown(meter, sorted(self._meters))}")
+                self._fault((*place, "limits", meter), f"the meter {unknown(meter, sorted(self._meters))}")
 
     def _limits(
         self, entries: Mapping[str, LimitEntry], base: Mapping[str, LimitEntry], place: Place

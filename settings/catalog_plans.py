@@ -139,9 +139,8 @@ class LimitEntry(CapEntry):
         return tiers
 
     def limit(self) -> Limit:
-        values = dict(self)
-        values["tiers"] = tuple(Tier(tier.up_to, tier.price) for tier in self.tiers)
-        return Limit(**values)
+        tiers = tuple(Tier(tier.up_to, tier.price) for tier in self.tiers)
+        return Limit(**{**self.__dict__, "tiers": tiers})
 
 
 class PlanEntry(Strict):

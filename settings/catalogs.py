@@ -4,57 +4,125 @@ The store's control log keeps the versions (operators/ports.py). A catalog file 
 says something else than it did when it was last applied, so what was changed through the API since stays.
 """
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Lock
 from time import monotonic
 
-from operators.catalog import Catalog, meter_clash
+from operators.catalog import Catalog, Meter
 from operators.ports import CatalogConflict, CatalogVersion, ControlLog
-from settings.catalog import CatalogError, Problem, parse_catalog, read_text
+from settings.catalog import CatalogError, Problem, is_at_hand, parse_catalog, read_text
+from settings.in_force import InForce
+from settings.meter_history import check_meters, definitions, note_counted
+
+_LOG = logging.getLogger("tidegate.catalog")
 
 KEPT = 16
+# How many versions that can't be used are passed over; no door has taken one since the check is of all versions.
+TRIED = 100
 SETTLED = 0.3
 
 
 class Catalogs:
-    """Versions by number. `newest` never goes back; `get` gives any of them, parsed once."""
+    """Versions by number. `newest` is the newest that can be used and never goes back; `get` gives any, parsed once.
 
-    def __init__(self, log: ControlLog) -> None:
+    A version can't be used that cannot be read, or whose meters can't go on with what was counted: `problem` says why,
+    and the last good one stays in force. Without one, number 0 is what `in_force` has noted, else empty.
+    """
+
+    def __init__(self, log: ControlLog, in_force: InForce | None = None) -> None:
         self._log = log
+        self._in_force = in_force
         self._known: dict[int, Catalog] = {}
         # Worker threads of one process share it.
         self._lock = Lock()
-        self.newest = 0
-        self.follow()
+        self.newest = self._looked = 0
+        self.problem = self.file_problem = ""
+        self._coming: CatalogVersion | None = None
+        if in_force is not None:
+            note_counted(log, in_force.noted.meters)
+        with self._lock:
+            self._look(log.catalog_number())
 
     def follow(self) -> int:
-        """Asks the log for the newest number."""
+        """Ask the log for a newer version, and return the number of the one to go by.
+
+        A large one is parsed on a thread, and taken up by a later call.
+        """
         with self._lock:
-            self.newest = max(self._log.catalog_number(), self.newest)
+            number = self._log.catalog_number()
+            if number > self._looked and is_at_hand(self._version(number).text):
+                self._look(number)
         return self.newest
 
     @property
+    def problems(self) -> str:
+        """Why the catalog file, or the newest version, is not what is gone by; empty where it is."""
+        return "; ".join(filter(None, (self.file_problem, self.problem)))
+
+    def save(self) -> None:
+        """Write what is in force beside the state, which has a folder by now."""
+        if self._in_force is not None:
+            self._in_force.save()
+
+    def remember(self, meters: Sequence[Meter]) -> None:
+        """Note what a shard's state has counted, which stands above all that catalogs say."""
+        with self._lock:
+            if self._in_force is not None and self._in_force.counts(definitions(meters)):
+                note_counted(self._log, self._in_force.noted.meters)
+
+    @property
     def current(self) -> Catalog:
-        """The newest catalog; an empty one before the first version."""
+        """The catalog to go by."""
         return self.get(self.newest)
 
     def get(self, number: int) -> Catalog:
         """The catalog of this number. CatalogError where it needs a later Tidegate to be read."""
-        if number == 0:
-            return Catalog()
         with self._lock:
-            found = self._known.get(number) or self._read(number)
-            self._known[number] = found
-            for old in sorted(self._known)[:-KEPT]:
-                del self._known[old]
-            self.newest = max(number, self.newest)
+            return self._known.get(number) or self._know(number)
+
+    def _know(self, number: int) -> Catalog:
+        found = self._known[number] = self._read(number)
+        for old in sorted(self._known)[:-KEPT]:
+            del self._known[old]
         return found
 
     def _read(self, number: int) -> Catalog:
-        version = self._log.catalog(number)
-        assert version is not None, f"catalog {number} is announced, but not there"
-        return parse_catalog(version.text, f"catalog version {number}", is_applied=True)
+        if number == 0:
+            text = self._in_force.noted.text if self._in_force else ""
+            return (
+                parse_catalog(text, "the catalog noted beside the state", is_applied=True)
+                if text
+                else Catalog()
+            )
+        return parse_catalog(self._version(number).text, f"catalog version {number}", is_applied=True)
+
+    def _version(self, number: int) -> CatalogVersion:
+        if self._coming is None or self._coming.number != number:
+            self._coming = self._log.catalog(number)
+        if self._coming is None:
+            raise CatalogError([Problem(f"catalog version {number}", 0, 0, "", "is no longer in the store")])
+        return self._coming
+
+    def _look(self, number: int) -> None:
+        """Goes by the newest version up to this one that can be used."""
+        self.problem, self._looked = "", number
+        for tried in range(number, max(self.newest, number - TRIED), -1):
+            try:
+                catalog = self._known.get(tried) or self._know(tried)
+                check_meters(self._log, number, catalog, f"catalog version {tried}")
+            except CatalogError as error:
+                self.problem = self.problem or str(error)
+                continue
+            self.newest = tried
+            if self._in_force is not None:
+                self._in_force.note(self._version(tried).text, definitions(catalog.meters))
+                note_counted(self._log, self._in_force.noted.meters)
+            break
+        self._coming = None
+        if self.problem:
+            _LOG.error("the catalog stays at version %d: %s", self.newest, self.problem)
 
 
 def apply_text(
@@ -73,21 +141,11 @@ def apply_text(
     newest number any more.
     """
     catalog = parse_catalog(text, name or "catalog")
-    newest = log.catalog()
-    if newest is not None:
-        check_change(parse_catalog(newest.text, is_applied=True), catalog, name or "catalog")
-    number = newest.number if newest is not None else 0
+    number = log.catalog_number()
+    check_meters(log, number, catalog, name or "catalog")
     if expected is not None and expected != number:
         raise CatalogConflict(number)
     return log.apply(text, origin=origin, by=by, note=note, expected=number)
-
-
-def check_change(old: Catalog, new: Catalog, name: str) -> None:
-    """CatalogError where a meter of `new` can't go on with what it has counted under `old`."""
-    known = {meter.name: meter for meter in old.meters}
-    clashes = [meter_clash(known[meter.name], meter) for meter in new.meters if meter.name in known]
-    if problems := [Problem(name, 0, 0, "meters", clash) for clash in clashes if clash]:
-        raise CatalogError(problems)
 
 
 def apply_file(log: ControlLog, path: Path) -> CatalogVersion | None:
@@ -123,25 +181,30 @@ class FileWatch:
     A file that still grows may be a valid catalog by chance, so it is applied when it has been the same for SETTLED.
     """
 
-    def __init__(self, path: Path, clock: Callable[[], float] = monotonic) -> None:
+    def __init__(self, path: Path, clock: Callable[[], float] = monotonic, problem: str = "") -> None:
         self._path = path
+        self.problem = problem
         self._clock = clock
         self._applied = self._seen = self._mark()
         self._since = clock()
 
-    def look(self, log: ControlLog) -> str | None:
-        """Why a changed file can't be applied, which leaves the catalog as it is; else None."""
+    def look(self, log: ControlLog) -> str:
+        """Return why the file can't be applied, which leaves the catalog as it is; empty where it was."""
         mark, now = self._mark(), self._clock()
         if mark != self._seen:
             self._seen, self._since = mark, now
         if mark == self._applied or now - self._since < SETTLED:
-            return None
-        self._applied = mark
+            return self.problem
         try:
+            if mark is not None and not is_at_hand(read_text(self._path)):
+                return self.problem
+            self.problem = ""
             apply_file(log, self._path)
         except CatalogError as error:
-            return str(error)
-        return None
+            self.problem = str(error)
+            _LOG.error("the catalog stays as it is: %s", error)
+        self._applied = mark
+        return self.problem
 
     def _mark(self) -> tuple[int, int, int] | None:
         try:

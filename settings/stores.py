@@ -33,6 +33,10 @@ class StoreAddress(Address):
         """What opens another writer of the flow, in any process; None where a flow has to have the only one."""
         return None
 
+    def is_at_hand(self) -> bool:
+        """Return whether it is known to be there without asking anybody over a network."""
+        return False
+
     def open_reader(self, **given: Any) -> Any:
         """The reader of what the writer wrote; SettingsError where it cannot be imported."""
         return load(self.reader)(**self.arguments(), **given)
@@ -66,6 +70,9 @@ class Sqlite(StoreAddress):
     def written(self) -> tuple[Path, ...]:
         path = Path(self.path)
         return tuple(path.with_name(f"{path.name}{end}") for end in ("", "-wal", "-shm"))
+
+    def is_at_hand(self) -> bool:
+        return Path(self.path).is_file()
 
     def aside(self) -> Callable[[], Any]:
         return partial(load(self.connector), **self.arguments())

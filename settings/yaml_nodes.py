@@ -61,13 +61,10 @@ class Node:
 
     def plain(self) -> Any:
         """The value as dicts, lists, `Plain`, `str` and None."""
-        match self.value:
-            case dict(entries):
-                return {name: node.plain() for name, node in entries.items()}
-            case list(items):
-                return [node.plain() for node in items]
-            case scalar:
-                return scalar
+        value = self.value
+        if isinstance(value, dict):
+            return {name: node.plain() for name, node in value.items()}
+        return [node.plain() for node in value] if isinstance(value, list) else value
 
     def child(self, name: str) -> str | None:
         """The text under `name`, where there is one."""
@@ -104,6 +101,19 @@ def read(text: str) -> tuple[Node | None, list[Fault]]:
 
     No tree where the text is empty or, with a fault that says why, cannot be read.
     """
+    return _read(text, "")
+
+
+def read_section(text: str, key: str) -> Node | None:
+    """Return the value of one key of the document's own mapping, without reading what comes behind it.
+
+    None where it is not there. Of a text that cannot be read, what stands before the fault counts.
+    """
+    root, _ = _read(text, key)
+    return root.value.get(key) if root is not None and isinstance(root.value, dict) else None
+
+
+def _read(text: str, until: str) -> tuple[Node | None, list[Fault]]:
     forbidden = _forbidden(text)
     if forbidden:
         return None, [forbidden]
@@ -111,6 +121,8 @@ def read(text: str) -> tuple[Node | None, list[Fault]]:
     try:
         for event in yaml.parse(text, Loader=LOADER):
             reader.take(event)
+            if until and reader.has(until):
+                break
     except _Stop as stop:
         return None, [*reader.faults, stop.fault]
     except yaml.YAMLError as error:
@@ -132,7 +144,7 @@ class _Open:
     key_mark: Mark = TOP
 
     def awaits_key(self) -> bool:
-        return isinstance(self.node.value, dict) and self.key is None
+        return self.key is None and type(self.node.value) is dict
 
     def place(self) -> Place:
         """The key of the value that is being read, or the place in the list of the one read last."""
@@ -153,31 +165,41 @@ class _Reader:
         self.faults: list[Fault] = []
         self._open: list[_Open] = []
 
-    def take(self, event: yaml.Event) -> None:
-        at, tag = event.start_mark, getattr(event, "tag", None)
+    def take(self, event: Any) -> None:
+        """Takes the next event; by its exact type, as files have a hundred thousand."""
+        at, tag, kind = event.start_mark, getattr(event, "tag", None), type(event)
         mark = Mark(at.line + 1, at.column + 1) if at else TOP
-        if tag not in (None, "!"):
+        if tag is not None and tag != "!":
             short = tag.replace(STANDARD, "!!")
             self._stop(mark, f"has the tag {short}; write the value plainly, or in quotes as text")
-        match event:
-            case yaml.DocumentStartEvent() if self.root:
-                self._stop(mark, "a second document begins; needs one")
-            case yaml.AliasEvent():
-                self._stop(mark, f"has the alias *{event.anchor}; write the value out, or share a plan")
-            case yaml.MappingEndEvent() | yaml.SequenceEndEvent():
-                self._open.pop()
-                self._done()
-            case yaml.ScalarEvent() if self._open and self._open[-1].awaits_key():
-                self._begin(event, mark)
-            case yaml.ScalarEvent():
-                plain = event.implicit[0]
-                text = Plain(event.value) if plain else event.value
-                self._add(mark, None if plain and text in NULLS else text)
-                self._done()
-            case yaml.MappingStartEvent():
-                self._descend(mark, {})
-            case yaml.SequenceStartEvent():
-                self._descend(mark, [])
+        if kind is yaml.ScalarEvent:
+            self._scalar(event, mark)
+        elif kind is yaml.MappingStartEvent:
+            self._descend(mark, {})
+        elif kind is yaml.SequenceStartEvent:
+            self._descend(mark, [])
+        elif kind is yaml.MappingEndEvent or kind is yaml.SequenceEndEvent:
+            self._open.pop()
+            self._done()
+        elif kind is yaml.DocumentStartEvent and self.root:
+            self._stop(mark, "a second document begins; needs one")
+        elif kind is yaml.AliasEvent:
+            self._stop(mark, f"has the alias *{event.anchor}; write the value out, or share a plan")
+
+    def _scalar(self, event: Any, mark: Mark) -> None:
+        if self._open and self._open[-1].awaits_key():
+            self._begin(event, mark)
+            return
+        text, plain = event.value, event.implicit[0]
+        self._add(mark, None if plain and text in NULLS else Plain(text) if plain else text)
+        self._done()
+
+    def has(self, key: str) -> bool:
+        """Whether the value of this key of the document's own mapping is complete."""
+        if len(self._open) != 1 or self._open[0].key is not None:
+            return False
+        value = self._open[0].node.value
+        return isinstance(value, dict) and key in value
 
     def _begin(self, event: yaml.ScalarEvent, mark: Mark) -> None:
         if event.value == "<<" and event.implicit[0]:

@@ -70,7 +70,9 @@ class Catalogs:
         version = self._store.catalog() if number else None
         self._number = version.number if version else 0
         if version is not None:
-            bounds = Bounds(parse_catalog(version.text, f"catalog {version.number}"), version.number)
+            bounds = Bounds(
+                parse_catalog(version.text, f"catalog {version.number}", is_applied=True), version.number
+            )
         elif self._given is not None:
             bounds = self._given
         else:

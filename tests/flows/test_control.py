@@ -8,12 +8,17 @@ from contextlib import closing
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
+from urllib.request import urlopen
+
+import pytest
 
 from connectors.sqlite import SqliteReader
 from connectors.sqlite_control import SqliteControl
+from operators.adjustments import USED_BEFORE
 from operators.ports import Adjustment, Note, Resend
 from settings.catalogs import apply_text
 from tests.flows.conftest import SCENARIOS, SECONDS, Place
+from tests.ports import free_addresses
 
 FOLLOWED = {"SOURCE": "file:in.ndjson?follow=true", "EPOCH": "1s"}
 JUNE_17 = 1_781_690_400_000_000
@@ -81,12 +86,52 @@ def test_what_cannot_be_adjusted_is_said(place: Place) -> None:
             log.append(adjustment("meter", "1", meter="nothing"))
             log.append(adjustment("period", "1", at=JUNE_17 - 90 * 86_400_000_000))
             log.append(adjustment("number", "a lot"))
-            eventually(lambda: len(notes(place, "adjustment")) == 3)
+            log.append(adjustment("long", "1", customer="c" * 300))
+            for at in (-1_388_534_400_000_000, 253_402_300_799_000_000, 10**30):
+                log.append(adjustment(f"zoned {at}", "1", customer="initech", at=at))
+                log.append(adjustment(f"ever {at}", "1", customer="ever", at=at))
+            with closing(sqlite3.connect(place.folder / "store.db")) as db, db:
+                db.execute('INSERT INTO control (id, body) VALUES (\'g\', \'{"type": "grant", "id": "g"}\')')
+            log.append(adjustment("last", "0.4"))
+            eventually(lambda: len(notes(place, "adjustment")) == 11)
         refused = {note.id: json.loads(note.body)["refused"] for note in notes(place, "adjustment")}
         assert refused["meter"] == "no meter 'nothing'"
         assert refused["period"] == "its period is no longer held"
         assert refused["number"].startswith("quantity: needs a decimal")
-        assert place.periods()[TOKENS] == "33.6"
+        assert refused["long"] == "customer: needs 1 to 256 characters, got 300"
+        assert all(why == "at: needs 2000-01-01 to 2099-12-31" for id, why in refused.items() if " " in id)
+        eventually(lambda: place.periods()[TOKENS] == "34")
+    place.run()
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["lost", "put back"])
+def test_a_store_that_was_lost_takes_adjustments_and_is_filled_again(place: Place, older: bool) -> None:
+    """Its new control log begins at 1 again; all that was read before was passed over, and rebuilds waited for ever."""
+    place.append("first.jsonl")
+    place.run()
+    store, copy = place.folder / "store.db", place.folder / "copy.db"
+    with closing(sqlite3.connect(store)) as db, closing(sqlite3.connect(copy)) as made:
+        db.backup(made)
+    with control(place) as log:
+        for id in "123":
+            log.append(adjustment(id, "1"))
+    place.run()
+    expected = place.periods()
+    assert expected[TOKENS] == "36.6"
+    for path in place.folder.glob("store.db*"):
+        path.unlink()
+    if older:
+        copy.rename(store)
+    with control(place) as log:
+        log.append(adjustment("1", "1"))
+        log.append(adjustment("4", "100"))
+        log.append(adjustment("2", "7"))
+        log.append(Resend(id="rebuild"))
+    place.run()
+    assert place.periods() == expected | {TOKENS: "136.6"}
+    assert len([note for note in notes(place, "resend") if note.id.startswith("rebuild/")]) == 4
+    refused = {note.id: json.loads(note.body)["refused"] for note in notes(place, "adjustment")}
+    assert [why for id, why in refused.items() if id.startswith("2/")] == [USED_BEFORE]
 
 
 def test_a_lowered_cap_is_told_of_customers_who_are_idle(place: Place) -> None:
@@ -173,3 +218,59 @@ def test_what_a_store_lost_is_written_again(place: Place) -> None:
             log.append(Resend(id="drill"))
         eventually(lambda: len(notes(place, "resend")) == 4)
         assert place.totals() == expected
+
+
+WITHOUT = """meters:
+  - {name: calls, event_name: call, aggregation: {type: count}}
+"""
+
+
+def test_a_catalog_that_is_wrong_at_a_start_leaves_the_last_good_one_in_force(place: Place) -> None:
+    """A meter that comes back as another one, a file that is no catalog: neither ends a start, and ready says so."""
+    catalog = place.folder / "catalog.yaml"
+    tokens = "  - {name: tokens, event_name: call, aggregation: {type: sum, key: tokens}}\n"
+    catalog.write_text(WITHOUT + tokens)
+    place.append("first.jsonl")
+    place.run(CATALOG="catalog.yaml")
+    catalog.write_text(WITHOUT)
+    place.run(CATALOG="catalog.yaml")
+    (address,) = free_addresses(1)
+    for wrong in (WITHOUT + tokens.replace("sum", "max"), "meters: ["):
+        catalog.write_text(wrong)
+        with place.running(**FOLLOWED, CATALOG="catalog.yaml", METRICS=address):
+            eventually(lambda: "catalog.yaml" in answer(address, "/readyz").get("catalog", ""))
+            with control(place) as log:
+                assert log.catalog_number() == 2
+            catalog.write_text(WITHOUT)
+            eventually(lambda: answer(address, "/readyz") == {"status": "ready"})
+    catalog.write_text(WITHOUT + tokens)
+    place.append("second.jsonl")
+    place.run(CATALOG="catalog.yaml")
+    assert place.periods()[("acme", "calls")] == "5"
+    assert place.periods()[TOKENS] == "133.6"
+
+
+def test_a_version_that_the_state_cannot_follow_is_passed_over(place: Place) -> None:
+    """An older program applied it; and a store that was lost takes whatever comes first."""
+    catalog = place.folder / "catalog.yaml"
+    tokens = "  - {name: tokens, event_name: call, aggregation: {type: sum, key: tokens}}\n"
+    catalog.write_text(WITHOUT + tokens)
+    place.append("first.jsonl")
+    place.run(CATALOG="catalog.yaml")
+    for path in place.folder.glob("store.db*"):
+        path.unlink()
+    with control(place) as log:
+        log.apply(WITHOUT + tokens.replace("sum", "max"), origin="api", by="older")
+    place.append("second.jsonl")
+    catalog.unlink()
+    place.run(CATALOG="catalog.yaml")
+    assert place.periods()[TOKENS] == "133.6"
+
+
+def answer(address: str, path: str) -> dict[str, Any]:
+    """What the flow's port says, empty as long as nobody listens."""
+    try:
+        with urlopen(f"http://{address}{path}", timeout=SECONDS) as found:
+            return dict(json.load(found))
+    except OSError:
+        return {}

@@ -109,6 +109,25 @@ def test_a_good_catalog_is_counted_and_a_bad_one_told_line_by_line(run: Run) -> 
     assert [line.partition(": ")[0] for line in done.err.splitlines()] == ["bad.yaml:2", "bad.yaml:4"]
 
 
+def test_a_catalog_is_held_against_what_its_meters_have_counted(run: Run) -> None:
+    """By validate as by apply, also where the meter was taken out in between; in the store that is there or named."""
+    meters = [
+        "{name: tok, event_name: x, aggregation: {type: sum, key: n}}",
+        "{name: calls, event_name: x, aggregation: {type: count}}",
+    ]
+    back = Path("back.yaml")
+    for version in (meters, meters[1:]):
+        Path("catalog.yaml").write_text(f"meters: [{', '.join(version)}]\n")
+        assert run("catalog", "apply", "catalog.yaml").code == 0
+    back.write_text(f"meters: [{', '.join(meters).replace('sum', 'max')}]\n")
+    for command in ("validate", "apply"):
+        done = run("catalog", command, "back.yaml")
+        assert (done.code, "meter 'tok': its aggregation is fixed" in done.err) == (1, True)
+    assert run("catalog", "validate", "back.yaml", "--store", "sqlite:other.db").code == 0
+    back.write_text(f"meters: [{', '.join(meters)}]\n")
+    assert run("catalog", "apply", "back.yaml").out == "catalog: is now version 3\n"
+
+
 def test_dead_letters_are_listed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TIDEGATE_DEAD_LETTERS", "file:dead.ndjson")
     assert run("dead-letters", "list").code == 0

@@ -79,17 +79,19 @@ def test_a_file_that_is_still_being_written_is_left_alone(log: SqliteControl, tm
     watch = FileWatch(path, lambda: now[0])
     for text in (COUNT, COUNT + "# more", CAPPED.replace("5", "7")):
         path.write_text(text)
-        assert watch.look(log) is None
+        assert watch.look(log) == ""
         now[0] += SETTLED / 2
-        assert watch.look(log) is None
+        assert watch.look(log) == ""
         assert log.catalog_number() == 1
     now[0] += SETTLED
-    assert watch.look(log) is None
+    assert watch.look(log) == ""
     newest = log.catalog()
     assert newest is not None and newest.text == CAPPED.replace("5", "7")
 
 
-def test_a_broken_file_is_told_once_and_the_next_good_one_counts(log: SqliteControl, tmp_path: Path) -> None:
+def test_a_broken_file_is_logged_once_and_the_next_good_one_counts(
+    log: SqliteControl, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "catalog.yaml"
     path.write_text(COUNT)
     apply_file(log, path)
@@ -100,9 +102,10 @@ def test_a_broken_file_is_told_once_and_the_next_good_one_counts(log: SqliteCont
     for _ in range(5):
         told.append(watch.look(log))
         now[0] += SETTLED
-    assert sum(problem is not None for problem in told) == 1
+    assert len(set(told)) == 2 and told[0] == "" and told[-1].endswith("did not find expected node content")
+    assert caplog.text.count("the catalog stays as it is") == 1
     path.write_text(CAPPED)
     watch.look(log)
     now[0] += SETTLED
-    watch.look(log)
+    assert watch.look(log) == ""
     assert log.catalog_number() == 2

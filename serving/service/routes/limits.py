@@ -86,7 +86,7 @@ def _newest(log: ControlLog) -> CatalogVersion:
 
 
 def _shown(version: CatalogVersion, customer: str, meter: str) -> tuple[OverrideBody, str]:
-    catalog: Catalog = parse_catalog(version.text)
+    catalog: Catalog = parse_catalog(version.text, is_applied=True)
     if all(meter != known.name for known in catalog.meters):
         raise not_found(f"meter {meter!r}: the catalog has none of this name")
     entry, effective = override_of(version.text, customer, meter), catalog.limit_of(customer, meter)
