@@ -10,6 +10,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace as replaced
 from datetime import timedelta
 from decimal import Decimal
 from fractions import Fraction
@@ -21,13 +22,14 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from msgspec.structs import replace
 
 from operators import quantity, windows
 from operators.catalog import Catalog, Limit, Meter, Plan, Threshold
 from operators.chunk import Ints
 from operators.decode import Decoder
 from operators.keys import shard_of
-from operators.periods import Calendar
+from operators.periods import MAX_AT, MIN_AT, Calendar
 from operators.ports import Adjustment, Payloads, StreamMark
 from operators.quantity import QUANTITY_MAX
 from operators.records import Accepted, Alert, DeadLetter, Total
@@ -135,19 +137,26 @@ class Fleet:
         self.model.now.snapshot()
 
     def restart(
-        self, catalog: Catalog | None = None, lateness: timedelta | None = None, clock: Clock | None = None
+        self,
+        catalog: Catalog | None = None,
+        lateness: timedelta | None = None,
+        clock: Clock | None = None,
+        means: Catalog | None = None,
     ) -> None:
-        """Snapshot, and go on from there in another process, perhaps under another catalog or other settings."""
+        """Snapshot, and go on from there in another process, perhaps under another catalog or other settings.
+
+        `means` is what the catalog comes to, where that is not what it says.
+        """
         self.snapshot()
         if catalog is not None:
             self.catalog = catalog
-            self.model.restart(catalog)
+            self.model.restart(means or catalog)
         self.lateness, self.clock = lateness or self.lateness, clock or self.clock
         self.left = [self._start()]
         self.alerts += cast(list[Alert], self.left[0])
         self.model.now.restart(self.lateness // timedelta(microseconds=1), self.clock)
 
-    def adopt(self, catalog: Catalog) -> None:
+    def adopt(self, catalog: Catalog, means: Catalog | None = None) -> None:
         """Go on under another catalog without stopping."""
         self.catalog = catalog
         self.number += 1
@@ -159,7 +168,7 @@ class Fleet:
             shard.adopt(self.number, catalog)
             self.alerts += shard.review()
         self.snapshot()
-        self.model.restart(catalog)
+        self.model.restart(means or catalog)
 
     def adjust(self, adjustment: Adjustment, received_at: int) -> bool:
         """Whether it was taken."""
@@ -454,11 +463,17 @@ def narrow_limbs() -> Iterator[None]:
         yield
 
 
+def another(meter: Meter) -> Meter:
+    """A meter of the same name that goes on with nothing of this one; it reads what is never out of range."""
+    return Meter(meter.name, meter.event_name, "unique" if meter.kind != "unique" else "max", "region")
+
+
 class Machine(RuleBasedStateMachine):
     """Both under the same small steps, compared after each one."""
 
     sent: list[Sent]
-    adjusted = large = 0
+    adjusted: list[tuple[Adjustment, bool]]
+    large = 0
     wall = NOON
     stream = "a"
     taken: int | None = None
@@ -481,6 +496,7 @@ class Machine(RuleBasedStateMachine):
             self._patched.enter_context(narrow_limbs())
         self.fleet = Fleet(catalog, timedelta(hours=hours), clock)
         self.sent = []
+        self.adjusted = []
         self.wall = NOON
 
     def _poll(self, payloads: list[bytes]) -> None:
@@ -576,9 +592,8 @@ class Machine(RuleBasedStateMachine):
     def adjust(self, customer: str, meter: Meter, ago: int, amount: Decimal) -> None:
         """A repair, up or down, in any window that is still held."""
         at = NOON - ago * HOUR
-        self.adjusted += 1
         adjustment = Adjustment(
-            id=str(self.adjusted),
+            id=str(len(self.adjusted)),
             customer=customer,
             meter=meter.name,
             at=at,
@@ -588,6 +603,48 @@ class Machine(RuleBasedStateMachine):
         )
         taken = self.fleet.model.adjust(customer, meter, at, Fraction(amount), NOON)
         assert self.fleet.adjust(adjustment, NOON) == taken
+        self.adjusted.append((adjustment, taken))
+
+    @rule()
+    def read_the_control_log_again(self) -> None:
+        """Its store was put back: every adjustment comes once more, says what it said, and adds nothing."""
+        for adjustment, taken in self.adjusted:
+            assert self.fleet.adjust(adjustment, NOON) == taken
+
+    @rule(pick=st.integers(0, 1000), seconds=st.sampled_from((0, 1)))
+    def adjust_by_another_under_an_id(self, pick: int, seconds: int) -> None:
+        if self.adjusted:
+            first, _ = self.adjusted[pick % len(self.adjusted)]
+            at, quantity = first.at + seconds, str(Decimal(first.quantity) + 1)
+            assert not self.fleet.adjust(replace(first, at=at, quantity=quantity), NOON)
+
+    @rule(
+        customer=st.sampled_from(("acme", "new", "", "c" * 257)),
+        at=st.sampled_from((NOON, -1, 0, MIN_AT - 1, MAX_AT, 10**30)),
+        quantity=st.sampled_from(("1", "NaN", "1e999999", "0." + "1" * 25, "", "one")),
+    )
+    def adjust_by_anything(self, customer: str, at: int, quantity: str) -> None:
+        """What can't be is refused, and leaves nothing."""
+        if (at, quantity) == (NOON, "1") and customer in ("acme", "new"):
+            return
+        record = Adjustment(
+            id=f"odd {self.wall} {customer} {at} {quantity}", customer=customer, meter="calls", at=at,
+            quantity=quantity, reason="", by="",
+        )  # fmt: skip
+        assert not self.fleet.adjust(record, NOON)
+
+    @rule(
+        catalog=catalogs(),
+        fates=st.tuples(*[st.sampled_from(("stays", "goes", "another"))] * len(METERS)),
+        live=st.booleans(),
+    )
+    def change_meters(self, catalog: Catalog, fates: tuple[str, ...], live: bool) -> None:
+        """Meters go and come back; one that comes as another one counts nothing, and what it was can come back."""
+        pairs = list(zip(METERS, fates, strict=True))
+        said = [another(meter) if fate == "another" else meter for meter, fate in pairs if fate != "goes"]
+        meant = [meter for meter, fate in pairs if fate == "stays"]
+        change = self.fleet.adopt if live else self.fleet.restart
+        change(replaced(catalog, meters=tuple(said)), means=replaced(catalog, meters=tuple(meant)))
 
     @invariant()
     def agree(self) -> None:
