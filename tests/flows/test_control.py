@@ -246,7 +246,7 @@ def test_a_catalog_that_is_wrong_at_a_start_leaves_the_last_good_one_in_force(pl
     catalog.write_text(WITHOUT + tokens)
     place.append("second.jsonl")
     place.run(CATALOG="catalog.yaml")
-    assert place.periods()[("acme", "calls")] == "5"
+    assert place.periods()[("acme", "calls")] == "6"
     assert place.periods()[TOKENS] == "133.6"
 
 

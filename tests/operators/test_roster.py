@@ -1,13 +1,19 @@
 """Customers and keys by number, and what the catalog says of each."""
 
+from datetime import timedelta
 from decimal import Decimal
 
 import numpy as np
 import pytest
 
 from operators.catalog import Catalog, Customer, Limit, Meter, Plan
+from operators.customers import Customers
+from operators.decode import Decoder
 from operators.periods import DAY, HOUR, Calendar
+from operators.ports import Payloads
 from operators.roster import Roster
+from operators.shard import Shard
+from tests.operators.strategies import NOON
 
 METERS = (Meter("calls", "call", "count"), Meter("tokens", "call", "sum", "n"))
 FREE = Plan("free", Calendar("month"), None, {"calls": Limit(cap=Decimal(10))})
@@ -65,3 +71,37 @@ def test_more_keys_than_a_window_can_name_are_refused(monkeypatch: pytest.Monkey
     roster.keys(roster.rows(["a", "b", "c"]), np.array([0, 0, 1]))
     with pytest.raises(OverflowError, match="use more shards"):
         roster.keys(roster.rows(["a"]), np.array([1]))
+
+
+def test_a_meter_that_clashes_with_what_was_counted_counts_nothing_and_ends_nothing() -> None:
+    """An older program applied it, or a store without the flow's past: what it was can return."""
+    own, other = (Meter("tok", "call", kind, "n") for kind in ("sum", "max"))
+    calls = Meter("calls", "call", "count")
+    customers = Customers(1)
+
+    def send(number: int, meters: tuple[Meter, ...], ids: str) -> None:
+        values = dict.fromkeys(ids, "7") | {f"{ids}, no number": '"x"'}
+        lines = "\n".join(
+            f'{{"event_id":"{id}","customer_id":"a","event_name":"call",'
+            f'"timestamp":"2026-01-10T12:00:00Z","metadata":{{"n":{n}}}}}'
+            for id, n in values.items()
+        )
+        decoder = Decoder(Catalog(meters), shards=1, clock="event", number=number, customers=customers)
+        for _, chunk in decoder.decode(Payloads(lines.encode(), NOON, NOON, "test")):
+            shard.apply(chunk)
+
+    shard = Shard(0, Catalog((own, calls)), timedelta(days=1), "event", number=1)
+    send(1, (own, calls), "12")
+    for frames in (None, shard.delta()):
+        if frames is not None:
+            shard = Shard.restore(0, Catalog((other, calls)), timedelta(days=1), "event", frames, number=2)
+        else:
+            shard.adopt(2, Catalog((other, calls)))
+        assert list(shard.roster.refused) == ["tok"]
+        send(2, (other, calls), "34" if frames is None else "56")
+    shard.adopt(3, Catalog((own, calls)))
+    assert shard.roster.refused == {}
+    send(3, (own, calls), "7")
+    shard.resend()
+    found = {total.meter: total.total for total in shard.totals() if total.window == "period"}
+    assert found == {"tok": 21, "calls": 8}

@@ -59,8 +59,6 @@ def test_the_first_and_the_last_instant_are_answered(here: Local, at: str, custo
         assert here.client.get(path, params={"at": at}).status_code == 200
 
 
-@pytest.mark.parametrize(
-    "quantity", ["NaN", "1e999999", "0." + "1" * 25, "1\n", "", "+1", "1000000000000001"]
-)
+@pytest.mark.parametrize("quantity", ["NaN", "1e999999", "0." + "1" * 25, "1\n", "", "+1", "0x1"])
 def test_what_is_no_exact_quantity_is_refused(here: Local, quantity: str) -> None:
     assert post(here, "odd", quantity=quantity)[0] == 422
