@@ -82,7 +82,7 @@ class Chunk:
 
     `names` lists customers and `customer` points into it; while `shared`, it is the one growing list that all
     chunks of this shard and process have. `digest_lo` and `digest_hi` are the identities, `mark` fingerprints
-    name, time and data, `at` is µs since the epoch. `catalog` is the number of the catalog that meters were read
+    name and data, `at` is µs since the epoch. `catalog` is the number of the catalog that meters were read
     under. `unread` says which meters found nothing that they could read, `missed` why events were not metered, wholly
     or partly. `starts` and `ends` point into `block`. `stream` names the partition that they came from, `taken` when
     its transport took them (µs since the epoch), one by one or all at once.

@@ -36,7 +36,7 @@ Clock = Literal["event", "wall"]
 PIECE_BYTES = 1 << 19  # two thousand events: msgspec slows down on pieces that outgrow the cache
 _REMEMBERED_NAMES = 100_000
 
-_K1, _K2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F)
+_SPREAD = np.uint64(0x9E3779B97F4A7C15)
 
 
 class _Event(msgspec.Struct, gc=False):
@@ -222,10 +222,10 @@ class Decoder:
 
         code = np.array(known_names, np.int64)
         # The digest is the integer's bytes, of which a column is made sooner than of integers.
-        mark = (
+        content = (
             np.frombuffer(b"".join(map(xxh3_64_digest, data)), ">u8").astype(np.uint64) ^ self._hash_of[code]
         )
-        mark = ((mark * _K1 + at.view(np.uint64) * _K2) >> np.uint64(32)).astype(np.uint32)
+        mark = ((content * _SPREAD) >> np.uint64(32)).astype(np.uint32)
         customer = np.array(numbers, np.int64)
         digest = self.customers.digest[customer] ^ _words(known_sources)
         digest ^= _words([xxh3_128_digest(id.encode(), ID_SEED) for id in ids])

@@ -3,7 +3,7 @@
 xxh3 is stable across processes, machines and releases, which `hash(str)` is not. An identity is the XOR of
 three 128-bit hashes under different seeds (tabulation hashing), so the parts are length-safe: `a-b,c` never
 equals `a,b-c`, and two given identities collide with probability 2⁻¹²⁸. The hash is not keyed: who chose
-ids to collide could only hide events of the same customer, name, time and data, which is a duplicate anyway.
+ids to collide could only hide events of the same customer, name and data.
 """
 
 from xxhash import xxh3_64_intdigest, xxh3_128_digest

@@ -95,8 +95,8 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
 class Accepted(NamedTuple):
     """An accepted event for billing: a safe id, time and own bytes.
 
-    The id is 32 hex digits of the identity and the event hour. A retry repeats both; and an identity that was
-    accepted in two distant hours, which counts twice here, is two events to the biller as well.
+    The id is 32 hex digits of the identity, and the event's hour (UTC). A replay repeats both. An identity that is
+    accepted again after it was forgotten has a later hour, and so is two events to the biller as well.
     """
 
     id: str

@@ -18,7 +18,6 @@ from operators.adjustments import FULL, USED_BEFORE, Remembered, fault_of, finge
 from operators.catalog import Catalog, Meter
 from operators.chunk import Chunk, Ints, Readings
 from operators.dedup import CONFLICT, DUPLICATE, NEW, Identities, Memory
-from operators.groups import groups
 from operators.periods import HOUR
 from operators.ports import Adjustment, Settled, StreamMark
 from operators.quantity import SCALE, TOTAL_MAX, scaled
@@ -117,7 +116,6 @@ class Shard:
         self.adjustments = Remembered()
         self.counts: dict[str, int] = {}
         self.unmetered = UnmeteredRows()
-        self.marks: dict[int, NDArray[np.bool_]] = {}
         self.latest = 0
         self.saved = snapshot.Saved()
         self.lateness = lateness // timedelta(microseconds=1)
@@ -170,8 +168,8 @@ class Shard:
     def forget(self) -> None:
         """For a run without snapshots: drops what no event can reach, and the notes for a delta."""
         self._drop_unreachable()
+        self.memory.appended()
         self.saved.clocks.clear()
-        self.saved.marks.clear()
         self.streams.touched.clear()
         self.adjustments.unsaved.clear()
         self.watch.moved.clear()
@@ -179,7 +177,7 @@ class Shard:
     @property
     def files(self) -> Iterable[str]:
         """The journal's streams of identities that still count."""
-        return self.saved.streams.values()
+        return self.memory.streams
 
     def note(self, mark: StreamMark) -> None:
         """Take in how far a partition of the source is read."""
@@ -197,7 +195,7 @@ class Shard:
         self.streams.restore(left.partitions)
         if left.wall != self.streams.wall:
             self.streams.forget_progress()
-            self._mark_all()
+            self.saved.whole = True
         self.streams.reopen()
 
     def review(self) -> list[Alert]:
@@ -214,7 +212,7 @@ class Shard:
             return Outcome([], dead, [])
         customer = self.roster.customers(chunk)
         now = self._now(customer, chunk)
-        verdicts = self._verdicts(chunk, now, self._oldest(customer, now))
+        verdicts = self._verdicts(chunk, customer, now, self._oldest(customer, now))
         for name, verdict in VERDICTS:
             self._count(name, int(np.count_nonzero(verdicts == verdict)))
         self._count("too_late", int(np.count_nonzero(verdicts >= TOO_LATE)))
@@ -224,7 +222,6 @@ class Shard:
         if not len(accepted):
             return Outcome([], dead, [])
         customer, now, at = customer[accepted], now[accepted], chunk.at[accepted]
-        self._mark_hours(customer, at)
         edges = self.roster.edges(customer, at)
         late = np.where(
             edges.period_end <= now, LATE_CLOSED, np.where(edges.hour_end <= now, LATE_OPEN, ON_TIME)
@@ -320,8 +317,7 @@ class Shard:
 
     def remembered(self) -> list[Settled]:
         """The identities of all accepted events that are remembered, for a store that may hold some for open."""
-        tables = self.memory.hours.values()
-        return [Settled(*(key[: len(table)] for key in table.keys)) for table in tables if len(table)]
+        return [Settled(lo, hi) for lo, hi in self.memory.words() if len(lo)]
 
     def totals(self) -> Totals:
         """The totals that changed since this was last asked, absolute."""
@@ -363,8 +359,8 @@ class Shard:
         """Return the earliest time that each event may have and be accepted."""
         return np.maximum(now - self.lateness, np.maximum(self.roster.floor.values[customer], self.floor))
 
-    def _verdicts(self, chunk: Chunk, now: Ints, oldest: Ints) -> NDArray[np.int8]:
-        identities = Identities(chunk.digest_lo, chunk.digest_hi, chunk.mark, chunk.at, oldest)
+    def _verdicts(self, chunk: Chunk, customer: Ints, now: Ints, oldest: Ints) -> NDArray[np.int8]:
+        identities = Identities(chunk.digest_lo, chunk.digest_hi, chunk.mark, customer, chunk.at, now, oldest)
         fits = chunk.at >= oldest
         if fits.all():
             return self.memory.settle(identities)
@@ -483,30 +479,6 @@ class Shard:
         for number, count in enumerate(np.bincount(meter).tolist()):
             self._count(f"{name}:{self.roster.meters[number].name}", count)
 
-    def _mark_hours(self, customer: Ints, at: Ints) -> None:
-        """Notes who has identities in which hour, so that it is kept while any of them can reach it."""
-        if self.streams.wall:
-            return
-        hours = at // HOUR
-        for hour, rows in groups(hours):
-            marks = self.marks.get(hour)
-            if marks is None or len(marks) < len(self.roster.names):
-                wider = np.zeros(len(self.roster.names) * 5 // 4 + 64, np.bool_)
-                if marks is not None:
-                    wider[: len(marks)] = marks
-                marks = self.marks[hour] = wider
-            inside = customer[rows]
-            fresh = inside[~marks[inside]]
-            if len(fresh):
-                marks[fresh] = True
-                self.saved.marks.append((hour, np.unique(fresh)))
-
-    def _mark_all(self) -> None:
-        """Take it that everybody has identities in each hour so far, of which the other clock took no notes."""
-        everybody = np.ones(len(self.roster.names), np.bool_)
-        self.marks = {} if self.streams.wall else {hour: everybody.copy() for hour in self.saved.streams}
-        self.saved.whole = True
-
     def _raise_floor(self) -> None:
         """Put out of reach for good what no event can reach by now, which may then be forgotten."""
         if self.streams.wall:
@@ -519,29 +491,19 @@ class Shard:
         self.saved.clocks.append(risen)
 
     def _drop_unreachable(self) -> None:
-        """Drops what no acceptable event can reach: identities by the hour, windows when they outgrow what is live."""
+        """Drop what no acceptable event can reach: identities, and windows when they outgrow what is live."""
         hour = self.latest // HOUR
         if hour == self._swept_hour:
             return
         self._swept_hour = hour
         self._raise_floor()
         floor = np.maximum(self.roster.floor.values, self.floor)
-        last = int(floor.max(initial=0))
-        passed = [old for old in self.memory.hours if (old + 1) * HOUR <= last]
-        for old in [old for old in passed if self._is_unreachable(old, floor)]:
-            self.memory.forget(old)
-            self.marks.pop(old, None)
+        self.memory.sweep(floor)
         if len(self.buckets) + len(self.periods) >= 2 * self._swept_size + 4096:
             self._sweep(self.buckets, 0, floor)
             self._sweep(self.periods, 1, floor)
             self._swept_size = len(self.buckets) + len(self.periods)
             self.saved.whole = True
-
-    def _is_unreachable(self, hour: int, floor: Ints) -> bool:
-        """Return whether all who have identities in this hour have their floor after it; without marks, all at all."""
-        marks = self.marks.get(hour)
-        mine = floor if marks is None else floor[np.flatnonzero(marks)]
-        return bool((mine >= (hour + 1) * HOUR).all())
 
     def _sweep(self, table: Table, grace: int, floor: Ints) -> None:
         """Drops windows whose end lies `grace` of their own lengths before their customer's floor."""

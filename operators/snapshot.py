@@ -1,8 +1,10 @@
 """A shard's state as frames: what changed since the last delta, and a shard built up from them again.
 
 Two kinds of streams. `state` holds customers, keys, totals, alert states and counters; a frame that is `whole` replaces
-all before it. `ids-…` hold remembered identities, one stream per event hour, only ever appended to, so that hours
-gone by cost a snapshot nothing; the newest state frame names those that count.
+all before it. `ids-…` hold remembered identities in order of acceptance, only ever appended to, so that what was
+accepted earlier costs a snapshot nothing; the newest state frame names those that count, the open one last.
+
+State of earlier versions is read too: a stream per event hour, `ids-HOUR-SERIAL`, without a customer per identity.
 """
 
 from collections.abc import Iterable
@@ -15,7 +17,9 @@ from numpy.typing import NDArray
 from operators.adjustments import Known
 from operators.catalog import Meter
 from operators.chunk import Ints
+from operators.dedup import Memory
 from operators.records import Alert, Window
+from operators.runs import NOBODY, Rows, joined
 from operators.streams import Stream, Streams
 from operators.table import Table
 from operators.unmetered_rows import SavedRow
@@ -51,11 +55,7 @@ class Saved:
         self.names = 0
         self.keys = 0
         self.values: dict[str, int] = {}
-        self.ids: dict[int, int] = {}
-        self.streams: dict[int, str] = {}
-        self.serial = 0
         self.clocks: list[Ints] = []
-        self.marks: list[tuple[int, Ints]] = []
 
 
 class _Rows(msgspec.Struct):
@@ -81,8 +81,7 @@ class _State(msgspec.Struct):
     values: dict[Window, _Rows]
     states: dict[int, Held]
     counts: dict[str, int]
-    marks: list[tuple[int, bytes]]
-    streams: dict[int, str]
+    streams: list[str] | dict[int, str]
     serial: int
     latest: int
     adjusted: dict[int, tuple[int, str]] = {}
@@ -98,6 +97,7 @@ class _State(msgspec.Struct):
     adjustments: list[Known] = []
 
 
+_NO_ROWS = _Rows([memoryview(b"")] * 2, {name: memoryview(b"") for name in ("mark", "seen", "customer")})
 _STATE = msgspec.msgpack.Decoder(_State)
 _IDS = msgspec.msgpack.Decoder(_Rows)
 
@@ -105,7 +105,7 @@ _IDS = msgspec.msgpack.Decoder(_Rows)
 def delta(shard: "Shard") -> list[Frame]:
     """Frames of what changed since the last delta; the shard then counts as saved."""
     saved = shard.saved
-    frames = list(_identities(shard, saved))
+    frames = [Frame(stream, _encoded(rows), False) for stream, rows in shard.memory.appended()]
     whole = saved.whole = saved.whole or shard.streams.whole
     if whole:
         saved.names = saved.keys = 0
@@ -134,9 +134,8 @@ def delta(shard: "Shard") -> list[Frame]:
         },
         states={word: shard.watch.held(word) for word in moved},
         counts=shard.counts,
-        marks=[(hour, rows.tobytes()) for hour, rows in _marks(shard, whole)],
-        streams=saved.streams,
-        serial=saved.serial,
+        streams=shard.memory.streams,
+        serial=shard.memory.serial,
         latest=shard.latest,
         adjusted={word: (known.times, str(known.amount)) for word, known in shard.adjusted.items()},
         lateness=shard.lateness,
@@ -153,7 +152,7 @@ def delta(shard: "Shard") -> list[Frame]:
     saved.whole = False
     saved.names, saved.keys = len(roster.names), roster.key_customer.size
     saved.values = {name: len(table) for name, table in shard.values.items()}
-    saved.clocks, saved.marks = [], []
+    saved.clocks = []
     shard.streams.touched, shard.streams.whole = [], False
     remembered.unsaved = []
     shard.watch.moved.clear()
@@ -194,25 +193,18 @@ class State:
             shard.counts.update(state.counts)
             shard.unmetered.restore(state.unmetered)
             shard.adjustments.known.update((known.id, known) for known in state.adjustments)
-            for hour, marked in state.marks:
-                _mark(shard, hour, _ints(marked))
         for table in (shard.buckets, shard.periods):
             normalize(table)
         saved = shard.saved
         if self._states:
             last = self._states[-1]
-            saved.whole, saved.streams, saved.serial = False, dict(last.streams), last.serial
+            saved.whole = False
+            self._remember(shard.memory, last)
             shard.latest = last.latest
             for word, (times, amount) in last.adjusted.items():
                 shard.adjusted[word] = Adjusted(times, int(amount))
             shard.store = last.store
             shard.resume(Left(last.lateness, last.wall, last.floor, last.partitions))
-        for hour, stream in saved.streams.items():
-            for rows in self._ids.get(stream, []):
-                _take(shard.memory.table(hour), rows)
-            saved.ids[hour] = len(shard.memory.table(hour))
-        for hour in set(shard.marks) - set(saved.streams):
-            del shard.marks[hour]
         _classify(shard.counts)
         saved.names, saved.keys = len(roster.names), roster.key_customer.size
         saved.values = {name: len(table) for name, table in shard.values.items()}
@@ -221,6 +213,16 @@ class State:
         alerts = shard.watch.restore(held, np.array(changed, np.int64))
         saved.whole |= bool(changed) or len(roster.meters) > len(self.meters)
         return alerts
+
+    def _remember(self, memory: Memory, last: _State) -> None:
+        names = last.streams if isinstance(last.streams, list) else list(last.streams.values())
+        streams = [(name, joined(_identities(name, rows) for rows in self._rows_of(name))) for name in names]
+        # Streams by event hour are all closed.
+        opened = streams.pop() if isinstance(last.streams, list) else None
+        memory.restore(streams, opened, last.serial)
+
+    def _rows_of(self, stream: str) -> list[_Rows]:
+        return self._ids.get(stream) or [_NO_ROWS]
 
 
 def read(frames: Iterable[Frame]) -> State:
@@ -241,20 +243,21 @@ def _stream_clocks(streams: Streams, whole: bool) -> _Rows:
     return _rows(streams.clocks, np.arange(len(streams.clocks)) if whole else _distinct(streams.touched))
 
 
-def _identities(shard: "Shard", saved: Saved) -> Iterable[Frame]:
-    hours = shard.memory.hours
-    for hour in saved.streams.keys() - hours.keys():
-        del saved.streams[hour], saved.ids[hour]
-    for hour, table in hours.items():
-        if hour not in saved.streams:
-            # A serial, so that an hour that comes back after it was forgotten is another stream.
-            saved.serial += 1
-            saved.streams[hour] = f"ids-{hour}-{saved.serial}"
-            saved.ids[hour] = 0
-        if len(table) > saved.ids[hour]:
-            rows = _rows(table, np.arange(saved.ids[hour], len(table)))
-            saved.ids[hour] = len(table)
-            yield Frame(saved.streams[hour], msgspec.msgpack.encode(rows), False)
+def _identities(stream: str, rows: _Rows) -> Rows:
+    lo, hi = (np.frombuffer(key, np.uint64) for key in rows.keys)
+    columns = {name: np.frombuffer(column, np.uint32) for name, column in rows.columns.items()}
+    if "seen" not in columns:
+        hour = int(stream.split("-")[1])
+        columns |= {
+            "seen": np.full(len(lo), hour, np.uint32),
+            "customer": np.full(len(lo), NOBODY, np.uint32),
+        }
+    return Rows(lo, hi, **columns)
+
+
+def _encoded(rows: Rows) -> bytes:
+    columns = {name: column.data for name, column in rows._asdict().items()}
+    return msgspec.msgpack.encode(_Rows([columns.pop("lo"), columns.pop("hi")], columns))
 
 
 def _changed(table: Table, whole: bool) -> _Rows:
@@ -292,25 +295,10 @@ def _column(values: memoryview, usual: np.dtype[Any], rows: int) -> NDArray[Any]
     return np.frombuffer(values, np.uint32 if usual.itemsize == 8 else np.int64)
 
 
-def _marks(shard: "Shard", whole: bool) -> Iterable[tuple[int, Ints]]:
-    if whole:
-        return [(hour, np.flatnonzero(marks)) for hour, marks in shard.marks.items()]
-    return [(hour, rows) for hour, rows in shard.saved.marks if hour in shard.marks]
-
-
 def _classify(counts: dict[str, int]) -> None:
     """Count what a version before this one accepted without telling whether it was metered."""
     if "accepted" in counts and not counts.keys() & {"metered", "unmetered", "unclassified"}:
         counts["unclassified"] = counts["accepted"]
-
-
-def _mark(shard: "Shard", hour: int, rows: Ints) -> None:
-    wider = np.zeros(len(shard.roster.names) * 5 // 4 + 64, np.bool_)
-    marks: NDArray[np.bool_] | None = shard.marks.get(hour)
-    if marks is not None:
-        wider[: len(marks)] |= marks[: len(wider)]
-    wider[rows] = True
-    shard.marks[hour] = wider
 
 
 def _distinct(parts: list[Ints]) -> Ints:

@@ -30,7 +30,6 @@ EPOCH = datetime(1970, 1, 1)
 NEVER_END = (datetime(9999, 12, 31) - EPOCH) // timedelta(microseconds=1)
 FIRST_AT = (datetime(2000, 1, 1) - EPOCH) // timedelta(microseconds=1)
 LAST_AT = (datetime(2100, 1, 1) - EPOCH) // timedelta(microseconds=1)
-QUARTER = 15 * MINUTE
 WHITE = b" \t\r\n"
 
 Late = Literal["on_time", "late_open", "late_closed"]
@@ -567,7 +566,7 @@ class Model:
         self.unmetered: dict[tuple[str, Unread], Seen] = {}
         self.announced: list[tuple[int, Unread, str, int, str]] = []
         self._home = shard_of
-        self._remembered: dict[tuple[str, str, str], dict[int, Event]] = {}
+        self._remembered: dict[tuple[str, str, str], tuple[Event, int]] = {}
         self._windows: dict[tuple[str, str, str, int], Window] = {}
         self._rules: dict[tuple[str, str, int, str], RuleState] = {}
 
@@ -685,7 +684,7 @@ class Model:
             self.counters["too_late"] += 1
             self.dead.append(("too_late", event.payload))
             return
-        match self._repeats(event, oldest):
+        match self._repeats(event, now, oldest):
             case "duplicate":
                 self.counters["duplicates"] += 1
             case "conflict":
@@ -694,20 +693,14 @@ class Model:
             case None:
                 self._accept(event, now)
 
-    def _repeats(self, event: Event, oldest: int) -> Literal["duplicate", "conflict"] | None:
-        hours = self._remembered.setdefault((event.customer, event.source, event.id), {})
-        hour = event.at - event.at % HOUR
-        if hour in hours:
-            first = hours[hour]
-            same = (first.name, first.at, first.data) == (event.name, event.at, event.data)
-            return "duplicate" if same else "conflict"
-        # What lies wholly before the lateness is forgotten; nothing of that hour is accepted any more.
-        remembers_before = hour - HOUR in hours and hour > oldest
-        if remembers_before and event.at < hour + QUARTER:
-            return "conflict"
-        if hour + HOUR in hours and event.at >= hour + HOUR - QUARTER:
-            return "conflict"
-        hours[hour] = event
+    def _repeats(self, event: Event, now: int, oldest: int) -> Literal["duplicate", "conflict"] | None:
+        identity = event.customer, event.source, event.id
+        if identity in self._remembered:
+            first, seen = self._remembered[identity]
+            # The hour in which it was seen is remembered until nothing as old as that is accepted.
+            if seen - seen % HOUR + HOUR > oldest:
+                return "duplicate" if (first.name, first.data) == (event.name, event.data) else "conflict"
+        self._remembered[identity] = event, max(event.at, now)
         return None
 
     def _accept(self, event: Event, now: int) -> None:

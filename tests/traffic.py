@@ -206,7 +206,8 @@ def random_limit(rng: random.Random) -> Limit:
 class Sent:
     """An event as someone means to send it; `properties` are JSON texts, None is no data at all.
 
-    `data` is the text that was sent for the properties once, so that a retry sends the same.
+    `data` is the text that was sent for the properties once, so that a retry sends the same. `timed` says whether it
+    carries its time, or leaves that to the transport.
     """
 
     cloud: bool
@@ -217,6 +218,7 @@ class Sent:
     at: int
     properties: dict[str, str] | None = field(default_factory=dict)
     data: str | None = None
+    timed: bool = True
 
     def with_data(self, rng: random.Random, plain: bool = False) -> "Sent":
         """The same with its properties written down."""
@@ -240,6 +242,8 @@ def written(rng: random.Random, sent: Sent, plain: bool = False) -> bytes:
             ("event_id", quoted(rng, sent.id, plain)), ("customer_id", quoted(rng, sent.customer, plain)),
             ("event_name", quoted(rng, sent.name, plain)), ("timestamp", time), ("metadata", data),
         ]  # fmt: skip
+    if not sent.timed:
+        fields = [(key, value) for key, value in fields if key not in ("time", "timestamp")]
     if rng.random() < 0.1:
         unknown = rng.choice(('"application/json"', "null", "[1, 2.50]", '{"a":{}}'))
         fields.append(("datacontenttype", unknown))
@@ -391,7 +395,9 @@ class Traffic:
     def _event(self) -> bytes:
         rng = self.rng
         if self.sent and rng.random() < 0.12:
-            return written(rng, self._repeated(rng.choice(self.sent[-300:])), plain=rng.random() < 0.3)
+            near = rng.random() < 0.8
+            sent = rng.choice(self.sent[-300:] if near else self.sent)
+            return written(rng, self._repeated(sent), plain=rng.random() < 0.3)
         self.serial += 1
         cloud = rng.random() < 0.6
         customer = rng.choice(self.customers) if rng.random() < 0.7 else self.customers[0]
@@ -439,30 +445,41 @@ class Traffic:
                 return self.clock - rng.randrange(5 * SECOND)
 
     def _repeated(self, sent: Sent) -> Sent:
-        """The same event, or one of the same identity that says otherwise."""
+        """The same event, one of the same identity at another time, or one that says otherwise."""
         rng = self.rng
-        edge = sent.at - sent.at % HOUR + rng.choice((0, HOUR))
-        match rng.randrange(14):
-            case 0:
+        if rng.random() < 0.5:
+            sent = self._moved(sent)
+        match rng.randrange(12):
+            case 0 | 1:
                 changed = {**(sent.properties or {}), "n": random_value(rng)}
                 return replace(sent, properties=changed, data=None)
-            case 1:
-                return replace(sent, name=rng.choice(NAMES))
             case 2:
-                return replace(sent, at=sent.at + rng.choice((-1, 1, 1000, SECOND, -MINUTE)))
+                return replace(sent, name=rng.choice(NAMES))
             case 3:
-                return replace(sent, at=edge + rng.randrange(-20 * MINUTE, 20 * MINUTE))
-            case 4:
-                near = rng.choice((-1, 0, 1, 15 * MINUTE - 1, 15 * MINUTE, 15 * MINUTE + 1, -15 * MINUTE))
-                return replace(sent, at=edge + near)
-            case 5:
-                return replace(sent, at=sent.at + rng.choice((-5, -2, 2, 3)) * HOUR)
-            case 6:
                 return replace(sent, source="api" if sent.cloud else "")
-            case 7:
+            case 4:
                 return replace(sent, data=None)
             case _:
                 return sent
+
+    def _moved(self, sent: Sent) -> Sent:
+        """The event as a client sends it again that stamps it anew, or not at all."""
+        rng = self.rng
+        lateness = self.lateness // timedelta(microseconds=1)
+        latest = self.latest.get(sent.customer, self.clock)
+        match rng.randrange(8):
+            case 0 | 1:
+                return replace(sent, timed=False)
+            case 2:
+                return replace(sent, at=sent.at + rng.choice((-1, 1, 1000, SECOND, -MINUTE)))
+            case 3:
+                return replace(sent, at=sent.at + rng.choice((-25, -5, -2, -1, 1, 2, 3, 30)) * HOUR)
+            case 4:
+                return replace(sent, at=latest - rng.randrange(lateness))
+            case 5:
+                return replace(sent, at=latest - lateness + rng.choice((-1, 0, 1)))
+            case _:
+                return replace(sent, at=self.clock)
 
 
 def traffic(seed: int, n: int = 5000) -> Case:

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from msgspec.structs import replace
 
-from operators import quantity, windows
+from operators import dedup, quantity, runs, windows
 from operators.catalog import Catalog, Limit, Meter, Plan, Threshold
 from operators.chunk import Ints
 from operators.decode import Decoder
@@ -289,7 +289,7 @@ def assert_agreed(fleet: Fleet) -> None:
     model = fleet.model
     fleet.write()
     assert Counter((dead.reason, dead.payload) for dead in fleet.dead) == Counter(model.dead)
-    # Per customer in order: an identity has one safe id in an hour, and no two identities share theirs.
+    # Per customer in order: each has a safe id of its own, which follows from its identity and hour.
     real, meant = fleet.accepted, model.accepted
     for customer in {each.customer for each in real} | {each.customer for each in meant}:
         ours = [each for each in real if each.customer == customer]
@@ -299,7 +299,7 @@ def assert_agreed(fleet: Fleet) -> None:
             (one.id, (other.source, other.id, other.at // HOUR))
             for one, other in zip(ours, theirs, strict=True)
         }
-        assert len(pairs) == len({id for id, _ in pairs}) == len({identity for _, identity in pairs})
+        assert len(ours) == len({id for id, _ in pairs}) == len({identity for _, identity in pairs})
     assert fleet.totals == model.totals
     limits = [each for each in fleet.alerts if each.kind != "unmetered"]
     assert by_key(limits) == by_key([alert(each) for each in model.alerts])
@@ -377,6 +377,7 @@ def test_the_model_and_the_shards_agree_on_traffic(seed: int, clock: Clock, patc
     rng = random.Random(f"cut {seed}")
     if seed % 2:
         patched.enter_context(narrow_limbs())
+    patched.enter_context(divided_identities(rng))
     case = traffic(seed, EVENTS)
     fleet = Fleet(case.catalog, case.lateness, clock)
 
@@ -394,17 +395,27 @@ def test_the_model_and_the_shards_agree_on_traffic(seed: int, clock: Clock, patc
     assert_agreed(fleet)
 
 
-QUARTER = 15 * MINUTE
 LATENESS = 2 * HOUR
 MOMENTS: dict[str, list[tuple[int, str, str]]] = {
     # Each event is a time from noon on, an id and a quantity. One before them confirms the first.
     "as late as the lateness": [(0, "1", "1"), (-LATENESS, "2", "1"), (-LATENESS - 1, "3", "1")],
     "too late, and yet it moves nothing": [(0, "1", "1"), (-LATENESS - 1, "2", "1"), (-LATENESS, "2", "1")],
     "an hour ends": [(0, "1", "1"), (-1, "2", "1"), (1, "3", "1"), (0, "4", "1")],
-    "a repeat before the edge": [(0, "1", "1"), (-QUARTER, "1", "1"), (-QUARTER - 1, "1", "1")],
-    "a repeat after the edge": [(-1, "1", "1"), (QUARTER - 1, "1", "1"), (QUARTER, "1", "1")],
-    "the hour before is still in reach": [(-1, "1", "1"), (LATENESS - 1, "2", "1"), (1, "1", "1")],
-    "the hour before is out of reach": [(-1, "1", "1"), (LATENESS, "2", "1"), (1, "1", "1")],
+    "a repeat in other hours": [(0, "1", "1"), (-1, "1", "1"), (-LATENESS, "1", "1"), (HOUR, "1", "1")],
+    "its hour is still in reach": [(-1, "1", "1"), (LATENESS - 1, "2", "1"), (LATENESS - 1, "1", "1")],
+    "its hour is out of reach": [
+        (-1, "1", "1"),
+        (LATENESS, "2", "1"),
+        (LATENESS, "1", "1"),
+        (LATENESS, "1", "2"),
+    ],
+    "it was late, and counts from now": [
+        (0, "1", "1"),
+        (-LATENESS, "2", "1"),
+        (LATENESS, "3", "1"),
+        (HOUR, "2", "1"),
+    ],
+    "it comes again and again": [(4 * i * HOUR + j, "1", f"{j}") for i in range(5) for j in range(3)],
     "the same moment twice, for a level": [(0, "1", "9"), (0, "2", "1"), (0, "3", "9"), (-1, "4", "1")],
     "many corrections": [(HOUR, "now", "1"), *((-i, f"{i}", "1") for i in range(1, 18))],
 }
@@ -459,6 +470,17 @@ def narrow_limbs() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def divided_identities(rng: random.Random) -> Iterator[None]:
+    """Let identities lie in many small runs and streams, or as in a real shard."""
+    with pytest.MonkeyPatch.context() as patch:
+        young, most = rng.choice(((3, 2), (20, 4), (1 << 15, 16)))
+        patch.setattr(dedup, "YOUNG_MAX", young)
+        patch.setattr(dedup, "RUNS_MAX", most)
+        patch.setattr(runs, "STREAMS_MAX", rng.choice((2, 16)))
+        yield
+
+
 class Machine(RuleBasedStateMachine):
     """Both under the same small steps, compared after each one."""
 
@@ -478,13 +500,15 @@ class Machine(RuleBasedStateMachine):
 
     @initialize(
         catalog=catalogs(),
-        hours=st.sampled_from((1, 6, 24)),
+        hours=st.sampled_from((1, 6, 24, 24 * 35)),
         clock=st.sampled_from(("event", "wall")),
         narrow=st.booleans(),
+        rng=st.randoms(use_true_random=False),
     )
-    def start(self, catalog: Catalog, hours: int, clock: Clock, narrow: bool) -> None:
+    def start(self, catalog: Catalog, hours: int, clock: Clock, narrow: bool, rng: random.Random) -> None:
         if narrow:
             self._patched.enter_context(narrow_limbs())
+        self._patched.enter_context(divided_identities(rng))
         self.fleet = Fleet(catalog, timedelta(hours=hours), clock)
         self.sent = []
         self.adjusted = []
@@ -523,6 +547,22 @@ class Machine(RuleBasedStateMachine):
         if self.sent:
             sent, rng = self.sent[pick % len(self.sent)], random.Random(seed)
             self._poll([written(rng, sent.with_data(rng, plain=seed % 2 == 0))])
+
+    @rule(
+        pick=st.integers(0, 1000),
+        by=st.sampled_from((-24 * HOUR, -HOUR, -1, 1, HOUR, 24 * HOUR, 840 * HOUR)),
+        timed=st.booleans(),
+        same=st.booleans(),
+    )
+    def repeat_at_another_time(self, pick: int, by: int, timed: bool, same: bool) -> None:
+        """An earlier event as a client sends it again that stamps it anew, or leaves its time to the transport."""
+        if self.sent:
+            sent = self.sent[pick % len(self.sent)]
+            moved = replaced(sent, at=sent.at + by, timed=timed)
+            if not same:
+                moved = replaced(moved, properties={**(sent.properties or {}), "n": "7.5"}, data=None)
+            self.sent.append(moved)
+            self._poll([written(random.Random(0), moved, plain=True)])
 
     @rule(row=st.sampled_from([row for row in MALFORMED if row.reason != "too_large"]))
     def send_what_is_broken(self, row: Malformed) -> None:
