@@ -1,15 +1,17 @@
-"""The made-up product: for each of its customers' requests it asks the gate, and reports what was used.
+"""The made-up product: for each of its customers' requests it reserves what that uses, and reports it as an event.
 
 `python -m serving.demo.product URL CATALOG COUNTS`: as a real one would, over HTTP and with nothing else of ours. A
-request that is denied is not served, so it is no usage; COUNTS is rewritten every second with how many there were.
+reservation has the identity of the event that follows, so a hard cap is never passed, however many requests there are
+at once. A request that is denied is not served, so it is no usage; COUNTS is rewritten every second with how many there
+were.
 """
 
 import sys
 import time
 from collections import Counter
 from decimal import Decimal
+from http import HTTPStatus
 from pathlib import Path
-from typing import Any
 
 import httpx
 import msgspec
@@ -21,6 +23,7 @@ from settings.catalog import load_catalog
 BATCH_S = 0.05
 COUNTS_S = 0.5
 BATCH_MAX = 500
+HELD_S = 300
 _DECODE = msgspec.json.Decoder(float_hook=Decimal).decode
 
 
@@ -53,6 +56,7 @@ class Product:
             event = _DECODE(payload)
             customer = event.get("subject") or event["customer_id"]
             name = event.get("type") or event["event_name"]
+            identity = {"id": event.get("id") or event["event_id"], "source": event.get("source", "")}
             used = event.get("data") or event.get("metadata") or {}
         except (msgspec.DecodeError, AttributeError, KeyError):
             # A broken client asks nobody; what it sends is refused at the door.
@@ -64,10 +68,12 @@ class Product:
         }
         if not quantities:
             return True
-        answer: dict[str, Any] = self._http.post(
-            "/v1/check", json={"customer": customer, "quantities": quantities}
-        ).json()
-        passes = answer.get("allowed") is not False
+        answer = self._http.post(
+            "/v1/reservations",
+            json={"customer": customer, "quantities": quantities, "expires_in": HELD_S, **identity},
+        )
+        # A wrong request, or an id that is used twice, is the client's fault; what it sends is refused at the door.
+        passes = answer.status_code != HTTPStatus.TOO_MANY_REQUESTS
         self.counts["asked"] += 1
         self.counts["refused"] += not passes
         if not passes:
