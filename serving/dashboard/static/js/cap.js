@@ -35,9 +35,10 @@ export class CapDialog {
   async save(event) {
     event.preventDefault();
     const form = new FormData(event.target);
-    const cap = String(form.get("cap")).replaceAll(/[\s,]/g, "");
+    const cap = String(form.get("cap")).trim();
     if (!DECIMAL.test(cap)) {
-      this.say("Needs a number such as 25000 or 1800.5.");
+      // A comma is a decimal sign to some and groups thousands to others, so it is not guessed.
+      this.say("Needs a number such as 25000 or 1800.5, with a point and without separators.");
       this.root.querySelector("input").focus();
       return;
     }
