@@ -12,7 +12,7 @@ from connectors.redis_scripts import CHANGES, READ
 from connectors.redis_servers import Servers, complete
 from operators.freshness import Heartbeat
 from operators.ports import Changes, Note, StoredTotal
-from operators.records import Counter
+from operators.records import Counter, is_after
 
 # Named at most per bucket in one answer of the feed; beyond, reading all anew is cheaper.
 NAMES_MAX: Final = 2_000
@@ -30,7 +30,7 @@ class RedisReader:
 
     def read(self, customer: str, since: int = 0) -> list[StoredTotal]:
         """Totals of one customer, of one moment, in one round trip, in the order of window, meter and start."""
-        return [stored for stored in self._page([customer]) if not since or stored.total.end > since]
+        return [stored for stored in self._page([customer]) if is_after(stored.total, since)]
 
     def totals(self, customer: str | None = None) -> Iterator[StoredTotal]:
         """In the order of customer, window, meter and start; of each customer as of when it comes to them."""

@@ -32,8 +32,8 @@ from operators.keys import shard_of
 from operators.ports import StoredTotal, Used
 from operators.quantity import SCALE, scaled
 from operators.records import Total, Window
-from operators.totals import WINDOW_NAMES, Part
-from operators.windows import key_of, place_of, start_of, window_of
+from operators.totals import Part
+from operators.windows import WINDOW_NAMES, key_of, place_of, start_of, window_of
 
 SCHEMA: Final = 1
 BUCKETS: Final = 64

@@ -46,6 +46,11 @@ local function start_of(field)
   return tonumber(start) * (unit == 'u' and 1 or 60000000)
 end
 
+local function length_of(row)
+  local _, head = string.find(row, '^%d+%a%S+ ')
+  return cmsgpack.unpack(string.sub(row, head + 1))[1]
+end
+
 local function drop(key, gone)
   for i = 1, #gone, 5000 do
     redis.call('HDEL', key, unpack(gone, i, math.min(i + 4999, #gone)))
@@ -71,9 +76,7 @@ local function sweep_periods(key, keep)
   local newest, rows, gone = nil, redis.call('HGETALL', key), {{}}
   for i = 1, #rows, 2 do newest = math.max(newest or start_of(rows[i]), start_of(rows[i])) end
   for i = 1, #rows, 2 do
-    local _, head = string.find(rows[i + 1], '^%d+%a%S+ ')
-    local length = cmsgpack.unpack(string.sub(rows[i + 1], head + 1))[1]
-    if start_of(rows[i]) + length + keep.p < newest then gone[#gone + 1] = rows[i] end
+    if start_of(rows[i]) + length_of(rows[i + 1]) + keep.p < newest then gone[#gone + 1] = rows[i] end
   end
   drop(key, gone)
 end
@@ -118,6 +121,10 @@ local function put(key, at, count)
       local version, kind, total = string.match(row, '^(%d+)(%a)(%S+) ')
       local old_version, _, old_total = string.match(old[i], '^(%d+)(%a)(%S+) ')
       take = later(version, old_version) and (kind == 'u' or not less(total, old_total))
+      -- An end moves without a new version.
+      if not take and version == old_version and total == old_total then
+        take = length_of(row) ~= length_of(old[i])
+      end
     end
     if take then
       new[#new + 1] = ARGV[at + i - 1]

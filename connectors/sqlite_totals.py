@@ -23,7 +23,7 @@ import numpy as np
 from connectors.sqlite_file import BUCKETS, KEY, PACKED
 from operators.keys import shard_of
 from operators.ports import StoredTotal
-from operators.records import Total
+from operators.records import Total, is_after
 from operators.totals import Part, Totals
 from operators.windows import key_of, start_of
 
@@ -31,7 +31,7 @@ from operators.windows import key_of, start_of
 ROWS_PER_STATEMENT = (128, 16, 1)
 
 Entry = Sequence[Any]
-METER, TOTAL, VERSION, SHORT, STEADY = 0, 2, 3, 5, 9
+METER, END, TOTAL, VERSION, SHORT, STEADY = 0, 1, 2, 3, 5, 9
 NOTHING_ODD = (0, 0, 0, True)
 
 # However clocks are changed; µs.
@@ -80,10 +80,10 @@ def prepare(db: sqlite3.Connection) -> None:
 
 
 def read(db: sqlite3.Connection, customer: str, since: int = 0) -> list[StoredTotal]:
-    """Totals of one customer whose windows end after `since`, in one query, in the order of window, meter and start."""
+    """Read a customer's periods, and hours and days that end after `since`, in the order of window, meter and start."""
     bounds = (since - LONGEST_DAY, since - LONGEST_HOUR) if since else (-_INTEGER_MAX, -_INTEGER_MAX)
     found = _taken_apart(db.execute(_read(shard_of(customer, BUCKETS)), (customer, *bounds)))
-    return [stored for stored in found if stored.total.end > since] if since else found
+    return [stored for stored in found if is_after(stored.total, since)] if since else found
 
 
 def read_all(db: sqlite3.Connection) -> Iterator[StoredTotal]:
@@ -187,9 +187,9 @@ def _merged(old: str, new: str) -> str | None:
 
 
 def _is_newer(new: Entry, old: Entry) -> bool:
-    """By its version; and a steady total that went back can only be an older one."""
+    """Compare versions. A steady total that went back can only be an older one; an end moves without a new version."""
     if new[VERSION] <= old[VERSION]:
-        return False
+        return bool(new[VERSION] == old[VERSION] and new[TOTAL] == old[TOTAL] and new[END] != old[END])
     if len(new) > SHORT and not new[STEADY]:
         return True
     ours, theirs = new[TOTAL], old[TOTAL]

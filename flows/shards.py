@@ -18,6 +18,7 @@ from connectors.telemetry import ShardNumbers, Telemetry
 from flows.emission import Emission
 from flows.storing import Storing
 from operators.adjustments import USED_BEFORE, fingerprint_of
+from operators.boundaries import BOUNDARIES, moves_body
 from operators.chunk import Chunk
 from operators.freshness import HEARTBEAT_EVERY, Heartbeat, Progress, ProgressMark
 from operators.ports import Adjustment, Note, Resend, Settled, StreamMark
@@ -224,10 +225,17 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Item], Emission, Position | None]
         )
         frames = self._journal.resume(position)
         self._shard = Shard.restore(
-            *build, frames, forward=forward, number=self._number, future=settings.future
+            *build,
+            frames,
+            forward=forward,
+            number=self._number,
+            future=settings.future,
+            applied_at=self._catalogs.applied_at(self._number),
+            received_at=wall_clock(),
         )
         self._catalogs.remember(self._shard.roster.meters)
         self._say_refused(self._shard)
+        self._note_moves(self._shard)
         if position is not None and not self._journal.survived(position):
             # A power cut may have cost the store its last commits, which nothing else would write again.
             self._shard.resend()
@@ -237,8 +245,10 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Item], Emission, Position | None]
     def _meet(self, shard: Shard, number: int) -> None:
         """Sees to it that chunks under this catalog can be read: they come before its news, or after the next one's."""
         if number > self._number:
-            shard.adopt(number, self._catalogs.get(number))
+            catalog = self._catalogs.get(number)
+            shard.adopt(number, catalog, self._catalogs.applied_at(number), wall_clock())
             self._number = number
+            self._note_moves(shard)
         elif number not in shard.roster.numbers:
             shard.roster.know(number, self._catalogs.get(number))
         self._say_refused(shard)
@@ -281,6 +291,12 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Item], Emission, Position | None]
             return None
         self._heartbeat_at, self._heartbeat_due = now, now + HEARTBEAT_PERIOD
         return progress.heartbeat(wall_clock())
+
+    def _note_moves(self, shard: Shard) -> None:
+        """Note which windows a catalog moved: one note per catalog version and shard."""
+        for moves in shard.moves():
+            fields = {"catalog": self._number, "shard": shard.index} | moves_body(moves)
+            self._note(BOUNDARIES, f"{self._number}/{shard.index}", "", fields)
 
     def _note(self, kind: str, id: str, customer: str, fields: dict[str, object]) -> None:
         self._notes.append(Note(kind, id, customer, wall_clock(), msgspec.json.encode(fields)))

@@ -172,6 +172,7 @@ class CatalogConflict(Exception):
 class StoreWriter(Protocol):
     """Takes absolute totals; writes a total only if its version is newer, so a replay is a no-op.
 
+    A boundary moves without a new version: of the same version and total, one with another end is written.
     One call is one transaction. Holds whose identity is in `settled` end in it. `heartbeats` are stored in it or right
     after it, never before; of a shard the last one written stands.
     """
@@ -191,7 +192,7 @@ class StoreReader(Protocol):
     """Reads what was written, from any process, while the flow writes."""
 
     def read(self, customer: str, since: int = 0) -> list[StoredTotal]:
-        """A customer's totals, of one moment: all, or those of windows that end after `since` (µs)."""
+        """Read a customer's totals, of one moment: all, or all periods and the hours and days after `since` (µs)."""
         ...
 
     def totals(self, customer: str | None = None) -> Iterator[StoredTotal]: ...

@@ -34,6 +34,14 @@ class Total(NamedTuple):
     steady: bool
 
 
+def is_after(total: Total, since: int) -> bool:
+    """Whether to read it when asked for windows after `since` (µs), 0 for all.
+
+    All periods are read: where a period ends now is for the catalog to say, and a store may hear of it later.
+    """
+    return not since or total.window == "period" or total.end > since
+
+
 class Counter(NamedTuple):
     """How many events of a shard ended one way, since the first start. It never falls.
 

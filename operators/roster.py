@@ -4,6 +4,7 @@ What the catalog says is looked up once, when a customer or key is first seen, a
 hot path asks arrays, not dictionaries. Rows are numbered in order of first appearance and never change.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from operators.catalog import Catalog, Meter, meter_clash
 from operators.chunk import Chunk, Ints
 from operators.groups import groups
-from operators.periods import Buckets, Periods, Policy, buckets
+from operators.periods import MIN_AT, Buckets, Periods, Policy, buckets
 from operators.thresholds import Rules, rules_of
 from operators.windows import FOLD_OF, KEYS_MAX
 
@@ -227,13 +228,32 @@ class Roster:
             period[rows], period_end[rows] = self._policies[number].of(at[rows])
         return Edges(hour, hour_end, day, period, period_end)
 
-    def bucket_ends(self, customer: Ints, start: Ints, is_day: NDArray[np.bool_]) -> Ints:
-        """The end of each hour or day bucket that begins at `start`."""
-        ends = np.empty(len(start), np.int64)
-        for number, rows in groups(self._zone.values[customer]):
-            hours, days = self._zones[number].hour(start[rows])[1], self._zones[number].day(start[rows])[1]
-            ends[rows] = np.where(is_day[rows], days, hours)
-        return ends
+    def period_bounds(self, customer: Ints, at: Ints) -> tuple[Ints, Ints]:
+        """Return start and end of the period that holds each instant."""
+        starts, ends = np.empty_like(at), np.empty_like(at)
+        for number, rows in groups(self._policy.values[customer]):
+            starts[rows], ends[rows] = self._policies[number].of(at[rows])
+        return starts, ends
+
+    def bucket_bounds(self, customer: Ints, start: Ints, is_day: NDArray[np.bool_]) -> tuple[Ints, Ints]:
+        """Return start and end of the hour or day that holds each `start` of a bucket."""
+        return bucket_bounds(self._zones, self._zone.values[customer], start, is_day)
+
+    @property
+    def zone(self) -> Ints:
+        """The zone of each customer, a place in `zone_names`."""
+        return self._zone.values
+
+    @property
+    def zone_names(self) -> list[str]:
+        """The zones that customers are in."""
+        return list(self._zone_numbers)
+
+    def has_other_periods(self, old: "Roster") -> NDArray[np.bool_]:
+        """Mark the customers whose periods another roster of the same customers has otherwise."""
+        same = np.array([self._policy_numbers.get(policy, -1) for policy in old._policy_numbers] or [-1])
+        other: NDArray[np.bool_] = same[old._policy.values] != self._policy.values
+        return other
 
     def _rules_of(self, customer: str, meter: str) -> int:
         # By identity: a plan's limit is one object for all its customers, and the catalog keeps it alive.
@@ -243,3 +263,17 @@ class Roster:
             number = self._rule_numbers[id(limit)] = len(self.rules)
             self.rules.append(rules_of(limit))
         return number
+
+
+def bucket_bounds(
+    zones: Sequence[Buckets], zone: Ints, start: Ints, is_day: NDArray[np.bool_]
+) -> tuple[Ints, Ints]:
+    """Return start and end of the hour or day that holds each `start` of a bucket, `zone` being a place in `zones`."""
+    # No event is older than MIN_AT, so a bucket that begins before holds it.
+    at = np.maximum(start, MIN_AT)
+    starts, ends = np.empty_like(at), np.empty_like(at)
+    for number, rows in groups(zone):
+        hour, day = zones[number].hour(at[rows]), zones[number].day(at[rows])
+        starts[rows] = np.where(is_day[rows], day[0], hour[0])
+        ends[rows] = np.where(is_day[rows], day[1], hour[1])
+    return starts, ends

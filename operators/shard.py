@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from xxhash import xxh3_128_hexdigest
 
-from operators import snapshot
+from operators import boundaries, snapshot
 from operators.adjustments import FULL, USED_BEFORE, Remembered, fault_of, fingerprint_of
+from operators.boundaries import Moves
 from operators.catalog import Catalog, Meter
 from operators.chunk import Chunk, Ints, Readings
 from operators.dedup import CONFLICT, DUPLICATE, NEW, Identities, Memory
@@ -25,7 +26,7 @@ from operators.records import Accepted, Alert, Counter, DeadLetter
 from operators.roster import UNCOUNTED, Edges, Roster
 from operators.streams import Streams
 from operators.table import Table
-from operators.totals import WINDOW_NAMES, Totals, taken
+from operators.totals import Totals, taken
 from operators.unmetered_rows import UnmeteredRows, unmetered_alert
 from operators.watch import Watch
 from operators.windows import (
@@ -37,6 +38,7 @@ from operators.windows import (
     PERIOD_WINDOW,
     UNSAVED,
     UNSENT,
+    WINDOW_NAMES,
     Adjusted,
     Batch,
     add,
@@ -46,7 +48,6 @@ from operators.windows import (
     start_of,
     total_at,
     window_key,
-    window_of,
 )
 
 ON_TIME, LATE_OPEN, LATE_CLOSED = 0, 1, 2
@@ -116,6 +117,7 @@ class Shard:
         self.adjustments = Remembered()
         self.counts: dict[str, int] = {}
         self.unmetered = UnmeteredRows()
+        self.let_go = Table(1, {"start": np.int64, "version": np.int64})
         self.latest = 0
         self.saved = snapshot.Saved()
         self.lateness = lateness // timedelta(microseconds=1)
@@ -126,6 +128,7 @@ class Shard:
         """Before it everything may be forgotten, of customers that are still to come too."""
         self._forward = forward
         self._reviewed: list[Alert] = []
+        self._moves: list[Moves] = []
         self._swept_hour = 0
         self._swept_size = 0
 
@@ -141,8 +144,10 @@ class Shard:
         forward: bool = True,
         number: int = 0,
         future: timedelta = _FUTURE,
+        applied_at: int = 0,
+        received_at: int = 0,
     ) -> "Shard":
-        """The shard as its deltas left it. Under a changed catalog, `review` has the alerts that follow.
+        """Build the shard as its deltas left it. Under a changed catalog it follows, as `adopt` does.
 
         Under another lateness or clock than it was left with, what may be forgotten by then stays out of reach.
         """
@@ -157,7 +162,7 @@ class Shard:
             number=number,
             future=future,
         )
-        shard._reviewed = state.fill(shard)
+        shard._follow(state.fill(shard), applied_at, received_at)
         return shard
 
     def delta(self) -> list[snapshot.Frame]:
@@ -203,6 +208,11 @@ class Shard:
         reviewed, self._reviewed = self._reviewed, []
         return reviewed
 
+    def moves(self) -> list[Moves]:
+        """What changed catalogs did to windows at `restore` or `adopt`, once."""
+        moves, self._moves = self._moves, []
+        return moves
+
     def apply(self, chunk: Chunk) -> Outcome:
         """Takes a chunk in. Its totals wait until `totals` asks for them."""
         dead = [_letter(reject.reason, reject.detail, reject.payload, chunk) for reject in chunk.rejects]
@@ -233,8 +243,12 @@ class Shard:
         settled = Settled(chunk.digest_lo[accepted], chunk.digest_hi[accepted])
         return Outcome(alerts, dead, self._accepted(chunk, accepted, late) if self._forward else [], settled)
 
-    def adopt(self, number: int, catalog: Catalog) -> None:
-        """Goes on under another catalog: limits are judged anew, also of customers who are idle (`review`)."""
+    def adopt(self, number: int, catalog: Catalog, applied_at: int, received_at: int) -> None:
+        """Go on under another catalog: ends of windows are looked up in it, and limits judged by it.
+
+        `review` has the alerts that follow, also of customers who are idle, and `moves` the windows. `applied_at` is
+        when the catalog was applied, `received_at` now, for flows that go by the wall clock; µs since the epoch.
+        """
         old = self.roster
         roster = Roster(catalog, old.meters, number)
         roster.take_over(old)
@@ -242,9 +256,41 @@ class Shard:
         unsaved = self.watch.moved
         self.roster, self.watch = roster, Watch(roster, self.periods)
         changed = np.flatnonzero(old.key_versions() != roster.key_versions())
-        self._reviewed += self.watch.restore(held, changed)
+        self._follow(snapshot.Was(held, changed, boundaries.before(old, roster)), applied_at, received_at)
         self.watch.moved |= unsaved.intersection(self.watch.words)
-        self.saved.whole |= bool(len(changed)) or len(roster.meters) > len(old.meters)
+        self.saved.whole |= len(roster.meters) > len(old.meters)
+
+    def _follow(self, was: snapshot.Was, applied_at: int, received_at: int) -> None:
+        """Bring windows and alert states to what the catalog in force says."""
+        roster = self.roster
+        now = self._now_at(received_at)
+        moves, is_zone_new = boundaries.follow(self.periods, self.buckets, roster, was.boundaries, now)
+        if moves.moved or moves.cut_off:
+            self._moves.append(moves)
+        current = self._rows_not_over(now)
+        self._reviewed += self.watch.restore(was.held, was.changed, current, applied_at)
+        self.saved.whole |= bool(len(was.changed)) or is_zone_new
+
+    def _now_at(self, received_at: int) -> Ints:
+        """Return each customer's now without an event: by the event clock, its latest event that is not ahead of us."""
+        if self.streams.wall:
+            return np.full(len(self.roster.names), max(self.latest, received_at))
+        now = self.roster.clock.values.copy()
+        words, as_of = self.periods.keys[0][: len(self.periods)], self.periods.columns["as_of"]
+        rows = np.flatnonzero(as_of[: len(words)] <= received_at)
+        np.maximum.at(now, self.roster.key_customer.values[key_of(words[rows])], as_of[rows])
+        return now
+
+    def _rows_not_over(self, now: Ints) -> Ints:
+        """Return the rows of present periods that end after their customers' `now`, by key and start.
+
+        Mostly that is the one that holds now; a later one may have begun.
+        """
+        words = self.periods.keys[0][: len(self.periods)]
+        customer = self.roster.key_customer.values[key_of(words)]
+        rows = np.flatnonzero(self.periods.columns["end"][: len(words)] > now[customer])
+        rows = rows[boundaries.is_reachable(words[rows], self.roster)]
+        return rows[np.argsort(words[rows])]
 
     def adjust(self, adjustment: Adjustment, received_at: int) -> tuple[list[Alert], str | None]:
         """Apply an adjustment once per id. Return the alerts it sets off, and why it was refused.
@@ -292,7 +338,7 @@ class Shard:
         windows = (
             (self.periods, PERIOD_WINDOW, edges.period, int(edges.period_end[0])),
             (self.buckets, HOUR_WINDOW, edges.hour, int(edges.hour_end[0])),
-            (self.buckets, DAY_WINDOW, edges.day, int(roster.bucket_ends(customer, edges.day, _YES)[0])),
+            (self.buckets, DAY_WINDOW, edges.day, int(roster.bucket_bounds(customer, edges.day, _YES)[1][0])),
         )
         words = [(table, window_key(key, window, start), end) for table, window, start, end in windows]
         if any(abs(total_at(table, word) + amount) > TOTAL_MAX * SCALE for table, word, _ in words):
@@ -305,12 +351,11 @@ class Shard:
                     return [], "its period is no longer held"
                 continue
             row, new = add_amount(table, word, amount)
+            if table is self.periods and new:
+                self._begin(np.array([row]), np.array([end]))
             known = self.adjusted.get(int(word[0]), _UNADJUSTED)
             self.adjusted[int(word[0])] = Adjusted(known.times + 1, known.amount + amount)
             if table is self.periods:
-                if new:
-                    table.columns["end"][row] = end
-                    self.watch.begin(np.array([row], np.int64), key)
                 alerts = self.watch.settle(row, adjustment.at)
         self._count("adjustments", 1)
         return alerts, None
@@ -342,7 +387,7 @@ class Shard:
     @property
     def nbytes(self) -> tuple[int, int]:
         """Memory held by totals, and by remembered identities."""
-        return self.buckets.nbytes + self.periods.nbytes, self.memory.nbytes
+        return self.buckets.nbytes + self.periods.nbytes + self.let_go.nbytes, self.memory.nbytes
 
     def _now(self, customer: Ints, chunk: Chunk) -> Ints:
         now, moved, latest = self.streams.now(chunk, customer, self.lateness)
@@ -408,9 +453,7 @@ class Shard:
         add(self.buckets, runs, windows)
         touched = add(self.periods, runs, [(PERIOD_WINDOW, period[runs.first])])
         if touched.new.any():
-            first, rows = touched.first[touched.new], touched.rows[touched.new]
-            self.periods.columns["end"][rows] = edges.period_end[event[first]]
-            self.watch.begin(rows, batch.key[first])
+            self._begin(touched.rows[touched.new], edges.period_end[event[touched.first[touched.new]]])
         return self.watch.look(batch if his is None else batch._replace(hi=his[PERIOD_WINDOW]), touched)
 
     def _miss(self, chunk: Chunk, place: Ints, edges: Edges) -> list[Alert]:
@@ -434,6 +477,21 @@ class Shard:
             )
             for cause, first in self.unmetered.take(chunk, missed)
         ]
+
+    def _begin(self, rows: Ints, ends: Ints) -> None:
+        """Begin new periods. One of a key that let go of as late a one may be among those: its versions go on."""
+        words = self.periods.keys[0][rows]
+        self.periods.columns["end"][rows] = ends
+        keys = key_of(words)
+        self.watch.begin(rows, keys)
+        if not len(self.let_go):
+            return
+        known = self.let_go.find(keys.view(np.uint64))
+        again = np.flatnonzero((known >= 0) & (start_of(words) <= self.let_go.columns["start"][known]))
+        versions = self.let_go.columns["version"][known[again]]
+        for word, version in zip(words[again].tolist(), versions.tolist(), strict=True):
+            # As if adjusted by nothing: its total may be less than a store's, and only the version is greater.
+            self.adjusted[word] = Adjusted(version, 0)
 
     def _unique(
         self, batch: Batch, readings: Readings, kept: Ints, starts: tuple[Ints, Ints, Ints]
@@ -500,23 +558,21 @@ class Shard:
         floor = np.maximum(self.roster.floor.values, self.floor)
         self.memory.sweep(floor)
         if len(self.buckets) + len(self.periods) >= 2 * self._swept_size + 4096:
-            self._sweep(self.buckets, 0, floor)
-            self._sweep(self.periods, 1, floor)
+            self._sweep(self.buckets, floor)
+            self._sweep(self.periods, floor)
             self._swept_size = len(self.buckets) + len(self.periods)
             self.saved.whole = True
 
-    def _sweep(self, table: Table, grace: int, floor: Ints) -> None:
-        """Drops windows whose end lies `grace` of their own lengths before their customer's floor."""
+    def _sweep(self, table: Table, floor: Ints) -> None:
+        """Drop windows that were held for long enough, by their customer's floor."""
         words = table.keys[0][: len(table)]
-        customer, start = self.roster.key_customer.values[key_of(words)], start_of(words)
-        if "end" in table.columns:
-            end = table.columns["end"][: len(table)]
-        else:
-            end = self.roster.bucket_ends(customer, start, window_of(words) == DAY_WINDOW)
-        gone = (end + grace * (end - start) <= floor[customer]) & (
+        own = floor[self.roster.key_customer.values[key_of(words)]]
+        gone = (boundaries.held_until(table, self.roster, own) <= own) & (
             table.columns["dirty"][: len(table)] & UNSENT == 0
         )
         if gone.any():
+            if table is self.periods:
+                self._let_go(np.flatnonzero(gone))
             dropped = words[gone]
             self.watch.drop(dropped.tolist())
             for word in self.adjusted.keys() & set(dropped.tolist()):
@@ -524,6 +580,16 @@ class Shard:
             for values in self.values.values():
                 values.keep(~np.isin(values.columns["word"][: len(values)], dropped))
             table.keep(~gone)
+
+    def _let_go(self, rows: Ints) -> None:
+        """Note, per key, how late a period and how high a version was let go of, so that none begins below it again."""
+        words = self.periods.keys[0][rows]
+        version = self.periods.columns["events"][rows].astype(np.int64)
+        for place in np.flatnonzero(np.isin(words, np.array(list(self.adjusted), np.uint64))).tolist():
+            version[place] += self.adjusted[int(words[place])].times
+        at, _ = self.let_go.claim(key_of(words).view(np.uint64))
+        np.maximum.at(self.let_go.columns["start"], at, start_of(words))
+        np.maximum.at(self.let_go.columns["version"], at, version)
 
 
 def _letter(reason: str, detail: str, payload: bytes, chunk: Chunk) -> DeadLetter:

@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from operators.adjustments import Known
+from operators.boundaries import Before
 from operators.catalog import Meter
 from operators.chunk import Ints
 from operators.dedup import Memory
-from operators.records import Alert, Window
+from operators.records import Window
 from operators.runs import NOBODY, Rows, joined
 from operators.streams import Stream, Streams
 from operators.table import Table
@@ -95,6 +96,9 @@ class _State(msgspec.Struct):
     stream_clocks: _Rows | None = None
     unmetered: list[SavedRow] = []
     adjustments: list[Known] = []
+    zones: list[str] = []
+    zone: bytes = b""
+    let_go: _Rows | None = None
 
 
 _NO_ROWS = _Rows([memoryview(b"")] * 2, {name: memoryview(b"") for name in ("mark", "seen", "customer")})
@@ -147,6 +151,10 @@ def delta(shard: "Shard") -> list[Frame]:
         stream_clocks=_stream_clocks(shard.streams, whole),
         unmetered=shard.unmetered.saved(whole=whole),
         adjustments=list(remembered.known.values()) if whole else remembered.unsaved,
+        zones=roster.zone_names if saved.names < len(roster.names) else [],
+        zone=roster.zone[saved.names :].tobytes(),
+        # It only grows when windows are let go of, which makes the next frame a whole one.
+        let_go=_rows(shard.let_go, np.arange(len(shard.let_go))) if whole else None,
     )
     frames.append(Frame("state", msgspec.msgpack.encode(state), whole))
     saved.whole = False
@@ -157,6 +165,14 @@ def delta(shard: "Shard") -> list[Frame]:
     remembered.unsaved = []
     shard.watch.moved.clear()
     return frames
+
+
+class Was(NamedTuple):
+    """What was in force: alert states, the keys whose limit is another now, and the windows' boundaries."""
+
+    held: dict[int, Held]
+    changed: Ints
+    boundaries: Before
 
 
 class State:
@@ -172,10 +188,12 @@ class State:
         found: Any = self._states[-1].meters if self._states else []
         return [Meter(name, event_name, kind, key) for name, event_name, kind, key in found]
 
-    def fill(self, shard: "Shard") -> list[Alert]:
-        """Fills a fresh shard, and returns the alerts that a changed catalog sets off."""
+    def fill(self, shard: "Shard") -> "Was":
+        """Fill a fresh shard, and return what was in force when it was saved."""
         roster, held = shard.roster, dict[int, Held]()
         versions: list[str] = []
+        zones: dict[str, int] = {}
+        zone: list[Ints] = []
         for state in self._states:
             roster.rows(state.names)
             roster.clock.values[_ints(state.clock_rows)] = _ints(state.clocks)
@@ -189,6 +207,9 @@ class State:
             _take(shard.periods, state.periods)
             for window, values in state.values.items():
                 _take(shard.values[window], values)
+            if state.let_go is not None:
+                _take(shard.let_go, state.let_go)
+            zone.append(_zones(state, zones))
             held.update(state.states)
             shard.counts.update(state.counts)
             shard.unmetered.restore(state.unmetered)
@@ -210,9 +231,10 @@ class State:
         saved.values = {name: len(table) for name, table in shard.values.items()}
         now = [roster.rules[number].version for number in roster.key_rules.values.tolist()]
         changed = [key for key, (old, new) in enumerate(zip(versions, now, strict=True)) if old != new]
-        alerts = shard.watch.restore(held, np.array(changed, np.int64))
-        saved.whole |= bool(changed) or len(roster.meters) > len(self.meters)
-        return alerts
+        numbers = np.concatenate([np.empty(0, np.int64), *zone])
+        saved.whole |= len(roster.meters) > len(self.meters) or bool((numbers < 0).any())
+        moved = np.ones(len(roster.names), np.bool_)
+        return Was(held, np.array(changed, np.int64), Before(list(zones), numbers, moved))
 
     def _remember(self, memory: Memory, last: _State) -> None:
         names = last.streams if isinstance(last.streams, list) else list(last.streams.values())
@@ -299,6 +321,12 @@ def _classify(counts: dict[str, int]) -> None:
     """Count what a version before this one accepted without telling whether it was metered."""
     if "accepted" in counts and not counts.keys() & {"metered", "unmetered", "unclassified"}:
         counts["unclassified"] = counts["accepted"]
+
+
+def _zones(state: _State, numbers: dict[str, int]) -> Ints:
+    """Return the zones of the state's customers by number, -1 where it does not say, and number new ones."""
+    known = [numbers.setdefault(name, len(numbers)) for name in state.zones]
+    return np.array(known, np.int64)[_ints(state.zone)] if known else np.full(len(state.names), -1, np.int64)
 
 
 def _distinct(parts: list[Ints]) -> Ints:

@@ -12,23 +12,22 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from operators.boundaries import ends_of
 from operators.chunk import Ints
 from operators.quantity import SCALE, joined, text, text_of
 from operators.records import Total, Window
 from operators.roster import Roster
 from operators.table import Table
 from operators.windows import (
-    DAY_WINDOW,
     LAST,
     UNSENT,
+    WINDOW_NAMES,
     Adjusted,
     key_of,
     place_of,
     start_of,
     window_of,
 )
-
-WINDOW_NAMES: tuple[Window, ...] = ("hour", "day", "period")
 
 Amount = int | str
 
@@ -240,11 +239,7 @@ def _unsent(table: Table, roster: Roster, tops: dict[int, int]) -> tuple[NDArray
     rows = np.flatnonzero(dirty[: len(table)] & UNSENT)
     dirty[rows] &= ~UNSENT
     words = table.keys[0][rows]
-    if "end" in columns:
-        end = columns["end"][rows]
-    else:
-        customer = roster.key_customer.values[key_of(words)]
-        end = roster.bucket_ends(customer, start_of(words), window_of(words) == DAY_WINDOW)
+    end = ends_of(table, rows, roster)
     if "top" in columns:
         top = columns["top"][rows]
         wide = np.flatnonzero(top)

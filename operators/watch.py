@@ -23,6 +23,7 @@ from operators.windows import (
     LAST,
     MAX,
     Batch,
+    Flags,
     Limbs,
     Touched,
     key_of,
@@ -59,10 +60,7 @@ class Watch:
     def look(self, batch: Batch, touched: Touched) -> list[Alert]:
         """The alerts that a batch sets off, in order of arrival."""
         columns, rows = self._periods.columns, touched.rows
-        next_up = columns["next_up"][rows]
-        passed = columns["hi"][rows] >= next_up
-        if "top" in columns:
-            passed |= (columns["top"][rows] > 0) & (next_up != NEVER_NEXT)
+        passed = self._passed(rows)
         if batch.corrected.any():
             # The exclusive or is greater where the count has one more binary digit: a power of two was passed.
             passed |= (columns["corrected"][rows] ^ touched.corrected) > touched.corrected
@@ -80,6 +78,15 @@ class Watch:
         for row in map(_Passed, windows, *(fact.tolist() for fact in facts), self._totals(rows)):
             alerts += self._replay(batch, touched, row)
         return [alert for _, alert in sorted(alerts, key=itemgetter(0))]
+
+    def _passed(self, rows: Ints) -> Flags:
+        """Mark the rows whose total may have passed their next level."""
+        columns = self._periods.columns
+        next_up = columns["next_up"][rows]
+        passed: Flags = columns["hi"][rows] >= next_up
+        if "top" in columns:
+            passed |= (columns["top"][rows] > 0) & (next_up != NEVER_NEXT)
+        return passed
 
     def _replay(self, batch: Batch, touched: Touched, passed: "_Passed") -> list[tuple[int, Alert]]:
         """The alerts of one row, each with the reading that set it off."""
@@ -164,43 +171,53 @@ class Watch:
         """The windows that have a state."""
         return self._states
 
-    def restore(self, held: dict[int, Held], changed: Ints) -> list[Alert]:
-        """Takes states back from a snapshot, after the periods' rows; `changed` are keys whose limit is another now.
+    def restore(self, held: dict[int, Held], changed: Ints, current: Ints, at: int) -> list[Alert]:
+        """Take states back, after the periods' rows, and return the alerts that a new catalog sets off at `at`.
 
-        The latest period of such a key is judged anew under the new limit, which may set off alerts; older ones
-        start afresh when a reading comes.
+        `changed` are the keys whose limit is another now, whose states begin afresh. `current` are the rows of the
+        periods that are not over: they are judged without waiting for a reading, any other when one comes.
         """
         periods = self._periods
-        words = periods.keys[0][: len(periods)]
-        keys = key_of(words)
+        keys = key_of(periods.keys[0][: len(periods)])
         self.begin(np.arange(len(periods)), keys)
-        anew = np.zeros(self._roster.key_customer.size, np.bool_)
-        anew[changed] = True
+        is_changed = np.zeros(self._roster.key_customer.size, np.bool_)
+        is_changed[changed] = True
         for word, rules_held in held.items():
             row = int(periods.find(np.array([word], np.uint64))[0])
-            if anew[keys[row]]:
-                continue
-            self._states[word] = [number for _, *numbers in rules_held for number in numbers]
-            if periods.columns["next_up"][row] >= 0:
-                periods.columns["next_up"][row] = self._rules(word).next_up(self._states[word]) // SCALE
+            if not is_changed[keys[row]]:
+                self._take(row, word, rules_held)
         alerts: list[Alert] = []
-        starts = start_of(words)
-        latest: dict[int, int] = {}
-        for row in np.flatnonzero(anew[keys]).tolist():
-            key = int(keys[row])
-            if key not in latest or starts[row] > starts[latest[key]]:
-                latest[key] = row
-        for _, row in sorted(latest.items()):
-            alerts.extend(self._review(row, {r: n for r, n, _ in held.get(int(words[row]), [])}))
+        for row in current[is_changed[keys[current]]].tolist():
+            before = held.get(int(periods.keys[0][row]), [])
+            alerts += self._review(row, {rule: holds for rule, holds, _ in before}, at)
+        # What has a state was judged; what has none may have lost it to a change while another period held.
+        open_rows = current[~is_changed[keys[current]]]
+        for row in open_rows[self._passed(open_rows)].tolist():
+            if int(periods.keys[0][row]) not in self._states:
+                alerts += self.settle(row, at)
         return alerts
 
-    def _review(self, row: int, held: dict[str, int]) -> Iterable[Alert]:
+    def _take(self, row: int, word: int, held: Held) -> None:
+        """Take one state back."""
+        rules = self._rules(word)
+        known = {rule: (holds, turn) for rule, holds, turn in held}
+        state: State = []
+        for ladder in rules.ladders:
+            # An earlier version may have had more levels of the same limit.
+            holds, turn = known.get(ladder.rule, (0, 0))
+            state += [min(holds, len(ladder.ups)), turn]
+        self._states[word] = state
+        next_up = self._periods.columns["next_up"]
+        if next_up[row] >= 0:
+            next_up[row] = rules.next_up(state) // SCALE
+
+    def _review(self, row: int, held: dict[str, int], at: int) -> Iterable[Alert]:
         window = self._window(row)
         (total,) = self._totals(np.array([row]))
         state, changes = review(window.rules, held, total)
         self._move(window, state)
         for change in changes:
-            yield _alert(window, window.rules, change, total, int(self._periods.columns["as_of"][row]))
+            yield _alert(window, window.rules, change, total, at)
 
     def drop(self, words: Iterable[int]) -> None:
         """Forgets the states of windows that are gone."""

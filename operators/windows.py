@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 from operators.chunk import Ints
 from operators.periods import SECOND
 from operators.quantity import HI_MAX, LIMBS, UNIT, carry, joined, may_overflow, split_total
+from operators.records import Window
 from operators.table import Table, Words
 
 HOUR_WINDOW, DAY_WINDOW, PERIOD_WINDOW = 0, 1, 2
+WINDOW_NAMES: tuple[Window, ...] = ("hour", "day", "period")
 
 ADD, MAX, LAST = 0, 1, 2
 FOLD_OF = {"count": ADD, "sum": ADD, "unique": ADD, "max": MAX, "last": LAST}

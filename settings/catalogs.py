@@ -35,6 +35,7 @@ class Catalogs:
         self._log = log
         self._in_force = in_force
         self._known: dict[int, Catalog] = {}
+        self._applied_at: dict[int, int] = {}
         # Worker threads of one process share it.
         self._lock = Lock()
         self.newest = self._looked = 0
@@ -86,7 +87,13 @@ class Catalogs:
         found = self._known[number] = self._read(number)
         for old in sorted(self._known)[:-KEPT]:
             del self._known[old]
+            self._applied_at.pop(old, None)
         return found
+
+    def applied_at(self, number: int) -> int:
+        """Return when a version that `get` gave was applied, in µs since the epoch; 0 before the first version."""
+        with self._lock:
+            return self._applied_at.get(number, 0)
 
     def _read(self, number: int) -> Catalog:
         if number == 0:
@@ -96,7 +103,9 @@ class Catalogs:
                 if text
                 else Catalog()
             )
-        return parse_catalog(self._version(number).text, f"catalog version {number}", is_applied=True)
+        version = self._version(number)
+        self._applied_at[number] = version.applied_at
+        return parse_catalog(version.text, f"catalog version {number}", is_applied=True)
 
     def _version(self, number: int) -> CatalogVersion:
         if self._coming is None or self._coming.number != number:

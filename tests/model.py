@@ -840,29 +840,60 @@ class Model:
             customer, max(received_at, self.now.judged.get(self.now.shard_of(customer), 0))
         )
 
-    def restart(self, catalog: Catalog) -> None:
-        """Go on under another catalog: where a limit changed, the latest period is judged anew."""
+    def _holding(self, customer: str, received_at: int) -> int:
+        """Now without an event: by the event clock, the latest event that is not ahead of the wall clock."""
+        if self.now.clock == "event":
+            seen = [found.as_of for key, found in self._windows.items() if key[0] == customer]
+            known = [at for at in seen if at <= received_at]
+            return max(self.now.latest.get(customer, 0), *known, 0)
+        return max(received_at, self.now.judged.get(self.now.shard_of(customer), 0))
+
+    def restart(self, catalog: Catalog, received_at: int) -> None:
+        """Go on under another catalog: ends of windows move, and the periods that hold now are judged by it."""
         before, self.catalog = self.catalog, catalog
-        latest: dict[tuple[str, str], int] = {}
-        for customer, meter, window, start in self._windows:
-            if window == "period":
-                latest[customer, meter] = max(start, latest.get((customer, meter), start))
-        for (customer, meter), start in latest.items():
-            limit = catalog.limit_of(customer, meter)
-            if before.limit_of(customer, meter) == limit:
+        for key in self._windows:
+            self._move_end(key)
+        for customer, meter in sorted({key[:2] for key in self._windows}):
+            self._judge(customer, meter, before.limit_of(customer, meter), received_at)
+
+    def _judge(self, customer: str, meter: str, before: Limit, received_at: int) -> None:
+        """Judge the periods that are not over by the limit in force."""
+        limit = self.catalog.limit_of(customer, meter)
+        held = {key[2:]: state.holds for key, state in self._rules.items() if key[:2] == (customer, meter)}
+        if before != limit:
+            for start, name in held:
+                del self._rules[customer, meter, start, name]
+        now = self._holding(customer, received_at)
+        for key in sorted(key for key in self._windows if key[:3] == (customer, meter, "period")):
+            start, is_over = key[3], self._windows[key].end <= now
+            if is_over or not self._is_boundary(key):
                 continue
-            held = {
-                key[3]: state.holds
-                for key, state in self._rules.items()
-                if key[:3] == (customer, meter, start) and state.holds
-            }
-            for key in [key for key in self._rules if key[:2] == (customer, meter)]:
-                del self._rules[key]
-            as_of = self._windows[customer, meter, "period", start].as_of
             for rule in rules_of(limit):
-                self._evaluate(rule, limit, customer, meter, start, as_of)
-            for name, resolved in RESOLVED.items():
+                self._evaluate(rule, limit, customer, meter, start, received_at)
+            for name, resolved in RESOLVED.items() if before != limit else ():
                 state = self._rules.setdefault((customer, meter, start, name), RuleState(limit))
-                if name in held and not state.holds:
+                if held.get((start, name)) and not state.holds:
                     state.turn = 1
-                    self._alert(name, resolved, "resolved", customer, meter, start, "none", limit, as_of, 1)
+                    self._alert(
+                        name, resolved, "resolved", customer, meter, start, "none", limit, received_at, 1
+                    )
+
+    def _move_end(self, key: tuple[str, str, str, int]) -> None:
+        """A window whose start is a boundary of the catalog ends where that says; any other keeps its end."""
+        if self._is_boundary(key):
+            self._windows[key].end = self._present(key)[1]
+
+    def _is_boundary(self, key: tuple[str, str, str, int]) -> bool:
+        return self._present(key)[0] == key[3]
+
+    def _present(self, key: tuple[str, str, str, int]) -> tuple[int, int]:
+        """The window of the catalog in force that holds the start of this one."""
+        customer, _, window, start = key
+        zone = self.catalog.zone_of(customer)
+        at = max(start, FIRST_AT)
+        match window:
+            case "period":
+                return period_of(self.catalog.period_of(customer), zone, at)
+            case "day":
+                return day_of(zone, at)
+        return hour_of(zone, at)

@@ -217,8 +217,8 @@ def test_corrections_are_told_at_powers_of_two() -> None:
 def test_a_changed_limit_is_judged_anew() -> None:
     old = catalog(calls=Limit(cap=Decimal(10), included=Decimal(2)))
     model = fed(sent(NOON, n="5"), catalog=old)
-    model.restart(catalog(calls=Limit(cap=Decimal(5), included=Decimal(6))))
-    model.restart(catalog(calls=Limit(cap=Decimal(5), included=Decimal(6))))
+    model.restart(catalog(calls=Limit(cap=Decimal(5), included=Decimal(6))), NOON)
+    model.restart(catalog(calls=Limit(cap=Decimal(5), included=Decimal(6))), NOON)
     assert [(told.kind, told.level, told.limit, told.turn, told.at) for told in model.alerts] == [
         ("overage_started", "2", "10", 1, NOON),
         ("cap_reached", "5", "5", 1, NOON),

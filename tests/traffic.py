@@ -109,6 +109,39 @@ def random_catalog(rng: random.Random) -> Catalog:
     return Catalog(tuple(meters), plans, customers, rng.choice((None, "free", "pro")), on_unmetered)
 
 
+def changed_catalog(rng: random.Random, catalog: Catalog) -> Catalog:
+    """The same meters under other plans: periods whose ends or starts move, other zones, other limits."""
+    meters = list(catalog.meters)
+    plans = {name: changed_plan(rng, plan, meters) for name, plan in catalog.plans.items()}
+    customers = {
+        name: random_customer(rng, name, meters) if rng.random() < 0.3 else customer
+        for name, customer in catalog.customers.items()
+    }
+    return Catalog(catalog.meters, plans, customers, rng.choice((None, "free", "pro")))
+
+
+def changed_plan(rng: random.Random, plan: Plan, meters: list[Meter]) -> Plan:
+    """One thing or another."""
+    match rng.randrange(4):
+        case 0:
+            return replace(plan, zone=rng.choice((None, *ZONES)))
+        case 1:
+            return replace(plan, limits=random_limits(rng, meters, 0.7))
+        case _:
+            return replace(plan, period=changed_policy(rng, plan.period))
+
+
+def changed_policy(rng: random.Random, policy: Policy) -> Policy:
+    """Often one whose periods begin where they did and end elsewhere."""
+    match policy:
+        case Anchored(every, unit, anchor) if rng.random() < 0.7:
+            return Anchored(rng.choice((every * 2, every * 3, 1)), unit, anchor)
+        case Billing(edges) if edges and rng.random() < 0.7:
+            last = edges[-1] + timedelta(minutes=rng.randint(1, 2000))
+            return Billing(rng.choice((edges[:-1], (*edges, last), (*edges[:-1], last))))
+    return random_policy(rng)
+
+
 def random_filter(rng: random.Random, depth: int) -> Filter:
     """Up to three levels of and/or over conditions of every operator."""
     clauses: list[Condition | Filter] = []

@@ -339,6 +339,34 @@ class StoreContract(ABC):
                 writer.write(batch, [])
             holds(reader, written(batches))
 
+    def test_an_end_moves_without_a_new_version(self) -> None:
+        """A trial is extended: the period's total is as it was, and ends later. A replay of it is no news."""
+        total = total_of("a", total="12.5", version=3, events=2, window="period")
+        with self.opened() as (writer, reader):
+            writer.write([total, total_of("a", "other")], [])
+            for end in (3 * HOUR, 10**17, HOUR // 2):
+                before = reader.changes(0).seq
+                writer.write([total._replace(end=end)], [])
+                holds(reader, written([[total._replace(end=end), total_of("a", "other")]]))
+                after = reader.changes(before)
+                assert after.customers == {"a"}
+                writer.write([total._replace(end=end)], [])
+                assert not reader.changes(after.seq).customers
+
+    def test_an_end_moves_with_its_own_total_only(self) -> None:
+        """What another lineage has under this version is no news."""
+        total = total_of("a", total=12, version=3, window="period")
+        with self.opened() as (writer, reader):
+            writer.write([total], [])
+            writer.write([total._replace(total=13, end=9), total._replace(version=2, end=9)], [])
+            holds(reader, written([[total]]))
+
+    def test_periods_are_read_whatever_their_end(self) -> None:
+        """Where one ends now is for the catalog to say; the store may not have heard of it yet."""
+        with self.opened() as (writer, reader):
+            writer.write([total_of("a", window="period"), total_of("a", window="day")], [])
+            assert [one.total.window for one in reader.read("a", 5 * HOUR)] == ["period"]
+
     def test_totals_are_compared_exactly(self) -> None:
         """As floats or as texts, some steady totals would seem to go back, and others not to."""
         first, second = [], []

@@ -43,6 +43,14 @@ EDITS = {
         redis_store, "WRITE", "take = later(version, old_version)", "take = not later(old_version, version)",
         "test_a_replay_changes_nothing",
     ),
+    "keeps the first end": Edit(
+        redis_store, "WRITE", "take = length_of(row) ~= length_of(old[i])", "take = false",
+        "test_an_end_moves_without_a_new_version",
+    ),
+    "moves any end": Edit(
+        redis_store, "WRITE", "not take and version == old_version and total == old_total", "not take",
+        "test_an_end_moves_with_its_own_total_only",
+    ),
     "lets totals fall": Edit(
         redis_store, "WRITE", "not less(total, old_total)", "true", "test_only_newer_totals_are_written"
     ),

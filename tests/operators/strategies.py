@@ -3,13 +3,14 @@
 Properties are JSON texts, as in tests/traffic.py, so that an event is written exactly as it was drawn.
 """
 
+from datetime import UTC, datetime
 from decimal import Decimal
 
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from operators.catalog import Catalog, Condition, Filter, Limit, Meter, Plan, Threshold
-from operators.periods import Calendar
+from operators.catalog import Catalog, Condition, Customer, Filter, Limit, Meter, Plan, Threshold
+from operators.periods import Anchored, Billing, Calendar, Never, Policy
 from tests.traffic import DAY, HOUR, MINUTE, Sent
 
 NOON = 1_768_046_400_000_000
@@ -136,19 +137,56 @@ def adjustments() -> SearchStrategy[Decimal]:
     )
 
 
+def _at(day: int, hour: int, minute: int = 0) -> datetime:
+    return datetime(2026, 1, day, hour, minute, tzinfo=UTC)
+
+
+POLICIES: tuple[Policy, ...] = (
+    Calendar("hour"),
+    Calendar("day"),
+    Calendar("week"),
+    Calendar("month"),
+    Anchored(1, "day", _at(8, 6, 30)),
+    Anchored(2, "day", _at(8, 6, 30)),
+    Anchored(1, "month", _at(1, 0)),
+    Anchored(3, "month", _at(1, 0)),
+    Billing((_at(8, 6, 30), _at(9, 12), _at(10, 12, 30))),
+    Billing((_at(8, 6, 30), _at(10, 11))),
+    Billing((_at(8, 6, 30),)),
+    Billing((_at(9, 12), _at(11, 0))),
+    Never(),
+)
+"""Periods of which several begin at one instant and end at others, around NOON and before."""
+
+
+def policies() -> SearchStrategy[Policy]:
+    """Mostly short periods, as in them most is late."""
+    return st.one_of(st.just(POLICIES[0]), st.sampled_from(POLICIES))
+
+
 def catalogs() -> SearchStrategy[Catalog]:
-    """The same meters, mostly without LATER, and short periods under any limits."""
+    """The same meters, mostly without LATER, under any limits, periods and zones; one customer may have its own."""
     chosen = st.dictionaries(st.sampled_from([meter.name for meter in METERS]), limits())
     meters = st.sampled_from((METERS, METERS, (*METERS, LATER)))
+    zones = st.sampled_from(("Asia/Kathmandu", "UTC", "Europe/Berlin"))
+    plans = st.builds(Plan, st.just("free"), policies(), zones, chosen)
+    customers = st.one_of(
+        st.just({}),
+        st.builds(
+            Customer,
+            st.just("acme"),
+            plan=st.just("free"),
+            zone=st.one_of(st.none(), zones),
+            period=policies(),
+        ).map(lambda customer: {customer.name: customer}),
+    )
     return st.builds(
-        lambda meters, limits, on_unmetered: Catalog(
-            meters,
-            {"free": Plan("free", Calendar("hour"), "Asia/Kathmandu", limits)},
-            default_plan="free",
-            on_unmetered=on_unmetered,
+        lambda meters, plan, customers, on_unmetered: Catalog(
+            meters, {"free": plan}, customers, default_plan="free", on_unmetered=on_unmetered
         ),
         meters,
-        chosen,
+        plans,
+        customers,
         st.sampled_from(("count", "count", "count", "dead_letter")),
     )
 

@@ -286,7 +286,7 @@ def test_a_dead_letter_of_what_no_meter_reads_says_why_and_may_come_again() -> N
     (letter,) = shard.apply(chunk).dead
     assert (letter.reason, letter.payload) == ("unmetered", payload)
     assert letter.detail == "'n' is a number written as text, which the meter 'tokens' does not read"
-    shard.adopt(1, TEXTS)
+    shard.adopt(1, TEXTS, 0, 0)
     ((_, chunk),) = Decoder(TEXTS, shards=1, clock="wall", number=1).decode(
         Payloads(payload, NOON, None, "test")
     )

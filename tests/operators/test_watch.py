@@ -86,7 +86,7 @@ def test_a_level_outlives_a_live_catalog_and_a_restart() -> None:
     first = Shard(0, catalog, lateness, "event")
     frames = first.delta()
     metered(first, catalog, ["6"], 1)
-    first.adopt(1, catalog)
+    first.adopt(1, catalog, 0, 0)
     frames += first.delta()
     second = Shard.restore(0, limited("sum", None), lateness, "event", frames)
     assert [(alert.state, alert.level) for alert in second.review()] == [("resolved", "none")]
