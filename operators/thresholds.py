@@ -1,8 +1,8 @@
 """When a total passes a level: states that rise and resolve, with hysteresis, and alerts that repeat on replay.
 
-A limit becomes up to three ladders of levels: its thresholds, its cap, its included quantity. A state is how many
-levels of each ladder hold, and how many alerts it has sent. Levels are integers, quantities times 10²⁴ rounded up
-to that grid, so that comparing is exact whatever the percentage.
+A limit becomes up to three ladders of levels: its thresholds, its cap, its included quantity. A threshold at the cap is
+the cap's own level, and told once. A state is how many levels of each ladder hold, and how many alerts it has sent.
+Levels are integers, quantities times 10²⁴ rounded up to that grid, so that comparing is exact whatever the percentage.
 """
 
 from bisect import bisect_right
@@ -79,6 +79,7 @@ def rules_of(limit: Limit) -> Rules:
         ),
         key=lambda level: level[0],
     )
+    levels = [level for level in levels if limit.cap is None or level[0] != limit.cap]
     if levels:
         ladders.append(_ladder("threshold", "threshold", "threshold", levels, left))
     if limit.cap is not None:
@@ -170,8 +171,9 @@ def plain(value: object) -> str:
 def _ladder(
     rule: str, raised: str, resolved: str, levels: list[tuple[Fraction, str]], left: Fraction
 ) -> Ladder:
-    ups = tuple(ceil(value * SCALE) for value, _ in levels)
-    downs = tuple(ceil(value * left * SCALE) for value, _ in levels)
+    # A level of 0 is reached by the first usage, not by none.
+    ups = tuple(max(ceil(value * SCALE), 1) for value, _ in levels)
+    downs = tuple(ceil(value * left * SCALE) if value else 1 for value, _ in levels)
     return Ladder(rule, raised, resolved, ups, downs, tuple(label for _, label in levels))
 
 

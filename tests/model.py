@@ -517,7 +517,7 @@ class Rule(NamedTuple):
         """How many levels hold when each is lowered to `slack` of its value."""
         if self.name == "overage":
             return sum(total > value * slack for value, _ in self.levels)
-        return sum(total >= value * slack for value, _ in self.levels)
+        return sum(total >= value * slack if value else total > 0 for value, _ in self.levels)
 
 
 @cache
@@ -531,6 +531,7 @@ def rules_of(limit: Limit) -> list[Rule]:
         elif each.percent is not None and whole is not None:
             value = Fraction(each.percent) / 100 * Fraction(whole)
             thresholds.append((value, text_of(Fraction(each.percent)) + "%"))
+    thresholds = [level for level in thresholds if limit.cap is None or level[0] != Fraction(limit.cap)]
     thresholds.sort(key=lambda level: level[0])
 
     def one(value: Any) -> list[tuple[Fraction, str]]:

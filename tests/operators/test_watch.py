@@ -53,7 +53,6 @@ def test_levels_are_told_at_the_reading_that_passes_them(at_once: int, part: str
     assert told("sum", values, at_once) == [
         ("threshold", "50%", f"5{cut}"),
         ("threshold", "80%", f"8{cut}"),
-        ("threshold", "100%", f"14{cut}"),
         ("cap_reached", "10", f"14{cut}"),
     ]
 
@@ -62,7 +61,6 @@ def test_levels_are_told_at_the_reading_that_passes_them(at_once: int, part: str
 def test_only_the_highest_of_several_levels_is_told(at_once: int) -> None:
     assert told("max", ["4", "9", "3", "10"], at_once) == [
         ("threshold", "80%", "9"),
-        ("threshold", "100%", "10"),
         ("cap_reached", "10", "10"),
     ]
 
@@ -73,9 +71,9 @@ def test_a_level_that_falls_is_resolved(at_once: int) -> None:
     assert told("last", ["5", "4", "10", "4"], at_once) == [
         ("threshold", "50%", "5"),
         ("threshold", "50%", "4"),
-        ("threshold", "100%", "10"),
+        ("threshold", "80%", "10"),
         ("cap_reached", "10", "10"),
-        ("threshold", "100%", "4"),
+        ("threshold", "80%", "4"),
         ("cap_released", "10", "4"),
     ]
 
@@ -90,3 +88,41 @@ def test_a_level_outlives_a_live_catalog_and_a_restart() -> None:
     frames += first.delta()
     second = Shard.restore(0, limited("sum", None), lateness, "event", frames)
     assert [(alert.state, alert.level) for alert in second.review()] == [("resolved", "none")]
+
+
+@pytest.mark.parametrize("threshold", [Threshold(percent=Decimal(100)), Threshold(absolute=Decimal(10))])
+def test_a_threshold_at_the_cap_is_told_as_the_cap(threshold: Threshold) -> None:
+    """Who is woken by both would be woken twice for one thing."""
+    catalog = limited("last", Limit(cap=Decimal(10), thresholds=(threshold,)))
+    shard = Shard(0, catalog, timedelta(days=1), "event")
+    alerts = metered(shard, catalog, ["9", "10", "4"], 1)
+    assert [(alert.kind, alert.level) for alert in alerts] == [("cap_reached", "10"), ("cap_released", "10")]
+
+
+def test_a_state_of_a_version_that_told_both_is_read() -> None:
+    """It had a level more; nothing is raised or resolved for that."""
+    catalog = limited("sum", Limit(cap=Decimal(10), thresholds=LEVELS))
+    first = Shard(0, catalog, timedelta(days=1), "event")
+    metered(first, catalog, ["10"], 1)
+    (state,) = first.watch._states.values()
+    state[0] = 3
+    second = Shard.restore(0, catalog, timedelta(days=1), "event", first.delta())
+    assert second.review() == []
+    (state,) = second.watch._states.values()
+    assert state[:2] == [2, 1]
+
+
+@pytest.mark.parametrize(
+    "limit",
+    [
+        Limit(included=Decimal(0), on_cap="allow", thresholds=(Threshold(percent=Decimal(50)),)),
+        Limit(thresholds=(Threshold(absolute=Decimal(0)),)),
+        Limit(cap=Decimal(0)),
+    ],
+)
+def test_a_level_of_nothing_is_reached_by_the_first_usage(limit: Limit) -> None:
+    """Half of nothing is not used up by nothing, and no usage at all is no news."""
+    catalog = limited("sum", limit)
+    shard = Shard(0, catalog, timedelta(days=1), "event")
+    alerts = metered(shard, catalog, ["0", "0", "3"], 1)
+    assert {(alert.state, alert.total) for alert in alerts} == {("raised", "3")}
