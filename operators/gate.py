@@ -38,6 +38,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True, gc=False):
       least; None where there is no cap, or it is not known. On a meter that is a level (`max`, `last`) holds do not
       count, and all of the cap remains.
     - `resets_at`: when the period ends, µs since the epoch; None where it never does.
+    - `retry_at`: of a denial, when the first hold ends, if holds alone are in the way; else None.
     - `as_of`: the latest event time counted (µs), None without a total. `lag`: how old the totals may be, as the flow
       that counts this customer reports it (µs); None where it has not.
     - `catalog`: the number of the catalog version that was asked, 0 for one that is not the store's.
@@ -55,6 +56,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     limit: Decimal | None = None
     remaining: Decimal | None = None
     resets_at: int | None = None
+    retry_at: int | None = None
     as_of: int | None = None
     lag: int | None = None
     catalog: int = 0
@@ -125,7 +127,13 @@ class View:
 
     def decide(self, asked: Asked) -> Decision:
         """The decision on a request of these quantities, of which none is held yet."""
-        return self._told(self._worst(asked))
+        decision = self._told(self._worst(asked))
+        if decision.allowed or self.account.next_expiry is None:
+            return decision
+        without_holds = View(self.own, self.account._replace(held={}), self.start, self.end)
+        if not without_holds._told(without_holds._worst(asked)).allowed:
+            return decision
+        return msgspec.structs.replace(decision, retry_at=self.until)
 
     def decide_taken(self, asked: Asked) -> Decision:
         """The decision on a request that has just been held, its hold among what is reserved."""

@@ -119,7 +119,8 @@ def rate_headers(decision: Decision, now: int) -> list[tuple[str, str]]:
     headers = [] if decision.lag is None else [("tidegate-lag", f"{decision.lag / US:.3f}")]
     if decision.degraded:
         headers.append(("tidegate-degraded", decision.reason))
-    resets = None if decision.resets_at is None else max(-(-(decision.resets_at - now) // US), 0)
+    again = decision.resets_at if decision.retry_at is None else decision.retry_at
+    resets = None if again is None else max(-(-(again - now) // US), 0)
     if decision.limit is not None and decision.remaining is not None:
         # A structured field's text is ASCII without quotes; spend has no meter.
         name = _token(decision.meter) or "spend"
@@ -136,6 +137,7 @@ def denied(decision: Decision, now: int, status: int = 429) -> Problem:
     words = f"{decision.meter or 'spend'}: {decision.reason}"
     if decision.limit is not None:
         words += f", {exact(decision.used or 0)} of {exact(decision.limit)} used"
+        words += f", {exact(decision.reserved)} reserved" if decision.reserved else ""
     return Problem(
         status,
         "cap-reached" if decision.reason == "cap_reached" else "denied",

@@ -442,3 +442,21 @@ def test_a_commit_is_by_meter(given_: dict[str, int] | None, final: dict[str, in
 
 def test_a_commit_of_the_only_meter_needs_no_name() -> None:
     assert final_quantities({"a": 1}, {"": 5}) == {"a": 5}
+
+
+def test_where_holds_alone_are_in_the_way_the_first_to_end_gives_room() -> None:
+    """Not the period's end, which may be weeks away."""
+    held = account_of({"calls": 5}, {"calls": 5}, next_expiry=1_200)
+    own = own_of({"calls": cap(10)})
+    assert decide(own, held, calls=3).retry_at == 1_200
+    assert decide(own, held, calls=5).retry_at == 1_200
+    for nothing_helps in (decide(own, held, calls=6), decide(own, account_of({"calls": 10}), calls=1)):
+        assert (nothing_helps.allowed, nothing_helps.retry_at) == (False, None)
+    # At the period's end there is room in any case.
+    assert decide(own, account_of({"calls": 5}, {"calls": 5}, next_expiry=9_000), calls=3).retry_at == END
+
+
+def test_where_held_money_alone_is_in_the_way_the_first_to_end_gives_room() -> None:
+    own = own_of({"calls": Limit(included=Decimal(0), tiers=PRICED)}, SpendCap(cap=Decimal(5)))
+    assert decide(own, account_of({}, {"calls": 10}, next_expiry=1_200), calls=1).retry_at == 1_200
+    assert decide(own, account_of({"calls": 10}), calls=1).retry_at is None

@@ -30,7 +30,10 @@ RATE = {
     "RateLimit": "What is left and for how many seconds, where there is a cap.",
     "RateLimit-Policy": "The cap.",
 }
-RETRY = {"Retry-After": "Seconds until the period ends, or until the store may be back."}
+RETRY = {
+    "Retry-After": "Seconds until the period ends, until the first hold ends if holds alone are in the way, or until "
+    "the store may be back."
+}
 FORWARD_AUTH = "/v1/forward-auth"
 CUSTOMER_HEADER = "x-tidegate-customer"
 CUSTOMER_MAX = 256
