@@ -1,4 +1,4 @@
-"""Where a customer stands: how far along each limit, and what a gate would say to one more of it."""
+"""Where a customer stands: how far along each limit, and what a gate would say to a little more of it."""
 
 from collections.abc import Callable
 from decimal import Decimal
@@ -13,6 +13,10 @@ from operators.quantity import scaled
 HUNDRED = Decimal(100)
 USED_UP: tuple[Kind, ...] = ("count", "sum")
 """Kinds of meters that use up a limit. The others are levels: who has all its seats taken is denied no request."""
+
+WHOLE: tuple[Kind, ...] = ("count", "unique")
+"""Kinds of meters that are asked for in whole numbers."""
+LEAST = Decimal(1).scaleb(-24)
 
 
 class Level(IntEnum):
@@ -36,9 +40,9 @@ class Standing(NamedTuple):
     words: str
 
 
-def standing(meter: str, limit: Limit, total: Decimal) -> Standing:
-    """How `total` stands to `limit`."""
-    level, words = _level(limit, total)
+def standing(meter: str, limit: Limit, total: Decimal, kind: Kind = "sum") -> Standing:
+    """Return how `total` stands to `limit`, by what a gate would say to the least that may be asked for."""
+    level, words = _level(limit, total, Decimal(1) if kind in WHOLE else LEAST)
     of = limit.cap if limit.cap is not None else limit.included
     return Standing(meter, total, share(total, of), level, words)
 
@@ -57,7 +61,9 @@ def share(total: Decimal, of: Decimal | None) -> Decimal | None:
 def worst(catalog: Catalog, customer: str, total_of: Callable[[str, str], Decimal]) -> Standing:
     """The customer's worst standing of what is used up, the one furthest along of several that are as bad."""
     standings = [
-        standing(meter.name, catalog.limit_of(customer, meter.name), total_of(customer, meter.name))
+        standing(
+            meter.name, catalog.limit_of(customer, meter.name), total_of(customer, meter.name), meter.kind
+        )
         for meter in catalog.meters
         if meter.kind in USED_UP
     ]
@@ -71,8 +77,8 @@ def bill(catalog: Catalog, customer: str, total_of: Callable[[str, str], Decimal
     return add_up(live_bill(catalog.limit_of(customer, name), total_of(customer, name)) for name in names)
 
 
-def _level(limit: Limit, total: Decimal) -> tuple[Level, str]:
-    decision = decide(limit, total)
+def _level(limit: Limit, total: Decimal, more: Decimal) -> tuple[Level, str]:
+    decision = decide(limit, total, more)
     if decision.denied_in_shadow:
         return Level.NOTED, "would deny"
     if not decision.allowed:
@@ -85,6 +91,8 @@ def _level(limit: Limit, total: Decimal) -> tuple[Level, str]:
     percents = [threshold.percent for threshold in limit.thresholds if threshold.percent is not None]
     hundredfold = EXACT.multiply(total, HUNDRED)
     passed = [
-        percent for percent in percents if of is not None and hundredfold >= EXACT.multiply(of, percent)
+        percent
+        for percent in percents
+        if of is not None and hundredfold >= EXACT.multiply(of, percent) and (total > 0 or of * percent)
     ]
     return (Level.NOTED, f"{max(passed):f} %") if passed else (Level.FREE, "ok")

@@ -80,7 +80,7 @@ def _meter(catalog: Catalog, customer: str, meter: Meter, found: StoredTotal | N
     limit = catalog.limit_of(customer, meter.name)
     known = catalog.customers.get(customer)
     total = Decimal(found.total.total) if found else NONE
-    stands = standing(meter.name, limit, total)
+    stands = standing(meter.name, limit, total, meter.kind)
     record: Total | None = found.total if found else None
     return MeterUsage(
         meter.name,
@@ -115,7 +115,8 @@ def _thresholds(limit: Limit, total: Decimal) -> list[ThresholdBody]:
         value = threshold.absolute
         if threshold.percent is not None:
             value = None if of is None else EXACT.scaleb(EXACT.multiply(of, threshold.percent), -2)
-        found.append(ThresholdBody(label(threshold), maybe(value), value is not None and total >= value))
+        is_reached = value is not None and (total >= value if value else total > 0)
+        found.append(ThresholdBody(label(threshold), maybe(value), is_reached))
     return found
 
 
@@ -127,5 +128,14 @@ def _buckets(stored: Iterable[StoredTotal], window: Window, after: int, now: int
     ]
     return [
         Bucket(total.meter, instant(total.start), instant(total.end), exact(total.total), total.events)
-        for total in found[-BUCKETS_MAX:]
+        for total in _newest(found, BUCKETS_MAX)
     ]
+
+
+def _newest(found: list[Total], most: int) -> list[Total]:
+    """Return the totals of the newest starts, of all meters alike, as far as there are at most so many."""
+    if len(found) <= most:
+        return found
+    starts = sorted((total.start for total in found), reverse=True)
+    # All of a start or none, so that no meter ends sooner than another.
+    return [total for total in found if total.start > starts[most]] or found[-most:]

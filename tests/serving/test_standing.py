@@ -3,7 +3,7 @@ from fractions import Fraction
 
 import pytest
 
-from operators.catalog import Catalog, Limit, Meter, Plan, Threshold, Tier
+from operators.catalog import Catalog, Kind, Limit, Meter, Plan, Threshold, Tier
 from serving.standing import Level, bill, standing, worst
 
 HALF = Threshold(percent=Decimal(50))
@@ -31,6 +31,27 @@ CAPPED = Limit(included=Decimal(60), cap=Decimal(100), grace_pct=Decimal(10), th
 def test_levels(limit: Limit, total: int, level: Level, words: str) -> None:
     found = standing("tokens", limit, Decimal(total))
     assert (found.level, found.words) == (level, words)
+
+
+@pytest.mark.parametrize(
+    ("kind", "cap", "total", "words"),
+    [
+        ("sum", "0.9", "0", "ok"),
+        ("sum", "0.9", "0.5", "ok"),
+        ("sum", "0.9", "0.9", "DENIED"),
+        ("sum", "100", "99.5", "ok"),
+        ("count", "0.9", "0", "DENIED"),
+        ("count", "100.5", "100", "DENIED"),
+    ],
+)
+def test_who_can_still_use_a_fraction_is_not_denied(kind: Kind, cap: str, total: str, words: str) -> None:
+    """What adds up fractions lets pass what is left; what counts lets pass whole ones only."""
+    assert standing("gpu", Limit(cap=Decimal(cap)), Decimal(total), kind).words == words
+
+
+def test_half_of_nothing_is_not_used_up() -> None:
+    limit = Limit(included=Decimal(0), on_cap="allow", thresholds=(Threshold(percent=Decimal(50)),))
+    assert standing("gpu", limit, Decimal(0)).words == "ok"
 
 
 def test_a_share_is_cut_off_so_that_100_percent_means_reached() -> None:
