@@ -38,7 +38,7 @@ def usage_body(
     customer: str,
     stored: Sequence[StoredTotal],
     alerts: list[dict[str, Any]],
-    unmetered: list[UnmeteredBody],
+    unmetered: Sequence[UnmeteredBody] = (),
     *,
     now: int,
     at: int,
@@ -68,7 +68,7 @@ def usage_body(
         _buckets(stored, "hour", now - hours * HOUR, now),
         _buckets(stored, "day", now - days * DAY, now),
         alerts,
-        unmetered,
+        list(unmetered),
     )
 
 
