@@ -96,10 +96,10 @@ def test_a_meter_that_clashes_with_what_was_counted_counts_nothing_and_ends_noth
         if frames is not None:
             shard = Shard.restore(0, Catalog((other, calls)), timedelta(days=1), "event", frames, number=2)
         else:
-            shard.adopt(2, Catalog((other, calls)))
+            shard.adopt(2, Catalog((other, calls)), 0, 0)
         assert list(shard.roster.refused) == ["tok"]
         send(2, (other, calls), "34" if frames is None else "56")
-    shard.adopt(3, Catalog((own, calls)))
+    shard.adopt(3, Catalog((own, calls)), 0, 0)
     assert shard.roster.refused == {}
     send(3, (own, calls), "7")
     shard.resend()
