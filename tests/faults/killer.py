@@ -16,6 +16,7 @@ import random
 import signal
 import sqlite3
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
@@ -278,6 +279,9 @@ def fixed(catalog: Catalog) -> Catalogs:
     class Fixed(Catalogs):
         def __init__(self) -> None:
             self.newest = 0
+            self.problem = self.file_problem = ""
+            self._in_force = None
+            self._lock = threading.Lock()
 
         def follow(self) -> int:
             return 0
