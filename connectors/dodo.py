@@ -19,6 +19,7 @@ from urllib.parse import quote
 import httpx
 import msgspec
 
+from connectors.clock import wall_clock
 from operators.pace import Pace, Rate
 
 TIME_OUT = httpx.Timeout(connect=5, read=20, write=20, pool=20)
@@ -30,6 +31,8 @@ PAGE = 100
 WORDS_MAX = 300
 WAIT_MAX = 300.0
 SECOND = 1_000_000
+# Clocks are kept by NTP or drift slowly; what was measured longer ago says little.
+MEASURED_FOR = 600 * SECOND
 
 # What the provider calls its errors; proxies have other shapes, or HTML.
 CODE = re.compile(r"[A-Z][A-Z0-9_]*")
@@ -86,10 +89,18 @@ class Answer(NamedTuple):
         return " ".join(str(part) for part in (self.status or "no answer", self.code, self.message) if part)
 
 
+class Ahead(NamedTuple):
+    """How far (µs) the provider's clock is ahead of ours, and when that was seen."""
+
+    by: int
+    measured_at: int
+
+
 class DodoClient:
     """Requests to one account at `base_url`, at most at `rate`. Safe to share between threads.
 
-    `sleep` is given seconds, `clock` gives µs that never go back; `transport` stands in for the network.
+    `sleep` is given seconds, `clock` gives µs that never go back, `wall` µs since the epoch; `transport` stands in for
+    the network.
     """
 
     def __init__(
@@ -100,6 +111,7 @@ class DodoClient:
         *,
         clock: Callable[[], int] = lambda: time.monotonic_ns() // 1000,
         sleep: Callable[[float], object] = time.sleep,
+        wall: Callable[[], int] = wall_clock,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         if (
@@ -115,7 +127,8 @@ class DodoClient:
         logging.getLogger("hpack").setLevel(logging.INFO)
         self.base_url = base_url
         self._pace, self._lock = Pace(rate), Lock()
-        self._clock, self._sleep = clock, sleep
+        self._clock, self._sleep, self._wall = clock, sleep, wall
+        self._ahead: Ahead | None = None
         self._http = httpx.Client(
             base_url=base_url,
             auth=_Bearer(api_key),
@@ -139,6 +152,11 @@ class DodoClient:
         if answer.content is None or type(_member(answer.content, "ingested_count")) is int:
             return answer
         return answer._replace(content=None, message="the answer has no ingested_count")
+
+    def clock_ahead(self) -> int | None:
+        """Return how far (µs) the provider's clock is ahead of ours by its last answer; None if that is long ago."""
+        known = self._ahead
+        return known.by if known and self._wall() - known.measured_at <= MEASURED_FOR else None
 
     def get(self, path: str, params: Mapping[str, str | int] | None = None) -> Answer:
         """One read. Parts of the path that are ids go through `part`."""
@@ -185,7 +203,12 @@ class DodoClient:
         deadline = self._clock() + REQUEST_SECONDS_MAX * SECOND
         try:
             with self._http.stream(method, path, **given) as response:
-                return _answer(response, self._body(response, deadline))
+                answer = _answer(response, self._body(response, deadline))
+                is_theirs = answer.content is not None or (answer.is_own and bool(answer.code))
+                if is_theirs and (date := _date(response.headers)) is not None:
+                    now = self._wall()
+                    self._ahead = Ahead(date - now, now)
+                return answer
         except (httpx.HTTPError, _Endless) as error:
             # The kind and the words of a transport's error; it knows address and method, not the headers.
             sent = not isinstance(error, _UNREACHED)
@@ -266,6 +289,14 @@ def _member(content: Any, name: str) -> Any:
 
 def _words(value: Any) -> str:
     return "".join(c if c.isprintable() else " " for c in value[:WORDS_MAX]) if isinstance(value, str) else ""
+
+
+def _date(headers: httpx.Headers) -> int | None:
+    """The middle of the second (µs) in which an answer was written; None where it does not say."""
+    try:
+        return int(parsedate_to_datetime(headers["date"]).timestamp() * SECOND) + SECOND // 2
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _retry_after(headers: httpx.Headers) -> float | None:

@@ -69,6 +69,7 @@ class Platform(Directory, Protocol):
 
     def ingest(self, events: Sequence[bytes]) -> Answer: ...
     def event(self, event_id: str) -> Answer: ...
+    def clock_ahead(self) -> int | None: ...
 
 
 class Terms(NamedTuple):
@@ -185,7 +186,7 @@ class Sender:
         kept: dict[tuple[State, str, str], list[Row]] = {}
         doubtful: list[tuple[Row, State, Refusal]] = []
         trimmed = 0
-        for row in rows:
+        for row in self._without_early(rows, now):
             if row.reason:
                 doubtful.append((row, State.refused, Refusal(row.reason, row.detail)))
                 continue
@@ -205,6 +206,14 @@ class Sender:
             self._settle_doubtful(row, state, refusal)
         return items
 
+    def _without_early(self, rows: Sequence[Row], now: int) -> Sequence[Row]:
+        """Hold what lies too far ahead for a provider whose clock is behind; return the others."""
+        behind = -min(self._platform.clock_ahead() or 0, 0)
+        early = [row for row in rows if row.at > now - behind + AHEAD_MAX]
+        for row in early:
+            self._outbox.hold([row], row.at - AHEAD_MAX + behind)
+        return [row for row in rows if row not in early] if early else rows
+
     def _judge(self, row: Row, now: int) -> tuple[Item | tuple[State, str, str], int]:
         """The event as it can be sent now, or what becomes of it and why; and how many properties are left out."""
         billing_id = self._rules.billing_id(row.customer)
@@ -213,7 +222,8 @@ class Sender:
             return (state, UNMAPPED, "its customer has no billing_id in the catalog"), 0
         if self._strangers.is_stranger(billing_id):
             return (State.parked, STRANGER, f"the platform has no customer {billing_id}"), 0
-        restamp = now - row.at > AGE_MAX
+        ahead = self._platform.clock_ahead()
+        restamp = now + max(ahead or 0, 0) - row.at > AGE_MAX
         if restamp and self._terms.late == "park":
             return (State.parked, TOO_OLD, "older than 55 minutes, and late=park"), 0
         if restamp and self._rules.is_ordered(row.body):
@@ -221,12 +231,9 @@ class Sender:
                 "older than 55 minutes, and a last meter reads it: at a later time it would hide newer values"
             )
             return (State.parked, LAST_VALUE, words), 0
-        if restamp and not self._rules.may_restamp(row.customer, row.at, now):
-            return (
-                State.parked,
-                PERIOD_CLOSED,
-                "older than 55 minutes, and its billing period has closed",
-            ), 0
+        if restamp and not self._rules.may_restamp(row.customer, row.at, now, ahead):
+            words = "older than 55 minutes, and its billing period has closed, or does within minutes"
+            return (State.parked, PERIOD_CLOSED, words), 0
         made = self._rules.outgoing(row.id, billing_id, row.at, row.body, restamp=restamp)
         if isinstance(made, Refusal):
             # It may go once the catalog reads less of it, unlike what the platform itself turns down.
@@ -286,9 +293,11 @@ class Sender:
 
     def _fits(self, item: Item, now: int) -> bool:
         row = item.row
+        ahead = self._platform.clock_ahead()
         if item.restamp:
-            return self._rules.may_restamp(row.customer, row.at, now)
-        return now - AGE_MAX <= row.at <= now + AHEAD_MAX
+            return self._rules.may_restamp(row.customer, row.at, now, ahead)
+        there = now + (ahead or 0)
+        return there - AGE_MAX <= row.at <= there + AHEAD_MAX
 
     def _note(self, answer: Answer) -> None:
         """Counts an answer, and sets when to go on after it."""

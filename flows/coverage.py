@@ -12,13 +12,15 @@ import msgspec
 
 from connectors.books import Books, Way
 from connectors.drift_book import PROOF, Book, Task
-from flows.looks import LAG, Look, Seen, Terms, Theirs, Uncovered, quantity_of
+from flows.looks import LAG, Look, Seen, Terms, Theirs, Uncovered, known_by, quantity_of
 from operators.biller import Matched, Unmatched
 from operators.billing import Rules
 from operators.catalog import Catalog, Meter
 from operators.coverage import BilledCycle, Line, Price, billed_of, gap_of, price_of
 from operators.drift import ADDITIVE, Bracket, Span
+from operators.periods import MIN_AT, SECOND, exact_period_of
 from operators.ports import StoredTotal, StoreReader
+from operators.records import Total
 from operators.standings import Standing
 
 
@@ -91,8 +93,8 @@ class Prover:
         self, own: Own, cycles: Mapping[str, Sequence[BilledCycle]], unread: set[str]
     ) -> Line:
         whose = cycles.get(own.customer, ())
-        charges = billed_of(whose, own.meter.name, own.span.start)
-        starts = {c.span.start for c in whose if c.ours == own.span.start} | {own.span.start}
+        charges = billed_of(whose, own.meter.name, known_by(own.span))
+        starts = {c.span.start for c in whose if c.ours == known_by(own.span)} | {own.span.start}
         standing = self._standing(own, starts)
         billed = sum(charge.quantity for charge in charges)
         price = self._price(cycles, own.customer, own.meter.name)
@@ -139,12 +141,19 @@ class Prover:
 
     def _own(self, stored: StoredTotal, meter: Meter, way: Way, held: Way, now: int) -> Own:
         total = stored.total
-        span, same = Span(total.start, total.end), _ours_alone(meter)
+        span, same = self._span(total), _ours_alone(meter)
         fold = sum if meter.kind in ADDITIVE else lambda values: max(values, default=0)
         in_flight = fold(flight.quantity for flight in way.flights(same, span))
         held_back = fold(flight.quantity for flight in held.flights(same, span))
         is_settled = stored.written_at <= now - LAG
         return Own(total.customer, meter, span, quantity_of(total.total), in_flight, held_back, is_settled)
+
+    def _span(self, total: Total) -> Span:
+        """Return the period of a total to the microsecond, as the catalog has it."""
+        catalog = self._catalog()
+        policy, zone = catalog.period_of(total.customer), catalog.zone_of(total.customer)
+        exact = Span(*exact_period_of(policy, zone, max(total.start, MIN_AT) + SECOND))
+        return exact if known_by(exact) == total.start else Span(total.start, total.end)
 
     def _look(self, own: Own, cycles: Mapping[str, Sequence[BilledCycle]], theirs: Theirs) -> Look:
         whose = cycles.get(own.customer, ())

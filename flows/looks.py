@@ -27,9 +27,9 @@ from operators.biller import (
 from operators.billing import instant
 from operators.catalog import Catalog
 from operators.coverage import BilledCycle, Charge, Gap, Price
-from operators.drift import KEPT_BACK, Bracket, Finding, Own, Sight, Span, There, bracket, explain
+from operators.drift import KEPT_BACK, Bracket, Finding, Own, Sight, Span, There, bracket, explain, is_ours
 from operators.keys import shard_of
-from operators.periods import MAX_AT, MIN_AT, period_of
+from operators.periods import MAX_AT, MIN_AT, exact_period_of
 from operators.ports import StoredTotal, StoreReader
 from operators.quantity import rounded, scaled
 
@@ -40,6 +40,8 @@ LAG = 60 * SECOND
 LOOKED_BACK = 35 * 24 * 3600 * SECOND
 # The platform takes events that are as much ahead.
 AHEAD = 300 * SECOND
+# Clocks may be five minutes apart, and a request takes its time.
+BESIDE = 360 * SECOND
 NOTES_LOOKED_AT = 10_000
 BY = "reconciliation"
 
@@ -184,19 +186,20 @@ class Looker:
         """Lists both sides' events and says what the drift comes of. DodoError, TooMany where that cannot be read."""
         if look.uncovered is not None:
             return self._explain_uncovered(look, look.uncovered)
-        if look.ours.start != look.theirs.start:
+        if known_by(look.ours) != known_by(look.theirs):
             words = f"our period begins at {instant(look.ours.start)}, the biller's at {instant(look.theirs.start)}"
             finding = Finding("boundary", look.after - look.total, (), words)
             return Explained(look, (finding,), {}, {}, False, 0, frozenset(), 0)
-        before = self._total(look.customer, look.meter.ours.name, look.ours.start)
+        before = self._total(look.customer, look.meter.ours.name, known_by(look.ours))
         asked_at = self._clock()
         total = self._told_again(look)
         listed = self._listed(look.billed_as, look.meter, look.theirs)
         with closing(self._open_books()) as books:
             own, pending = books.events(look.customer, look.meter, look.ours)
             now = self._clock()
+            own += self._moved_far(books, look, listed, own, now)
             since = books.since(now)
-        after = self._total(look.customer, look.meter.ours.name, look.ours.start)
+        after = self._total(look.customer, look.meter.ours.name, known_by(look.ours))
         adopted, applied = self._adjustments(look)
         sight = Sight(
             kind=look.meter.kind,
@@ -233,6 +236,18 @@ class Looker:
             self._rewritten_at(look.customer),
         )
 
+    def _moved_far(
+        self, books: Books, look: Look, listed: Sequence[There], own: Sequence[Own], now: int
+    ) -> list[Own]:
+        """Return our events of another time that the platform lists in this period: it moved them, not we."""
+        known = {event.id for event in own}
+        unknown = {event.id for event in listed if event.id not in known and is_ours(event.id)}
+        if not unknown:
+            return []
+        everything = Span(now - self._terms.looked_back, now + AHEAD)
+        found, _ = books.events(look.customer, look.meter, everything)
+        return [event for event in found if event.id in unknown]
+
     def _explain_uncovered(self, look: Look, why: Uncovered) -> Explained:
         """Name our events of a total that nothing there bills; what is held back is named as such."""
         assert why.cause is not None
@@ -267,7 +282,7 @@ class Looker:
                 span = span_of(cycle)
                 if span.end <= asked_at - self._terms.looked_back or not MIN_AT <= span.start < MAX_AT:
                     continue
-                start = self._ours(customer, span).start
+                start = known_by(self._ours(customer, span))
                 charges = tuple(charge_of(usage, theirs) for usage in cycle.meters)
                 kept.append(self._cycle(subscription, customer, span, start, charges))
                 for name, some in _by_meter(charges).items():
@@ -301,9 +316,7 @@ class Looker:
         self, subscription: Subscription, customer: str, cycles: Sequence[Cycle], theirs: Theirs
     ) -> tuple[list[_Answered], list[BilledCycle]]:
         """The open period, added up from events, where the history has no item for now."""
-        current = Span(
-            _whole(micros(subscription.previous_billing_date)), _whole(micros(subscription.next_billing_date))
-        )
+        current = Span(micros(subscription.previous_billing_date), micros(subscription.next_billing_date))
         now = self._clock()
         if (
             subscription.status != "active"
@@ -313,7 +326,7 @@ class Looker:
             return [], []
         answered, charges = [], []
         whole = self.reads.subscription(subscription.subscription_id)
-        start = self._ours(customer, current).start
+        start = known_by(self._ours(customer, current))
         for priced in whole.meters:
             usage = MeterUsage(id=priced.meter_id, consumed_units="0", name=priced.name)
             charges.append(charge_of(usage, theirs))
@@ -391,7 +404,7 @@ class Looker:
     def _ours(self, customer: str, theirs: Span) -> Span:
         """Our period that holds the start of theirs."""
         catalog = self._catalog()
-        return Span(*period_of(catalog.period_of(customer), catalog.zone_of(customer), theirs.start))
+        return Span(*exact_period_of(catalog.period_of(customer), catalog.zone_of(customer), theirs.start))
 
     def _totals(self, customer: str) -> dict[tuple[str, int], int]:
         found = (stored.total for stored in self._store.read(customer))
@@ -419,7 +432,9 @@ class Looker:
         now = self._clock()
         reading = Reading(meter.theirs, is_foreign=True)
         name = meter.theirs.event_name
-        events = self.reads.events(billed_as, name, theirs.start, min(theirs.end, now + AHEAD), now)
+        # Beyond the edges too: what was restamped there or moved is billed in the period beside this one.
+        start, end = theirs.start - BESIDE, min(theirs.end + BESIDE, now + AHEAD)
+        events = self.reads.events(billed_as, name, start, end, now)
         properties = [{key: exact(value) for key, value in (e.metadata or {}).items()} for e in events]
         quantities = reading.of(properties)
         return [
@@ -481,12 +496,13 @@ def _billed_twice(look: Look, listed: Sequence[There]) -> tuple[Finding, ...]:
 
 
 def span_of(cycle: Cycle) -> Span:
-    """The period of an item of the usage history, in whole seconds, as ours are."""
-    return Span(_whole(micros(cycle.start_date)), _whole(micros(cycle.end_date)))
+    """The period of an item of the usage history, to the microsecond."""
+    return Span(micros(cycle.start_date), micros(cycle.end_date))
 
 
-def _whole(at: int) -> int:
-    return at // SECOND * SECOND
+def known_by(span: Span) -> int:
+    """Return the second that our totals of a period are known by."""
+    return span.start - span.start % SECOND
 
 
 def quantity_of(text: int | str) -> int:

@@ -15,7 +15,7 @@ import msgspec
 
 from operators.catalog import Catalog
 from operators.matching import keys_of
-from operators.periods import period_of
+from operators.periods import exact_period_of
 from operators.readings import number_of, value_of
 from operators.records import Accepted
 from operators.validate import data_of
@@ -32,6 +32,8 @@ MINUTE = 60 * SECOND
 AGE_MAX, AHEAD_MAX = 55 * MINUTE, 4 * MINUTE
 # A restamped event is of the period in which it arrives.
 PERIOD_MARGIN = 2 * MINUTE
+# How far the provider's clock may be apart from ours while nobody has measured it.
+CLOCKS_APART = 5 * MINUTE
 ORIGINAL_TIME = "orig_ts"
 PLATFORM_PREFIX = "cus_"
 
@@ -86,11 +88,16 @@ class Rules:
             return known.billing_id
         return customer if customer.startswith(PLATFORM_PREFIX) else None
 
-    def may_restamp(self, customer: str, at: int, now: int) -> bool:
-        """Whether an event of then, taken for one of now, is billed in the same period."""
+    def may_restamp(self, customer: str, at: int, now: int, ahead: int | None = 0) -> bool:
+        """Whether an event of then, taken for one of now, is billed in the same period.
+
+        `ahead` is how far the provider's clock is ahead of ours, None if nobody knows.
+        """
         catalog = self._catalog
-        start, end = period_of(catalog.period_of(customer), catalog.zone_of(customer), at)
-        return start <= now < end - PERIOD_MARGIN
+        start, end = exact_period_of(catalog.period_of(customer), catalog.zone_of(customer), at)
+        if ahead is None:
+            return start + CLOCKS_APART <= now < end - PERIOD_MARGIN - CLOCKS_APART
+        return start <= now + ahead < end - PERIOD_MARGIN
 
     def is_ordered(self, payload: bytes) -> bool:
         """Return whether a `last` meter may read the event, so that a later time would make it the newest value."""

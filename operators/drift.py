@@ -38,6 +38,8 @@ Cause = Literal[
 ]
 Fate = Literal["waiting", "acknowledged", "parked", "refused", "dropped"]
 ADDITIVE = ("count", "sum")
+# How far the biller's clock may be apart from ours, in µs.
+CLOCKS_APART = 300_000_000
 # Why the outbox keeps an event back, and what that is called here; all else is `rejected`.
 KEPT_BACK: dict[str, Cause] = {
     "too_old": "too_old",
@@ -283,14 +285,16 @@ def _compare(sight: Sight, events: _Events, found: _Found) -> None:
                 found.add("differs_there", (event.quantity or 0) - (listed.quantity or 0), [event.id])
         elif event.fate in ("parked", "refused", "dropped"):
             if event.quantity is not None or event.fate == "dropped":
-                cause = KEPT_BACK.get(event.reason, "rejected")
-                if cause == "too_old" and event.came_at >= sight.theirs.end:
-                    cause = "late_after_close"
-                found.add(cause, event.quantity, [event.id], event.reason)
+                kept = KEPT_BACK.get(event.reason, "rejected")
+                if kept == "too_old" and event.came_at >= sight.theirs.end:
+                    kept = "late_after_close"
+                found.add(kept, event.quantity, [event.id], event.reason)
         elif event.id in events.flying_ids or event.quantity is None:
             continue
         elif listed is not None or event.there_at not in sight.theirs:
-            found.add("boundary", event.quantity, [event.id], "the biller has it in another period")
+            is_same = listed is None or listed.at == event.at
+            words = "the biller has it in another period"
+            found.add("boundary" if is_same else "billed_elsewhere", event.quantity, [event.id], words)
         else:
             found.add("missing_there", event.quantity, [event.id])
     for there in events.once_inside():
@@ -301,7 +305,8 @@ def _compare(sight: Sight, events: _Events, found: _Found) -> None:
             found.add("doubled_there", -there.quantity * more, [there.id] * more, "twice under one id")
         known = events.own.get(there.id)
         if known is not None and known.at not in sight.ours:
-            found.add("boundary", -there.quantity, [there.id], "counted here in another period")
+            cause: Cause = "boundary" if known.at == there.at else "billed_elsewhere"
+            found.add(cause, -there.quantity, [there.id], "counted here in another period")
     marks = {
         there.mark for there in events.inside if there.id in events.own or there.id in events.unbooked_ids
     }
@@ -328,8 +333,7 @@ def _compare_history(sight: Sight, events: _Events, found: _Found) -> None:
         found.add("meter_archived", lacking, ids, "they came after its meter was archived")
     elif sight.is_archived:
         found.add("meter_archived", lacking, (), "its meter is archived, and counts no more")
-    elif late and sum(event.quantity or 0 for event in late) == lacking:
-        ids = [event.id for event in late]
+    elif late and (ids := _last_settled(late, events.own, lacking)):
         found.add("late_after_close", lacking, ids, "it lists them, and does not count them any more")
     elif early and sum(event.quantity or 0 for event in early) == lacking:
         ids = [event.id for event in early]
@@ -350,7 +354,10 @@ def _last_settled(counted: Iterable[There], own: Mapping[str, Own], quantity: in
 
 
 def _came_late(event: Own | None, theirs: Span) -> bool:
-    return event is not None and event.settled_at is not None and event.settled_at >= theirs.end
+    # The period ended by the biller's clock, so the last minutes before its end by ours count too.
+    return (
+        event is not None and event.settled_at is not None and event.settled_at >= theirs.end - CLOCKS_APART
+    )
 
 
 def _compare_store(sight: Sight, events: _Events, found: _Found) -> None:

@@ -76,16 +76,17 @@ class Anchored:
 class Billing:
     """Periods between the edges of the platform's subscription; any zone gives the same ones.
 
-    Edges are aware, in whole seconds, from 1970 on, strictly ascending; they are kept in UTC.
+    Edges are aware, from 1970 on, strictly ascending by whole seconds; they are kept in UTC, to the microsecond. A
+    period is known by the second in which it starts; the events of that second are parted at the edge itself.
     """
 
     edges: tuple[datetime, ...]
 
     def __post_init__(self) -> None:
-        edges = tuple(_in_utc("billing edge", edge, NEVER_END) for edge in self.edges)
+        edges = tuple(_in_utc("billing edge", edge, NEVER_END, is_whole=False) for edge in self.edges)
         for earlier, later in pairwise(edges):
-            if earlier >= later:
-                raise ValueError(f"billing edges: need to ascend, got {later} after {earlier}")
+            if earlier.replace(microsecond=0) >= later.replace(microsecond=0):
+                raise ValueError(f"billing edges: need to ascend by seconds, got {later} after {earlier}")
         object.__setattr__(self, "edges", edges)
 
 
@@ -103,9 +104,18 @@ def zone_exists(name: str) -> bool:
 
 
 def period_of(policy: Policy, zone: str, at: int) -> tuple[int, int]:
-    """The period [start, end) that holds `at`, which lies in [MIN_AT, MAX_AT).
+    """The period of `at`, which lies in [MIN_AT, MAX_AT): the start it is known by, in whole seconds, and its end.
 
     An unknown zone raises ValueError.
+    """
+    start, end = exact_period_of(policy, zone, at)
+    return start - start % SECOND, end
+
+
+def exact_period_of(policy: Policy, zone: str, at: int) -> tuple[int, int]:
+    """Return the period [start, end) that holds `at`, to the microsecond.
+
+    Raises: ValueError for an unknown zone.
     """
     tz = _zone(zone)
     match policy:
@@ -145,7 +155,7 @@ class Periods:
             asked = at[left]
             inside = (asked >= start) & (asked < end)
             found = left[inside]
-            starts[found] = start
+            starts[found] = start - start % SECOND
             ends[found] = end
             left = left[~inside]
         return starts, ends
@@ -157,7 +167,7 @@ class Periods:
         if not MIN_AT <= at < MAX_AT:
             # A period would be found that does not hold it, and it would be looked for without end.
             raise ValueError(f"instant: needs to lie from 2000 until 2100, got {at}")
-        period = period_of(self._policy, self._zone, at)
+        period = exact_period_of(self._policy, self._zone, at)
         # A new tuple, not a changed list: another thread may be walking the old one.
         self._recent = (period, *self._recent[: RECENT - 1])
         return period
@@ -292,13 +302,13 @@ def _local(at: int, tz: tzinfo) -> datetime:
 
 def _micros(at: datetime) -> int:
     since = at - EPOCH
-    return (since.days * 86_400 + since.seconds) * SECOND
+    return (since.days * 86_400 + since.seconds) * SECOND + since.microseconds
 
 
-def _in_utc(what: str, at: datetime, until: int) -> datetime:
+def _in_utc(what: str, at: datetime, until: int, *, is_whole: bool = True) -> datetime:
     if at.utcoffset() is None:
         raise ValueError(f"{what}: needs an offset from UTC, got {at}")
-    if at.microsecond:
+    if is_whole and at.microsecond:
         raise ValueError(f"{what}: needs whole seconds, got {at}")
     if not 0 <= _micros(at) < until:
         raise ValueError(f"{what}: needs to lie from 1970 until {_local(until, UTC):%Y-%m-%d}, got {at}")

@@ -14,7 +14,7 @@ from xxhash import xxh3_128_hexdigest
 
 from operators.billing import INT_MAX, fields_of, instant, sendable
 from operators.catalog import Catalog, Meter
-from operators.periods import period_of
+from operators.periods import exact_period_of
 from operators.quantity import QUANTITY_MAX, SCALE, decimal, scaled
 from operators.readings import Name, number_of
 
@@ -75,14 +75,14 @@ class Readings:
         """The window that holds an event of then."""
         catalog = self._catalog
         start = at - at % length
-        begun, _ = period_of(catalog.period_of(customer), catalog.zone_of(customer), at)
+        begun, _ = exact_period_of(catalog.period_of(customer), catalog.zone_of(customer), at)
         return Window(customer, meter, start, length, max(start, begun))
 
     def event_at(self, window: Window) -> int:
         """Return the time (µs) of the window's events: just before it ends, or its part of the period does."""
         catalog = self._catalog
         policy, zone = catalog.period_of(window.customer), catalog.zone_of(window.customer)
-        _, period_end = period_of(policy, zone, window.at)
+        _, period_end = exact_period_of(policy, zone, window.at)
         return max(window.at, min(window.start + window.length, period_end) - BEFORE_END)
 
 

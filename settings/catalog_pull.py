@@ -106,9 +106,11 @@ def apply_periods(control: ControlLog, subscriptions: Sequence[Subscription], by
 
 
 def edges_of(known: Sequence[datetime], start: datetime, end: datetime) -> tuple[datetime, ...]:
-    """The edges of before this period, and its own; whole seconds, in UTC, ascending."""
-    start, end = (at.astimezone(UTC).replace(microsecond=0) for at in (start, end))
-    return (*(edge for edge in known if edge < start), start, end)[-EDGES_KEPT:]
+    """The edges of before this period, and its own, to the microsecond; in UTC, ascending by whole seconds."""
+    start, end = start.astimezone(UTC), end.astimezone(UTC)
+    # An edge of the same second is this one, as an older version wrote it.
+    before = (edge for edge in known if edge < start.replace(microsecond=0))
+    return (*before, start, end)[-EDGES_KEPT:]
 
 
 def _new_meters(catalog: Catalog, meters: Iterable[BillerMeter]) -> list[Meter]:
@@ -202,4 +204,5 @@ def _written(period: Billing) -> dict[str, Any]:
 
 
 def _edge(at: datetime) -> str:
-    return at.strftime("%Y-%m-%dT%H:%M:%SZ")
+    fraction = f".{at.microsecond:06d}" if at.microsecond else ""
+    return f"{at:%Y-%m-%dT%H:%M:%S}{fraction}Z"

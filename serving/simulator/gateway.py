@@ -4,6 +4,8 @@ import asyncio
 import hmac
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from email.utils import format_datetime
 from typing import Final
 
 import msgspec
@@ -87,7 +89,11 @@ class Gateway:
             if answer is None:
                 answer = self._act(handler, call._replace(fault=fault))
         self._note(request, call, answer, fault)
-        return await _sent(answer, fault, verdict.headers)
+        response = await _sent(answer, fault, verdict.headers)
+        response.headers["date"] = format_datetime(
+            datetime.fromtimestamp(self.platform.now / 1e6, UTC), usegmt=True
+        )
+        return response
 
     def _admit(self, request: Request, call: Call) -> tuple[Verdict, Answer | None]:
         """The limiter's verdict, and the refusal where the key or the limits do not let it pass."""

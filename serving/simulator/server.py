@@ -43,6 +43,8 @@ def serve(
     """Serves, with `beside` running until it is told to stop; `ready` is told the port once it is bound."""
     config = uvicorn.Config(
         app,
+        # The platform has a clock of its own.
+        date_header=False,
         http=CuttableProtocol,
         ws="none",
         lifespan="off",

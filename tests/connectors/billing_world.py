@@ -59,6 +59,7 @@ class World:
             KEY,
             self._rate,
             clock=lambda: self.now,
+            wall=lambda: self.now,
             sleep=self.wait,
             transport=self.transport,
         )
@@ -94,6 +95,9 @@ class World:
     def event(self, event_id: str) -> Answer:
         self.wait(self.trip)
         return self.client.event(event_id)
+
+    def clock_ahead(self) -> int | None:
+        return self.client.clock_ahead()
 
     def customer(self, customer_id: str) -> Answer:
         self.wait(self.trip)

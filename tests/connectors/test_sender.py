@@ -550,3 +550,29 @@ def test_no_id_is_twice_in_a_request_though_time_passes_between_two_looks(here: 
     assert any("orig_ts" in event["metadata"] for event in here.ledger().values())
     assert any("orig_ts" not in event["metadata"] for event in here.ledger().values())
     assert all(len(ids) == len(set(ids)) for ids in sent)
+
+
+@pytest.mark.parametrize(("minutes", "goes"), [(-4.5, True), (0, True), (4.5, False)])
+def test_usage_is_not_restamped_into_the_next_period_by_a_clock_that_is_apart(
+    here: World, minutes: float, goes: bool
+) -> None:
+    """Five minutes before the end by our clock; by the provider's it is 30 seconds where it is ahead."""
+    here.ahead = timedelta(minutes=minutes)
+    here.wait(11 * 3600 + 55 * 60 - 10)
+    fresh = here.come(1)
+    here.turns(10)
+    old = here.come(1, ago=58 * 60)
+    here.turns(60)
+    here.conserved(fresh, old)
+    assert here.reasons() == ({} if goes else {"period_closed": 1})
+
+
+def test_what_is_ahead_of_a_slow_clock_waits_for_it(here: World) -> None:
+    here.ahead = timedelta(minutes=-4.5)
+    here.wait(1)
+    fresh = here.come(1)
+    here.turns(10)
+    early = here.come(1, ago=-3 * 60)
+    here.turns(600)
+    here.conserved(fresh, early)
+    assert not here.reasons()

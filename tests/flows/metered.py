@@ -96,7 +96,8 @@ class System:
     ) -> None:
         self.folder, self.clock, self._rollup = folder, Clock(), rollup
         self.requests_before = 0
-        self._platform = Platform(1, key=KEY, wall=self.clock)
+        self._apart = 0
+        self._platform = Platform(1, key=KEY, wall=lambda: self.clock.now + self._apart)
         self._transport = AppTransport(build_platform(self._platform)[0])
         self.simulator = Simulator("http://simulator", KEY, self._transport)
         self.meters = {
@@ -122,6 +123,10 @@ class System:
         self.is_sending = True
         self.subscriptions: dict[str, str] = {}
 
+    def set_apart(self, us: int) -> None:
+        """Set the platform's clock ahead of ours, or behind."""
+        self._apart = us
+
     def _sender(self, late: Any) -> Sender:
         client = self.client(Rate(self._rate.burst, self._rate.sustained - 60))
         terms = Terms(linger=timedelta(0), late=late, concurrency=1, rollup=self._rollup)
@@ -134,8 +139,9 @@ class System:
 
     def client(self, rate: Rate = READING, key: str = KEY) -> DodoClient:
         return DodoClient(
-            "http://simulator", key, rate, clock=self.clock, sleep=self.clock.sleep, transport=self._transport
-        )
+            "http://simulator", key, rate, clock=self.clock, wall=self.clock, sleep=self.clock.sleep,
+            transport=self._transport,
+        )  # fmt: skip
 
     def apply(self, text: str | None = None) -> None:
         """Makes a catalog the one in force, with the edges of all subscriptions."""
@@ -155,10 +161,10 @@ class System:
         id = self.simulator.customer()
         product = self.simulator.product(list(self.meters.values()) if meters is None else meters)
         subscription = self.simulator.subscription(
-            id, product, start=written(start), end=written(end), **fields
+            id, product, start=edge_of(start), end=edge_of(end), **fields
         )
         past = [edge for pair in fields.get("past", ()) for edge in pair]
-        self.edges[id] = sorted({*past, written(start), written(end)})
+        self.edges[id] = sorted({*past, edge_of(start), edge_of(end)})
         self.subscriptions[id] = subscription
         return id
 
@@ -297,6 +303,11 @@ def causes(found: dict[str, Any]) -> dict[str, str | None]:
 
 def written(at: datetime) -> str:
     return at.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def edge_of(at: datetime) -> str:
+    """An edge of a period, to the microsecond where it has a fraction."""
+    return f"{written(at)[:-1]}.{at.microsecond:06d}Z" if at.microsecond else written(at)
 
 
 def scaled_text(quantity: int | str) -> int:

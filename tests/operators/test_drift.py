@@ -214,7 +214,7 @@ def plant(world: World, what: str, quantity: int) -> None:
             world.there.append(There(f"evt_{id}", NOW - 10 * HOUR, quantity, id.encode()))
             world.planted["doubled_there"] -= quantity
         case "boundary":
-            world.event(quantity, "boundary", there_at=END + 1)
+            world.event(quantity, "billed_elsewhere", there_at=END + 1)
 
 
 @given(st.lists(st.tuples(plants, st.integers(1, 10**30)), min_size=1, max_size=12))
@@ -228,7 +228,7 @@ def test_every_cause_is_told_with_its_quantity(planted: list[tuple[str, int]]) -
     sums: Counter[Cause] = Counter()
     for finding in found:
         sums[finding.cause] += finding.quantity or 0
-    if world.planted["missing_here"] and not world.planted["boundary"]:
+    if world.planted["missing_here"] and not world.planted["billed_elsewhere"]:
         assert +sums["unexplained"] == 0
     assert {c: q for c, q in sums.items() if q} == {c: q for c, q in world.planted.items() if q}
     sight = world.sight()
@@ -243,7 +243,8 @@ def test_the_ids_are_those_of_the_events(planted: list[tuple[str, int]]) -> None
         before = {e.id for e in world.own} | {e.id for e in world.there}
         plant(world, what, quantity)
         new = ({e.id for e in world.own} | {e.id for e in world.there}) - before
-        named = {"waiting": "in_flight", "recent": "in_flight", "twin": "doubled_there"}.get(what, what)
+        renamed = {"waiting": "in_flight", "recent": "in_flight", "twin": "doubled_there"}
+        named = (renamed | {"boundary": "billed_elsewhere"}).get(what, what)
         if what == "twin":
             new = {id for id in new if id.startswith("evt_")}
         if what not in ("fine", "missing_here"):

@@ -21,6 +21,7 @@ from operators.periods import (
     MAX_AT,
     MIN_AT,
     NEVER_END,
+    SECOND,
     Anchored,
     Billing,
     Buckets,
@@ -553,7 +554,10 @@ def test_the_constants_are_the_instants_they_name() -> None:
         (lambda: Anchored(1, "day", aware("1969-12-31")), "anchor: needs to lie from 1970 until 2100-01-01"),
         (lambda: Anchored(1, "day", aware("2100-01-01")), "anchor: needs to lie from 1970 until 2100-01-01"),
         (lambda: Billing((datetime(2024, 1, 1),)), "billing edge: needs an offset from UTC"),
-        (lambda: Billing((aware("2024-01-01T00:00:00.5"),)), "billing edge: needs whole seconds"),
+        (
+            lambda: Billing((aware("2024-01-01T00:00:00.2"), aware("2024-01-01T00:00:00.5"))),
+            "billing edges: need to ascend by seconds",
+        ),
         (lambda: Billing((aware("1969-12-31"),)), "billing edge: needs to lie from 1970"),
         (lambda: Billing((aware("9999-12-31"),)), "billing edge: needs to lie from 1970 until 9999-12-31"),
         (lambda: Billing((aware("2024-01-02"), aware("2024-01-01"))), "billing edges: need to ascend"),
@@ -673,3 +677,16 @@ def test_threads_may_grow_the_same_buckets() -> None:
 def test_policies_survive_a_pickle(policy: Policy) -> None:
     """Workers hand catalogs to each other."""
     assert pickle.loads(pickle.dumps(policy)) == policy
+
+
+def test_billing_edges_part_the_events_of_their_second_to_the_microsecond() -> None:
+    """A period is known by the second of its start, and holds what comes from the edge itself on."""
+    edges = [aware(f"2024-0{month}-01T00:00:00.506021") for month in (1, 2)]
+    first, second = (int(edge.timestamp()) * SECOND for edge in edges)
+    periods = Periods(Billing(tuple(edges)), "UTC")
+    at = np.array([second + 506_021, second + 506_020, second + 999_999, first + 506_021, first + 3])
+    starts, ends = periods.of(at)
+    assert starts.tolist() == [second, first, second, first, 0]
+    assert ends.tolist()[1] == second + 506_021
+    for one, start in zip(at.tolist(), starts.tolist(), strict=True):
+        assert period_of(Billing(tuple(edges)), "UTC", one)[0] == start
