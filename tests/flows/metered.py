@@ -89,15 +89,24 @@ class Clock:
 
 
 class System:
-    """`folder` has everything that a real one has. Customers are the platform's own ids."""
+    """`folder` has everything that a real one has. Customers are the platform's own ids.
+
+    `apart` is how far (µs) the platform's clock is ahead.
+    """
 
     def __init__(
-        self, folder: Path, *, ledger: bool = True, tier: int = 0, rollup: timedelta | None = None
+        self,
+        folder: Path,
+        *,
+        ledger: bool = True,
+        tier: int = 0,
+        rollup: timedelta | None = None,
+        apart: int = 0,
     ) -> None:
         self.folder, self.clock, self._rollup = folder, Clock(), rollup
         self.requests_before = 0
-        self._apart = 0
-        self._platform = Platform(1, key=KEY, wall=lambda: self.clock.now + self._apart)
+        # Before meters are made: they count nothing that came before them.
+        self._platform = Platform(1, key=KEY, wall=lambda: self.clock.now + apart)
         self._transport = AppTransport(build_platform(self._platform)[0])
         self.simulator = Simulator("http://simulator", KEY, self._transport)
         self.meters = {
@@ -122,10 +131,6 @@ class System:
         self.sender = self._sender("restamp")
         self.is_sending = True
         self.subscriptions: dict[str, str] = {}
-
-    def set_apart(self, us: int) -> None:
-        """Set the platform's clock ahead of ours, or behind."""
-        self._apart = us
 
     def _sender(self, late: Any) -> Sender:
         client = self.client(Rate(self._rate.burst, self._rate.sustained - 60))
