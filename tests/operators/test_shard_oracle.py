@@ -707,7 +707,7 @@ class Machine(RuleBasedStateMachine):
     def change_meters(self, catalog: Catalog, stays: list[Meter], live: bool) -> None:
         """Meters go, and come back with a later catalog."""
         change = self.fleet.adopt if live else self.fleet.restart
-        change(replaced(catalog, meters=tuple(stays)))
+        change(replaced(catalog, meters=tuple(stays)), NOON)
 
     @invariant()
     def agree(self) -> None:
