@@ -3,8 +3,7 @@
 On SIGTERM sources end where they are, so the flow closes its epoch, flushes its sinks and exits.
 
 Any source can be wrapped. What the source has handed out is metered and saved; what it has not is read after the next
-start. In a cluster all processes have to be told, as the flow ends when every source has: whoever stops one alone
-waits for the others until its time is up.
+start. The flow ends when every source of its cluster has: connectors/lifecycle.py passes the end on to all processes.
 """
 
 import signal
@@ -30,10 +29,14 @@ MARK_EVERY = 500_000
 
 
 class Drain:
-    """Whether the end was asked for. `install` has SIGTERM ask for it."""
+    """Whether the end was asked for. `install` has SIGTERM ask for it.
+
+    `has_begun` says that all processes of the cluster have met, `is_open` that the source was opened as well.
+    """
 
     def __init__(self) -> None:
         self._asked = Event()
+        self.has_begun = self.is_open = False
 
     @property
     def asked(self) -> bool:
@@ -74,10 +77,13 @@ class DrainedSource(FixedPartitionedSource[Any, Any]):
     @reported
     def list_parts(self) -> list[str]:
         self._begin()
+        self._drain.has_begun = True
         parts = self._source.list_parts()
         if self._marking is not None:
             self._marking.parts = tuple(parts)
         self._parts = len(parts)
+        if self._telemetry is not None:
+            self._drain.is_open = True
         return parts
 
     @reported
@@ -88,6 +94,7 @@ class DrainedSource(FixedPartitionedSource[Any, Any]):
         streams = self._parts if self._marking is not None else 0
         drained = _DrainedPartition(for_part, partition, self._drain, streams, read)
         if self._telemetry is not None:
+            drained.telemetry = self._telemetry
             self._telemetry.partitions.add(drained)
         return drained
 
@@ -104,6 +111,8 @@ class _DrainedPartition(StatefulSourcePartition[Any, Any]):
         read: StatefulSourcePartition[Any, Any],
     ) -> None:
         self.name = name
+        self.unit: str = getattr(read, "unit", "bytes")
+        self.telemetry: Telemetry | None = None
         self.handed_out = 0
         self.caught_up_at = time.time()
         self._partition = partition
@@ -115,10 +124,12 @@ class _DrainedPartition(StatefulSourcePartition[Any, Any]):
         self._streams = streams
         self._read_to_end_at = self._mark_at = 0
         self._ended = False
+        self._left: int | None = None
 
     @reported
     def next_batch(self) -> Iterable[Any]:
         if self._drain.asked or self._ended:
+            self._leave()
             raise StopIteration
         now = wall_clock()
         if self._awake is not None and self._awake > datetime.now(UTC):
@@ -154,9 +165,15 @@ class _DrainedPartition(StatefulSourcePartition[Any, Any]):
     def _placed(self, poll: Payloads, position: int) -> Payloads:
         return msgspec.structs.replace(poll, position=position)
 
+    def _leave(self) -> None:
+        """Keep reporting what is left to read, for as long as the process waits for others."""
+        self._left = self._behind()
+        if self._left and self.telemetry is not None:
+            self.telemetry.left.append(self)
+
     def behind(self) -> int | None:
         """What the partition has and has not handed out yet, where it can tell."""
-        return self._behind()
+        return self._behind() if self._left is None else self._left
 
     def next_awake(self) -> datetime | None:
         # A source may sleep longer than who stops it wants to wait.

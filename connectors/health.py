@@ -1,8 +1,9 @@
 """Whether a flow process lives, is ready and gets on, over HTTP: `/metrics`, `/healthz` and `/readyz`.
 
-It lives while it answers. It is ready unless it has stalled: something is there to read, and for `stall` nothing has
-been metered. A stall is told as an alert (a note in the store, a line in the log), and told again when it is over;
-both are looked for every second by a thread that the flow's own work can't hold up for long.
+It lives while it answers. It is ready while it reads (connectors/lifecycle.py), its store answers, and it has not
+stalled: something is there to read, and for `stall` nothing has been metered. A stall is reported as an alert (a note
+in the store, a line in the log), and reported again when it is over; both are looked for every second by a thread that
+the flow's own work can't hold up for long.
 
 Limits: bound to the address that is given, without TLS or login, as scrapers and probes expect inside a cluster.
 """
@@ -100,9 +101,11 @@ def _app(telemetry: Telemetry) -> Callable[[WSGIEnvironment, StartResponse], Ite
                 return found
             case "/healthz":
                 return _answer(start_response, "200 OK", {"status": "alive"})
-            case "/readyz" if telemetry.stalled:
-                return _answer(start_response, "503 Service Unavailable", {"status": "stalled"})
             case "/readyz":
+                if trouble := telemetry.trouble():
+                    status, detail = trouble
+                    body = {"status": status, "detail": detail}
+                    return _answer(start_response, "503 Service Unavailable", body)
                 problem = telemetry.catalog_problem()
                 return _answer(
                     start_response, "200 OK", {"status": "ready"} | ({"catalog": problem} if problem else {})

@@ -171,6 +171,8 @@ class _Reading(NamedTuple):
 
 
 class _Partition(StatefulSourcePartition[Payloads, KafkaPosition]):
+    unit = "messages"
+
     def __init__(
         self,
         reading: _Reading,

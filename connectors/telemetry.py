@@ -6,6 +6,8 @@ observed as it happens, once per batch. Names follow https://prometheus.io/docs/
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from threading import get_ident
 from typing import NamedTuple, Protocol
 from weakref import WeakSet
 
@@ -14,15 +16,25 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from connectors.tracing import Span, no_span
+from operators.freshness import Heartbeat
 from operators.unmetered import REASONS
 
 US = 1_000_000
+STORE_SILENT_S = 3.0
+"""A write that takes so long is not slow: the store is away."""
+LAGS = {"messages": "tidegate_lag_messages", "bytes": "tidegate_lag_bytes"}
+
+_PHASES = {
+    "starting": "opens its store and source",
+    "waiting": "waits for the other processes of its cluster",
+    "draining": "has stopped reading, and ends",
+}
 _FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60, 600)
 _OUTCOMES = ("rejects", "too_late", "duplicates", "conflicts", "accepted")
 
 
 class ShardNumbers(NamedTuple):
-    """A shard at a glance. `counts` are its counters since the first start, `watermark` is µs since the epoch."""
+    """A shard at a glance. `counts` are its counters since this process started, `watermark` is µs since the epoch."""
 
     counts: dict[str, int]
     customers: int
@@ -39,9 +51,13 @@ class ShardView(Protocol):
 
 
 class PartitionView(Protocol):
-    """A source's partition: its name, what it has handed out, and what it has not yet, None where it can't tell."""
+    """A source's partition: its name, what it has handed out, and what it has not yet, None where it can't tell.
+
+    `unit` is what that is counted in, `messages` or `bytes`.
+    """
 
     name: str
+    unit: str
     handed_out: int
     caught_up_at: float
 
@@ -72,8 +88,14 @@ class Telemetry:
         self.registry = CollectorRegistry()
         self.shards: WeakSet[ShardView] = WeakSet()
         self.partitions: WeakSet[PartitionView] = WeakSet()
+        self.left: list[PartitionView] = []
+        """Partitions that are read no more though something is left in them."""
+        self.phase: Callable[[], str] = lambda: "running"
+        self.heartbeats: dict[int, Heartbeat] = {}
+        """The last heartbeat of each shard that the store has."""
         self.stalled = False
         self.catalog_problem: Callable[[], str] = lambda: ""
+        self._writes: dict[int, float] = {}
         self.span: Span = no_span
         self.outbox: Callable[[], OutboxView | None] = lambda: None
         self.clock = clock
@@ -119,8 +141,34 @@ class Telemetry:
         )
         self.registry.register(_Collector(self))
 
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Note that this thread waits for the store, for as long as the block takes."""
+        thread = get_ident()
+        self._writes[thread] = time.monotonic()
+        try:
+            yield
+        finally:
+            del self._writes[thread]
+
+    def store_waits(self) -> float:
+        """Return for how many seconds the store has owed the answer to a write, 0 where none is under way."""
+        now = time.monotonic()
+        return max((now - began for began in list(self._writes.values())), default=0.0)
+
+    def trouble(self) -> tuple[str, str] | None:
+        """Return why the process is not ready, as a word and a sentence; None where it is."""
+        phase = self.phase()
+        if phase != "running":
+            return phase, _PHASES[phase]
+        if (waits := self.store_waits()) > STORE_SILENT_S:
+            return "store_away", f"the store has not answered a write for {waits:.0f} s"
+        if self.stalled:
+            return "stalled", "there is input, and nothing is metered"
+        return None
+
     def events(self) -> int:
-        """How many events this process's shards have counted, ever."""
+        """How many events this process's shards have counted since its start."""
         return sum(found.counts.get("events", 0) for found in self._shards())
 
     def behind(self) -> int:
@@ -155,23 +203,52 @@ class _Collector(Collector):
             "1 while the catalog file or the newest version can't be used, so that the last good one is in force.",
             value=float(bool(self._telemetry.catalog_problem())),
         )
+        yield from self._of_process()
+
+    def _of_process(self) -> Iterator[Metric]:
+        telemetry = self._telemetry
+        yield GaugeMetricFamily(
+            "tidegate_ready", "1 while /readyz says so.", value=float(telemetry.trouble() is None)
+        )
+        phases = GaugeMetricFamily(
+            "tidegate_phase", "1 for the phase that the process is in.", labels=["phase"]
+        )
+        for phase in ("running", *_PHASES):
+            phases.add_metric([phase], float(phase == telemetry.phase()))
+        yield phases
+        yield GaugeMetricFamily(
+            "tidegate_store_waits_seconds",
+            "For how long the store has owed the answer to a write.",
+            value=telemetry.store_waits(),
+        )
+        ages = GaugeMetricFamily(
+            "tidegate_totals_age_seconds",
+            "How old the totals of a shard of this process may be in the store.",
+            labels=["shard"],
+        )
+        now = telemetry.clock()
+        for shard, one in sorted(telemetry.heartbeats.items()):
+            if one.counted_until:
+                ages.add_metric([str(shard)], 0 if one.ended else max(now - one.counted_until / US, 0))
+        yield ages
 
     def _of_partitions(self) -> Iterator[Metric]:
-        lag = GaugeMetricFamily(
-            "tidegate_lag",
-            "What a source has that was not read: messages, or bytes of a file.",
-            labels=["partition"],
-        )
+        lags = {
+            unit: GaugeMetricFamily(
+                name, f"What a source has that was not read, in {unit}.", labels=["partition"]
+            )
+            for unit, name in LAGS.items()
+        }
         seconds = GaugeMetricFamily(
             "tidegate_lag_seconds", "Since a source was last read to its end.", labels=["partition"]
         )
         now = self._telemetry.clock()
-        for partition in list(self._telemetry.partitions):
+        for partition in {*self._telemetry.partitions, *self._telemetry.left}:
             behind = partition.behind()
             if behind is not None:
-                lag.add_metric([partition.name], behind)
+                lags[partition.unit].add_metric([partition.name], behind)
                 seconds.add_metric([partition.name], now - partition.caught_up_at if behind else 0)
-        yield lag
+        yield from lags.values()
         yield seconds
 
 

@@ -31,6 +31,7 @@ from connectors.drain import Drain, DrainedSource
 from connectors.file_partition import FileError
 from connectors.health import HealthError, Watchdog, serve
 from connectors.journal import Position
+from connectors.lifecycle import Lifecycle, cluster_size
 from connectors.marking import Marking
 from connectors.outbox_reader import OutboxReader, Standing
 from connectors.own_files import OwnFiles
@@ -60,8 +61,17 @@ from settings.settings import Settings
 
 def started(settings: Settings) -> Dataflow:
     """The flow, all that it needs opened and held; ends the process with one clear line if that can't be."""
+    configure(settings.log)
+    drain, telemetry = Drain(), Telemetry()
+    drain.install()
+    process = recovery.process_id()
+    lifecycle = Lifecycle(drain, settings.data_dir, process, cluster_size(), settings.peer_timeout)
+    lifecycle.install()
+    telemetry.phase = lambda: lifecycle.phase
     try:
-        configure(settings.log)
+        # Before the store is opened, which may have to be waited for.
+        if settings.metrics is not None:
+            watch(settings, telemetry)
         # Before anything is made, so that a wrong catalog leaves nothing behind.
         catalogs = open_catalogs(settings)
         check_source(settings)
@@ -69,15 +79,12 @@ def started(settings: Settings) -> Dataflow:
             recovery.prepare(settings.data_dir, settings.recovery_parts, settings.shards)
             recovery.hold(settings.data_dir)
             catalogs.save()
-        drain = Drain()
-        drain.install()
-        telemetry = Telemetry()
         telemetry.catalog_problem = lambda: catalogs.problems
         if settings.traces is not None:
-            telemetry.span = open_spans(settings.traces, recovery.process_id())
-        if settings.metrics is not None:
-            watch(settings, telemetry)
-        return build(settings, catalogs, drain, telemetry)
+            telemetry.span = open_spans(settings.traces, process)
+        flow = build(settings, catalogs, drain, telemetry)
+        lifecycle.wait()
+        return flow
     except (SettingsError, CatalogError, StoreError, HealthError, FileError, recovery.RecoveryError) as error:
         sys.exit(str(error))
 

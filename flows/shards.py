@@ -88,6 +88,8 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Item], Emission, Position | None]
         self._saved_at = monotonic()
         self._number = 0
         self._shard: Shard | None = None
+        self._resumed: dict[str, int] = {}
+        """Its counters when this process took it over."""
         self._journal: Journal | None = None
         self._pending = False
         self._settled: list[Settled] = []
@@ -201,7 +203,7 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Item], Emission, Position | None]
             return None
         state, identities = shard.nbytes
         return ShardNumbers(
-            counts=dict(shard.counts),
+            counts={name: n - self._resumed.get(name, 0) for name, n in list(shard.counts.items())},
             customers=len(shard.roster.names),
             keys=shard.roster.key_customer.size,
             remembered=len(shard.memory),
@@ -224,7 +226,7 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Item], Emission, Position | None]
             settings.data_dir / "journal", number, settings.sync, self._telemetry.journal_seconds.observe
         )
         frames = self._journal.resume(position)
-        self._shard = Shard.restore(
+        restored = Shard.restore(
             *build,
             frames,
             forward=forward,
@@ -233,6 +235,9 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Item], Emission, Position | None]
             applied_at=self._catalogs.applied_at(self._number),
             received_at=wall_clock(),
         )
+        # Before the shard is seen by other threads, which would take what it resumed for new events.
+        self._resumed = dict(restored.counts)
+        self._shard = restored
         self._catalogs.remember(self._shard.roster.meters)
         self._say_refused(self._shard)
         self._note_moves(self._shard)

@@ -241,8 +241,12 @@ class _Writes:
         # Of a shard the last one stands; they come in order.
         heartbeats = [one.heartbeat for one in together if one.heartbeat is not None]
         began = monotonic()
-        with self._telemetry.span("store.write", totals=len(totals), notes=len(notes)):
+        with (
+            self._telemetry.span("store.write", totals=len(totals), notes=len(notes)),
+            self._telemetry.writing(),
+        ):
             writer.write(totals, counters, notes, settled, heartbeats)
+        self._telemetry.heartbeats.update((one.shard, one) for one in heartbeats)
         took = monotonic() - began
         self._telemetry.write_seconds.observe(took)
         self._telemetry.rows.inc(len(totals))

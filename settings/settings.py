@@ -147,6 +147,10 @@ class Settings(BaseSettings):
         timedelta(seconds=30),
         description="With no progress for so long though there is input, the process is not ready.",
     )
+    peer_timeout: Annotated[Duration, between("1s", "1d")] = Field(
+        timedelta(minutes=5),
+        description="How long a process waits at its start for the others of its cluster; then it ends with 1.",
+    )
     log: Literal["text", "json"] = Field("text", description="How log lines look: for people, or as JSON.")
     traces: str | None = Field(
         None,

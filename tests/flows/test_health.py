@@ -39,7 +39,13 @@ class Shard:
 
 class Partition:
     def __init__(self, waiting: int) -> None:
-        self.name, self.handed_out, self.caught_up_at, self.waiting = "part", 0, 0.0, waiting
+        self.name, self.unit, self.handed_out, self.caught_up_at, self.waiting = (
+            "part",
+            "bytes",
+            0,
+            0.0,
+            waiting,
+        )
 
     def behind(self) -> int:
         return self.waiting
@@ -148,7 +154,9 @@ def test_a_running_flow_tells_what_it_metered(place: Place) -> None:
     assert found["tidegate_catalog_version"] == 1
     assert found["tidegate_store_rows_total"] >= len(place.totals())
     assert found["tidegate_visible_seconds_count"] >= 1
-    assert [v for name, v in found.items() if name.startswith("tidegate_lag{")] == [0]
+    assert [v for name, v in found.items() if name.startswith("tidegate_lag_bytes{")] == [0]
+    assert found["tidegate_ready"] == found['tidegate_phase{phase="running"}'] == 1
+    assert 0 <= found['tidegate_totals_age_seconds{shard="0"}'] < 60
     assert found['tidegate_readings_total{meter="tokens",outcome="counted"}'] == 6
     assert found['tidegate_alerts_total{kind="cap_reached",state="raised"}'] == 1
 

@@ -16,6 +16,9 @@ from operators.ports import StoreIncomplete
 from operators.records import Total
 from tests import redis_server
 from tests.flows.conftest import SECONDS, Place
+from tests.flows.test_control import eventually
+from tests.flows.test_drain import answer
+from tests.ports import free_ports
 from tests.redis_server import waited_for
 
 FOLLOWED = {"SOURCE": "file:in.ndjson?follow=true", "EPOCH": "1s"}
@@ -168,3 +171,24 @@ def test_an_operator_has_a_store_filled_again_and_sees_how_far_it_is(
     refused = tidegate(place, server, "store", "rebuild", "--wait", "0")
     assert refused.returncode == 1
     assert "see that the flow runs" in refused.stderr
+
+
+def test_a_flow_says_that_redis_is_away_at_its_start_and_later(
+    place: Place, server: redis_server.Server
+) -> None:
+    """Probes and metrics are there before the store is, and turn within seconds when it goes."""
+    (port,) = free_ports(1)
+    place.append("first.jsonl")
+    server.kill()
+    with place.running(**settings_of(server), METRICS=f"127.0.0.1:{port}"):
+        eventually(lambda: answer(port, "/readyz")[1].get("status") == "starting")
+        server.start()
+        eventually(lambda: answer(port, "/readyz")[0] == 200)
+        server.kill()
+        killed = monotonic()
+        eventually(lambda: answer(port, "/readyz")[1].get("status") == "store_away")
+        assert monotonic() - killed < 12, (
+            "1 s to the next heartbeat and 3 s without an answer, on a busy machine"
+        )
+        server.start()
+        eventually(lambda: answer(port, "/readyz")[0] == 200)
