@@ -72,8 +72,9 @@ class DodoReads:
         return [msgspec.structs.replace(meter, archived=True) for meter in found]
 
     def subscriptions(self) -> list[Subscription]:
-        """All subscriptions in the list's form, each once, in the order of their ids."""
-        found = {one.subscription_id: one for one in _read(self._all("/subscriptions"), Subscription)}
+        """Return all subscriptions in the list's short form, each once, in the order of their ids."""
+        listed = _read(self._all("/subscriptions"), Subscription)
+        found = {one.subscription_id: msgspec.structs.replace(one, is_short=True) for one in listed}
         return [found[id] for id in sorted(found)]
 
     def subscription(self, id: str) -> Subscription:

@@ -27,6 +27,7 @@ CREATE TABLE IF NOT EXISTS subscriptions (
     id TEXT PRIMARY KEY, sent_at INTEGER NOT NULL, record BLOB NOT NULL, applied INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS waiting ON subscriptions (id) WHERE applied = 0;
+CREATE INDEX IF NOT EXISTS by_customer ON subscriptions (json_extract(CAST(record AS TEXT), '$.customer.customer_id'));
 """
 
 
@@ -80,6 +81,14 @@ class Inbox:
             query = "SELECT sent_at, record FROM subscriptions WHERE applied = 0 ORDER BY id"
             rows = self._db.execute(query).fetchall()
         return [State(sent_at, msgspec.json.decode(record, type=Subscription)) for sent_at, record in rows]
+
+    def of_customers(self, ids: Iterable[str]) -> list[Subscription]:
+        """Return the latest state of each subscription of these customers that a webhook was about."""
+        query = """SELECT record FROM subscriptions
+            WHERE json_extract(CAST(record AS TEXT), '$.customer.customer_id') = ? ORDER BY id"""
+        with self._explained(), self._lock:
+            rows = [row for id in sorted(set(ids)) for row in self._db.execute(query, (id,))]
+        return [msgspec.json.decode(record, type=Subscription) for (record,) in rows]
 
     def applied(self, states: Iterable[State]) -> None:
         """These need not be applied again, unless a later state came meanwhile."""

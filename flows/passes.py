@@ -33,7 +33,8 @@ _log = logging.getLogger("tidegate.reconciliation")
 class Passes(FixedPartitionedSource[Task, None]):
     """One partition: tasks as they fall due.
 
-    `began` is called with the subscriptions of a pass before it begins, `ended` with its number when it has gone round.
+    `began` is called with the subscriptions and meters of a pass before it begins, `ended` with its number when it has
+    gone round.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class Passes(FixedPartitionedSource[Task, None]):
         settings: ReconciliationSettings,
         book: Book,
         reads: DodoReads,
-        began: Callable[[list[Subscription]], None],
+        began: Callable[[list[Subscription], list[BillerMeter]], None],
         ended: Callable[[int], None],
         clock: Callable[[], int],
         sleep: Callable[[float], object],
@@ -61,7 +62,7 @@ class _Partition(StatefulSourcePartition[Task, None]):
         settings: ReconciliationSettings,
         book: Book,
         reads: DodoReads,
-        began: Callable[[list[Subscription]], None],
+        began: Callable[[list[Subscription], list[BillerMeter]], None],
         ended: Callable[[int], None],
         clock: Callable[[], int],
         sleep: Callable[[float], object],
@@ -118,7 +119,7 @@ class _Partition(StatefulSourcePartition[Task, None]):
             _log.error("no pass can begin: %s", error)
             self._wait(int(AGAIN_AFTER_S * SECOND))
             return
-        self._began(subscriptions)
+        self._began(subscriptions, meters)
         wanted = [one for one in subscriptions if self._is_looked_at(one, now)]
         number = self._book.begin(now, wanted, msgspec.json.encode(meters))
         self._book.count(number, {"requests": self._reads.requests - before})

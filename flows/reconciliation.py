@@ -28,6 +28,7 @@ from bytewax.outputs import DynamicSink, FixedPartitionedSink, StatelessSinkPart
 
 from connectors.books import Books
 from connectors.clock import wall_clock
+from connectors.conflicts import KIND, known_in
 from connectors.dodo import DodoClient, DodoError
 from connectors.dodo_reads import DodoReads, Unauthorized
 from connectors.drift_book import Book, BookError, Task
@@ -43,20 +44,20 @@ from connectors.drift_report import (
 from connectors.ledger import LedgerError
 from connectors.outbox import OutboxError
 from connectors.repair_journal import Journal
-from connectors.repairer import BY, Repairer
+from connectors.repairer import Repairer
 from flows.coverage import Prover
+from flows.following import NOTES_READ, Follower
 from flows.looks import Looker, Seen, Terms, Theirs
 from flows.passes import AGAIN_AFTER_S, Passes, meters_of
 from flows.verdicts import Explainer, Judge, Judged, Settler
-from operators.biller import Subscription, matched
+from operators.biller import matched
 from operators.billing import instant
 from operators.catalog import Catalog
 from operators.coverage import Line, add_up
-from operators.ports import CatalogConflict, Note, StoreError
+from operators.ports import Note, StoreError
 from operators.quantity import scaled
 from settings.alerts import Delivered
 from settings.catalog import CatalogError, load_catalog
-from settings.catalog_pull import apply_periods
 from settings.catalogs import Catalogs
 from settings.problems import SettingsError
 from settings.reconciliation import ReconciliationSettings, load_reconciliation_settings
@@ -128,6 +129,9 @@ class _Works:
         looker = Looker(self.reads, reader, books, self._catalog, terms, self._clock, settings.shards)
         self._looker = looker
         is_skipping = settings.billing.unmapped == "skip"
+        self._follower = Follower(
+            self.reads, control, self._store, reader, alerts, self._clock, applies=settings.reconcile_periods
+        )
         self._prover = Prover(
             reader, books, self._catalog, self._book, terms, self._clock, is_skipping=is_skipping
         )
@@ -161,7 +165,13 @@ class _Works:
 
     def passes(self) -> Passes:
         return Passes(
-            self._settings, self._book, self.reads, self._began, self._ended, self._clock, self._sleep
+            self._settings,
+            self._book,
+            self.reads,
+            self._follower.follow,
+            self._ended,
+            self._clock,
+            self._sleep,
         )
 
     def close(self) -> None:
@@ -198,16 +208,6 @@ class _Works:
             self._meters = catalog, number, Theirs(found, {other.id: other for other in others})
         return self._meters[2]
 
-    def _began(self, subscriptions: list[Subscription]) -> None:
-        """Takes the periods over, if that is wanted; a catalog that cannot be changed now is left as it is."""
-        if not self._settings.reconcile_periods:
-            return
-        try:
-            for warning in apply_periods(self._control, subscriptions, BY):
-                _log.warning("%s", warning)
-        except (CatalogError, CatalogConflict) as error:
-            _log.error("periods of the platform could not be taken over: %s", error)
-
     def _ended(self, number: int) -> None:
         """Reports a run that is complete."""
         self._repairer.confirm(self._reader)
@@ -222,6 +222,8 @@ class _Works:
             "open_drift": sum(one.status == "drift" for one in found),
             "open_suspect": sum(one.status == "suspect" for one in found),
         }
+        conflicts = known_in(self._reader.notes(KIND, None, NOTES_READ))
+        figures["conflicts"] = [f"{name}: {why}" for name, why in sorted(conflicts.items())]
         proof = _Proof(number, self._prover.lines(number, self._theirs(number)))
         figures["coverage"] = [sum_fields(one) for one in proof.sums]
         line = msgspec.json.encode({"status": "ended"} | figures)
@@ -230,6 +232,8 @@ class _Works:
             self._report.write([*proof.lines, line])
         if not isinstance(self._report, LinesToStdout):
             screen = console()
+            for name, why in sorted(conflicts.items()):
+                screen.print(f"conflict: customer {name}: {why}; nothing of it is applied")
             if found:
                 screen.print(table(found))
             if proof.sums:

@@ -73,6 +73,13 @@ class Subscription(msgspec.Struct, frozen=True, kw_only=True):
     product_name: str | None = None
     meters: tuple[SubscribedMeter, ...] = ()
     meter_credit_entitlement_cart: tuple[CreditMeter, ...] = ()
+    # Not the API's own field: the list's short form leaves the meters out.
+    is_short: bool = False
+
+    @property
+    def is_metered(self) -> bool:
+        """Return whether usage is billed by it; of the short form nobody knows, so that counts as yes."""
+        return self.is_short or bool(self.meters or self.meter_credit_entitlement_cart)
 
 
 class MeterUsage(msgspec.Struct, frozen=True, kw_only=True):

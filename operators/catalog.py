@@ -125,13 +125,25 @@ class SpendCap:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The limits that customers share, per meter and of money, and the period they are billed by."""
+    """The limits that customers share, per meter and of money, and the period they are billed by.
+
+    `billing_id` is the billing provider's product that the plan stands for.
+    """
 
     name: str
     period: Policy = field(default_factory=lambda: Calendar("month"))
     zone: str | None = None
     limits: Mapping[str, Limit] = field(default_factory=dict)
     spend_cap: SpendCap | None = None
+    billing_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BilledBy:
+    """The provider's subscription that a customer's period is of, and its product."""
+
+    subscription: str
+    product: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +157,7 @@ class Customer:
     limits: Mapping[str, Limit] = field(default_factory=dict)
     billing_id: str | None = None
     spend_cap: SpendCap | None = None
+    billed_by: BilledBy | None = None
 
 
 NO_PLAN = Plan("")

@@ -1,4 +1,6 @@
-"""Webhooks of the billing platform: a changed subscription gives its customer the new period, in the catalog.
+"""Webhooks of the billing platform: a changed subscription gives its customer the new period and plan, in the catalog.
+
+One that contradicts another of the customer's is not applied: it is logged and listed among reconciliation's findings.
 
 `routes(webhooks)` is for whoever serves HTTP. A delivery is answered once it is on disk (connectors/webhook_inbox.py);
 the catalog follows in the background, all that waits in one version, as thousands of subscriptions may renew at once.
@@ -20,9 +22,12 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from connectors.clock import wall_clock
+from connectors.conflicts import note_of
 from connectors.webhook_inbox import Inbox, InboxError
 from operators.biller import Subscription
 from operators.ports import CatalogConflict, ControlLog, StoreError
+from operators.subscribed import Conflict
 from settings.catalog import CatalogError
 from settings.catalog_pull import apply_periods
 from settings.reconciliation import WebhookSettings
@@ -42,7 +47,10 @@ class Refused(Exception):
 
 
 class Webhooks:
-    """Takes deliveries, and applies what they say. Without `in_background`, `refresh` is up to the caller."""
+    """Takes deliveries, and applies what they say. Without `in_background`, `refresh` is up to the caller.
+
+    `report` takes the subscriptions that contradict others, so that they are not applied.
+    """
 
     def __init__(
         self,
@@ -50,10 +58,12 @@ class Webhooks:
         inbox: Inbox,
         open_control: Callable[[], ControlLog],
         *,
+        report: Callable[[Sequence[Conflict]], None] = lambda conflicts: None,
         in_background: bool = True,
     ) -> None:
         self._verifiers = [Webhook(secret) for secret in secrets]
         self._inbox, self._open_control = inbox, open_control
+        self._report = report
         self._lock = Lock()
         self._wake, self._stop = Event(), Event()
         self._thread = Thread(target=self._follow, name="webhooks", daemon=True) if in_background else None
@@ -78,8 +88,15 @@ class Webhooks:
         with self._lock, closing(self._open_control()) as control:
             states = self._inbox.waiting()
             if states:
-                for warning in apply_periods(control, [state.subscription for state in states], "webhook"):
+                whose = {state.subscription.customer.customer_id for state in states}
+                known = self._inbox.of_customers(whose)
+                made = apply_periods(control, known, "webhook", is_complete=False)
+                for warning in made.warnings:
                     _log.warning("%s", warning)
+                for conflict in made.conflicts:
+                    _log.error("%s", conflict)
+                if made.conflicts:
+                    self._report(made.conflicts)
                 self._inbox.applied(states)
             return len(states)
 
@@ -126,7 +143,14 @@ def open_webhooks(settings: WebhookSettings) -> Webhooks | None:
         return None
     text = settings.dodo_webhook_secrets.get_secret_value()
     secrets = read_webhook_secrets("TIDEGATE_DODO_WEBHOOK_SECRETS", text)
-    return Webhooks(secrets, Inbox(Path(settings.data_dir) / "webhooks.db"), settings.store.open_control)
+    inbox = Inbox(Path(settings.data_dir) / "webhooks.db")
+
+    def report(conflicts: Sequence[Conflict]) -> None:
+        now = wall_clock()
+        with closing(settings.store.open()) as store:
+            store.write([], [], [note_of(one, now) for one in conflicts])
+
+    return Webhooks(secrets, inbox, settings.store.open_control, report=report)
 
 
 def routes(webhooks: Webhooks, path: str = PATH) -> list[Route]:
@@ -152,7 +176,9 @@ def routes(webhooks: Webhooks, path: str = PATH) -> list[Route]:
 
 
 def _subscription(found: Any) -> Subscription:
-    return msgspec.convert(found, Subscription)
+    read = msgspec.convert(found, Subscription)
+    # As the list leaves the meters out, so may a webhook: then nobody knows whether there are any.
+    return read if "meters" in found else msgspec.structs.replace(read, is_short=True)
 
 
 async def _body(request: Request) -> bytes | None:

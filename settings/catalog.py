@@ -255,13 +255,18 @@ class _Reading:
         return meters
 
     def _read_plans(self) -> Iterator[Plan]:
+        products: dict[str, str] = {}
         for place, node in self._parts("plans"):
             name = self._name(PLAN_NAME, place)
             self._check_meters(node, place)
             entry = self._plans[name] = self._entry(PlanEntry, node, place)
             if entry is not None:
                 limits, spend_cap = self._limits(entry.limits, {}, place), _spend_cap(entry.spend_cap, None)
-                yield Plan(name, entry.period.policy(), entry.zone, limits, spend_cap)
+                if entry.billing_id is not None and entry.billing_id in products:
+                    other = products[entry.billing_id]
+                    self._fault((*place, "billing_id"), f"needs another id; plan {other} has it too")
+                products[entry.billing_id or ""] = name
+                yield Plan(name, entry.period.policy(), entry.zone, limits, spend_cap, entry.billing_id)
 
     def _read_default_plan(self) -> str | None:
         name = self._root.child("default_plan")
@@ -289,7 +294,8 @@ class _Reading:
                 self._fault((*place, "period"), "needs edges, as the period is billing and the plan has none")
             limits = self._limits(entry.limits, base.limits, place)
             spend_cap = _spend_cap(entry.spend_cap, base.spend_cap)
-            yield Customer(name, plan, entry.zone, period, limits, entry.billing_id, spend_cap)
+            billed_by = entry.billed_by.billed_by() if entry.billed_by else None
+            yield Customer(name, plan, entry.zone, period, limits, entry.billing_id, spend_cap, billed_by)
 
     def _plan(self, name: str, place: Place) -> PlanEntry | None:
         if name not in self._plans:

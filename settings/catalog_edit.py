@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 import yaml
 
-from operators.catalog import Catalog
+from operators.catalog import Catalog, Customer
 from settings.catalog import CatalogError, Problem, parse_catalog
 from settings.yaml_nodes import LOADER, NULLS, Plain, quoted
 
@@ -173,14 +173,6 @@ def _leaving_out(catalog: Catalog, customer: str, meter: str) -> Catalog:
     if known is not None:
         limits = {name: limit for name, limit in known.limits.items() if name != meter}
         bare = replace(known, limits=limits)
-        is_default = (known.plan, known.zone, known.period, known.billing_id, known.spend_cap, limits) == (
-            catalog.default_plan,
-            None,
-            None,
-            None,
-            None,
-            {},
-        )
-        if not is_default:
+        if bare != Customer(customer, catalog.default_plan or ""):
             others[customer] = bare
     return replace(catalog, customers=others)

@@ -7,7 +7,7 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from operators.catalog import Fail, Limit, OnCap, SpendCap, Threshold, Tier
+from operators.catalog import BilledBy, Fail, Limit, OnCap, SpendCap, Threshold, Tier
 from operators.periods import Anchored, Billing, Calendar, Never, Policy
 from settings.catalog_fields import Instant, Level, MeterName, Name, Zone
 from settings.durations import read_duration
@@ -148,6 +148,17 @@ class PlanEntry(Strict):
     period: Period = CalendarEntry(type="calendar", every="month")
     limits: dict[MeterName, LimitEntry] = Field(default_factory=dict)
     spend_cap: SpendCapEntry | None = None
+    billing_id: Name | None = None
+
+
+class BilledByEntry(Strict):
+    """The subscription that pull, webhooks and reconciliation took a customer's period from."""
+
+    subscription: Name
+    product: Name
+
+    def billed_by(self) -> BilledBy:
+        return BilledBy(self.subscription, self.product)
 
 
 class CustomerEntry(Strict):
@@ -157,3 +168,4 @@ class CustomerEntry(Strict):
     period: Period | None = None
     limits: dict[MeterName, LimitEntry] = Field(default_factory=dict)
     spend_cap: SpendCapEntry | None = None
+    billed_by: BilledByEntry | None = None

@@ -7,16 +7,16 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
-import msgspec
 import typer
 from rich.console import Console
 from rich.text import Text
 
 from operators.biller import Subscription
 from operators.ports import ControlLog
+from operators.subscribed import LIVE
 from serving.commands.output import Failed, console
 from settings.catalog import read_text
-from settings.catalog_pull import LIVE, NOTE_MAX, Pulled, pulled
+from settings.catalog_pull import NOTE_MAX, Pulled, pulled
 from settings.catalogs import apply_file, apply_text
 from settings.problems import SettingsError
 from settings.reconciliation import ReconciliationSettings, load_reconciliation_settings
@@ -25,6 +25,7 @@ from settings.sinks import Dodo
 if TYPE_CHECKING:
     from connectors.dodo_reads import DodoReads
 
+SAME = "Nothing to change: the catalog says what the platform says."
 STYLES = {"+": "green", "-": "red", "@": "cyan"}
 
 
@@ -45,10 +46,13 @@ def pull(
         base = _base(control, settings.catalog)
         made = _pulled(settings, base.text)
         screen = console()
+        for conflict in made.conflicts:
+            screen.print(Text(f"conflict: {conflict}", style="red"))
         for warning in made.warnings:
             screen.print(Text(f"! {warning}", style="yellow"))
         if not made.changes:
-            screen.print("Nothing to change: the catalog says what the platform says.")
+            words = f"{len(made.conflicts):,} conflicts are left." if made.conflicts else SAME
+            screen.print(words)
             return
         for line in _diff(base.text, made.text):
             screen.print(line, soft_wrap=True)
@@ -93,21 +97,11 @@ def _read(reads: "DodoReads", text: str) -> Pulled:
         status.update("reading subscriptions")
         listed = reads.subscriptions()
         whole: list[Subscription] = []
-        for done, one in enumerate(_with_meters(reads, listed), 1):
-            whole.append(one)
+        for done, one in enumerate(listed, 1):
+            # Each, as a subscription keeps the meters and prices that its product had when it was made.
+            whole.append(reads.subscription(one.subscription_id) if one.status in LIVE else one)
             status.update(f"reading subscriptions: {done:,} of {len(listed):,}")
     return pulled(text, meters, whole)
-
-
-def _with_meters(reads: "DodoReads", listed: list[Subscription]) -> Iterator[Subscription]:
-    """The subscriptions, each with the meters of its product, which a list does not name: one is read of each."""
-    known: dict[str, Subscription] = {}
-    for one in listed:
-        if one.status in LIVE and one.product_id not in known:
-            known[one.product_id] = reads.subscription(one.subscription_id)
-        if one.product_id in known:
-            one = msgspec.structs.replace(one, meters=known[one.product_id].meters)
-        yield one
 
 
 def _diff(before: str, after: str) -> Iterator[Text]:

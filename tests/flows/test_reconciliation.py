@@ -20,6 +20,7 @@ import pytest
 from dodopayments import DodoPayments
 
 from connectors import repairer
+from connectors.conflicts import known_in
 from connectors.dodo import Answer, DodoClient, DodoError
 from connectors.dodo_reads import DodoReads, Unauthorized
 from connectors.drift_book import BookError, BookReader
@@ -31,6 +32,7 @@ from operators.pace import Rate
 from serving.simulator.app import build as build_platform
 from serving.simulator.inprocess import AppTransport
 from serving.simulator.platform import Platform
+from settings.catalog import parse_catalog
 from settings.problems import SettingsError
 from tests.faults.harness import ROOT
 from tests.flows.metered import BEGIN, END, KEY, MINUTE, NOON, SECOND, System, causes, system, written
@@ -332,6 +334,44 @@ def test_periods_are_taken_over_before_a_pass_if_that_is_wanted(metered: System)
     number = newest.number
     metered.reconcile(reconcile_periods="true")
     assert metered.control.catalog_number() == number
+
+
+def conflicts(metered: System) -> list[str]:
+    """The conflicts that are listed among the findings of the store."""
+    return sorted(known_in(metered.store.notes("drift", None, 100)))
+
+
+@pytest.mark.parametrize("applies", ["true", "false"])
+def test_two_metered_subscriptions_are_named_before_anything_is_applied(
+    metered: System, applies: str
+) -> None:
+    """In the report, the findings and one alert; once the other has ended it is applied, and leaves the list."""
+    acme = metered.customer()
+    metered.apply()
+    meters = list(metered.meters.values())
+    seats = metered.simulator.product([])
+    later = dict(start=written(BEGIN + timedelta(days=9)), end=written(END + timedelta(days=9)))
+    metered.simulator.subscription(acme, seats, **later)
+    metered.reconcile(reconcile_periods=applies)
+    assert conflicts(metered) == [] and metered.catalog.period_of(acme) == _period_now(metered, acme)
+    second = metered.simulator.subscription(acme, metered.simulator.product(meters), **later)
+    metered.reconcile(reconcile_periods=applies)
+    metered.reconcile(reconcile_periods=applies)
+    assert conflicts(metered) == [acme] and metered.catalog.period_of(acme) == _period_now(metered, acme)
+    [named] = metered.lines("drift.ndjson")[-1]["conflicts"]
+    assert second in named
+    told = [line for line in metered.lines("alerts-drift.ndjson") if line["level"] == "conflict"]
+    assert [line["customer"] for line in told] == [acme]
+    metered.simulator.change(metered.subscriptions[acme], status="cancelled")
+    metered.reconcile(reconcile_periods=applies)
+    assert conflicts(metered) == []
+    assert (metered.catalog.period_of(acme) == _period_now(metered, acme)) == (applies == "false")
+
+
+def _period_now(metered: System, customer: str) -> Any:
+    newest = metered.control.catalog()
+    assert newest is not None
+    return parse_catalog(newest.text).period_of(customer)
 
 
 def test_what_was_adopted_once_is_not_adopted_again(metered: System) -> None:

@@ -20,6 +20,7 @@ from starlette.applications import Starlette
 from connectors.sqlite_control import SqliteControl
 from connectors.webhook_inbox import Inbox
 from operators.periods import Billing
+from operators.subscribed import Conflict
 from serving.platform_webhooks import BODY_MAX, PATH, Webhooks, open_webhooks, routes
 from serving.simulator.app import build
 from serving.simulator.client import Simulator
@@ -240,6 +241,60 @@ def test_a_catalog_that_changes_meanwhile_is_tried_again(endpoint: Endpoint) -> 
         newest = control.catalog()
     assert newest is not None and endpoint.edges() == ["11-03", "12-03"]
     assert "q" in parse_catalog(newest.text).plans
+
+
+METER = {"meter_id": "mtr_1", "free_threshold": 0}
+
+
+def test_a_subscription_without_meters_changes_nothing(endpoint: Endpoint) -> None:
+    """A support contract that begins later does not cut the period that usage is billed in."""
+    endpoint.post(*delivery(state(START, meters=[METER]), "msg_1", ago=9))
+    endpoint.webhooks.refresh()
+    number = endpoint.number()
+    later = state(START + timedelta(days=9), subscription_id="sub_2", meters=[])
+    endpoint.post(*delivery(later, "msg_2"))
+    assert endpoint.webhooks.refresh() == 1
+    assert endpoint.edges() == ["11-03", "12-03"] and endpoint.number() == number
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_second_metered_subscription_is_not_applied_but_named(
+    endpoint: Endpoint, is_known: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Known by its webhook, or by the catalog that was pulled; once the other has ended, it is applied."""
+    told: list[Conflict] = []
+    endpoint.webhooks._report = told.extend
+    first = state(START, meters=[METER])
+    if is_known:
+        endpoint.post(*delivery(first, "msg_1", ago=9))
+        endpoint.webhooks.refresh()
+    else:
+        with closing(endpoint.control()) as control:
+            period = "period: {type: billing, edges: ['2026-11-03T09:12:44Z', '2026-12-03T09:12:44Z']}"
+            text = CATALOG.replace("billing_id: cus_1", f"billing_id: cus_1, {period}")
+            apply_text(control, text, origin="file", by="test")
+    second = state(START + timedelta(days=9), subscription_id="sub_2", meters=[METER])
+    endpoint.post(*delivery(second, "msg_2", ago=8))
+    endpoint.webhooks.refresh()
+    assert endpoint.edges() == ["11-03", "12-03"]
+    assert [one.customer for one in told] == ["acme"] and "sub_2" in caplog.text
+    endpoint.post(*delivery(first | {"status": "cancelled"}, "msg_3", type="subscription.cancelled"))
+    endpoint.webhooks.refresh()
+    assert endpoint.edges() == (["11-03", "11-12", "12-12"] if is_known else ["11-03", "12-03"])
+
+
+def test_an_upgrade_moves_the_plan(endpoint: Endpoint) -> None:
+    """By its webhook alone, to the plan that stands for the product."""
+    with closing(endpoint.control()) as control:
+        linked = CATALOG.replace("plans: {p: {}}", "plans: {p: {}, pro: {billing_id: pdt_pro}}")
+        apply_text(control, linked, origin="file", by="test")
+    endpoint.post(*delivery(state(START, meters=[METER]), "msg_1", ago=9))
+    endpoint.webhooks.refresh()
+    endpoint.post(*delivery(state(START, meters=[METER], product_id="pdt_pro"), "msg_2"))
+    endpoint.webhooks.refresh()
+    with closing(endpoint.control()) as control:
+        newest = control.catalog()
+    assert newest is not None and parse_catalog(newest.text).plan_of("acme").name == "pro"
 
 
 def test_many_renewals_are_one_version(endpoint: Endpoint) -> None:

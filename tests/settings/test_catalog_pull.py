@@ -23,6 +23,7 @@ NEXT = datetime(2026, 12, 3, 9, 12, 44, tzinfo=UTC)
 
 def subscription(customer: str, start: datetime = DAY, end: datetime = NEXT, **fields: Any) -> Subscription:
     base: dict[str, Any] = dict(subscription_id=f"sub_{customer}", status="active", product_id="pdt_1")
+    base["is_short"] = "meters" not in fields
     customers = SubscribedCustomer(customer)
     dates = dict(previous_billing_date=start, next_billing_date=end)
     return Subscription(**base | dict(customer=customers) | dates | fields)
@@ -99,14 +100,108 @@ def test_a_known_meter_is_known_by_what_it_counts() -> None:
     assert known["calls_2"].filter is not None and known["calls_2"].filter.clauses[0].value is True  # type: ignore[union-attr]
 
 
-def test_two_live_subscriptions_of_a_customer_are_warned_of() -> None:
-    later = subscription("cus_1", DAY + timedelta(days=1), NEXT, subscription_id="sub_later")
+USED = (SubscribedMeter(meter_id="mtr_calls", free_threshold=100),)
+CALLS = "meters: [{name: calls, event_name: api.call, aggregation: {type: count}}]\n"
+
+
+def test_two_metered_subscriptions_with_different_periods_are_a_conflict() -> None:
+    """Neither is applied; the one that has ended does not count, and others of the catalog go on."""
+    later = subscription("cus_001", DAY + timedelta(days=1), NEXT, subscription_id="sub_later", meters=USED)
     ended = subscription(
-        "cus_1", DAY + timedelta(days=2), NEXT, subscription_id="sub_ended", status="cancelled"
+        "cus_001", DAY + timedelta(days=2), NEXT, subscription_id="sub_ended", status="cancelled", meters=USED
     )
-    made = pulled(EXAMPLE, [], [later, subscription("cus_1"), ended])
-    assert len(made.warnings) == 1 and "sub_later" in made.warnings[0]
-    assert parse_catalog(made.text).customers["cus_1"].period == Billing((DAY + timedelta(days=1), NEXT))
+    both = [later, subscription("cus_001", meters=USED)]
+    made = pulled(EXAMPLE, [], [*both, ended, subscription("cus_006")])
+    [conflict] = made.conflicts
+    assert (conflict.customer, conflict.subscriptions) == ("cus_001", ("sub_cus_001", "sub_later"))
+    old, new = parse_catalog(EXAMPLE), parse_catalog(made.text)
+    assert new.customers["cus_001"] == old.customers["cus_001"] and "cus_006" in new.customers
+    resolved = pulled(EXAMPLE, [], [later, ended])
+    assert not resolved.conflicts
+    assert parse_catalog(resolved.text).customers["cus_001"].period == Billing(
+        (DAY + timedelta(days=1), NEXT)
+    )
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_subscription_without_meters_changes_nothing(is_first: bool) -> None:
+    """Neither the period of a customer who has a metered one too, nor one who has no other."""
+    seats = subscription("cus_001", DAY + timedelta(days=9), NEXT, subscription_id="sub_seats", meters=())
+    found = [seats, subscription("cus_001", meters=USED)]
+    made = pulled(EXAMPLE, [], found if is_first else found[::-1])
+    assert not made.conflicts and parse_catalog(made.text).customers["cus_001"].period == Billing((DAY, NEXT))
+    alone = pulled(EXAMPLE, [], [seats, subscription("cus_new", meters=())])
+    assert (alone.text, alone.changes) == (EXAMPLE, ())
+
+
+def test_equal_periods_of_two_subscriptions_go_together() -> None:
+    """Each brings its own free quantities; a meter that both bill is reported, and its free quantity stays."""
+    other = (*USED, SubscribedMeter(meter_id="mtr_tokens", free_threshold=7))
+    meters = [meter("tokens", "llm.tokens", "sum", "n"), meter("calls", "api.call")]
+    first = subscription("cus_new", meters=USED)
+    made = pulled(CALLS, meters, [first])
+    second = subscription("cus_new", subscription_id="sub_2", product_id="pdt_2", meters=other)
+    again = pulled(made.text, meters, [first, second])
+    catalog = parse_catalog(again.text)
+    assert not again.conflicts and "2 lines" in again.warnings[0]
+    assert [catalog.limit_of("cus_new", m).included for m in ("calls", "tokens")] == [100, 7]
+    assert catalog.customers["cus_new"].plan == "pdt_1"
+
+
+def capped(text: str) -> str:
+    """The pulled free plan with the cap that the merchant gives it."""
+    return text.replace("included: 100, on_cap: allow", "included: 100, cap: 100, on_cap: block")
+
+
+@pytest.mark.parametrize("plan", ["pulled", "linked", "by hand"])
+def test_an_upgrade_moves_plan_and_cap(plan: str) -> None:
+    """To the product's own plan; who pays is not stopped by the cap of the plan before."""
+    meters = [meter("calls", "api.call")]
+    text = capped(pulled(CALLS, meters, [subscription("cus_new", meters=USED)]).text)
+    if plan == "by hand":
+        text = text.replace("pdt_1:", "free:").replace("plan: pdt_1", "plan: free")
+    if plan == "linked":
+        text = text.replace("plans:\n", "plans:\n  gold: {billing_id: pdt_2, limits: {calls: {cap: 9000}}}\n")
+    assert parse_catalog(text).limit_of("cus_new", "calls").cap == 100
+    more = (SubscribedMeter(meter_id="mtr_calls", free_threshold=5000),)
+    made = pulled(text, meters, [subscription("cus_new", product_id="pdt_2", meters=more)])
+    catalog = parse_catalog(made.text)
+    assert catalog.plan_of("cus_new").name == ("gold" if plan == "linked" else "pdt_2")
+    limit = catalog.limit_of("cus_new", "calls")
+    assert (limit.included, limit.cap) == (5000, 9000 if plan == "linked" else None)
+    again = pulled(made.text, meters, [subscription("cus_new", product_id="pdt_2", meters=more)])
+    assert (again.text, again.changes) == (made.text, ())
+
+
+def test_a_plan_that_was_chosen_by_hand_stays_while_the_product_does() -> None:
+    meters = [meter("calls", "api.call")]
+    text = pulled(CALLS, meters, [subscription("cus_new", meters=USED)]).text
+    text = text.replace("plans:\n", "plans:\n  vip: {limits: {calls: {included: 100, cap: 900}}}\n")
+    text = text.replace("plan: pdt_1", "plan: vip")
+    made = pulled(text, meters, [subscription("cus_new", meters=USED)])
+    assert (made.text, made.changes) == (text, ())
+
+
+def test_an_own_cap_stays_and_is_reported() -> None:
+    text = pulled(CALLS, [meter("calls", "api.call")], [subscription("cus_new", meters=USED)]).text
+    text = text.replace("cus_new: {", "cus_new: {limits: {calls: {cap: 50}}, ")
+    moved = subscription("cus_new", product_id="pdt_2", meters=USED)
+    made = pulled(text, [meter("calls", "api.call")], [moved])
+    assert parse_catalog(made.text).limit_of("cus_new", "calls").cap == 50
+    assert any("its own cap on calls stays" in warning for warning in made.warnings)
+
+
+def test_a_threshold_that_wrapped_there_is_warned_of() -> None:
+    many = (SubscribedMeter(meter_id="mtr_calls", free_threshold=2**31),)
+    made = pulled(CALLS, [meter("calls", "api.call")], [subscription("cus_new", meters=many)])
+    assert "2.1 billion" in made.warnings[0]
+    fewer = (SubscribedMeter(meter_id="mtr_calls", free_threshold=2**31 - 1),)
+    assert not pulled(CALLS, [meter("calls", "api.call")], [subscription("cus_new", meters=fewer)]).warnings
+
+
+def test_two_plans_of_one_product_are_refused() -> None:
+    with pytest.raises(CatalogError, match="plan a has it too"):
+        parse_catalog(CALLS + "plans: {a: {billing_id: pdt_1}, b: {billing_id: pdt_1}}\n")
 
 
 def test_a_catalog_that_is_wrong_is_not_touched() -> None:
