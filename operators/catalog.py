@@ -101,11 +101,11 @@ class Limit:
     on_cap: OnCap = "block"
     grace_pct: Decimal = Decimal(0)
     fail: Fail = "open"
-    max_lag: int | None = None
     shadow: bool = False
     thresholds: tuple[Threshold, ...] = ()
     hysteresis_pct: Decimal = Decimal(0)
     tiers: tuple[Tier, ...] = ()
+    max_lag: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +119,8 @@ class SpendCap:
     on_cap: OnCap = "block"
     grace_pct: Decimal = Decimal(0)
     fail: Fail = "open"
-    max_lag: int | None = None
     shadow: bool = False
+    max_lag: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

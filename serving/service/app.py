@@ -85,7 +85,7 @@ class App:
             name = route.name
             answer = await route.handler(service, call)
         except UnknownMeter as unknown:
-            problem = Problem(422, "unknown-meter", str(unknown))
+            problem = Problem(404, "unknown-meter", str(unknown))
             answer = Answer(problem.status, problem.body(), MEDIA)
         except Problem as problem:
             answer = Answer(problem.status, problem.body(), MEDIA, list(problem.headers.items()))

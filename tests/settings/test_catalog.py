@@ -2,6 +2,7 @@ import json
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from operators.catalog import (
 )
 from operators.periods import Anchored, Billing, Calendar, Never
 from settings.catalog import CatalogError, load_catalog, parse_catalog
+from settings.catalog_plans import MAX_LAG
 
 METERS = "meters: [{name: tokens, event_name: llm.tokens, aggregation: {type: sum, key: n}}]\n"
 
@@ -65,7 +67,10 @@ customers:
   cus_default: {}
 """
 
-PRO_TOKENS = Limit(
+limited = partial(Limit, max_lag=MAX_LAG)
+capped = partial(SpendCap, max_lag=MAX_LAG)
+
+PRO_TOKENS = limited(
     included=Decimal(100_000),
     cap=Decimal("200000.5"),
     on_cap="warn",
@@ -102,7 +107,7 @@ def test_everything_is_read() -> None:
                 "pro",
                 Anchored(30, "day", datetime(2026, 1, 31, tzinfo=UTC)),
                 "Europe/Berlin",
-                {"tokens_in": PRO_TOKENS, "calls": Limit(included=Decimal(10))},
+                {"tokens_in": PRO_TOKENS, "calls": limited(included=Decimal(10))},
             ),
         },
         customers={
@@ -117,7 +122,7 @@ def test_everything_is_read() -> None:
                     )
                 ),
                 {
-                    "tokens_in": Limit(
+                    "tokens_in": limited(
                         PRO_TOKENS.included,
                         Decimal(500_000),
                         "warn",
@@ -128,8 +133,8 @@ def test_everything_is_read() -> None:
                         Decimal(5),
                         PRO_TOKENS.tiers,
                     ),
-                    "calls": Limit(cap=Decimal(7)),
-                    "users": Limit(cap=Decimal(3)),
+                    "calls": limited(cap=Decimal(7)),
+                    "users": limited(cap=Decimal(3)),
                 },
                 "cus_Ab12",
             ),
@@ -256,11 +261,11 @@ def test_a_spend_cap_is_the_customers_own_where_it_differs_else_the_plans() -> N
         "customers:\n  raised: {plan: pro, spend_cap: {cap: 200}}\n  same: {plan: pro}\n"
         "  lifted: {plan: pro, spend_cap: {cap: null}}\n  own: {spend_cap: {cap: 1}}"
     )
-    plans = SpendCap(Decimal("99.5"), "warn", Decimal(5), "closed", True)
+    plans = capped(Decimal("99.5"), "warn", Decimal(5), "closed", True)
     assert catalog.spend_cap_of("raised") == replace(plans, cap=Decimal(200))
     assert catalog.spend_cap_of("same") == plans
     assert catalog.spend_cap_of("lifted") is catalog.spend_cap_of("stranger") is None
-    assert catalog.spend_cap_of("own") == SpendCap(Decimal(1))
+    assert catalog.spend_cap_of("own") == capped(Decimal(1))
 
 
 def test_a_customer_may_lift_what_the_plan_has() -> None:
@@ -268,7 +273,7 @@ def test_a_customer_may_lift_what_the_plan_has() -> None:
         f"{METERS}plans: {{pro: {{limits: {{tokens: {{cap: 5, thresholds: [50%]}}}}}}}}\n"
         "customers: {acme: {plan: pro, limits: {tokens: {cap: null, thresholds: []}}}}"
     )
-    assert catalog.limit_of("acme", "tokens") == Limit()
+    assert catalog.limit_of("acme", "tokens") == limited()
 
 
 QUANTITIES = st.decimals(0, 10**15, places=12) | st.integers(0, 10**15).map(Decimal)
@@ -312,8 +317,20 @@ def test_what_is_written_is_read(limit: Limit, names: list[str]) -> None:
     catalog = parse_catalog(
         f"{METERS}plans: {{pro: {{limits: {{tokens: {written(limit)}}}}}}}\ncustomers:\n{customers or '  {}'}"
     )
-    assert catalog.plans["pro"].limits["tokens"] == limit
+    assert catalog.plans["pro"].limits["tokens"] == replace(limit, max_lag=MAX_LAG)
     assert list(catalog.customers) == names
+
+
+@pytest.mark.parametrize(("text", "lag"), [("1s", 1_000_000), ("2m", 120_000_000), ("off", None)])
+def test_how_old_totals_may_be(text: str, lag: int | None) -> None:
+    catalog = parse_catalog(f"{METERS}plans: {{pro: {{limits: {{tokens: {{cap: 1, max_lag: {text}}}}}}}}}\n")
+    assert catalog.plans["pro"].limits["tokens"].max_lag == lag
+
+
+@pytest.mark.parametrize("text", ["5", "0s", "36d", "never", "-1s"])
+def test_an_age_of_totals_that_makes_no_sense(text: str) -> None:
+    with pytest.raises(CatalogError, match="max_lag"):
+        parse_catalog(f"{METERS}plans: {{pro: {{limits: {{tokens: {{cap: 1, max_lag: {text}}}}}}}}}\n")
 
 
 def test_files(folder: Path) -> None:

@@ -150,7 +150,7 @@ def _forward_auth(method: Literal["GET", "POST", "PUT", "PATCH", "DELETE", "OPTI
         scope="check",
         query=ForwardQuery,
         appended=True,
-        problems=(429,),
+        problems=(404, 429),
         about="For nginx, Caddy, Traefik and Envoy; docs/api.md has their configuration. The method is that of the "
         "request that the proxy asks about. In the parameters everything from the first / or ? on is ignored, as some "
         "proxies append the request's own path there.",
@@ -165,6 +165,7 @@ ROUTES = (
         "May this request pass?",
         [Success(200, "The decision, also where it is no.", DecisionBody, headers=RATE | RETRY)],
         scope="check",
+        problems=(404,),
         query=CheckQuery,
     ),
     Route(
@@ -174,6 +175,7 @@ ROUTES = (
         "May this request pass, on several meters?",
         [Success(200, "The decision, also where it is no.", DecisionBody, headers=RATE | RETRY)],
         scope="check",
+        problems=(404,),
         takes=[Sent("application/json", Check)],
     ),
     Route(
@@ -187,7 +189,7 @@ ROUTES = (
         ],
         scope="check",
         takes=[Sent("application/json", Reserve)],
-        problems=(409, 429),
+        problems=(404, 409, 429),
         about="The same id with the same quantities may be sent again: it holds nothing more.",
     ),
     Route(
