@@ -48,8 +48,30 @@ class ServingSettings(Settings):
         le=1_000_000,
         description="Requests per second and API key; a second's worth may come at once.",
     )
+    rate_per_customer_key: int = Field(
+        50,
+        ge=1,
+        le=1_000_000,
+        description="The same for a key or token of one customer, which is in that customer's browsers.",
+    )
     streams_max: int = Field(
         1000, ge=1, le=100_000, description="The most streams (SSE) that are open at a time."
+    )
+    streams_per_key: int = Field(500, ge=1, le=100_000, description="The most of them with one API key.")
+    streams_per_customer: int = Field(
+        10,
+        ge=1,
+        le=100_000,
+        description="The most of them with all keys and tokens of one customer together.",
+    )
+    connections_max: int = Field(
+        2000,
+        ge=10,
+        le=200_000,
+        description="The most connections; twice TIDEGATE_STREAMS_MAX are always allowed.",
+    )
+    connections_per_address: int = Field(
+        1500, ge=1, le=200_000, description="The most connections of one address, which may be a proxy's."
     )
     max_lag: Annotated[Duration, between("1s", "35d")] = Field(
         timedelta(seconds=5),
@@ -65,6 +87,11 @@ class ServingSettings(Settings):
         if auth == "none" and host not in LOOPBACK:
             raise ValueError(f"needs keys, as TIDEGATE_LISTEN is no loopback address but {host}")
         return auth
+
+    @property
+    def connections(self) -> int:
+        """The most connections: streams take no more than half of them, which leaves room for checks."""
+        return max(self.connections_max, 2 * self.streams_max)
 
 
 def load_serving_settings(overrides: Mapping[str, object] | None = None) -> ServingSettings:

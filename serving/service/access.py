@@ -25,9 +25,11 @@ class Keys(Protocol):
 class Access:
     """The gatekeeper of the routes. Without `keys` anybody may do anything, from this machine."""
 
-    def __init__(self, keys: Keys | None, rate: int, monotonic: Callable[[], float]) -> None:
-        self._keys, self._rate, self._monotonic = keys, rate, monotonic
-        # Per key the tokens that are left, and when that was.
+    def __init__(
+        self, keys: Keys | None, rate: int, customer_rate: int, monotonic: Callable[[], float]
+    ) -> None:
+        self._keys, self._rate, self._customer_rate, self._monotonic = keys, rate, customer_rate, monotonic
+        # Per key, and per customer of keys that are in browsers, the tokens that are left, and when that was.
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def admit(self, route: Route, headers: Mapping[str, str]) -> Key | None:
@@ -45,7 +47,11 @@ class Access:
                 "needs an API key that is good: Authorization: Bearer tg_…, or X-API-Key: tg_…",
                 headers={"www-authenticate": 'Bearer realm="tidegate"'},
             )
-        self._spend(key.id)
+        # A customer may have any number of keys and tokens, which share what one may do.
+        if key.customer is None:
+            self._spend(key.id, self._rate, "key")
+        else:
+            self._spend(f"customer {key.customer}", self._customer_rate, "customer")
         if route.scope not in key.scopes:
             raise Problem(403, "scope", f"needs an API key with the scope {route.scope}")
         return key
@@ -54,16 +60,20 @@ class Access:
         """Whether a stream that was opened with this key may go on."""
         return key is None or self._keys is None or self._keys.is_good(key, self._monotonic())
 
-    def _spend(self, id: str) -> None:
-        """Takes a token from the key's bucket, which fills by `rate` a second and holds a second's worth."""
-        now, rate = self._monotonic(), self._rate
-        left, at = self._buckets.get(id, (rate, now))
+    def _spend(self, who: str, rate: int, kind: str) -> None:
+        """Take a token from a bucket, which fills by `rate` a second and holds a second's worth."""
+        now = self._monotonic()
+        left, at = self._buckets.get(who, (rate, now))
         left = min(left + (now - at) * rate, rate)
         if left < 1:
             raise Problem(
-                429, "rate", f"needs at most {rate} requests per second and key", headers={"retry-after": "1"}
+                429,
+                "rate",
+                f"needs at most {rate} requests per second and {kind}",
+                headers={"retry-after": "1"},
             )
-        self._buckets[id] = left - 1, now
+        self._buckets[who] = left - 1, now
+        self._buckets.move_to_end(who)
         if len(self._buckets) > BUCKETS_MAX:
             self._buckets.popitem(last=False)
 

@@ -28,6 +28,8 @@ from serving.service.routing import Answer, Call, Found, Route, Router, Stream
 from serving.service.state import Service
 
 NONE: Final = "none"
+ARRIVING_MAX: Final = 16
+"""How many of the longest bodies may arrive at once."""
 QUIET: Final = [
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -50,6 +52,7 @@ class App:
         self._hook = platform_webhooks.routes(webhooks)[0] if webhooks is not None else None
         self._router = Router(ROUTES)
         service.openapi = json.dumps(document(ROUTES)).encode()
+        self._arriving = requests.Arriving(ARRIVING_MAX * service.settings.request_bytes_max)
         self._pages = Pages(service.settings.frames, service.settings.auth)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -97,7 +100,10 @@ class App:
             answer = Answer(500, unforeseen.body(), MEDIA)
         if isinstance(answer, Stream):
             service.metrics.request(name, 200, service.monotonic() - began)
-            await _stream(answer, receive, send)
+            try:
+                await _stream(answer, scope["method"] == "HEAD", receive, send)
+            finally:
+                answer.close()
             return
         await _answer(answer, scope["method"] == "HEAD", send)
         service.metrics.request(name, answer.status, service.monotonic() - began)
@@ -114,7 +120,9 @@ class App:
         body = None
         if route.takes:
             sent = requests.sent_as(route, headers)
-            raw = await requests.body(receive, headers, self.service.settings.request_bytes_max)
+            raw = await requests.body(
+                receive, headers, self.service.settings.request_bytes_max, self._arriving
+            )
             body = requests.content(sent, raw)
         return route, Call(path, query, body, headers, key)
 
@@ -158,10 +166,13 @@ async def _answer(answer: Answer, is_head: bool, send: Send) -> None:
     await send({"type": "http.response.body", "body": b"" if is_head else answer.body})
 
 
-async def _stream(stream: Stream, receive: Receive, send: Send) -> None:
-    """Sends pieces until there are no more, or nobody listens."""
+async def _stream(stream: Stream, is_head: bool, receive: Receive, send: Send) -> None:
+    """Send pieces until there are no more, or nobody listens; to HEAD none."""
     headers = [(b"content-type", stream.media.encode()), *QUIET, (b"x-accel-buffering", b"no")]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
+    if is_head:
+        await send({"type": "http.response.body", "body": b""})
+        return
     sending = asyncio.create_task(_send_all(stream.pieces, send))
     leaving = asyncio.create_task(_left(receive))
     await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)

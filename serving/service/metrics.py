@@ -24,6 +24,12 @@ class Metrics:
             buckets=BOUNDS,
         )
         self._events = Counter("tidegate_ingest_events", "Events sent.", ["result"], registry=self._registry)
+        self._turned_away = Counter(
+            "tidegate_http_turned_away",
+            "Connections and requests that were refused or cut off before they had a route, by why.",
+            ["why"],
+            registry=self._registry,
+        )
         self._gate = Gauge(
             "tidegate_gate_decisions", "Decisions since the start, by how.", ["how"], registry=self._registry
         )
@@ -60,6 +66,9 @@ class Metrics:
     def events(self, accepted: int, rejected: int) -> None:
         self._events.labels("accepted").inc(accepted)
         self._events.labels("rejected").inc(rejected)
+
+    def turned_away(self, why: str) -> None:
+        self._turned_away.labels(why).inc()
 
     def text(self, gate: dict[str, int], gauges: dict[str, float]) -> bytes:
         """All of it in Prometheus' text format, with these values of now."""

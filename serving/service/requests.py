@@ -13,7 +13,7 @@ from starlette.types import Receive
 
 from operators.envelope import BINARY, VERSION
 from serving.service.encoded import decompress, encoding_of
-from serving.service.problems import Fault, Problem, unfit
+from serving.service.problems import Fault, Problem, unavailable, unfit
 from serving.service.routing import JSON, Nothing, Route, Sent
 
 BODY_WITHIN: Final = timedelta(seconds=30)
@@ -98,19 +98,36 @@ def content(sent: Sent, raw: bytes) -> Any:
         raise Problem(400, "malformed", f"the body needs to be JSON: {error}") from None
 
 
-async def body(receive: Receive, headers: Mapping[str, str], limit: int) -> bytes:
+class Arriving:
+    """The bytes of all bodies that are being received, at most `most` at a time: slow senders are many or large,
+    but not both."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._held = most, 0
+
+    def take(self, size: int) -> None:
+        """Make room for so many bytes. Raises Problem of status 503 where there is none."""
+        if self._held + size > self._most:
+            raise unavailable("too many bodies are arriving at once; one more may be in a while")
+        self._held += size
+
+    def give_back(self, size: int) -> None:
+        self._held -= size
+
+
+async def body(receive: Receive, headers: Mapping[str, str], limit: int, arriving: Arriving) -> bytes:
     """All of the body, uncompressed; a Problem where it is longer than the limit, or does not come."""
     encoding = encoding_of(headers)
-    raw = await _received(receive, headers, limit)
+    raw = await _received(receive, headers, limit, arriving)
     # A kilobyte may become a megabyte, which would delay others.
     return await asyncio.to_thread(decompress, encoding, raw, limit) if encoding else raw
 
 
-async def _received(receive: Receive, headers: Mapping[str, str], limit: int) -> bytes:
+async def _received(receive: Receive, headers: Mapping[str, str], limit: int, arriving: Arriving) -> bytes:
     length = headers.get("content-length", "")
     if length.isdigit() and int(length) > limit:
         raise _too_large(limit)
-    pieces, size = [], 0
+    pieces, size, held = [], 0, 0
     try:
         async with asyncio.timeout(BODY_WITHIN.total_seconds()):
             while True:
@@ -121,10 +138,14 @@ async def _received(receive: Receive, headers: Mapping[str, str], limit: int) ->
                 size += len(pieces[-1])
                 if size > limit:
                     raise _too_large(limit)
+                arriving.take(size - held)
+                held = size
                 if not message.get("more_body"):
                     return b"".join(pieces)
     except TimeoutError:
         raise Problem(408, "slow", f"the body did not come within {BODY_WITHIN.seconds} s") from None
+    finally:
+        arriving.give_back(held)
 
 
 class Disconnected(Exception):

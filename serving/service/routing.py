@@ -36,10 +36,11 @@ class Answer(NamedTuple):
 
 
 class Stream(NamedTuple):
-    """Pieces that are sent as they come, for as long as anybody listens."""
+    """Pieces that are sent as they come, for as long as anybody listens. `close` is called once they are not."""
 
     pieces: AsyncIterator[bytes]
     media: str
+    close: Callable[[], None]
 
 
 @dataclass(slots=True)

@@ -3,18 +3,24 @@
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
+from functools import partial
 from ipaddress import ip_address
 
 import uvicorn
 
 from serving.platform_webhooks import Webhooks
 from serving.service.app import build
+from serving.service.connections import Connections
+from serving.service.descriptors import fit_descriptors
+from serving.service.protocol import GuardedProtocol
 from serving.service.state import Service
 from settings.serving import ServingSettings
 
 BACKLOG = 1024
 DRAIN_S = 5
+SWEEP_EVERY = 5
 
 
 def serve(settings: ServingSettings, ready: Callable[[str], None], webhooks: Webhooks | None = None) -> None:
@@ -24,7 +30,7 @@ def serve(settings: ServingSettings, ready: Callable[[str], None], webhooks: Web
 
     Raises OSError where it cannot listen, KeysError, SettingsError, IngestError as they say.
     """
-    service = Service(settings)
+    service = Service(fit_descriptors(settings, _warn))
     with listening_on(*settings.listen) as listening:
         ready(_shown(listening))
         server = server_of(service, webhooks)
@@ -37,10 +43,15 @@ def serve(settings: ServingSettings, ready: Callable[[str], None], webhooks: Web
 
 def server_of(service: Service, webhooks: Webhooks | None = None) -> "Server":
     """A server of this service, to be run on a socket that listens."""
+    settings = service.settings
+    connections = Connections(
+        settings.connections, settings.connections_per_address, time.monotonic, service.metrics.turned_away
+    )
     config = uvicorn.Config(
         build(service, webhooks),
         loop="uvloop",
-        http="httptools",
+        http=partial(GuardedProtocol, connections),  # type: ignore[arg-type]
+        backlog=BACKLOG,
         ws="none",
         lifespan="on",
         access_log=False,
@@ -48,15 +59,22 @@ def server_of(service: Service, webhooks: Webhooks | None = None) -> "Server":
         server_header=False,
         timeout_graceful_shutdown=DRAIN_S,
     )
-    return Server(config, service)
+    return Server(config, service, connections)
 
 
 class Server(uvicorn.Server):
-    """Tells streams to end before it waits for requests to."""
+    """Ends streams before it waits for requests to end, and connections that have taken too long."""
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, connections: Connections) -> None:
         super().__init__(config)
-        self._service = service
+        self._service, self._connections = service, connections
+
+    async def on_tick(self, counter: int) -> bool:
+        """Called ten times a second."""
+        self._connections.tick()
+        if counter % SWEEP_EVERY == 0:
+            self._connections.sweep()
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._service.live.stop()
@@ -83,3 +101,7 @@ def listening_on(host: str, port: int) -> socket.socket:
 def _shown(listening: socket.socket) -> str:
     host, port = listening.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _warn(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -21,6 +21,7 @@ from serving.service.flow_monitor import FlowMonitor
 from serving.service.intake import Judge
 from serving.service.live import Live
 from serving.service.metrics import Metrics
+from serving.service.places import Places
 from settings.catalog import CatalogError
 from settings.catalogs import apply_file
 from settings.serving import ServingSettings
@@ -39,9 +40,9 @@ class Service:
     clock: Callable[[], int] = wall_clock
     monotonic: Callable[[], float] = time.monotonic
     keys: KeyFile | None = None
-    streams: int = 0
     openapi: bytes = b""
     access: Access = field(init=False)
+    places: Places = field(init=False)
     reader: Desk[StoreReader] = field(init=False)
     control: Desk[ControlLog] = field(init=False)
     gate: AsyncGate = field(init=False)
@@ -58,7 +59,8 @@ class Service:
         settings, store = self.settings, self.settings.store
         if self.keys is None and settings.auth == "keys":
             self.keys = KeyFile(settings.keys, clock=self.clock)
-        self.access = Access(self.keys, settings.rate_per_key, self.monotonic)
+        self.access = Access(self.keys, settings.rate_per_key, settings.rate_per_customer_key, self.monotonic)
+        self.places = Places(settings.streams_max, settings.streams_per_key, settings.streams_per_customer)
         self.reader = Desk("reader", store.open_reader)
         self.control = Desk("control", self._open_control)
         self.live = Live(store.open_reader, self._open_control)

@@ -31,7 +31,7 @@ async def metrics(service: Service, call: Call[Nothing, Nothing, None]) -> Answe
     flow = service.flow.state()
     trouble = service.live.trouble(service.monotonic())
     gauges = {
-        "streams": float(service.streams),
+        "streams": float(service.places.taken),
         "catalog_version": float(service.live.number),
         "store_reachable": float(not trouble),
         "flow_lag_seconds": float("inf") if flow.lag is None else flow.lag / US,

@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from serving.service.live import EVERYBODY
-from serving.service.problems import Problem, unavailable
+from serving.service.problems import Problem
 from serving.service.routes.customers import usage_of
 from serving.service.routing import Call, Nothing, Route, Stream, Success
 from serving.service.shapes import CustomerPath, UsageQuery
@@ -89,10 +89,9 @@ def _stream(
     every: float,
     within: float,
 ) -> Stream:
-    if service.streams >= service.settings.streams_max:
-        raise unavailable(f"{service.streams} streams are open already; one more may be in a while")
-    service.streams += 1
-    return Stream(_pieces(service, call, customer, event, state, outdated, every, within), SSE)
+    place = service.places.take(call.key)
+    pieces = _pieces(service, call, customer, event, state, outdated, every, within)
+    return Stream(pieces, SSE, place.release)
 
 
 async def _pieces(
@@ -136,7 +135,6 @@ async def _pieces(
                 yield b": \n\n"
     finally:
         live.remove(customer, waiter)
-        service.streams -= 1
 
 
 async def _is_set(changed: asyncio.Event, within: float) -> bool:

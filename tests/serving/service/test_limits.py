@@ -22,6 +22,17 @@ def test_a_key_may_ask_so_often_and_no_oftener(tmp_path: Path) -> None:
         assert [here.client.get("/v1/alerts").status_code for _ in range(2)] == [200, 429]
 
 
+def test_a_customers_keys_together_may_ask_less_often_than_an_operators(tmp_path: Path) -> None:
+    now = [0.0]
+    with local(tmp_path, rate_per_customer_key=3, monotonic=lambda: now[0]) as here:
+        here.served.create_key("acme's other page", "read", customer="acme")
+        with here.client_of("acme") as one, here.client_of("acme's other page") as other:
+            path = "/v1/customers/acme/usage"
+            statuses = [client.get(path).status_code for client in (one, other, one, other, one)]
+        assert statuses == [200] * 3 + [429] * 2
+        assert here.client.get("/v1/alerts").status_code == 200
+
+
 def test_without_keys_only_this_machine_by_its_own_names_is_answered(tmp_path: Path) -> None:
     """A page on the web may have its name point at 127.0.0.1, but then the name is its own."""
     with local(tmp_path, auth="none") as here, here.client_of(None) as client:

@@ -227,7 +227,7 @@ def test_the_stream_of_a_key_that_was_revoked_ends(tmp_path: Path, monkeypatch: 
             while await asyncio.wait_for(listener.pieces.get(), 10) is not None:
                 pass
             await listener.task
-            assert service.streams == 0
+            assert service.places.taken == 0
 
     asyncio.run(scenario())
 
@@ -278,7 +278,30 @@ def test_no_more_streams_than_allowed_and_a_place_is_free_again(tmp_path: Path) 
             await third.next()
             third.leave()
             await third.task
-            assert service.streams == 0
+            assert service.places.taken == 0
+
+    asyncio.run(scenario())
+
+
+def test_one_customers_keys_together_take_no_more_streams_than_a_customer_may(tmp_path: Path) -> None:
+    """They are in browsers; another customer, and the operator, have theirs all the same."""
+
+    async def scenario() -> None:
+        async with running(tmp_path, streams_per_customer=2, streams_per_key=1) as (service, app, served):
+            second = served.create_key("acme's other page", "read", customer="acme")
+            bolt = served.create_key("bolt's page", "read", customer="bolt")
+            asked = [served.tokens["acme"], second, second, served.tokens["read"], served.tokens["read"]]
+            listeners = [Listener(app, "/v1/customers/acme/stream", token) for token in asked]
+            listeners.append(Listener(app, "/v1/customers/bolt/stream", bolt))
+            opened = [listeners[n] for n in (0, 1, 3, 5)]
+            for one in opened:
+                await one.next()
+            assert [one.status for one in listeners] == [200, 200, 429, 200, 429, 200]
+            for one in opened:
+                one.leave()
+            for one in listeners:
+                await one.task
+            assert service.places.taken == 0
 
     asyncio.run(scenario())
 
