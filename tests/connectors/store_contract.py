@@ -380,7 +380,7 @@ class StoreContract(ABC):
 
     def test_totals_in_columns_are_stored_as_what_they_are(self) -> None:
         """Shards hand out columns: decimals, late events, adjustments and all."""
-        case = traffic(5, 800)
+        case = traffic(25, 800)
         decoder = Decoder(case.catalog, shards=2, clock="event")
         shards = [Shard(number, case.catalog, case.lateness, "event") for number in range(2)]
         with self.opened() as (writer, reader):
