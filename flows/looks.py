@@ -43,6 +43,8 @@ AHEAD = 300 * SECOND
 # Clocks may be five minutes apart, and a request takes its time.
 BESIDE = 360 * SECOND
 NOTES_LOOKED_AT = 10_000
+# Usage goes on to be billed also where the last payment failed.
+ACCRUING = ("active", "past_due")
 BY = "reconciliation"
 
 
@@ -319,7 +321,7 @@ class Looker:
         current = Span(micros(subscription.previous_billing_date), micros(subscription.next_billing_date))
         now = self._clock()
         if (
-            subscription.status != "active"
+            subscription.status not in ACCRUING
             or now not in current
             or any(now in span_of(cycle) for cycle in cycles)
         ):

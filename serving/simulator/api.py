@@ -2,7 +2,7 @@
 
 from starlette.routing import BaseRoute, Route
 
-from serving.simulator import catalog, credits, ingest, reading, webhooks
+from serving.simulator import catalog, credits, ingest, payments, plans, reading, wallets, webhooks
 from serving.simulator.calls import Answer, Call, Handler
 from serving.simulator.gateway import Gateway
 from serving.simulator.platform import Platform
@@ -23,16 +23,29 @@ HANDLERS: dict[tuple[str, str], Handler] = {
     ("POST", "/customers"): catalog.create_customer,
     ("GET", "/customers"): catalog.list_customers,
     ("GET", "/customers/{customer_id}"): catalog.get_customer,
+    ("PATCH", "/customers/{customer_id}"): catalog.change_customer,
+    ("GET", "/customers/{customer_id}/entitlements"): wallets.list_entitlements,
+    ("GET", "/customers/{customer_id}/wallets"): wallets.list_wallets,
+    ("GET", "/customers/{customer_id}/wallets/ledger-entries"): wallets.list_movements,
+    ("POST", "/customers/{customer_id}/wallets/ledger-entries"): wallets.add_movement,
     ("POST", "/products"): catalog.create_product,
+    ("GET", "/products"): catalog.list_products,
     ("GET", "/products/{product_id}"): catalog.get_product,
     ("GET", "/subscriptions"): catalog.list_subscriptions,
     ("GET", "/subscriptions/{subscription_id}"): catalog.get_subscription,
+    ("PATCH", "/subscriptions/{subscription_id}"): plans.update,
+    ("POST", "/subscriptions/{subscription_id}/change-plan"): plans.change_plan,
+    ("POST", "/subscriptions/{subscription_id}/change-plan/preview"): plans.preview,
+    ("GET", "/payments"): payments.list_payments,
+    ("GET", "/payments/{payment_id}"): payments.get_payment,
+    ("GET", "/payments/{payment_id}/line-items"): payments.line_items,
     ("GET", "/subscriptions/{subscription_id}/usage-history"): reading.usage_history,
     ("GET", "/subscriptions/{subscription_id}/credit-usage"): credits.credit_usage,
     ("GET", "/customers/{customer_id}/credit-entitlements"): credits.customer_credits,
     ("POST", "/credit-entitlements"): credits.create,
     ("GET", "/credit-entitlements"): credits.list_kinds,
     ("GET", "/credit-entitlements/{id}"): credits.get,
+    ("PATCH", "/credit-entitlements/{id}"): credits.change,
     ("DELETE", "/credit-entitlements/{id}"): credits.delete,
     ("POST", "/credit-entitlements/{id}/undelete"): credits.undelete,
     ("GET", "/credit-entitlements/{entitlement_id}/balances"): credits.list_balances,
@@ -43,6 +56,7 @@ HANDLERS: dict[tuple[str, str], Handler] = {
     ("POST", "/webhooks"): webhooks.create,
     ("GET", "/webhooks"): webhooks.list_endpoints,
     ("GET", "/webhooks/{webhook_id}"): webhooks.get,
+    ("PATCH", "/webhooks/{webhook_id}"): webhooks.change,
     ("DELETE", "/webhooks/{webhook_id}"): webhooks.delete,
     ("GET", "/webhooks/{webhook_id}/secret"): webhooks.secret,
 }

@@ -49,6 +49,13 @@ class NewCustomer(msgspec.Struct, kw_only=True):
     phone_number: str | None = None
 
 
+class CustomerChange(msgspec.Struct, kw_only=True):
+    email: Annotated[str, Meta(pattern="^[^@]+@[^@]+$")] | None = None
+    name: str | None = None
+    metadata: Metadata | None = None
+    phone_number: str | None = None
+
+
 class NewProduct(msgspec.Struct, kw_only=True):
     name: str
     price: UsagePrice
@@ -162,6 +169,21 @@ def list_customers(platform: Platform, call: Call) -> Answer:
 
 def get_customer(platform: Platform, call: Call) -> Answer:
     return Answer(200, views.customer(platform, platform.customers.get(call.params["customer_id"])))
+
+
+def change_customer(platform: Platform, call: Call) -> Answer:
+    customer, change = platform.customers.get(call.params["customer_id"]), call.read(CustomerChange)
+    for field in CustomerChange.__struct_fields__:
+        if (value := getattr(change, field)) is not None:
+            setattr(customer, field, value)
+    return Answer(200, views.customer(platform, platform.customers.put(customer.customer_id, customer)))
+
+
+def list_products(platform: Platform, call: Call) -> Answer:
+    """All of them: none is archived, all recur."""
+    is_none = call.flag("archived") is True or call.flag("recurring") is False
+    found = () if is_none else platform.products
+    return page(platform, call, found, lambda product: views.listed_product(platform, product))
 
 
 def create_product(platform: Platform, call: Call) -> Answer:

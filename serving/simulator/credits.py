@@ -47,6 +47,25 @@ class NewEntitlement(msgspec.Struct, kw_only=True):
     rollover_timeframe_interval: Interval | None = None
 
 
+class EntitlementChange(msgspec.Struct, kw_only=True):
+    """The precision is fixed once it is made."""
+
+    name: str | None = None
+    unit: str | None = None
+    overage_enabled: bool | None = None
+    rollover_enabled: bool | None = None
+    currency: str | None = None
+    description: str | None = None
+    expires_after_days: int | None = None
+    max_rollover_count: int | None = None
+    overage_behavior: Overage | None = None
+    overage_limit: int | None = None
+    price_per_unit: str | None = None
+    rollover_percentage: int | None = None
+    rollover_timeframe_count: int | None = None
+    rollover_timeframe_interval: Interval | None = None
+
+
 class NewEntry(msgspec.Struct, kw_only=True):
     entry_type: Literal["credit", "debit"]
     amount: str
@@ -64,6 +83,18 @@ def create(platform: Platform, call: Call) -> Answer:
     now, id = platform.now, platform.new_id("cde")
     kind = Entitlement(id=id, created_at=now, updated_at=now, **fields)
     return Answer(201, kind_view(platform, platform.entitlements.put(id, kind)))
+
+
+def change(platform: Platform, call: Call) -> Answer:
+    kind, wanted = platform.entitlements.get(call.params["id"]), call.read(EntitlementChange)
+    if kind.deleted:
+        raise Problem(410, "CREDIT_ENTITLEMENT_IS_DELETED", f"{kind.id!r} is deleted")
+    for field in EntitlementChange.__struct_fields__:
+        if (value := getattr(wanted, field)) is not None:
+            setattr(kind, field, value)
+    kind.updated_at = platform.now
+    platform.entitlements.put(kind.id, kind)
+    return Answer(200)
 
 
 def list_kinds(platform: Platform, call: Call) -> Answer:

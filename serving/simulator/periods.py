@@ -8,7 +8,7 @@ import msgspec
 from serving.simulator.crediting import grant_cycle
 from serving.simulator.instants import shifted
 from serving.simulator.platform import Platform
-from serving.simulator.records import Cycle, Metadata, PricedMeter, Product, Status, Subscription
+from serving.simulator.records import Charge, Cycle, Metadata, PricedMeter, Product, Status, Subscription
 
 CYCLES_MAX: Final = 10_000
 
@@ -54,7 +54,8 @@ def subscribe(platform: Platform, new: NewSubscription, id: str | None = None) -
         before[1] > after[0] for before, after in pairwise(edges)
     ):
         raise ValueError(f"cycles: each needs to end after it starts and before the next, got {edges}")
-    cycles = [Cycle(start=begin, end=finish, meters=_meters(product)) for begin, finish in edges]
+    cycles = [_cycle(product, begin, finish) for begin, finish in edges]
+    cycles[0].charge = "new"
     for cycle in cycles[:-1]:
         cycle.closed_at = cycle.end
     id = id or platform.new_id("sub")
@@ -108,13 +109,41 @@ def roll(
     finish = next_edge(product, subscription.anchor, begin) if end is None else end
     if not current.end <= begin < finish:
         raise ValueError("start, end: the next cycle needs to follow the current one")
-    cycle = Cycle(start=begin, end=finish, meters=_meters(product))
+    cycle = _cycle(product, begin, finish)
     # The oldest cycles leave, so that a platform hurried through years stays of a size.
     subscription.cycles = [*subscription.cycles, cycle][-CYCLES_MAX:]
     _keep(platform, subscription)
     platform.emit("subscription.renewed", subscription.subscription_id)
     grant_cycle(platform, subscription)
     return cycle
+
+
+def restart(
+    platform: Platform,
+    subscription: Subscription,
+    product_id: str,
+    charge: Charge,
+    amount: int,
+    end: int | None = None,
+) -> None:
+    """End the current cycle now, whose usage is billed, and open one of this product, until `end` if given."""
+    product, now = platform.products.get(product_id), platform.now
+    current = subscription.current
+    if now > current.start:
+        current.end, current.closed_at = now, now
+    else:
+        subscription.cycles.pop()
+    if end is None:
+        subscription.anchor = now
+    cycle = _cycle(product, now, next_edge(product, now, now) if end is None else end)
+    cycle.charge, cycle.amount = charge, amount
+    subscription.cycles = [*subscription.cycles, cycle][-CYCLES_MAX:]
+    is_other = subscription.product_id != product_id
+    subscription.product_id = product_id
+    _keep(platform, subscription)
+    platform.emit(
+        "subscription.plan_changed" if is_other else "subscription.updated", subscription.subscription_id
+    )
 
 
 def renew_due(platform: Platform, now: int) -> None:
@@ -170,6 +199,10 @@ def _stamp(platform: Platform, subscription: Subscription) -> None:
     subscription.paused_at = platform.now if subscription.status == "paused" else None
     if subscription.status == "cancelled":
         subscription.cancelled_at = platform.now
+
+
+def _cycle(product: Product, start: int, end: int) -> Cycle:
+    return Cycle(start=start, end=end, meters=_meters(product), product_id=product.product_id)
 
 
 def _meters(product: Product) -> list[PricedMeter]:

@@ -25,6 +25,7 @@ from serving.simulator.records import (
     Meter,
     Product,
     Subscription,
+    Wallet,
 )
 from serving.simulator.shelf import Shelf
 from serving.simulator.storage import Nowhere, Storage
@@ -74,6 +75,7 @@ class Platform:
         self.subscriptions = Shelf(storage, "subscription", Subscription)
         self.entitlements = Shelf(storage, "credit entitlement", Entitlement)
         self.balances = Shelf(storage, "balance", Balance)
+        self.wallets = Shelf(storage, "wallet", Wallet)
         self.endpoints = Shelf(storage, "webhook", Endpoint)
         self.deliveries = Shelf(storage, "delivery", Delivery)
         self.events = EventBook(storage)

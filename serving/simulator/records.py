@@ -18,6 +18,9 @@ Aggregate = Literal["count", "sum", "max", "last"]
 Overage = Literal["forgive_at_reset", "invoice_at_billing", "carry_deficit", "carry_deficit_auto_repay"]
 KeyMode = Literal["read_write", "read_only", "revoked"]
 
+Charge = Literal["new", "renewal", "plan_change", "pause"]
+PaymentStatus = Literal["succeeded", "failed", "processing", "cancelled"]
+
 EVENTS_MAX = 1000
 
 
@@ -132,7 +135,8 @@ class Product(msgspec.Struct, kw_only=True):
 class Cycle(msgspec.Struct, kw_only=True):
     """A billing cycle, closed at the start and open at the end, with the meters and prices it was opened with.
 
-    `deducted` is what the credit worker has taken for each meter so far, in credits.
+    `deducted` is what the credit worker has taken for each meter so far, in credits. `charge` is why a payment was made
+    when it opened, `amount` what of it the plan cost, None for the product's price.
     """
 
     start: int
@@ -140,6 +144,18 @@ class Cycle(msgspec.Struct, kw_only=True):
     meters: list[PricedMeter]
     closed_at: int | None = None
     deducted: dict[str, str] = {}
+    charge: Charge = "renewal"
+    product_id: str = ""
+    amount: int | None = None
+
+
+class PlanCharge(msgspec.Struct, kw_only=True):
+    """What a change of plan within a cycle cost, for `factor` of a full period."""
+
+    at: int
+    end: int
+    amount: int
+    factor: str
 
 
 class Subscription(msgspec.Struct, kw_only=True):
@@ -159,6 +175,7 @@ class Subscription(msgspec.Struct, kw_only=True):
     paused_at: int | None = None
     trial_period_days: int = 0
     metadata: Metadata = {}
+    plan_charges: list[PlanCharge] = []
 
     @property
     def current(self) -> Cycle:
@@ -231,6 +248,30 @@ class Balance(msgspec.Struct, kw_only=True):
     grants: list[Grant] = []
     entries: list[Entry] = []
     idempotency_keys: list[str] = []
+
+
+class Movement(msgspec.Struct, kw_only=True):
+    """What moved in a wallet, signed, in the currency's smallest unit."""
+
+    id: str
+    amount: int
+    created_at: int
+    reason: str | None = None
+    idempotency_key: str | None = None
+
+
+class Wallet(msgspec.Struct, kw_only=True):
+    """A customer's money of one currency."""
+
+    customer_id: str
+    currency: str
+    created_at: int
+    updated_at: int
+    movements: list[Movement] = []
+
+    @property
+    def balance(self) -> int:
+        return sum(one.amount for one in self.movements)
 
 
 class Endpoint(msgspec.Struct, kw_only=True):

@@ -34,6 +34,7 @@ class Switches(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     send_retry_after: bool = False
     limit_window: Literal["sliding", "fixed"] = "sliding"
     auto_renew: bool = True
+    bill_usage_at_pause: bool = True
     credit_worker_s: Annotated[float, Meta(gt=0)] = 60
     webhook_clock: Literal["wall", "platform"] = "wall"
     webhook_order: Literal["fifo", "reversed", "shuffled"] = "shuffled"

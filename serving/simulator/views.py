@@ -104,6 +104,24 @@ def listed_subscription(platform: Platform, subscription: Subscription) -> dict[
     return _common(platform, subscription, product) | {"discounts": [], "product_name": product.name}
 
 
+def limited_customer(customer: Customer) -> dict[str, Any]:
+    """A customer as other records name it."""
+    return {
+        "customer_id": customer.customer_id,
+        "email": customer.email,
+        "name": customer.name,
+        "metadata": customer.metadata,
+        "phone_number": customer.phone_number,
+    }
+
+
+def listed_product(platform: Platform, one: Product) -> dict[str, Any]:
+    """The list's form: the price as a number, with its details beside it."""
+    fields = product(platform, one)
+    price = {"price": one.price.fixed_price, "price_detail": fields["price"], "currency": one.price.currency}
+    return fields | price | {"tax_inclusive": bool(one.price.tax_inclusive)}
+
+
 def brand(platform: Platform) -> str:
     return platform.memory.business_id.replace("bus_", "brnd_")
 
@@ -120,13 +138,7 @@ def _common(platform: Platform, subscription: Subscription, product: Product) ->
         "quantity": subscription.quantity,
         "status": subscription.status,
         "currency": price.currency,
-        "customer": {
-            "customer_id": customer.customer_id,
-            "email": customer.email,
-            "name": customer.name,
-            "metadata": customer.metadata,
-            "phone_number": customer.phone_number,
-        },
+        "customer": limited_customer(customer),
         "billing": {"country": "US"},
         "created_at": written(subscription.created_at),
         "previous_billing_date": written(cycle.start),

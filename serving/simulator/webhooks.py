@@ -27,6 +27,15 @@ class NewEndpoint(msgspec.Struct, kw_only=True):
     rate_limit: int | None = None
 
 
+class EndpointChange(msgspec.Struct, kw_only=True):
+    url: Annotated[str, Meta(pattern="^https?://")] | None = None
+    description: str | None = None
+    disabled: bool | None = None
+    filter_types: list[str] | None = None
+    metadata: dict[str, str] | None = None
+    rate_limit: int | None = None
+
+
 def create(platform: Platform, call: Call) -> Answer:
     """A new endpoint, or the one that was made with the same idempotency key."""
     new = call.read(NewEndpoint)
@@ -72,6 +81,15 @@ def list_endpoints(platform: Platform, call: Call) -> Answer:
 
 def get(platform: Platform, call: Call) -> Answer:
     return Answer(200, view(platform.endpoints.get(call.params["webhook_id"])))
+
+
+def change(platform: Platform, call: Call) -> Answer:
+    endpoint, wanted = platform.endpoints.get(call.params["webhook_id"]), call.read(EndpointChange)
+    for field in EndpointChange.__struct_fields__:
+        if (value := getattr(wanted, field)) is not None:
+            setattr(endpoint, field, value)
+    endpoint.updated_at = platform.now
+    return Answer(200, view(platform.endpoints.put(endpoint.id, endpoint)))
 
 
 def delete(platform: Platform, call: Call) -> Answer:

@@ -230,9 +230,12 @@ def test_what_comes_right_by_itself_is_no_drift(metered: System) -> None:
     assert metered.lines("alerts-drift.ndjson") == []
 
 
-def test_a_history_without_the_open_period_falls_back_to_events(metered: System) -> None:
+@pytest.mark.parametrize("status", ["active", "past_due"])
+def test_a_history_without_the_open_period_falls_back_to_events(metered: System, status: str) -> None:
+    """Where a payment failed, too: usage goes on to be billed."""
     metered.simulator.switch(open_cycle_in_history=False)
     acme = metered.customer()
+    metered.simulator.change(metered.subscriptions[acme], status=status)
     metered.apply()
     ids = [metered.event(acme, tokens=n) for n in (5, 7, 11)]
     metered.run(400)
@@ -372,6 +375,36 @@ def _period_now(metered: System, customer: str) -> Any:
     newest = metered.control.catalog()
     assert newest is not None
     return parse_catalog(newest.text).period_of(customer)
+
+
+@pytest.mark.parametrize("change", ["pause", "restart"])
+def test_a_pause_and_a_change_of_plan_split_a_period_without_drift(metered: System, change: str) -> None:
+    """Usage so far is billed at once, and what follows in the rest; the catalog has both periods, edge for edge."""
+    acme = metered.customer()
+    metered.apply()
+    id, api = metered.subscriptions[acme], metered.simulator.api
+    metered.event(acme, tokens=5)
+    metered.run(400)
+    if change == "pause":
+        assert api.patch(f"/subscriptions/{id}", json={"status": "paused"}).status_code == 200
+        metered.run(3600, step=600)
+        assert api.patch(f"/subscriptions/{id}", json={"status": "active"}).status_code == 200
+    else:
+        other = metered.simulator.product(list(metered.meters.values()))
+        order = {"product_id": other, "proration_billing_mode": "prorated_immediately", "quantity": 1}
+        assert api.post(f"/subscriptions/{id}/change-plan", json=order).status_code == 200
+    metered.reconcile(reconcile_periods="true")
+    newest = metered.control.catalog()
+    assert newest is not None
+    metered.catalog = parse_catalog(newest.text)
+    metered.event(acme, tokens=7)
+    metered.run(400)
+    assert metered.reconcile(reconcile_periods="true") == {}
+    totals = [
+        total.total for (who, meter, _), total in metered.totals.items() if (who, meter) == (acme, "tokens")
+    ]
+    billed = [one["meters"][0]["consumed_units"] for one in metered.simulator.usage(id)[0]["items"]]
+    assert totals == billed == ["5", "7"]
 
 
 def test_what_was_adopted_once_is_not_adopted_again(metered: System) -> None:
