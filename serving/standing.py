@@ -1,6 +1,6 @@
 """Where a customer stands: how far along each limit, and what a gate would say to a little more of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from enum import IntEnum
 from typing import NamedTuple
@@ -12,11 +12,17 @@ from operators.quantity import scaled
 
 HUNDRED = Decimal(100)
 USED_UP: tuple[Kind, ...] = ("count", "sum")
-"""Kinds of meters that use up a limit. The others are levels: who has all its seats taken is denied no request."""
+"""Kinds of meters that use up a limit."""
 
-WHOLE: tuple[Kind, ...] = ("count", "unique")
-"""Kinds of meters that are asked for in whole numbers."""
-LEAST = Decimal(1).scaleb(-24)
+LEAST: Mapping[Kind, Decimal] = {
+    "count": Decimal(1),
+    "unique": Decimal(1),
+    "sum": Decimal(1).scaleb(-24),
+    # Levels: a request for the present one brings the meter nowhere else.
+    "max": Decimal(0),
+    "last": Decimal(0),
+}
+"""The least that may be asked for on top of a total, by kind of meter."""
 
 
 class Level(IntEnum):
@@ -42,7 +48,7 @@ class Standing(NamedTuple):
 
 def standing(meter: str, limit: Limit, total: Decimal, kind: Kind = "sum") -> Standing:
     """Return how `total` stands to `limit`, by what a gate would say to the least that may be asked for."""
-    level, words = _level(limit, total, Decimal(1) if kind in WHOLE else LEAST)
+    level, words = _level(limit, total, LEAST[kind])
     of = limit.cap if limit.cap is not None else limit.included
     return Standing(meter, total, share(total, of), level, words)
 
@@ -59,13 +65,12 @@ def share(total: Decimal, of: Decimal | None) -> Decimal | None:
 
 
 def worst(catalog: Catalog, customer: str, total_of: Callable[[str, str], Decimal]) -> Standing:
-    """The customer's worst standing of what is used up, the one furthest along of several that are as bad."""
+    """Return the customer's worst standing over all meters, of equally bad ones the one furthest along."""
     standings = [
         standing(
             meter.name, catalog.limit_of(customer, meter.name), total_of(customer, meter.name), meter.kind
         )
         for meter in catalog.meters
-        if meter.kind in USED_UP
     ]
     nothing = Standing("", Decimal(0), None, Level.FREE, "ok")
     return max(standings, default=nothing, key=lambda one: (one.level, one.share or Decimal(0)))

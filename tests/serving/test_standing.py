@@ -5,6 +5,7 @@ import pytest
 
 from operators.catalog import Catalog, Kind, Limit, Meter, Plan, Threshold, Tier
 from serving.standing import Level, bill, standing, worst
+from settings.catalog import parse_catalog
 
 HALF = Threshold(percent=Decimal(50))
 CAPPED = Limit(included=Decimal(60), cap=Decimal(100), grace_pct=Decimal(10), thresholds=(HALF,))
@@ -103,3 +104,23 @@ def test_bills_add_up_to_the_last_digit() -> None:
     total = Decimal("999999999999999999999.000000000000000000000001")
     found = bill(catalog, "anyone", lambda *_: total)
     assert Fraction(found) == 3 * Fraction(total) * Fraction("123456.789012345678")
+
+
+@pytest.mark.parametrize(
+    ("kind", "total", "words"),
+    [
+        ("unique", 3, "DENIED"),
+        ("unique", 2, "ok"),
+        ("max", 3, "ok"),
+        ("max", 4, "DENIED"),
+        ("last", 4, "DENIED"),
+    ],
+)
+def test_customers_are_listed_by_meters_of_every_kind(kind: str, total: int, words: str) -> None:
+    """Who is at the cap of a `unique` meter is denied the next value, and was on no list."""
+    catalog = parse_catalog(
+        f"meters:\n  - {{name: users, event_name: e, aggregation: {{type: {kind}, key: u}}}}\n"
+        "default_plan: p\nplans: {p: {limits: {users: {cap: 3}}}}\n"
+    )
+    found = worst(catalog, "acme", lambda customer, meter: Decimal(total))
+    assert (found.meter, found.words) == ("users", words)
