@@ -1,15 +1,15 @@
-"""API keys in one SQLite file, the secrets as digests only (operators/access.py).
+"""API keys in one SQLite file, the secrets as digests only (operators/access.py), and what tokens are signed with.
 
-Guarantees: what `create` and `revoke` return is on disk. Whoever holds a `KeyFile` sees a change of another process
-within `LOOK` seconds. Limits: `KEYS_MAX` keys, as a service has them all in memory; one thread at a time.
+Guarantees: what `create`, `rotate` and `revoke` return is on disk. Whoever holds a `KeyFile` sees a change of another
+process within `LOOK` seconds. Looking a key up reads one row by its id, once per change of the file. Limits: `KEYS_MAX`
+keys, of which those that open nothing any more make room; one thread at a time.
 """
 
-import os
 import secrets
 import sqlite3
 from base64 import urlsafe_b64encode
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -17,10 +17,15 @@ from typing import Any, Final
 import msgspec
 
 from connectors.clock import wall_clock
+from connectors.private_files import make_private_file, make_private_folder
 from operators.access import ID_BYTES, SECRET_BYTES, Key, Scope, check_key, is_same, parted, token_of
+from operators.tokens import Claims, key_of, read, sign
 
 KEYS_MAX: Final = 100_000
+KNOWN_MAX: Final = 10_000
+PRUNED_AT_ONCE: Final = 1000
 LOOK: Final = 0.1
+WAIT_S: Final = 10.0
 NAME_MAX: Final = 100
 Rows = list[tuple[Any, ...]]
 _NOBODY: Final = bytes(32)
@@ -28,7 +33,15 @@ _NOBODY: Final = bytes(32)
 _TABLE = """CREATE TABLE IF NOT EXISTS keys (
     id TEXT PRIMARY KEY, name TEXT, scopes TEXT, customer TEXT, digest BLOB, created_at INTEGER, expires_at INTEGER,
     revoked_at INTEGER
-)"""
+);
+CREATE INDEX IF NOT EXISTS keys_ended ON keys (expires_at);
+CREATE INDEX IF NOT EXISTS keys_revoked ON keys (revoked_at) WHERE revoked_at IS NOT NULL;
+CREATE TABLE IF NOT EXISTS signing (id TEXT PRIMARY KEY, secret BLOB, created_at INTEGER, retires_at INTEGER);
+"""
+_ENDED = """SELECT id FROM keys WHERE expires_at <= ?1
+    UNION SELECT id FROM keys WHERE revoked_at IS NOT NULL AND revoked_at <= ?1 LIMIT ?2"""
+_GOOD = "revoked_at IS NULL AND (expires_at IS NULL OR expires_at > ?)"
+_INSERT = "INSERT INTO keys VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 
 
 class KeysError(Exception):
@@ -46,19 +59,28 @@ class KeyFile:
         random: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
         self._path, self._clock, self._random = Path(path), clock, random
-        self._known: dict[str, Key] = {}
-        self._seen = (-1, -1)
+        # What was looked up since the file changed last; None is for an id that there is not.
+        self._known: dict[str, Key | None] = {}
+        self._secrets: dict[str, bytes] | None = None
+        self._seen = -1
         self._look_at = float("-inf")
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with suppress(FileExistsError):
-                # Only where there is none: to close another descriptor of a file drops the locks that SQLite has on it
-                # in this process, and then the log may be taken away under a connection.
-                os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-            self._db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
+            make_private_folder(self._path.parent)
+            make_private_file(self._path)
+            self._db = sqlite3.connect(
+                self._path, timeout=WAIT_S, isolation_level=None, check_same_thread=False
+            )
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
-            self._db.execute(_TABLE)
+            self._db.executescript(_TABLE)
+            # Of requests, which wait for nobody.
+            self._reader = sqlite3.connect(
+                f"{self._path.absolute().as_uri()}?mode=ro",
+                uri=True,
+                timeout=0,
+                isolation_level=None,
+                check_same_thread=False,
+            )
         except (OSError, sqlite3.Error) as error:
             raise self._error("opened", error) from None
 
@@ -77,35 +99,41 @@ class KeyFile:
             raise KeysError(str(error)) from None
         if not 0 < len(name) <= NAME_MAX or not name.isprintable():
             raise KeysError(f"name: needs 1 to {NAME_MAX} printable characters, got {name[:60]!r}")
-        if len(self.list()) >= KEYS_MAX:
-            raise KeysError(f"keys: there are {KEYS_MAX} already; revoke and forget some")
-        token = token_of(self._random(ID_BYTES), _urlsafe(self._random(SECRET_BYTES)))
-        parts = parted(token)
-        assert parts is not None
         now = self._clock()
         expires_at = now + expires_in // timedelta(microseconds=1) if expires_in is not None else None
-        key = Key(
-            id=parts[0],
-            name=name,
-            scopes=scopes,
-            customer=customer,
-            digest=parts[1],
-            created_at=now,
-            expires_at=expires_at,
-        )
-        row = (key.id, name, " ".join(sorted(scopes)), customer, key.digest, now, expires_at, None)
-        self._execute("INSERT INTO keys VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
-        return token, key
+        with self._transaction():
+            self._make_room(now)
+            return self._insert(name, scopes, customer, now, expires_at)
+
+    def rotate(self, id: str, overlap: timedelta) -> tuple[str, Key]:
+        """Make a key like this one, which ends after the overlap; the new token and its key."""
+        now = self._clock()
+        with self._transaction():
+            old = self._one(id)
+            if not old.is_good(now):
+                raise KeysError(f"keys: {id!r} is revoked or has expired; create another")
+            self._make_room(now)
+            lasts = now + old.expires_at - old.created_at if old.expires_at is not None else None
+            made = self._insert(old.name, old.scopes, old.customer, now, lasts)
+            ends = now + overlap // timedelta(microseconds=1)
+            self._execute(
+                "UPDATE keys SET expires_at = min(coalesce(expires_at, ?1), ?1) WHERE id = ?2", (ends, id)
+            )
+        return made
 
     def revoke(self, id: str) -> Key:
-        """Ends a key for good; one that is revoked already stays as it is."""
+        """End a key for good; one that is revoked already stays as it is."""
         self._execute(
             "UPDATE keys SET revoked_at = ? WHERE id = ? AND revoked_at IS NULL", (self._clock(), id)
         )
-        found = {key.id: key for key in self.list()}.get(id)
-        if found is None:
-            raise KeysError(f"keys: there is none with the id {id[:60]!r}; `tidegate keys list` has them")
-        return found
+        return self._one(id)
+
+    def prune(self, ended_for: timedelta) -> int:
+        """Delete keys that were revoked or expired so long ago, some at a time so that nobody waits; how many."""
+        before, count = self._clock() - ended_for // timedelta(microseconds=1), 0
+        while found := self._prune_some(before):
+            count += found
+        return count
 
     def list(self) -> list[Key]:
         """All keys, the oldest first."""
@@ -116,9 +144,9 @@ class KeyFile:
         self._follow(monotonic)
         parts = parted(token)
         if parts is None:
-            return None
+            return self._find_token(token)
         id, digest = parts
-        key = self._known.get(id)
+        key = self._look_up(id)
         # Compared also where there is no such key, so that ids cannot be told by the time it takes.
         if not is_same(digest, key.digest if key else _NOBODY) or key is None:
             return None
@@ -127,26 +155,132 @@ class KeyFile:
     def is_good(self, key: Key, monotonic: float) -> bool:
         """Whether a key that was found before is good still."""
         self._follow(monotonic)
-        known = self._known.get(key.id)
+        if key.issuer is not None and not key.is_good(self._clock()):
+            return False
+        known = self._look_up(key.issuer or key.id)
         return known is not None and known.is_good(self._clock())
 
     def count(self) -> int:
-        """How many keys open anything by now."""
+        """How many keys open anything."""
+        found = self._execute(f"SELECT count(*) FROM keys WHERE {_GOOD}", (self._clock(),))
+        return int(found[0][0])
+
+    def issue(self, issuer: Key, customer: str, lasts: timedelta) -> tuple[str, Key]:
+        """A token of this customer, issued with this key; signed and stored nowhere."""
         now = self._clock()
-        return sum(key.is_good(now) for key in self.list())
+        ends = now + lasts // timedelta(microseconds=1)
+        secrets = self._signing()
+        id = next(reversed(secrets))
+        claims = Claims(id, issuer.id, customer, now, ends)
+        return sign(claims, secrets[id]), key_of(claims, issuer)
+
+    def open_signing(self) -> None:
+        """Have a secret to sign tokens with, before the first one is asked for."""
+        if not self._signing():
+            self.rotate_signing(timedelta(0))
+
+    def rotate_signing(self, overlap: timedelta) -> str:
+        """Sign tokens with another secret from now on; what the earlier ones signed is good for the overlap."""
+        now, id = self._clock(), self._random(ID_BYTES).hex()
+        ends = now + overlap // timedelta(microseconds=1)
+        with self._transaction():
+            self._execute("DELETE FROM signing WHERE retires_at <= ?", (now,))
+            self._execute("UPDATE signing SET retires_at = min(coalesce(retires_at, ?1), ?1)", (ends,))
+            self._execute("INSERT INTO signing VALUES (?, ?, ?, NULL)", (id, self._random(SECRET_BYTES), now))
+        self._secrets = None
+        return id
 
     def close(self) -> None:
+        self._reader.close()
         self._db.close()
+
+    def _find_token(self, token: str) -> Key | None:
+        claims = read(token, self._signing())
+        issuer = self._look_up(claims.issuer) if claims is not None else None
+        if claims is None or issuer is None or not issuer.is_good(self._clock()):
+            return None
+        key = key_of(claims, issuer)
+        return key if key.is_good(self._clock()) else None
+
+    def _signing(self) -> dict[str, bytes]:
+        """The secrets by id that are in force, the newest last."""
+        if self._secrets is None:
+            self._secrets = dict(
+                self._read(
+                    "SELECT id, secret FROM signing WHERE coalesce(retires_at > ?, 1) ORDER BY created_at, rowid",
+                    (self._clock(),),
+                )
+            )
+        return self._secrets
+
+    def _look_up(self, id: str) -> Key | None:
+        if id not in self._known:
+            if len(self._known) >= KNOWN_MAX:
+                self._known.clear()
+            self._known[id] = next(map(_key, self._read("SELECT * FROM keys WHERE id = ?", (id,))), None)
+        return self._known[id]
+
+    def _one(self, id: str) -> Key:
+        found = self._execute("SELECT * FROM keys WHERE id = ?", (id,))
+        if not found:
+            raise KeysError(f"keys: there is none with the id {id[:60]!r}; `tidegate keys list` has them")
+        return _key(found[0])
+
+    def _insert(
+        self, name: str, scopes: frozenset[Scope], customer: str | None, now: int, expires_at: int | None
+    ) -> tuple[str, Key]:
+        token = token_of(self._random(ID_BYTES), _urlsafe(self._random(SECRET_BYTES)))
+        parts = parted(token)
+        assert parts is not None
+        id, digest = parts
+        row = (id, name, " ".join(sorted(scopes)), customer, digest, now, expires_at, None)
+        self._execute(_INSERT, row)
+        return token, _key(row)
+
+    def _make_room(self, now: int) -> None:
+        """Where there are as many keys as may be, forget some that open nothing, the rest with `prune`."""
+        if int(self._execute("SELECT count(*) FROM keys", ())[0][0]) < KEYS_MAX:
+            return
+        if not self._prune_some(now):
+            raise KeysError(
+                f"keys: there are {KEYS_MAX} already that are good; revoke some (`tidegate keys revoke ID`), and give "
+                "customers' pages short-lived tokens instead (POST /v1/customers/CUSTOMER/tokens)"
+            )
+
+    def _prune_some(self, before: int) -> int:
+        found = self._execute(_ENDED, (before, PRUNED_AT_ONCE))
+        self._execute(
+            f"DELETE FROM keys WHERE id IN ({','.join('?' * len(found))})", tuple(id for (id,) in found)
+        )
+        return len(found)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._execute("BEGIN IMMEDIATE", ())
+        try:
+            yield
+            self._execute("COMMIT", ())
+        except BaseException:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
 
     def _follow(self, monotonic: float) -> None:
         if monotonic < self._look_at:
             return
         self._look_at = monotonic + LOOK
-        version = int(self._execute("PRAGMA data_version", ())[0][0])
-        changes = self._db.total_changes
-        if (version, changes) != self._seen:
-            self._known = {key.id: key for key in self.list()}
-            self._seen = (version, changes)
+        # Also without a change, as a secret may have retired.
+        self._secrets = None
+        version = int(self._read("PRAGMA data_version", ())[0][0])
+        if version != self._seen:
+            self._known.clear()
+            self._seen = version
+
+    def _read(self, statement: str, parameters: tuple[object, ...]) -> Rows:
+        try:
+            return self._reader.execute(statement, parameters).fetchall()
+        except sqlite3.Error as error:
+            raise self._error("read", error) from None
 
     def _execute(self, statement: str, parameters: tuple[object, ...]) -> Rows:
         try:

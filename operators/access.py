@@ -20,7 +20,8 @@ ID_BYTES, SECRET_BYTES = 6, 32
 class Key(msgspec.Struct, frozen=True, kw_only=True):
     """A key without its secret. `customer` is whom alone it may read about, None for everybody.
 
-    `digest` is the SHA-256 of the secret; times are µs since the epoch.
+    `digest` is the SHA-256 of the secret, of a customer's token nothing; times are µs since the epoch. `issuer` is the
+    id of the key that a token was issued with, which has to be good as well.
     """
 
     id: str
@@ -31,6 +32,7 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
     created_at: int
     expires_at: int | None = None
     revoked_at: int | None = None
+    issuer: str | None = None
 
     def is_good(self, now: int) -> bool:
         """Whether it opens anything by now."""

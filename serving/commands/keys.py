@@ -2,6 +2,7 @@
 
 import sys
 from contextlib import closing
+from datetime import timedelta
 from typing import Annotated, Any
 
 import msgspec
@@ -34,17 +35,10 @@ def create(
     if unknown:
         raise KeysError(f"scope: needs {', '.join(SCOPES)}, got {unknown[0]!r}")
     scopes = frozenset(known for known in SCOPES if known in scope)
-    try:
-        duration = read_duration(expires_in) if expires_in is not None else None
-    except ValueError as error:
-        raise KeysError(f"expires-in: {error}") from None
+    duration = _duration("expires-in", expires_in) if expires_in is not None else None
     with closing(_file()) as keys:
         token, key = keys.create(name, scopes, customer=customer, expires_in=duration)
-    if as_json:
-        print_lines([msgspec.json.encode({**_line(key), "token": token})])
-    else:
-        print(token)
-        print(f"Key {key.id}; the token is not shown again.", file=sys.stderr)
+    _show(token, key, as_json)
 
 
 @app.command("list")
@@ -75,6 +69,60 @@ def revoke(id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
     with closing(_file()) as keys:
         key = keys.revoke(id)
     print(f"Key {key.id} ({key.name}) is revoked.", file=sys.stderr)
+
+
+@app.command()
+def rotate(
+    id: Annotated[str | None, typer.Argument(metavar="[ID]")] = None,
+    signing: Annotated[
+        bool, typer.Option("--signing", help="Rotates what customers' tokens are signed with, not a key.")
+    ] = False,
+    overlap: Annotated[
+        str, typer.Option(metavar="DURATION", help="How long the earlier one is good; 0s ends it at once.")
+    ] = "1h",
+    as_json: AsJson = False,
+) -> None:
+    """Makes a key like this one, which ends after the overlap, and shows the new token, this once."""
+    if (id is None) != signing:
+        raise KeysError("rotate: needs the ID of a key, or --signing")
+    lasts = _duration("overlap", overlap)
+    with closing(_file()) as keys:
+        if id is None:
+            made = keys.rotate_signing(lasts)
+            print(
+                f"Tokens are signed by {made}; earlier ones are good for {overlap} at most.", file=sys.stderr
+            )
+            return
+        token, key = keys.rotate(id, lasts)
+    _show(token, key, as_json)
+    print(f"Key {id} ends in {overlap} at most.", file=sys.stderr)
+
+
+@app.command()
+def prune(
+    ended_for: Annotated[
+        str, typer.Option(metavar="DURATION", help="Only those that ended so long ago.")
+    ] = "0s",
+) -> None:
+    """Deletes keys that are revoked or have expired; they opened nothing any more."""
+    with closing(_file()) as keys:
+        count = keys.prune(_duration("ended-for", ended_for))
+    print(f"{count} keys are deleted.", file=sys.stderr)
+
+
+def _duration(option: str, text: str) -> timedelta:
+    try:
+        return read_duration(text)
+    except ValueError as error:
+        raise KeysError(f"{option}: {error}") from None
+
+
+def _show(token: str, key: Key, as_json: bool) -> None:
+    if as_json:
+        print_lines([msgspec.json.encode({**_line(key), "token": token})])
+    else:
+        print(token)
+        print(f"Key {key.id}; the token is not shown again.", file=sys.stderr)
 
 
 def _file() -> KeyFile:

@@ -7,8 +7,9 @@ from typing import Final, Protocol
 import msgspec
 from msgspec import UNSET
 
+from connectors.sqlite_keys import KeysError
 from operators.access import Key
-from serving.service.problems import Problem
+from serving.service.problems import Problem, unavailable
 from serving.service.routing import Nothing, Route
 
 BUCKETS_MAX: Final = 100_000
@@ -39,7 +40,10 @@ class Access:
             return None
         if route.scope is None:
             return None
-        key = self._keys.find(_token(headers), self._monotonic())
+        try:
+            key = self._keys.find(_token(headers), self._monotonic())
+        except KeysError as error:
+            raise unavailable(str(error)) from None
         if key is None:
             raise Problem(
                 401,

@@ -11,6 +11,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from operators.gate import Why
 from operators.quantity import QUANTITY_MAX
+from operators.tokens import SECONDS_MAX, SECONDS_MIN
 from serving.service.routing import Nothing
 
 DECIMAL: Final = r"^((0|[1-9][0-9]{0,14})(\.[0-9]{1,24})?|1000000000000000)$"
@@ -448,6 +449,20 @@ class KeyBody(msgspec.Struct, frozen=True):
     name: str
     scopes: list[Literal["ingest", "check", "read", "admin"]]
     customer: str | None
+
+
+class TokenPost(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How long a customer's token is good."""
+
+    expires_in: Annotated[float, Meta(ge=SECONDS_MIN, le=SECONDS_MAX, description="Seconds.")] = 600
+
+
+class TokenBody(msgspec.Struct, frozen=True):
+    """A customer's token, as `Authorization: Bearer tgt_…` or behind the `#` of an embedded page."""
+
+    token: str
+    customer: str
+    expires_at: Instant
 
 
 # Operations.

@@ -59,6 +59,7 @@ class Service:
         settings, store = self.settings, self.settings.store
         if self.keys is None and settings.auth == "keys":
             self.keys = KeyFile(settings.keys, clock=self.clock)
+            self.keys.open_signing()
         self.access = Access(self.keys, settings.rate_per_key, settings.rate_per_customer_key, self.monotonic)
         self.places = Places(settings.streams_max, settings.streams_per_key, settings.streams_per_customer)
         self.reader = Desk("reader", store.open_reader)

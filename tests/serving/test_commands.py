@@ -134,6 +134,16 @@ def test_a_wrong_catalog_is_told_line_by_line_and_not_applied(run: Run) -> None:
     assert len(run("catalog", "history", "--json").lines()) == 1
 
 
+def test_keys_are_rotated_and_pruned(run: Run) -> None:
+    made = run("keys", "create", "server", "--scope", "check", "--json").lines()[0]
+    rotated = run("keys", "rotate", made["id"], "--overlap", "0", "--json").lines()[0]
+    assert rotated["name"] == "server" and rotated["token"] != made["token"]
+    assert run("keys", "rotate").code == run("keys", "rotate", made["id"]).code == 1
+    assert "good for 5m" in run("keys", "rotate", "--signing", "--overlap", "5m").err
+    assert "1 keys are deleted" in run("keys", "prune").err
+    assert [key["id"] for key in run("keys", "list", "--json").lines()] == [rotated["id"]]
+
+
 def test_keys_are_made_listed_and_revoked(run: Run) -> None:
     made = run("keys", "create", "page", "--scope", "read", "--customer", "acme", "--expires-in", "90d")
     token = made.out.strip()

@@ -125,3 +125,17 @@ def test_no_answer_may_be_framed_guessed_at_or_kept(served: Served) -> None:
         assert "server" not in headers
         # A page elsewhere may not read it.
         assert "access-control-allow-origin" not in headers
+
+
+def test_a_products_server_gets_a_token_for_its_customers_page(served: Served) -> None:
+    path = "/v1/customers/acme/tokens"
+    made = served.client("read").post(path, json={"expires_in": 60}).json()
+    headers = {"authorization": f"Bearer {made['token']}"}
+    with httpx.Client(base_url=served.url, headers=headers) as page:
+        assert page.get("/v1/key").json()["customer"] == "acme"
+        assert page.get("/v1/customers/acme/usage").status_code == 200
+        assert page.get("/v1/customers/other/usage").status_code == 403
+        # It cannot make itself last.
+        assert page.post(path, json={}).status_code == 403
+    assert served.client("acme").post(path, json={}).status_code == 403
+    assert served.client("read").post(path, json={"expires_in": 86_400}).status_code == 422
