@@ -72,6 +72,7 @@ def prepare(data_dir: Path, parts: int, shards: int) -> Path:
             recorded.write(made, asked)
             (made / "lineage").write_text(uuid.uuid4().hex)
             made.rename(folder)
+        _check_whole(folder)
         if different := recorded.difference(folder, asked):
             raise RecoveryError(different)
         _discard_unfinished(data_dir)
@@ -103,6 +104,17 @@ def begin(data_dir: Path) -> None:
     _HELD.append(lock)
 
 
+def _check_whole(folder: Path) -> None:
+    """Raise RecoveryError where a part of the recovery store is gone."""
+    for number in range(recorded.read(folder).recovery_parts):
+        path = folder / f"part-{number}.sqlite3"
+        if not path.exists():
+            raise RecoveryError(
+                f"{path}: is missing; restore {folder.parent} as a whole from a backup, or move it away to count"
+                " again from the source's beginning"
+            )
+
+
 def _discard_unfinished(data_dir: Path) -> None:
     """Deletes snapshots of epochs that did not end, unless a process is left that might still end them."""
     with ExitStack() as opened:
@@ -120,9 +132,8 @@ def _discard_unfinished(data_dir: Path) -> None:
                 with part:
                     part.execute("DELETE FROM snaps WHERE snap_epoch >= ?", (epoch,))
         except sqlite3.Error as error:
-            raise RecoveryError(
-                f"{data_dir / _FOLDER}: can't be read: {error}; restore it from a backup"
-            ) from None
+            advice = "free space and start again" if "full" in str(error) else "restore it from a backup"
+            raise RecoveryError(f"{data_dir / _FOLDER}: can't be read: {error}; {advice}") from None
 
 
 def _resume_epoch(parts: Iterable[sqlite3.Connection]) -> int:

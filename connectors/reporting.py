@@ -3,22 +3,51 @@
 Bytewax raises them in the main thread of their process, but not in a cluster: there Timely's threads panic on the way,
 and all that is left of the error is "Send thread panic".
 
+A process that runs a flow by itself (`end_at_once`) ends there and then where the error says all that there is to say:
+what Rust and Python would add are pages about their own insides. It is the same as a kill, which everything that is
+written is made for. Our own bugs keep their traceback.
+
 Source: `cluster_main` in Bytewax 0.21's src/run.rs, and what Timely's `MergeQueue` and `CommsGuard` do when dropped.
 """
 
+import errno
 import logging
+import os
+import sqlite3
+import sys
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar
 
 from bytewax.outputs import DynamicSink, FixedPartitionedSink, StatefulSinkPartition, StatelessSinkPartition
 
+_FULL: Final = "; free space and start again, nothing that was written is lost"
 _LOG = logging.getLogger("tidegate.flow")
 # What raises errors that say all there is to say. Others are shown with where they come from.
 _PLAIN = ("connectors.", "operators.", "settings.")
 
+_ends_at_once = False
+
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+def end_at_once() -> None:
+    """Have errors that are explained end this process, once they are logged."""
+    global _ends_at_once
+    _ends_at_once = True
+
+
+def explained(error: BaseException) -> str | None:
+    """Return an error of the world in one line; None where it is a bug, whose traceback is wanted."""
+    if type(error).__module__.startswith(_PLAIN):
+        return str(error)
+    if isinstance(error, sqlite3.OperationalError):
+        return f"{error}{_FULL if 'full' in str(error) else ''}"
+    if isinstance(error, OSError) and error.errno is not None:
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
+        return f"{what}{_FULL if error.errno in (errno.ENOSPC, errno.EDQUOT) else ''}"
+    return None
 
 
 def reported(call: Callable[P, R]) -> Callable[P, R]:
@@ -31,8 +60,12 @@ def reported(call: Callable[P, R]) -> Callable[P, R]:
         except StopIteration:
             raise
         except Exception as error:
-            known = type(error).__module__.startswith(_PLAIN)
-            _LOG.error("the flow ends: %s", error if known else repr(error), exc_info=not known)
+            words = explained(error)
+            _LOG.error("the flow ends: %s", words or repr(error), exc_info=words is None)
+            if words is not None and _ends_at_once:
+                logging.shutdown()
+                sys.stdout.flush()
+                os._exit(1)
             raise
 
     return reporting

@@ -35,7 +35,7 @@ from connectors.lifecycle import Lifecycle, cluster_size
 from connectors.marking import Marking
 from connectors.outbox_reader import OutboxReader, Standing
 from connectors.own_files import OwnFiles
-from connectors.reporting import reported, reported_sink
+from connectors.reporting import end_at_once, explained, reported, reported_sink
 from connectors.steps import ResumedSource, Steps
 from connectors.telemetry import Telemetry
 from connectors.tracing import open_spans
@@ -52,6 +52,7 @@ from operators.wire import encode_accepted, encode_dead_letter
 from settings.alerts import Delivered, Routed
 from settings.catalog import CatalogError
 from settings.catalogs import Catalogs, FileWatch, apply_file
+from settings.extras import missing
 from settings.in_force import InForce
 from settings.logs import configure
 from settings.meter_history import note_counted
@@ -82,11 +83,19 @@ def started(settings: Settings) -> Dataflow:
         telemetry.catalog_problem = lambda: catalogs.problems
         if settings.traces is not None:
             telemetry.span = open_spans(settings.traces, process)
+        end_at_once()
         flow = build(settings, catalogs, drain, telemetry)
         lifecycle.wait()
         return flow
     except (SettingsError, CatalogError, StoreError, HealthError, FileError, recovery.RecoveryError) as error:
         sys.exit(str(error))
+    except ImportError as error:
+        words = missing(error)
+        if words is None:
+            raise
+        sys.exit(f"TIDEGATE_TRACES: {words}")
+    except OSError as error:
+        sys.exit(explained(error) or str(error))
 
 
 def check_source(settings: Settings) -> None:

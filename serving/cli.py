@@ -22,9 +22,10 @@ from operators.ports import CatalogConflict, IngestError, StoredTotal, StoreErro
 from serving import deliveries, outbox
 from serving.books import law, summed, unbalanced
 from serving.commands import ask, catalog, keys, letters, pull, reconcile, serve, store, unmetered, watch
-from serving.commands.output import AsJson, Failed, console, print_lines, table
+from serving.commands.output import AsJson, Failed, console, print_done, print_lines, table
 from serving.wording import grouped, instant, moment
 from settings.catalog import CatalogError, load_catalog
+from settings.extras import missing
 from settings.meter_history import check_meters
 from settings.problems import SettingsError
 from settings.settings import Settings, load_settings
@@ -138,7 +139,11 @@ app.command()(reconcile.reconcile)
 
 
 @catalog_app.command()
-def validate(file: Annotated[Path, typer.Argument(metavar="FILE")], store: StoreAddress = None) -> None:
+def validate(
+    file: Annotated[Path, typer.Argument(metavar="FILE")],
+    as_json: AsJson = False,
+    store: StoreAddress = None,
+) -> None:
     """Says whether a catalog can be used, or all that is wrong in it, line by line.
 
     It is held against what its meters have counted too, in the store that is named, else in a file that is there.
@@ -149,7 +154,9 @@ def validate(file: Annotated[Path, typer.Argument(metavar="FILE")], store: Store
         with closing(address.open_control()) as log:
             check_meters(log, log.catalog_number(), found, str(file))
     sizes = {"meters": found.meters, "plans": found.plans, "customers": found.customers}
-    print(f"{file}: ok: {', '.join(f'{len(part):,} {name}' for name, part in sizes.items())}")
+    counts = {name: len(part) for name, part in sizes.items()}
+    text = f"{file}: ok: {', '.join(f'{count:,} {name}' for name, count in counts.items())}"
+    print_done(as_json, text, file=str(file), ok=True, **counts)
 
 
 def main() -> None:
@@ -160,6 +167,11 @@ def main() -> None:
         # Whoever read has seen enough. Else Python tries to flush once more at its exit, and complains.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except ModuleNotFoundError as error:
+        words = missing(error)
+        if words is None:
+            raise
+        sys.exit(f"tidegate: {words}")
     except (*TOLD, OSError) as error:
         sys.exit(str(error))
 

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from connectors.deliveries import Queue, Standing, undelivered
 from operators.alert_text import sentence
+from serving.commands.output import print_done
 
 app = typer.Typer(no_args_is_help=True, help="Alerts on their way to webhooks, chat and mail.")
 
@@ -42,13 +43,16 @@ def list_deliveries(
 
 
 @app.command("retry")
-def retry(data: Data = Path("data")) -> None:
+def retry(
+    data: Data = Path("data"),
+    as_json: Annotated[bool, typer.Option("--json", help="One object a line.")] = False,
+) -> None:
     """Has what was given up tried again, by the flow that runs or the next one."""
     count = 0
     for path in _queues(data):
         with closing(Queue(path)) as queue:
             count += queue.retry()
-    typer.echo(f"{count} will be tried again")
+    print_done(as_json, f"{count} will be tried again", retried=count)
 
 
 def _queues(data: Path) -> list[Path]:

@@ -19,6 +19,7 @@ from rich.text import Text
 from connectors.clock import wall_clock
 from connectors.outbox import KEPT_BACK, Outbox, OutboxError
 from connectors.outbox_reader import Entry, OutboxReader, Standing
+from serving.commands.output import AsJson, print_done
 from serving.wording import age, clipped, instant, moment
 from settings.catalogs import Catalogs
 from settings.durations import read_duration
@@ -30,7 +31,6 @@ SHOWN_MAX = 100_000
 
 app = typer.Typer(help="Usage on its way to the biller, and what is kept back.")
 
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line, for programs.")]
 Reason = Annotated[str | None, typer.Option(help="Only what is kept back for this reason.")]
 Ids = Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Event ids, as `list` shows them.")]
 
@@ -82,10 +82,16 @@ def list_kept_back(reason: Reason = None, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def retry(ids: Ids = None, reason: Reason = None, why: Annotated[str, typer.Option()] = "") -> None:
+def retry(
+    ids: Ids = None,
+    reason: Reason = None,
+    why: Annotated[str, typer.Option()] = "",
+    as_json: AsJson = False,
+) -> None:
     """Lets events that are kept back wait again, under the same ids; the platform ignores what it has."""
     with _writer() as (writer, reader):
-        print(f"{len(writer.retry(_chosen(reader, ids, reason), by=_who(), why=why)):,} will be sent again")
+        retried = writer.retry(_chosen(reader, ids, reason), by=_who(), why=why)
+    print_done(as_json, f"{len(retried):,} will be sent again", retried=len(retried))
 
 
 @app.command()
@@ -93,15 +99,18 @@ def drop(
     why: Annotated[str, typer.Option(help="Why nobody is to be billed for them; it is written down.")],
     ids: Ids = None,
     reason: Reason = None,
+    as_json: AsJson = False,
 ) -> None:
     """Gives events up that are kept back, for good."""
     with _writer() as (writer, reader):
-        print(f"{len(writer.drop(_chosen(reader, ids, reason), by=_who(), why=why)):,} are dropped")
+        dropped = writer.drop(_chosen(reader, ids, reason), by=_who(), why=why)
+    print_done(as_json, f"{len(dropped):,} are dropped", dropped=len(dropped))
 
 
 @app.command()
 def send(
     limit: Annotated[str, typer.Option("--for", help="How long at most, such as 10m.")] = "1h",
+    as_json: AsJson = False,
 ) -> None:
     """Sends what waits, without a flow; while one runs, it does that itself."""
     settings, path = _place()
@@ -112,7 +121,8 @@ def send(
                 status.update(f"{reader.standing().waiting:,} wait")
         sent.result()
         left = reader.standing()
-    print(f"{left.waiting:,} wait, {left.parked:,} parked, {left.refused:,} refused")
+    counts = {"waiting": left.waiting, "parked": left.parked, "refused": left.refused}
+    print_done(as_json, f"{left.waiting:,} wait, {left.parked:,} parked, {left.refused:,} refused", **counts)
     if left.waiting:
         raise typer.Exit(1)
 

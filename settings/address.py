@@ -26,6 +26,7 @@ from pydantic import Field, GetCoreSchemaHandler, SecretStr, ValidationError
 from pydantic_core import CoreSchema, core_schema
 
 from settings.durations import in_words
+from settings.extras import missing
 from settings.problems import SettingsError, Strict, did_you_mean, final
 
 # What a URL says before its options; a model takes the parts that it has fields for.
@@ -128,7 +129,11 @@ def load(spec: str) -> Any:
     module, _, name = spec.partition(":")
     try:
         return getattr(import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except ImportError as error:
+        if words := missing(error, module):
+            raise SettingsError([f"{module}: {words}"]) from None
+        reason = str(error)
+    except AttributeError as error:
         reason = str(error)
     raise SettingsError([f"{spec}: cannot be loaded ({reason}); install what this connector needs"])
 

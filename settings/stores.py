@@ -10,6 +10,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 
 from settings.address import BY_SCHEME, Address, Dsn, load
 from settings.durations import Duration, between
+from settings.problems import SettingsError
 
 
 class StoreAddress(Address):
@@ -36,6 +37,10 @@ class StoreAddress(Address):
     def is_at_hand(self) -> bool:
         """Return whether it is known to be there without asking anybody over a network."""
         return False
+
+    def require(self) -> Self:
+        """Return the address of a store that can be read; SettingsError where it would be made first."""
+        return self
 
     def open_reader(self, **given: Any) -> Any:
         """The reader of what the writer wrote; SettingsError where it cannot be imported."""
@@ -73,6 +78,13 @@ class Sqlite(StoreAddress):
 
     def is_at_hand(self) -> bool:
         return Path(self.path).is_file()
+
+    def require(self) -> Self:
+        if not Path(self.path).exists():
+            where = Path(self.path).absolute()
+            advice = "run this in the flow's folder, or name its store with --store or TIDEGATE_STORE"
+            raise SettingsError([f"store {self}: there is no such file ({where}); {advice}"])
+        return self
 
     def aside(self) -> Callable[[], Any]:
         return partial(load(self.connector), **self.arguments())

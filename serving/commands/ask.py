@@ -40,6 +40,8 @@ def check(
     store: StoreAddress = None,
 ) -> None:
     """Says whether so much more may be used now; ends with 3 if not."""
+    address = load_settings({"source": "file:-"} | ({"store": store} if store is not None else {})).store
+    address.require()
     try:
         amount = Decimal(quantity)
         with Gate.open(store, near=False, timeout=TIMEOUT) as gate:
@@ -72,7 +74,7 @@ def usage(
 ) -> None:
     """A customer's totals, limits and bill in the present period."""
     given = {"source": "file:-"} | ({"store": store} if store is not None else {})
-    address = load_settings(given).store
+    address = load_settings(given).store.require()
     now = wall_clock()
     with closing(address.open_control()) as log, closing(address.open_reader()) as reader:
         catalogs = Catalogs(log)

@@ -53,15 +53,20 @@ def diff(
     new: Annotated[
         str | None, typer.Argument(metavar="[NEW]", help="The same; with OLD alone, the newest is OLD.")
     ] = None,
+    as_json: AsJson = False,
     store: StoreAddress = None,
 ) -> None:
     """What differs between two versions, or between the newest and a file; ends with 3 if anything does."""
-    with closing(_log(store)) as log:
+    with closing(_log(store, has_to_exist=True)) as log:
         first, second = _side(log, None if new is None else old), _side(log, new or old)
     texts = first[1].splitlines(), second[1].splitlines()
     lines = list(difflib.unified_diff(*texts, first[0], second[0], lineterm=""))
-    for line in lines:
-        console().print(Text(line, style=COLOURS.get(line[:1], "")))
+    if as_json:
+        found = {"from": first[0], "to": second[0], "differs": bool(lines), "diff": lines}
+        print_lines([msgspec.json.encode(found)])
+    else:
+        for line in lines:
+            console().print(Text(line, style=COLOURS.get(line[:1], "")))
     if lines:
         raise typer.Exit(NO)
 
@@ -72,7 +77,7 @@ def history(
     store: StoreAddress = None,
 ) -> None:
     """Every version that was applied, when, by whom and why, the newest first."""
-    with closing(_log(store)) as log:
+    with closing(_log(store, has_to_exist=True)) as log:
         versions = [version_body(version) for version in log.catalogs(limit)]
     if as_json:
         print_lines(map(msgspec.json.encode, versions))
@@ -94,7 +99,10 @@ def _side(log: ControlLog, said: str | None) -> tuple[str, str]:
     return said, read_text(said)
 
 
-def _log(store: str | None) -> ControlLog:
+def _log(store: str | None, has_to_exist: bool = False) -> ControlLog:
     given = {"source": "file:-"} | ({"store": store} if store is not None else {})
-    log: ControlLog = load_settings(given).store.open_control()
+    address = load_settings(given).store
+    if has_to_exist:
+        address.require()
+    log: ControlLog = address.open_control()
     return log

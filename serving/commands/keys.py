@@ -64,11 +64,14 @@ def list_(as_json: AsJson = False) -> None:
 
 
 @app.command()
-def revoke(id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
+def revoke(id: Annotated[str, typer.Argument(metavar="ID")], as_json: AsJson = False) -> None:
     """Ends a key; a running service turns it away within a tenth of a second."""
     with closing(_file()) as keys:
         key = keys.revoke(id)
-    print(f"Key {key.id} ({key.name}) is revoked.", file=sys.stderr)
+    if as_json:
+        print_lines([msgspec.json.encode(_line(key))])
+    else:
+        print(f"Key {key.id} ({key.name}) is revoked.", file=sys.stderr)
 
 
 @app.command()

@@ -31,7 +31,7 @@ from operators.ports import Adjustment, ControlConflict, ControlLog
 from operators.quantity import text
 from operators.readings import value_of
 from operators.validate import judge
-from serving.commands.output import AsJson, Failed, console, print_lines, print_table
+from serving.commands.output import AsJson, Failed, console, print_done, print_lines, print_table
 from serving.wording import clipped, moment
 from settings.catalog import load_catalog
 from settings.catalogs import Catalogs
@@ -101,6 +101,7 @@ def retry(
         Path | None, typer.Option(help="Append the events to this file, which a source follows.")
     ] = None,
     why: Why = "",
+    as_json: AsJson = False,
 ) -> None:
     """Usage that was refused goes out again; an event goes to a source again, or becomes an adjustment."""
     settings = _settings()
@@ -108,26 +109,31 @@ def retry(
     letters = _letters(settings)
     if rest:
         with _outbox(settings) as outbox:
-            print(f"{len(outbox.retry(rest, by=getpass.getuser(), why=why)):,} will be sent again")
+            sent = len(outbox.retry(rest, by=getpass.getuser(), why=why))
+        print_done(as_json, f"{sent:,} will be sent again", sent_again=sent)
     if not found:
         return
     assert letters is not None
     if to is not None:
         _send_to(to, found)
         letters.note(instant(wall_clock()), [letter.id for letter in found], "retried", why or f"to {to}")
-        print(f"{len(found):,} events are appended to {to}; the flow judges them anew")
+        words = f"{len(found):,} events are appended to {to}; the flow judges them again"
+        print_done(as_json, words, appended=len(found), to=str(to))
         return
     adjustable = [letter for letter in found if letter.reason in ADJUSTABLE]
     for letter in found:
         if letter not in adjustable:
             words = "mend its payload and send that, or name a file that a source follows with --to"
-            print(f"{letter.id}: {letter.reason} cannot be an adjustment; {words}")
-    _adjust(settings, letters, adjustable, apply=apply, why=why)
+            error = f"{letter.reason} cannot be an adjustment; {words}"
+            print_done(as_json, f"{letter.id}: {error}", id=letter.id, error=error)
+    _adjust(settings, letters, adjustable, apply=apply, why=why, as_json=as_json)
 
 
 @app.command()
 def drop(
-    ids: Ids, why: Annotated[str, typer.Option(help="Why nobody is to be billed; it is written down.")]
+    ids: Ids,
+    why: Annotated[str, typer.Option(help="Why nobody is to be billed; it is written down.")],
+    as_json: AsJson = False,
 ) -> None:
     """Gives letters up for good. Nothing is deleted; the act is written down."""
     settings = _settings()
@@ -135,10 +141,11 @@ def drop(
     letters = _letters(settings)
     if found and letters is not None:
         letters.note(instant(wall_clock()), [letter.id for letter in found], "dropped", why)
-        print(f"{len(found):,} are dropped")
+        print_done(as_json, f"{len(found):,} are dropped", dropped=len(found))
     if rest:
         with _outbox(settings) as outbox:
-            print(f"{len(outbox.drop(rest, by=getpass.getuser(), why=why)):,} are not billed")
+            given_up = len(outbox.drop(rest, by=getpass.getuser(), why=why))
+        print_done(as_json, f"{given_up:,} are not billed", not_billed=given_up)
 
 
 def adjustments(catalog: Catalog, letter: Letter, by: str, why: str) -> list[Adjustment]:
@@ -170,7 +177,9 @@ def adjustments(catalog: Catalog, letter: Letter, by: str, why: str) -> list[Adj
     return made
 
 
-def _adjust(settings: Settings, letters: Letters, found: Sequence[Letter], *, apply: bool, why: str) -> None:
+def _adjust(
+    settings: Settings, letters: Letters, found: Sequence[Letter], *, apply: bool, why: str, as_json: bool
+) -> None:
     if not found:
         return
     with closing(settings.store.open_control()) as control:
@@ -186,7 +195,14 @@ def _adjust(settings: Settings, letters: Letters, found: Sequence[Letter], *, ap
                 for adjustment in made:
                     _append(control, adjustment, letter)
                 letters.note(instant(wall_clock()), [letter.id], "adjusted", why)
-    print_table(("customer", "meter", "at (UTC)", "quantity>", "letter"), rows, "No meter adds these up.")
+    columns = ("customer", "meter", "at (UTC)", "quantity>", "letter")
+    if as_json:
+        names = ("customer", "meter", "at", "quantity", "letter")
+        print_lines(
+            json.dumps(dict(zip(names, row, strict=True)) | {"applied": apply}).encode() for row in rows
+        )
+        return
+    print_table(columns, rows, "No meter adds these up.")
     done = (
         "are appended to the control log; the flow applies each once" if apply else "would do it; add --apply"
     )

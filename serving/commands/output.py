@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Annotated
 
+import msgspec
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -26,6 +27,14 @@ def print_lines(lines: Iterable[bytes]) -> None:
     while block := list(islice(rest, 1000)):
         sys.stdout.buffer.write(b"\n".join(block) + b"\n")
     sys.stdout.buffer.flush()
+
+
+def print_done(as_json: bool, text: str, **fields: object) -> None:
+    """What a command did: a sentence for people, an object for programs."""
+    if as_json:
+        print_lines([msgspec.json.encode(fields)])
+    else:
+        print(text)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], nothing: str) -> None:

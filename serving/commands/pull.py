@@ -7,6 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
+import msgspec
 import typer
 from rich.console import Console
 from rich.text import Text
@@ -14,7 +15,7 @@ from rich.text import Text
 from operators.biller import Subscription
 from operators.ports import ControlLog
 from operators.subscribed import LIVE
-from serving.commands.output import Failed, console
+from serving.commands.output import AsJson, Failed, console, print_lines
 from settings.catalog import read_text
 from settings.catalog_pull import NOTE_MAX, Pulled, pulled
 from settings.catalogs import apply_file, apply_text
@@ -39,13 +40,20 @@ class Base(NamedTuple):
 def pull(
     apply: Annotated[bool, typer.Option("--apply", help="Make it the catalog in force.")] = False,
     write: Annotated[bool, typer.Option("--write", help="Write it into the catalog file too.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Takes meters, plans, periods and free quantities over from the platform; shows the changes, all else stays."""
     settings = load_reconciliation_settings()
     with closing(settings.store.open_control()) as control:
         base = _base(control, settings.catalog)
         made = _pulled(settings, base.text)
-        screen = console()
+        screen = Console(stderr=True, quiet=True) if as_json else console()
+        done: dict[str, object] = {
+            "changes": made.changes,
+            "conflicts": made.conflicts,
+            "warnings": made.warnings,
+            "applied": None,
+        }
         for conflict in made.conflicts:
             screen.print(Text(f"conflict: {conflict}", style="red"))
         for warning in made.warnings:
@@ -53,6 +61,7 @@ def pull(
         if not made.changes:
             words = f"{len(made.conflicts):,} conflicts are left." if made.conflicts else SAME
             screen.print(words)
+            _print_json(as_json, done)
             return
         for line in _diff(base.text, made.text):
             screen.print(line, soft_wrap=True)
@@ -61,12 +70,19 @@ def pull(
             screen.print(f"{settings.catalog}: written.")
         if not apply:
             screen.print(f"{len(made.changes):,} changes. Nothing is applied; add --apply to do it.")
+            _print_json(as_json, done)
             return
         note = "; ".join(made.changes)[:NOTE_MAX]
         version = apply_text(
             control, made.text, origin="platform", by=getpass.getuser(), note=note, expected=base.number
         )
     screen.print(f"{len(made.changes):,} changes are applied as catalog version {version.number}.")
+    _print_json(as_json, done | {"applied": version.number})
+
+
+def _print_json(as_json: bool, fields: dict[str, object]) -> None:
+    if as_json:
+        print_lines([msgspec.json.encode(fields)])
 
 
 def _base(control: ControlLog, path: Path) -> Base:

@@ -9,6 +9,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 from rich.progress import (
     BarColumn,
@@ -21,6 +22,7 @@ from rich.progress import (
 
 from connectors.drift_book import BookError, BookReader, Pass
 from connectors.drift_report import console, summary, table
+from serving.commands.output import AsJson, print_lines
 from settings.reconciliation import load_reconciliation_settings
 
 LOOK_S = 0.5
@@ -31,16 +33,19 @@ def reconcile(
     once: Annotated[bool, typer.Option("--once", help="Make one pass and end.")] = False,
     repair: Annotated[bool, typer.Option("--repair", help="Make the repairs that are allowed.")] = False,
     show: Annotated[bool, typer.Option("--show", help="Only show what is known to be off.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compares what customers see with what they will be invoiced; ends with 1 after a pass that found drift."""
     settings = load_reconciliation_settings()
     folder: Path = settings.folder
     if show:
-        raise typer.Exit(_shown(folder))
+        raise typer.Exit(_shown(folder, as_json))
     given = {"TIDEGATE_RECONCILE_ONCE": "true"} if once else {}
     given |= {"TIDEGATE_RECONCILE_REPAIR": "true"} if repair else {}
     command = [sys.executable, "-m", "bytewax.run", "flows.reconciliation"]
-    with subprocess.Popen(command, env={**os.environ, **given}) as process:
+    # Its tables are for people.
+    printed = sys.stderr if as_json else None
+    with subprocess.Popen(command, env={**os.environ, **given}, stdout=printed) as process:
         try:
             with _progress(folder) as look:
                 while process.poll() is None:
@@ -52,13 +57,23 @@ def reconcile(
             raise typer.Exit(130) from None
     if process.returncode:
         raise typer.Exit(process.returncode)
+    if as_json:
+        raise typer.Exit(_shown(folder, as_json))
     with closing(BookReader(folder)) as book:
         raise typer.Exit(int(any(one.status == "drift" for one in book.open())))
 
 
-def _shown(folder: Path) -> int:
+def _shown(folder: Path, as_json: bool) -> int:
     with closing(BookReader(folder)) as book:
         found, last, unread = book.open(), book.last(), book.unread()
+    if as_json:
+        figures = {
+            "last": last and last._asdict(),
+            "open": [one._asdict() for one in found],
+            "unread": len(unread),
+        }
+        print_lines([msgspec.json.encode(figures)])
+        return int(any(one.status == "drift" for one in found))
     screen = console()
     if found:
         screen.print(table(found))

@@ -10,6 +10,7 @@ import typer
 
 from operators.ports import StoreError
 from serving import rebuild as rebuilding
+from serving.commands.output import AsJson, print_done
 from settings.settings import load_settings
 
 app = typer.Typer(help="The store of totals.", no_args_is_help=True)
@@ -22,6 +23,7 @@ def rebuild(
         typer.Option(metavar="ADDRESS", help="Such as redis://localhost:6379, else TIDEGATE_STORE."),
     ] = None,
     anew: Annotated[bool, typer.Option(help="Asks again, also if a rebuild is under way.")] = False,
+    as_json: AsJson = False,
     wait: Annotated[
         int, typer.Option(min=0, metavar="SECONDS", help="Gives up after so long without progress.")
     ] = 60,
@@ -32,7 +34,7 @@ def rebuild(
     has no totals until they are back.
     """
     given = {"source": "file:-"} | ({"store": store} if store is not None else {})
-    address = load_settings(given).store
+    address = load_settings(given).store.require()
     with closing(address.open_control()) as log, closing(address.open_reader()) as reader:
         id = rebuilding.ask(log, anew=anew)
         begun = time.monotonic()
@@ -46,4 +48,8 @@ def rebuild(
         raise StoreError(
             f"rebuild {id}: no progress for {wait} s; see that the flow runs, it goes on when it does"
         )
-    print(f"rebuild {id}: done, {time.monotonic() - begun:.1f} s", file=sys.stderr)
+    took = time.monotonic() - begun
+    if as_json:
+        print_done(as_json, "", id=id, shards=last.shards, seconds=round(took, 1))
+    else:
+        print(f"rebuild {id}: done, {took:.1f} s", file=sys.stderr)

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from connectors.clock import wall_clock
 from serving.commands.ask import StoreAddress, alert_line
+from serving.commands.keyboard import is_quit_within, keys_at_once
 from serving.commands.output import AsJson, console, print_lines, print_table, table
 from serving.service.board import Board
 from serving.service.shapes import OverviewBody, Standing
@@ -35,8 +36,9 @@ def top(
     as_json: AsJson = False,
     store: StoreAddress = None,
 ) -> None:
-    """Who sends most, who is near a limit, and how fast: live, until it is stopped."""
+    """Who sends most, who is near a limit, and how fast: live, until `q` or Ctrl-C."""
     settings = load_serving_settings({} if store is None else {"store": store})
+    settings.store.require()
     board = Board(settings, wall_clock)
     with closing(settings.store.open_control()) as log, closing(settings.store.open_reader()) as reader:
         catalogs = Catalogs(log)
@@ -113,8 +115,8 @@ def _print_for_ever(look: Callable[[], OverviewBody], every: float, once: bool) 
 def _draw_for_ever(look: Callable[[], OverviewBody], every: float) -> None:
     with Live(page(look()), console=console(), screen=True, auto_refresh=False) as live:
         try:
-            while True:
-                time.sleep(every)
-                live.update(page(look()), refresh=True)
+            with keys_at_once():
+                while not is_quit_within(every):
+                    live.update(page(look()), refresh=True)
         except KeyboardInterrupt:
             return
