@@ -226,6 +226,7 @@ def mark_of(content: int, at: int) -> int:
     return (content * 0x9E3779B97F4A7C15 + at * 0xC2B2AE3D27D4EB4F >> 32) & 0xFFFFFFFF
 
 
+@settings(deadline=None)
 @given(content=st.integers(0, 2**64 - 1), at=st.integers(0, 1_140_000 * HOUR), by=st.integers(1, HOUR))
 def test_an_event_that_an_earlier_version_took_is_known_again(content: int, at: int, by: int) -> None:
     """As a duplicate if the time is the same; else nothing says whether its content is."""
@@ -240,7 +241,7 @@ def test_an_event_that_an_earlier_version_took_is_known_again(content: int, at: 
 
 
 @given(st.lists(st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1)), min_size=1, max_size=200))
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 def test_the_filter_lets_every_key_pass_that_was_added(keys: list[tuple[int, int]]) -> None:
     lo, hi = (np.array(column, np.uint64) for column in zip(*sorted(keys), strict=True))
     bloom = Bloom([(lo[::2], hi[::2])])
