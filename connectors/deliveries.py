@@ -25,6 +25,8 @@ from typing import Final, NamedTuple, Protocol
 
 from bytewax.outputs import DynamicSink, StatelessSinkPartition
 
+from connectors.private_files import make_private_file, make_private_folder
+
 HOUR: Final = 3600.0
 # Seconds from one try to the next; together a little over three days.
 PAUSES: Final = (5.0, 60.0, 300.0, 1800.0, 2 * HOUR, 5 * HOUR, 10 * HOUR, 14 * HOUR, 20 * HOUR, 20 * HOUR)
@@ -99,9 +101,10 @@ class Queue:
     """The messages of one process. Safe for threads. Times are seconds since the epoch."""
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_private_folder(path.parent)
         self._clock = clock
         self._lock = threading.Lock()
+        make_private_file(path)
         self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = FULL")

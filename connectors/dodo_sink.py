@@ -280,7 +280,7 @@ class _Works:
     def _elected(self) -> int:
         """Waits until no other process of this machine sends from this outbox; the lock's descriptor."""
         path = self._outbox.path.with_name(self._outbox.path.name + ".sender")
-        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             while True:
                 try:

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
+from connectors.private_files import make_private_file, make_private_folder
 from operators.biller import Subscription
 from operators.coverage import BilledCycle
 from operators.drift import Span
@@ -95,8 +96,8 @@ class Book:
     """The writing end; raises BookError where another process has it."""
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        make_private_folder(folder)
+        self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -312,12 +313,14 @@ class BookReader:
 
 def _connected(path: Path, mode: str) -> sqlite3.Connection:
     try:
+        if mode == "rwc":
+            make_private_file(path)
         uri = f"{path.absolute().as_uri()}?mode={mode}"
         db = sqlite3.connect(uri, uri=True, timeout=WAIT_S, isolation_level=None, check_same_thread=False)
         if mode != "ro":
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = NORMAL")
-    except sqlite3.Error as error:
+    except (OSError, sqlite3.Error) as error:
         raise BookError(f"book {str(path)!r}: cannot be opened ({error}); move it away") from error
     return db
 

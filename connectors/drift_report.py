@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from connectors.drift_book import Pass
+from connectors.private_files import make_private_folder
 from operators.billing import instant
 from operators.coverage import Line, Sum, money
 from operators.quantity import text
@@ -31,8 +32,8 @@ class LinesToFile:
     """Appends lines to a file, each on disk when `write` returns."""
 
     def __init__(self, path: str) -> None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        make_private_folder(Path(path).parent)
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
     def write(self, lines: Sequence[bytes]) -> None:
         if lines:

@@ -31,6 +31,7 @@ from connectors.clock import wall_clock
 from connectors.file_partition import FileError, FilePartition, FilePosition, Following
 from connectors.lines import Limits, LinesRead
 from connectors.own_files import OwnFiles
+from connectors.private_files import make_private_folder
 from operators.ports import Payloads
 
 __all__ = ["DirSink", "FileError", "FilePosition", "FileSink", "FileSource", "Written"]
@@ -203,8 +204,8 @@ class _LinesWritten(StatefulSinkPartition[bytes, Written]):
         self._parts = parts
         self._fsync = fsync
         self._unsynced = True
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        make_private_folder(path.parent)
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         if not stat.S_ISREG(os.fstat(self._fd).st_mode):
             raise FileError(f"file {str(path)!r}: not a regular file; for the terminal use `stdout:`")
         if resume is None:

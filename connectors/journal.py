@@ -24,6 +24,7 @@ from pathlib import Path
 from time import monotonic
 from typing import BinaryIO, NamedTuple
 
+from connectors.private_files import make_private_folder
 from connectors.reporting import reported
 from operators.snapshot import Frame
 
@@ -101,7 +102,7 @@ class Journal:
         """Bytes that the last `append` wrote."""
         self._retired: list[tuple[int, str]] = []
         self._snapshots = 0
-        self._folder.mkdir(parents=True, exist_ok=True)
+        make_private_folder(self._folder)
         self._lock = (self._folder / "lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -19,6 +19,7 @@ from pathlib import Path
 import msgspec
 
 from connectors.clock import wall_clock
+from connectors.private_files import make_private_file, make_private_folder
 from operators.keys import shard_of
 from operators.periods import HOUR
 
@@ -74,7 +75,8 @@ class Ledger:
         self._keep, self._bytes_max, self._clock = keep // timedelta(microseconds=1), bytes_max, clock
         self._trimmed_at = 0
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            make_private_folder(self._path.parent)
+            make_private_file(self._path)
             self._db = _connect(self._path, "rwc")
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = NORMAL")

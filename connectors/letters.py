@@ -85,7 +85,7 @@ class Letters:
         lines = b"".join(
             msgspec.json.encode(LetterAct(at, id, act, getpass.getuser(), why)) + b"\n" for id in ids
         )
-        fd = os.open(self._acts_path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        fd = os.open(self._acts_path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             # A kill may have cut the last line short.
             size = os.fstat(fd).st_size

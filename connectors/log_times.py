@@ -30,7 +30,7 @@ class TimesWriter:
 
     def __init__(self, segment: Path, sync: bool = True, clock: Callable[[], int] = wall_clock) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        self._fd = os.open(times_path(segment), flags, 0o640)
+        self._fd = os.open(times_path(segment), flags, 0o600)
         self._sync, self._clock = sync, clock
         self._synced_at = 0.0
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from connectors.log_times import TimesWriter
+from connectors.private_files import make_private_folder
 from operators.ports import IngestError, Place
 
 WAITING_MAX: Final = 32 << 20
@@ -124,9 +125,9 @@ class LogWriter:
         if self._fd is not None and self._size < self._segment_bytes:
             return self._fd
         self._end()
-        self._lane.mkdir(parents=True, exist_ok=True)
+        make_private_folder(self._lane)
         path = self._lane / f"{self._number + 1:0{DIGITS}d}.ndjson"
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o640)
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
         self._number += 1
         self._times = TimesWriter(path, self._sync)
         if self._sync:
@@ -169,9 +170,9 @@ def _held(folder: Path, lanes: int) -> tuple[Path, int]:
     """The first lane that is free, and its lock."""
     for lane in (folder / str(number) for number in range(lanes)):
         try:
-            lane.mkdir(parents=True, exist_ok=True)
+            make_private_folder(lane)
             sync_folder(folder)
-            lock = os.open(lane / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+            lock = os.open(lane / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise IngestError(
                 f"log {str(folder)!r}: cannot be opened ({error}); name another folder"

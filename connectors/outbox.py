@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 from connectors.clock import wall_clock
 from connectors.ledger import Kept, Ledger, LedgerError
+from connectors.private_files import make_private_file, make_private_folder
 from operators.billing import AGE_MAX, AHEAD_MAX, SECOND
 from operators.ports import StoreError
 from operators.records import Accepted
@@ -571,9 +572,10 @@ def _create(path: Path) -> None:
     """Makes an empty outbox, if there is no file. It appears whole, so two may try at once."""
     if path.exists():
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_private_folder(path.parent)
     new = path.with_name(f"{path.name}.{secrets.token_hex(4)}.new")
     try:
+        make_private_file(new)
         with closing(sqlite3.connect(new, isolation_level=None)) as db:
             db.execute("PRAGMA journal_mode = WAL")
             db.executescript(f"BEGIN; {_SCHEMA} COMMIT;")

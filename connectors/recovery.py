@@ -27,6 +27,7 @@ from typing import NoReturn, TextIO
 from bytewax.recovery import init_db_dir
 
 from connectors import recorded
+from connectors.private_files import make_private_folder
 
 _VARIABLE = "BYTEWAX_RECOVERY_DIRECTORY"
 _FOLDER = "recovery"
@@ -55,7 +56,7 @@ def prepare(data_dir: Path, parts: int, shards: int) -> Path:
     would let go of the other's locks. RecoveryError where it was made for other settings (connectors/recorded.py).
     """
     folder, asked = data_dir / _FOLDER, recorded.Recorded(shards, parts)
-    data_dir.mkdir(parents=True, exist_ok=True)
+    make_private_folder(data_dir)
     with (data_dir / "recovery.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not folder.exists():

@@ -10,6 +10,7 @@ from pathlib import Path
 from struct import Struct
 from typing import Final
 
+from connectors.private_files import make_private_folder
 from connectors.redis_rows import BUCKETS
 
 _PACKED: Final = Struct(f"<{BUCKETS}q")
@@ -25,12 +26,12 @@ class Numbers:
         self.last = [0] * BUCKETS
         self._file: int | None = None
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_private_folder(path.parent)
             found = [file.read_bytes() for file in path.parent.iterdir()] if known else []
             # A file that was just made is empty.
             whole = [_PACKED.unpack(packed) for packed in found if len(packed) == _PACKED.size]
             self.last = [max(numbers) for numbers in zip(self.last, *whole, strict=True)]
-            self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def keep(self) -> None:
         """Sees to it that a later start knows them, even if this process is killed now."""

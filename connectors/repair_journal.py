@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from connectors.private_files import make_private_folder
+
 State = Literal["planned", "made", "done", "refused"]
 
 
@@ -40,7 +42,7 @@ class Journal:
     """The journal in one file; used by one thread of one process."""
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_private_folder(path.parent)
         self.path = path
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         self._last: dict[str, Entry] = {}

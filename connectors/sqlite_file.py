@@ -11,6 +11,7 @@ from contextlib import closing, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 
+from connectors.private_files import make_private_file, make_private_folder
 from operators.ports import StoreError
 
 SCHEMA = 4
@@ -95,9 +96,10 @@ def make(path: Path) -> None:
     """Makes an empty store, if there is no file. It appears whole, so two may try at once."""
     if path.exists():
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_private_folder(path.parent)
     new = path.with_name(f"{path.name}.{secrets.token_hex(4)}.new")
     try:
+        make_private_file(new)
         with closing(sqlite3.connect(new, isolation_level=None)) as db:
             db.execute("PRAGMA journal_mode = WAL")
             db.executescript(f"BEGIN; {_TABLES} COMMIT;")

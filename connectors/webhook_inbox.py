@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from connectors.private_files import make_private_file, make_private_folder
 from operators.biller import Subscription
 
 WAIT_S = 10.0
@@ -48,7 +49,8 @@ class Inbox:
     def __init__(self, path: Path) -> None:
         self._path, self._lock = path, Lock()
         with self._explained():
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_private_folder(path.parent)
+            make_private_file(path)
             self._db = sqlite3.connect(path, timeout=WAIT_S, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")

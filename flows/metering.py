@@ -10,12 +10,14 @@ import sys
 from bytewax.dataflow import Dataflow
 
 from connectors import recovery
+from connectors.private_files import keep_private
 from settings.problems import SettingsError
 from settings.settings import load_settings
 
 
 def flow() -> Dataflow:
     """The flow that the settings describe; ends the process with one clear line if they can't be."""
+    keep_private()
     try:
         settings = load_settings()
     except SettingsError as error:

@@ -43,6 +43,7 @@ from connectors.drift_report import (
 )
 from connectors.ledger import LedgerError
 from connectors.outbox import OutboxError
+from connectors.private_files import keep_private
 from connectors.repair_journal import Journal
 from connectors.repairer import Repairer
 from flows.coverage import Prover
@@ -84,6 +85,7 @@ class Outside(NamedTuple):
 
 def flow() -> Dataflow:
     """The flow that the settings describe; ends the process with one clear line if they can't be."""
+    keep_private()
     try:
         return build(load_reconciliation_settings())
     except (SettingsError, CatalogError, StoreError, BookError, OutboxError, LedgerError, DodoError) as error:

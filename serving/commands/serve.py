@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from connectors.private_files import keep_private
 from connectors.sqlite_keys import KeyFile
 from settings.reconciliation import WebhookSettings
 from settings.serving import ServingSettings, load_serving_settings
@@ -25,6 +26,7 @@ def serve(
     from serving.platform_webhooks import open_webhooks
     from serving.service.server import serve as run
 
+    keep_private()
     given = {"listen": listen, "auth": auth, "store": store}
     settings = load_serving_settings({name: text for name, text in given.items() if text is not None})
     webhooks = open_webhooks(load_settings_of(WebhookSettings))
