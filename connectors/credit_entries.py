@@ -7,18 +7,18 @@ Source: Dodo Payments, credit ledger entries.
 
 from collections.abc import Sequence
 from datetime import datetime
-from decimal import ROUND_DOWN, Context, Decimal
+from decimal import ROUND_DOWN, Decimal
 from typing import NamedTuple
 
 from connectors.dodo_reads import DodoReads
 from connectors.repair_journal import Entry
 from operators.biller import LedgerEntry, micros
+from operators.credit_excess import AMOUNTS, add_amounts
 from operators.quantity import decimal
 
 KEY = "tidegate_act"
 # After a period's end its last events may still come and be deducted.
 DEDUCTED_UNTIL = 65 * 60 * 1_000_000
-_EXACT = Context(prec=80, rounding=ROUND_DOWN)
 
 
 class NeverDeducted(Exception):
@@ -42,8 +42,8 @@ class CreditTerms(NamedTuple):
 
     def credits(self, quantity: int) -> Decimal:
         """Return the credits that a total (×10²⁴) comes to, rounded down as the provider does."""
-        chargeable = _EXACT.divide(decimal(max(quantity - self.free, 0)), self.units_per_credit)
-        return chargeable.quantize(Decimal(1).scaleb(-self.places), ROUND_DOWN, _EXACT)
+        chargeable = AMOUNTS.divide(decimal(max(quantity - self.free, 0)), self.units_per_credit)
+        return chargeable.quantize(Decimal(1).scaleb(-self.places), ROUND_DOWN, AMOUNTS)
 
 
 class Entering:
@@ -56,10 +56,10 @@ class Entering:
     def amounts(self, key: str, quantity: int) -> dict[str, str]:
         """Return what the next event comes to in credits, and how much of it is entered, as decimal texts."""
         before, self._counted = self._counted, self._counted - quantity
-        worth = amount = self._terms.credits(before) - self._terms.credits(self._counted)
+        worth = amount = AMOUNTS.subtract(self._terms.credits(before), self._terms.credits(self._counted))
         if self._act == "credit" and key not in self._terms.entered:
             amount = min(worth, max(self._excess, Decimal(0)))
-            self._excess -= amount
+            self._excess = AMOUNTS.subtract(self._excess, amount)
         return {"worth": _plain(worth), "amount": _plain(amount)}
 
 
@@ -110,7 +110,7 @@ def refills(ledger: Sequence[LedgerEntry]) -> list[int]:
 
 def given_back(ledger: Sequence[LedgerEntry]) -> Decimal:
     """Return what acts of ours have credited."""
-    return sum((one.amount for one in ledger if one.is_credit and KEY in (one.metadata or {})), Decimal(0))
+    return add_amounts(one.amount for one in ledger if one.is_credit and KEY in (one.metadata or {}))
 
 
 def _plain(amount: Decimal) -> str:

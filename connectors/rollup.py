@@ -79,7 +79,7 @@ class Rollup:
         """Puts the events for a difference into the outbox; how many they are."""
         if not more:
             return 0
-        quantities = parts(more) if more > 0 else [float(more)]
+        quantities = parts(more) if more > 0 else [-one for one in parts(-more)]
         for place, quantity in enumerate(quantities):
             id, body = event(window, quantity, 0 if place else count, revision + place)
             state = State.waiting if more > 0 else State.parked

@@ -16,7 +16,7 @@ from flows.looks import Explained, Look, Looker, Seen, quantity_of, span_of
 from operators.biller import LedgerEntry
 from operators.billing import instant
 from operators.coverage import BilledCycle, money
-from operators.credit_excess import excess
+from operators.credit_excess import AMOUNTS, add_amounts, excess
 from operators.ports import Note, StoreWriter
 from operators.quantity import scaled, text
 from operators.repairs import ADVICE, Circumstances, Repair, repairs
@@ -190,7 +190,7 @@ def credit_terms(reads: DodoReads, explained: Explained) -> CreditTerms | None:
         if terms
         else _over_of_one(explained, mine, ledger)
     )
-    return mine._replace(excess=over - given_back(ledger), entered=keys_of(ledger))
+    return mine._replace(excess=AMOUNTS.subtract(over, given_back(ledger)), entered=keys_of(ledger))
 
 
 def _over_of_one(explained: Explained, terms: CreditTerms, ledger: Sequence[LedgerEntry]) -> Decimal:
@@ -214,13 +214,15 @@ def _over_of_several(
     """Do the same where they pay for several meters: only what is beyond all that is due is too much."""
     look = explained.look
     doubled = sum(one.quantity or 0 for one in explained.findings if one.cause == "doubled_there")
-    due = terms.credits(look.total + doubled) + sum(
+    own = terms.credits(look.total + doubled)
+    shared = [
         others[usage.id].credits(quantity_of(usage.consumed_units))
         for cycle in reads.history(look.subscription_id)
         for usage in cycle.meters
         if span_of(cycle).start == look.theirs.start and usage.id in others
-    )
-    return sum((amount for _, amount in deductions(ledger, look.theirs.end)), Decimal(0)) - due
+    ]
+    deducted = add_amounts(amount for _, amount in deductions(ledger, look.theirs.end))
+    return AMOUNTS.subtract(deducted, add_amounts([own, *shared]))
 
 
 class Settler:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Literal, NamedTuple
 
+from operators.credit_excess import AMOUNTS
 from operators.drift import Span
 from operators.quantity import decimal
 
@@ -26,11 +27,11 @@ class Price(NamedTuple):
 
     def bill(self, quantity: int) -> Decimal:
         """Return what a period's quantity costs."""
-        return decimal(max(quantity - self.free, 0)) * self.per_unit
+        return AMOUNTS.multiply(decimal(max(quantity - self.free, 0)), self.per_unit)
 
     def worth(self, billed: int, missing: int) -> Decimal:
         """Return what a quantity is worth that is missing beside what is billed; below 0 where it is too much."""
-        return self.bill(billed + missing) - self.bill(billed)
+        return AMOUNTS.subtract(self.bill(billed + missing), self.bill(billed))
 
 
 class Charge(NamedTuple):
@@ -157,7 +158,7 @@ def add_up(lines: Iterable[Line]) -> list[Sum]:
             in_flight=old.in_flight + line.in_flight,
             held_back=old.held_back + line.held_back,
             unbilled=old.unbilled + line.unbilled,
-            worth=old.worth + (line.worth or Decimal(0)),
+            worth=AMOUNTS.add(old.worth, line.worth or Decimal(0)),
             unpriced=old.unpriced + (line.unbilled if line.worth is None else 0),
         )
     return [sums[key] for key in sorted(sums)]
@@ -166,4 +167,4 @@ def add_up(lines: Iterable[Line]) -> list[Sum]:
 def money(amount: Decimal, currency: str) -> str:
     """Return an amount of the smallest unit as text: 1050 of USD is 10.50 USD, halves of a cent rounded."""
     places = MONEY_PLACES.get(currency, 2)
-    return f"{amount.scaleb(-places):,.{places}f} {currency}"
+    return f"{amount.scaleb(-places, AMOUNTS):,.{places}f} {currency}"

@@ -8,11 +8,20 @@ Source: Dodo Payments, credit-based billing.
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
-from decimal import Decimal
+from decimal import ROUND_DOWN, Context, Decimal
+from functools import reduce
 from itertools import accumulate
 
 # How long the worker may take, and how far its clock may be apart from ours.
 WORKER_TAKES, CLOCKS_APART = 10 * 60_000_000, 5 * 60_000_000
+# Decimal's own operators round to 28 digits, which balances outgrow. Longer amounts than this are rounded and no error,
+# as they are input.
+AMOUNTS = Context(prec=200, rounding=ROUND_DOWN)
+
+
+def add_amounts(amounts: Iterable[Decimal]) -> Decimal:
+    """Return the sum of amounts of credits, not rounded."""
+    return reduce(AMOUNTS.add, amounts, Decimal(0))
 
 
 def excess(
@@ -39,6 +48,7 @@ def excess(
         refill = bisect_right(filled, at)
         since = max(explained_until, filled[refill - 1] - WORKER_TAKES if refill else -1)
         until = max(since, at + CLOCKS_APART)
-        found += max(amount - (due_until(until) - due_until(since)), Decimal(0))
+        due = AMOUNTS.subtract(due_until(until), due_until(since))
+        found = AMOUNTS.add(found, max(AMOUNTS.subtract(amount, due), Decimal(0)))
         explained_until = until
     return found

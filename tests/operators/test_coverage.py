@@ -61,3 +61,10 @@ def test_lines_add_up_by_meter_and_currency() -> None:
 )
 def test_money_is_written_in_the_currencys_own_places(amount: str, currency: str, written: str) -> None:
     assert money(Decimal(amount), currency) == written
+
+
+def test_money_beyond_28_digits_is_not_rounded() -> None:
+    price = Price("USD", Decimal("0.000000001"), 0)
+    units = 10**33 * SCALE
+    assert price.worth(units, SCALE) == Decimal("0.000000001")
+    assert price.bill(units + SCALE) == Decimal("1000000000000000000000000.000000001")

@@ -4,7 +4,7 @@ from decimal import Decimal
 
 import pytest
 
-from operators.credit_excess import excess
+from operators.credit_excess import add_amounts, excess
 from operators.quantity import SCALE, decimal
 
 MINUTE = 60_000_000
@@ -35,3 +35,18 @@ def test_what_no_usage_explains_is_too_much(
         decimal,
     )
     assert found == too_much
+
+
+LARGE = Decimal("9876543210987654321098765432.1")
+
+
+def test_amounts_beyond_28_digits_are_not_rounded() -> None:
+    tiny = Decimal("0.000001")
+    assert add_amounts([LARGE, tiny, LARGE.copy_negate()]) == tiny
+    assert excess([(1, LARGE), (2, LARGE)], [], [], decimal) == add_amounts([LARGE, LARGE])
+    assert (
+        excess(
+            [(1, add_amounts([LARGE, tiny]))], [], [(0, 10**24)], lambda total: LARGE if total else Decimal(0)
+        )
+        == tiny
+    )
