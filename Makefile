@@ -15,7 +15,7 @@ PINS := --quiet --build-deps-for editable --allow-unsafe --strip-extras --genera
 	--no-emit-index-url --no-emit-trusted-host --no-emit-find-links
 EXTRAS := dodo kafka otel redis serve slack smtp webhook
 
-.PHONY: help install demo test lint format types bench azure constraints clean
+.PHONY: help install demo test lint format types bench azure audit sbom constraints clean
 
 help:  ## what there is to make
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## (.*)/\1\t\2/' | expand -t 14
@@ -42,6 +42,14 @@ bench: $(READY)  ## the measurements behind README's numbers, a few minutes
 
 azure: $(READY)  ## meters a trace of LLM requests and counts it a second time
 	$(BIN)/python -m examples.azure.run $(TRACE)
+
+audit: $(READY)  ## dependencies against .ci/dependencies.toml: pins, licences, known vulnerabilities
+	$(BIN)/python .ci/dependencies.py locked
+	$(BIN)/python .ci/dependencies.py licenses
+	$(BIN)/python .ci/dependencies.py vulnerabilities
+
+sbom: $(READY)  ## build/sbom.json, what the image consists of, as CycloneDX
+	$(BIN)/python .ci/dependencies.py sbom build/sbom.json
 
 constraints:  ## pins constraints.txt and, for the image, constraints-run.txt anew, from pyproject.toml
 	$(PYTHON) -m venv build/pip-tools
