@@ -17,7 +17,16 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 
 from connectors.dodo import Answer, DodoClient, DodoError, part
-from operators.biller import BillerMeter, CreditKind, Cycle, LedgerEntry, ListedEvent, Subscription, micros
+from operators.biller import (
+    BillerMeter,
+    CreditKind,
+    Cycle,
+    LedgerEntry,
+    ListedEvent,
+    Payment,
+    Subscription,
+    micros,
+)
 from operators.billing import instant
 
 ATTEMPTS_MAX = 6
@@ -84,6 +93,10 @@ class DodoReads:
     def history(self, subscription_id: str) -> list[Cycle]:
         """What each period of a subscription comes to, the open one included if the platform says it."""
         return _read(self._all(f"/subscriptions/{part(subscription_id)}/usage-history"), Cycle)
+
+    def payments(self, since: int) -> list[Payment]:
+        """Return the payments that were made since then (µs)."""
+        return _read(self._all("/payments", {"created_at_gte": instant(since)}), Payment)
 
     def events(self, customer_id: str, event_name: str, start: int, end: int, now: int) -> list[ListedEvent]:
         """The events of this name in [start, end), whatever meters count them, doubles as often as they are there.

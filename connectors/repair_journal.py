@@ -77,6 +77,10 @@ class Journal:
             for id in entry.ids
         )
 
+    def all(self) -> list[Entry]:
+        """Return every act as it stands."""
+        return list(self._last.values())
+
     def of(self, customer: str, meter: str, period_start: str) -> list[Entry]:
         """What was done, or is to be, about one total: each act as it stands."""
         return [

@@ -479,6 +479,7 @@ def charge_of(usage: MeterUsage, theirs: Theirs) -> Charge:
         price,
         other.why if other else "",
         bool(meter and meter.is_archived),
+        usage.total_price,
     )
 
 

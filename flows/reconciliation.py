@@ -50,6 +50,7 @@ from flows.coverage import Prover
 from flows.following import NOTES_READ, Follower
 from flows.looks import Looker, Seen, Terms, Theirs
 from flows.passes import AGAIN_AFTER_S, Passes, meters_of
+from flows.statement import Accountant
 from flows.verdicts import Explainer, Judge, Judged, Settler
 from operators.biller import matched
 from operators.billing import instant
@@ -137,9 +138,9 @@ class _Works:
         self._prover = Prover(
             reader, books, self._catalog, self._book, terms, self._clock, is_skipping=is_skipping
         )
-        repairer = Repairer(
-            Journal(folder / "repairs.ndjson"), books, outbox, control, self.reads, self._clock
-        )
+        journal = Journal(folder / "repairs.ndjson")
+        repairer = Repairer(journal, books, outbox, control, self.reads, self._clock)
+        self._accountant = Accountant(folder, self.reads, journal, terms.looked_back)
         self._repairer = repairer
         self.judge = Judge(self._book, terms.settle_us, self._clock, scaled(settings.reconcile_tolerance))
         self._explainer = Explainer(
@@ -228,6 +229,10 @@ class _Works:
         figures["conflicts"] = [f"{name}: {why}" for name, why in sorted(conflicts.items())]
         proof = _Proof(number, self._prover.lines(number, self._theirs(number)))
         figures["coverage"] = [sum_fields(one) for one in proof.sums]
+        times, cycles = (last.started_at, last.ended_at or self._clock()), self._book.cycles(number)
+        self._accountant.close_run(
+            number, times, self._control.catalog_number(), cycles, proof.whole, self._book.open()
+        )
         line = msgspec.json.encode({"status": "ended"} | figures)
         self._store.write([], [], [Note("reconciliation", "last", "", self._clock(), line)])
         if self._report is not None:
@@ -249,10 +254,12 @@ class _Proof:
 
     def __init__(self, number: int, lines: Iterable[Line]) -> None:
         self.lines: list[bytes] = []
+        self.whole: list[Line] = []
         self.sums = add_up(self._kept(number, lines))
 
     def _kept(self, number: int, lines: Iterable[Line]) -> Iterator[Line]:
         for line in lines:
+            self.whole.append(line)
             if line.ours != line.billed or len(self.lines) < PLAIN_LINES_MAX:
                 self.lines.append(proof_line(number, line))
             yield line

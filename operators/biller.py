@@ -91,6 +91,7 @@ class MeterUsage(msgspec.Struct, frozen=True, kw_only=True):
     currency: str = ""
     price_per_unit: str | None = None
     free_threshold: int | None = None
+    total_price: int | None = None
 
 
 class Cycle(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,6 +100,25 @@ class Cycle(msgspec.Struct, frozen=True, kw_only=True):
     start_date: datetime
     end_date: datetime
     meters: tuple[MeterUsage, ...]
+
+
+class ServicePeriod(msgspec.Struct, frozen=True):
+    """What a payment pays for, of one subscription."""
+
+    subscription_id: str
+    starts_at: datetime
+    ends_at: datetime
+
+
+class Payment(msgspec.Struct, frozen=True, kw_only=True):
+    """A payment as the API has it. A renewal's usage is that of the cycle before its service period."""
+
+    payment_id: str
+    created_at: datetime
+    invoice_id: str | None = None
+    status: str | None = None
+    includes_usage: bool = False
+    service_periods: tuple[ServicePeriod, ...] = ()
 
 
 class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True):

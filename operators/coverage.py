@@ -37,7 +37,8 @@ class Price(NamedTuple):
 class Charge(NamedTuple):
     """A meter's total in one billing cycle. `meter` is our name of it, "" where none of ours counts the same.
 
-    `label` is its name there, `why` what differs; `is_archived` says that it counts no more.
+    `label` is its name there, `why` what differs; `is_archived` says that it counts no more. `amount` is what the
+    provider charges, in the currency's smallest unit.
     """
 
     meter_id: str
@@ -47,6 +48,7 @@ class Charge(NamedTuple):
     price: Price | None = None
     why: str = ""
     is_archived: bool = False
+    amount: int | None = None
 
 
 class BilledCycle(NamedTuple):

@@ -21,7 +21,19 @@ from connectors.sqlite_keys import KeysError
 from operators.ports import CatalogConflict, IngestError, StoredTotal, StoreError, StoreReader
 from serving import deliveries, outbox
 from serving.books import law, summed, unbalanced
-from serving.commands import ask, catalog, keys, letters, pull, reconcile, serve, store, unmetered, watch
+from serving.commands import (
+    ask,
+    catalog,
+    keys,
+    letters,
+    pull,
+    reconcile,
+    serve,
+    statement,
+    store,
+    unmetered,
+    watch,
+)
 from serving.commands.output import AsJson, Failed, console, print_done, print_lines, table
 from serving.wording import grouped, instant, moment
 from settings.catalog import CatalogError, load_catalog
@@ -136,6 +148,7 @@ def counters(as_json: AsJson = False, store: StoreAddress = None) -> None:
 
 catalog_app.command()(pull.pull)
 app.command()(reconcile.reconcile)
+app.command()(statement.statement)
 
 
 @catalog_app.command()

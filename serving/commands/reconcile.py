@@ -22,6 +22,7 @@ from rich.progress import (
 
 from connectors.drift_book import BookError, BookReader, Pass
 from connectors.drift_report import console, summary, table
+from connectors.evidence import verify_runs
 from serving.commands.output import AsJson, print_lines
 from settings.reconciliation import load_reconciliation_settings
 
@@ -33,13 +34,17 @@ def reconcile(
     once: Annotated[bool, typer.Option("--once", help="Make one pass and end.")] = False,
     repair: Annotated[bool, typer.Option("--repair", help="Make the repairs that are allowed.")] = False,
     show: Annotated[bool, typer.Option("--show", help="Only show what is known to be off.")] = False,
+    customer: Annotated[str | None, typer.Option(help="Only this customer's findings, as --show.")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Verify the signed evidence of all runs.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Compares what customers see with what they will be invoiced; ends with 1 after a pass that found drift."""
     settings = load_reconciliation_settings()
     folder: Path = settings.folder
-    if show:
-        raise typer.Exit(_shown(folder, as_json))
+    if verify:
+        raise typer.Exit(_verify(folder))
+    if show or customer is not None:
+        raise typer.Exit(_show(folder, customer, as_json=as_json))
     given = {"TIDEGATE_RECONCILE_ONCE": "true"} if once else {}
     given |= {"TIDEGATE_RECONCILE_REPAIR": "true"} if repair else {}
     command = [sys.executable, "-m", "bytewax.run", "flows.reconciliation"]
@@ -58,18 +63,34 @@ def reconcile(
     if process.returncode:
         raise typer.Exit(process.returncode)
     if as_json:
-        raise typer.Exit(_shown(folder, as_json))
+        raise typer.Exit(_show(folder, None, as_json=as_json))
     with closing(BookReader(folder)) as book:
         raise typer.Exit(int(any(one.status == "drift" for one in book.open())))
 
 
-def _shown(folder: Path, as_json: bool) -> int:
+def _verify(folder: Path) -> int:
+    """Print what the evidence comes to; 1 where any of it was changed, left out or put in."""
+    found, wrong = verify_runs(folder)
+    for words in wrong:
+        print(words)
+    if found:
+        first, last = found[0], found[-1]
+        print(f"{len(found):,} runs, {first.run} to {last.run}, signed with key {last.key}")
+        print(f"run {last.run}: inputs {last.inputs}, outcome {last.outcome}, catalog {last.catalog}")
+    if not found and not wrong:
+        print("There is no evidence yet.")
+    return int(bool(wrong))
+
+
+def _show(folder: Path, customer: str | None, *, as_json: bool) -> int:
+    """Print what is known to be off; 1 where anything has drifted."""
     with closing(BookReader(folder)) as book:
         found, last, unread = book.open(), book.last(), book.unread()
+    found = [one for one in found if customer in (None, one.customer)]
     if as_json:
         figures = {
             "last": last and last._asdict(),
-            "open": [one._asdict() for one in found],
+            "open": [msgspec.Raw(one.findings) for one in found],
             "unread": len(unread),
         }
         print_lines([msgspec.json.encode(figures)])

@@ -11,6 +11,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from operators.gate import Why
 from operators.quantity import QUANTITY_MAX
+from operators.statement import StatementLine
 from operators.tokens import SECONDS_MAX, SECONDS_MIN
 from serving.service.routing import Nothing
 
@@ -483,6 +484,18 @@ class DriftBody(msgspec.Struct, frozen=True):
     """What reconciliation found, the newest first."""
 
     findings: list[dict[str, Any]]
+
+
+class StatementQuery(Nothing, frozen=True, forbid_unknown_fields=True):
+    customer: CustomerName | UnsetType = UNSET
+    invoice: Annotated[str, Meta(min_length=1, max_length=256)] | UnsetType = UNSET
+    limit: Annotated[int, Meta(ge=1, le=1000)] = 100
+
+
+class StatementBody(msgspec.Struct, frozen=True):
+    """What is billed for usage, by customer and period; amounts in the currency's smallest unit."""
+
+    lines: list[StatementLine]
 
 
 class AdjustmentPost(Nothing, frozen=True, forbid_unknown_fields=True):

@@ -1,9 +1,13 @@
 """What an operator looks at and does: overview, alerts, drift, how a total came to be, and adjustments."""
 
+import asyncio
+from pathlib import Path
 from typing import Any, Final
 
 from msgspec import UNSET
 
+from connectors.drift_book import BookError
+from connectors.statement_book import FILE, read_statement
 from operators.adjustments import fault_of
 from operators.keys import shard_of
 from operators.ports import Adjustment, ControlConflict, Note, StoredTotal
@@ -22,6 +26,8 @@ from serving.service.shapes import (
     ExplainQuery,
     MeterPath,
     OverviewBody,
+    StatementBody,
+    StatementQuery,
     UnmeteredBody,
     UnmeteredListBody,
     UnmeteredQuery,
@@ -46,6 +52,18 @@ async def get_alerts(service: Service, call: Call[Nothing, AlertsQuery, None]) -
 
 async def get_drift(service: Service, call: Call[Nothing, AlertsQuery, None]) -> Answer:
     return json(200, DriftBody(await _notes(service, "drift", call.query)))
+
+
+async def get_statement(service: Service, call: Call[Nothing, StatementQuery, None]) -> Answer:
+    folder, query = Path(service.settings.data_dir) / "reconciliation", call.query
+    customer, invoice = query.customer or None, query.invoice or None
+    if not (folder / FILE).is_file():
+        return json(200, StatementBody([]))
+    try:
+        lines = await asyncio.to_thread(read_statement, folder, customer, invoice, query.limit)
+    except BookError as error:
+        raise Problem(503, "unavailable", str(error), headers={"retry-after": "1"}) from None
+    return json(200, StatementBody(lines))
 
 
 async def get_unmetered(service: Service, call: Call[Nothing, UnmeteredQuery, None]) -> Answer:
@@ -199,6 +217,15 @@ ROUTES = (
         "What reconciliation found",
         [Success(200, "The newest first.", DriftBody)],
         query=AlertsQuery,
+    ),
+    Route(
+        "GET",
+        "/v1/statement",
+        get_statement,
+        "What is billed for usage, line by line",
+        [Success(200, "By customer and period, as reconciliation last saw it.", StatementBody)],
+        query=StatementQuery,
+        about="`invoice` is an invoice's or a payment's id. Without reconciliation on the same machine it is empty.",
     ),
     Route(
         "GET",

@@ -13,8 +13,9 @@ const SPANS = { hour: { count: 48, title: "Last 48 hours" }, day: { count: 31, t
 
 /** Follows one customer from `start` to `stop`; `changed` is called when `view` has something new. */
 export class CustomerPage {
-  constructor(api, customer, { changed, refused, raise = null }) {
-    Object.assign(this, { api, customer, changed, refused, raise });
+  constructor(api, customer, { changed, refused, raise = null, isOperator = false }) {
+    Object.assign(this, { api, customer, changed, refused, raise, isOperator });
+    this.statement = [];
     this.state = "connecting";
     this.usage = this.problem = null;
     this.hours = this.days = [];
@@ -70,10 +71,21 @@ export class CustomerPage {
       this.fill(await this.api.get(customerPath(this.customer, "usage") + query));
       this.isLoaded = true;
       this.changed();
+      if (this.isOperator) await this.loadStatement();
     } catch (problem) {
       // The stream tells how it stands.
       if (!(problem instanceof Problem)) throw problem;
       this.again = setTimeout(() => this.state === "live" && this.load(), AGAIN_MS);
+    }
+  }
+
+  /** What was billed; nothing where this service has no statement. */
+  async loadStatement() {
+    try {
+      this.statement = (await this.api.get(`/v1/statement?customer=${encodeURIComponent(this.customer)}`)).lines;
+      this.changed();
+    } catch (problem) {
+      if (!(problem instanceof Problem) || problem.status !== 403) throw problem;
     }
   }
 
@@ -101,6 +113,7 @@ export class CustomerPage {
       </section>
       ${this.charts(usage)}
       ${panel("history", "Alerts", alertList(usage.alerts, this.now, { zone: usage.zone, withCustomer: false }))}
+      ${this.statement.length ? panel("statement", "Statement", statementTable(this.statement, usage.zone)) : nothing}
       ${usage.unmetered?.length ? panel("unmetered", "Received, not metered", unmeteredList(usage.unmetered, this.now, { zone: usage.zone, withCustomer: false })) : nothing}
     </div>`;
   }
@@ -216,4 +229,26 @@ function table(shown, one, zone, by) {
     <thead><tr><th scope="col">${by === "hour" ? "Hour" : "Day"}</th><th scope="col" class="right">${one.unit || "Total"}</th><th scope="col" class="right">Events</th></tr></thead>
     <tbody>${used.map((slot) => html`<tr><th scope="row">${when(slot.start, zone, by === "hour" ? "minute" : "day")}</th><td class="right">${grouped(slot.total)}</td><td class="right">${grouped(slot.events)}</td></tr>`)}</tbody>
   </table></div>`;
+}
+
+/** What was billed, the newest period first: an amount in whole currency, and what is not billed. */
+function statementTable(lines, zone) {
+  const rows = [...lines].reverse();
+  return html`<div class="scroll" tabindex="0" role="region" aria-labelledby="statement"><table>
+    <thead><tr><th scope="col">Invoice</th><th scope="col">Meter</th><th scope="col">Period</th><th scope="col" class="right">Units</th><th scope="col" class="right">Free</th><th scope="col" class="right">Amount</th><th scope="col" class="right">Held back</th><th scope="col" class="right">Not billed</th><th scope="col">Repaired</th></tr></thead>
+    <tbody>${rows.map((one) => html`<tr data-line=${one.meter}>
+      <th scope="row">${name(one.invoice || (one.subscription ? "open" : "none"))}</th>
+      <td>${name(words(one.meter))}</td>
+      <td>${when(Date.parse(one.period_start), zone, "day")} – ${when(Date.parse(one.period_end), zone, "day")}</td>
+      <td class="right">${number(one.units)}</td><td class="right">${number(one.free)}</td>
+      <td class="right">${amount(one)}</td>
+      <td class="right">${number(one.held_back)}</td><td class="right">${number(one.unbilled)}</td>
+      <td>${name(one.repaired.map((act) => `${act.act}, ${act.events} events: ${act.state}`).join(", "))}</td>
+    </tr>`)}</tbody></table></div>`;
+}
+
+function amount(line) {
+  if (line.amount === null || !line.currency) return "–";
+  const style = new Intl.NumberFormat("en", { style: "currency", currency: line.currency, currencyDisplay: "code" });
+  return style.format(line.amount / 10 ** style.resolvedOptions().maximumFractionDigits);
 }

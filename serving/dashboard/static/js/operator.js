@@ -107,7 +107,7 @@ function route() {
   const raise = session.mayRaise ? dialog.open : null;
   page = customer === undefined
     ? new OverviewPage(session.api, { changed, refused })
-    : new CustomerPage(session.api, decoded(customer), { changed, refused, raise });
+    : new CustomerPage(session.api, decoded(customer), { changed, refused, raise, isOperator: true });
   page.start();
   over.querySelector("dialog")?.close();
   changed();
