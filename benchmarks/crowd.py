@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
+from benchmarks.ended import ENDED
 from connectors.clock import wall_clock
 from operators.keys import identity
 from operators.periods import Calendar, period_of
@@ -83,8 +84,8 @@ class Crowd:
 
     def run(self, kills: int) -> Outcome:
         """Until every client has been denied; meanwhile `kills` processes die and are started again."""
-        with closing(address_of(self.store).open_writer(resumed=False)):
-            pass
+        with closing(address_of(self.store).open_writer(resumed=False)) as writer:
+            writer.write([], [], heartbeats=[ENDED])
         with closing(address_of(self.store).open_control()) as control:
             control.apply(CATALOG.format(cap=self.cap), origin="cli", by="benchmark")
         self.events.touch()

@@ -31,6 +31,7 @@ import numpy as np
 
 from benchmarks.contestants import free_ports
 from benchmarks.crowd import CATALOG, CUSTOMER, METER, Crowd, address_of, holds_of
+from benchmarks.ended import ENDED
 from connectors.clock import wall_clock
 from operators.periods import Calendar, period_of
 from operators.ports import Hold, Scope, Settled
@@ -91,7 +92,7 @@ def filled(store: str, used: int = 500, cap: int = 1_000_000) -> None:
         closing(address_of(store).open_writer(resumed=False)) as writer,
         closing(address_of(store).open_control()) as control,
     ):
-        writer.write([total], [])
+        writer.write([total], [], heartbeats=[ENDED])
         control.apply(CATALOG.format(cap=cap), origin="cli", by="benchmark")
 
 

@@ -20,6 +20,7 @@ from typing import Final
 
 import typer
 
+from benchmarks.ended import ENDED
 from connectors.sqlite import SqliteWriter
 from connectors.sqlite_keys import KeyFile
 from operators.periods import Calendar, period_of
@@ -72,7 +73,7 @@ def _prepare(folder: Path) -> str:
     (folder / "catalog.yaml").write_text(CATALOG)
     (folder / "data").mkdir()
     writer = SqliteWriter(folder / "data" / "tidegate.db")
-    writer.write([_total(customer, 1) for customer in range(CUSTOMERS)], [])
+    writer.write([_total(customer, 1) for customer in range(CUSTOMERS)], [], heartbeats=[ENDED])
     writer.close()
     keys = KeyFile(folder / "data" / "keys.db")
     token, _ = keys.create("benchmark", frozenset({"check"}))
