@@ -12,6 +12,8 @@ from typing import Final, Protocol
 FOREVER: Final = float("inf")
 STALLED_S: Final = 30.0
 """How long a client may read nothing of what it was sent."""
+DISCARDED_PER_TICK: Final = 8 << 20
+"""How many bytes of all that nobody wants any more are read between two ticks; their readers come first."""
 CLOSING_S: Final = 10.0
 """How long what was written last may take to leave after the close."""
 
@@ -26,6 +28,8 @@ class Connection(Protocol):
     def is_closing(self) -> bool: ...
     def expire(self) -> None: ...
     def abort(self) -> None: ...
+    def pause(self) -> None: ...
+    def resume(self) -> None: ...
 
 
 class Address:
@@ -54,6 +58,7 @@ class Connections:
         self._monotonic, self.note = monotonic, note
         self._all: set[Connection] = set()
         self._addresses: dict[str, Address] = {}
+        self._discardable, self._paused = DISCARDED_PER_TICK, list[Connection]()
         self.now = monotonic()
         """Of the last tick, which is exact enough for deadlines and costs a request nothing."""
 
@@ -84,8 +89,21 @@ class Connections:
         if not address.count:
             del self._addresses[address.name]
 
+    def discard(self, connection: Connection, size: int) -> None:
+        """Count bytes that are thrown away; past what is allowed the connection is read no more until the next tick."""
+        self._discardable -= size
+        if self._discardable < 0:
+            connection.pause()
+            self._paused.append(connection)
+
     def tick(self) -> None:
+        """Let another tenth of a second begin."""
         self.now = self._monotonic()
+        self._discardable = DISCARDED_PER_TICK
+        paused, self._paused = self._paused, []
+        for connection in paused:
+            if not connection.is_closing():
+                connection.resume()
 
     def sweep(self) -> None:
         """Cut off whoever is past a deadline, does not read, or cannot be closed in order."""

@@ -85,6 +85,8 @@ class GuardedProtocol(HttpToolsProtocol):
             self._spare -= len(data)
             if self._spare < 0:
                 self.transport.abort()
+            else:
+                self._table.discard(self, len(data))
             return
         self._unset_keepalive_if_required()
         was_inside = self._is_head or self._is_tail
@@ -165,6 +167,8 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._is_tail, self._unseen = False, 0
+        if self.cycle.response_complete:
+            self._table.discard(self, len(body))
         super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -209,6 +213,12 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def abort(self) -> None:
         self.transport.abort()
+
+    def pause(self) -> None:
+        self.flow.pause_reading()
+
+    def resume(self) -> None:
+        self.flow.resume_reading()
 
     def expire(self) -> None:
         """End what has taken too long: with an answer where a request had begun."""
