@@ -10,20 +10,28 @@ from typing import Final
 import msgspec
 
 FILE: Final = "settings.json"
+FORMAT: Final = 1
+"""Raised whenever state is written that programs before cannot read; see docs/operations.md, on another version."""
 _BEFORE: Final = "shards"
 """The file of earlier versions, with the number of shards alone."""
 
 
 class Recorded(msgspec.Struct, frozen=True):
-    """How state and positions are divided: customers by `shards`, Bytewax's keys by `recovery_parts`."""
+    """How state and positions are divided: customers by `shards`, Bytewax's keys by `recovery_parts`.
+
+    `format` is that of the newest program that has run on the folder, 0 of those that did not record it.
+    """
 
     shards: int
     recovery_parts: int
+    format: int = 0
 
 
 def write(folder: Path, recorded: Recorded) -> None:
-    """Record the settings in a recovery folder that is being made."""
-    (folder / FILE).write_bytes(msgspec.json.encode(recorded))
+    """Record the settings in a recovery folder, with this program's format."""
+    new = folder / f"{FILE}.new"
+    new.write_bytes(msgspec.json.encode(msgspec.structs.replace(recorded, format=FORMAT)))
+    new.replace(folder / FILE)
 
 
 def read(folder: Path) -> Recorded:
@@ -32,6 +40,19 @@ def read(folder: Path) -> Recorded:
     if path.exists():
         return msgspec.json.decode(path.read_bytes(), type=Recorded)
     return Recorded(int((folder / _BEFORE).read_text()), len(list(folder.glob("part-*.sqlite3"))))
+
+
+def claim(folder: Path) -> str | None:
+    """Record that this program runs on the folder; return why it cannot, where a newer one has written the state."""
+    made = read(folder)
+    if made.format > FORMAT:
+        return (
+            f"{folder}: its state was written by a newer version of Tidegate (format {made.format}, this one reads up"
+            f" to {FORMAT}); start that version, or restore a backup from before the upgrade"
+        )
+    if made.format < FORMAT:
+        write(folder, made)
+    return None
 
 
 def difference(folder: Path, asked: Recorded) -> str | None:

@@ -21,6 +21,7 @@ import uuid
 from collections.abc import Iterable
 from contextlib import ExitStack, closing
 from datetime import timedelta
+from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn, TextIO
 
@@ -31,6 +32,7 @@ from connectors.private_files import make_private_folder
 
 _VARIABLE = "BYTEWAX_RECOVERY_DIRECTORY"
 _FOLDER = "recovery"
+_VERSION = version("tidegate")
 _RUNNING = "running.lock"
 
 # Locks end with their file, so these are kept until the process ends.
@@ -76,6 +78,8 @@ def prepare(data_dir: Path, parts: int, shards: int) -> Path:
         _check_whole(folder)
         if different := recorded.difference(folder, asked):
             raise RecoveryError(different)
+        if newer := recorded.claim(folder):
+            raise RecoveryError(newer)
         _discard_unfinished(data_dir)
     return folder
 
@@ -84,18 +88,49 @@ def hold(data_dir: Path) -> None:
     """Marks `data_dir` as in use by this process of a flow, for as long as the process lives.
 
     RecoveryError where another one has the same process id: Bytewax would take the later start for the one to go on
-    from, and the earlier flow's snapshots would be lost.
+    from, and the earlier flow's snapshots would be lost. And where a process of another version runs: what crosses
+    between them is pickled, and need not be the same.
     """
     process = process_id()
-    lock = (data_dir / f"process-{process}.lock").open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise RecoveryError(
-            f"{data_dir}: another flow runs on it as process {process}; stop it before starting a second one, or give"
-            " this one another TIDEGATE_DATA_DIR"
-        ) from None
-    _HELD.append(lock)
+    with (data_dir / "recovery.lock").open("w") as turn:
+        # One at a time, as each looks at the others' locks.
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        lock = (data_dir / f"process-{process}.lock").open("a+")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RecoveryError(
+                f"{data_dir}: another flow runs on it as process {process}; stop it before starting a second one, or"
+                " give this one another TIDEGATE_DATA_DIR"
+            ) from None
+        _HELD.append(lock)
+        lock.truncate(0)
+        lock.write(_VERSION)
+        lock.flush()
+        _check_versions(data_dir, f"process-{process}.lock")
+
+
+def _check_versions(data_dir: Path, own: str) -> None:
+    """Raise RecoveryError where a process of another version runs."""
+    for path in data_dir.glob("process-*.lock"):
+        if path.name == own:
+            continue
+        other = _version_running(path)
+        if other not in (None, _VERSION):
+            raise RecoveryError(
+                f"{data_dir}: a process of version {other or 'unknown'} runs on it, and this one is {_VERSION};"
+                " a cluster is of one version: stop all of its processes, then start all of the new ones"
+            )
+
+
+def _version_running(path: Path) -> str | None:
+    """Return the version of the process that holds this lock, None where none does."""
+    with path.open("r+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return lock.read()
+    return None
 
 
 def begin(data_dir: Path) -> None:

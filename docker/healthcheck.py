@@ -1,18 +1,31 @@
-"""Ends with 0 if the process in this container is ready, at the address that its settings name."""
+"""Ends with 0 if the process in this container is ready, at the address that its settings name.
+
+The first argument may be another path than `readyz`: `healthz`, which says that the process lives though its store or
+its peers may be away.
+"""
 
 import os
 import sys
 import urllib.error
 import urllib.request
 
-_, _, port = os.environ.get("TIDEGATE_METRICS", "").rpartition(":")
-process = os.environ.get("BYTEWAX_PROCESS_ID", "0")
-if port and os.environ.get("TIDEGATE_HEALTH") is None:
-    url = f"http://127.0.0.1:{int(port) + int(process)}/readyz"
-else:
-    url = os.environ.get("TIDEGATE_HEALTH", "http://127.0.0.1:8080/readyz")
+
+def process() -> int:
+    """The number of this process in its cluster, as `bytewax.run` finds it."""
+    pod, group = os.environ.get("BYTEWAX_POD_NAME", ""), os.environ.get("BYTEWAX_STATEFULSET_NAME", "")
+    return int(os.environ.get("BYTEWAX_PROCESS_ID") or pod.removeprefix(f"{group}-") or 0)
+
+
+def url(path: str) -> str:
+    _, _, port = os.environ.get("TIDEGATE_METRICS", "").rpartition(":")
+    if port and os.environ.get("TIDEGATE_HEALTH") is None:
+        return f"http://127.0.0.1:{int(port) + process()}/{path}"
+    known = os.environ.get("TIDEGATE_HEALTH", "http://127.0.0.1:8080/readyz")
+    return f"{known.rpartition('/')[0]}/{path}"
+
+
 try:
-    with urllib.request.urlopen(url, timeout=2) as answer:
+    with urllib.request.urlopen(url(sys.argv[1] if sys.argv[1:] else "readyz"), timeout=2) as answer:
         sys.exit(answer.status != 200)
 except (OSError, urllib.error.HTTPError):
     sys.exit(1)

@@ -24,6 +24,7 @@ from serving.books import law, summed, unbalanced
 from serving.commands import (
     ask,
     catalog,
+    kafka,
     keys,
     letters,
     pull,
@@ -54,6 +55,7 @@ catalog_app = typer.Typer(help="The catalog of meters, plans and customers.", no
 app.add_typer(catalog_app, name="catalog")
 app.add_typer(letters.app, name="dead-letters")
 app.add_typer(keys.app, name="keys")
+app.add_typer(kafka.app, name="kafka")
 app.command()(serve.serve)
 app.command()(ask.check)
 app.command()(ask.usage)

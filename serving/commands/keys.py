@@ -106,11 +106,15 @@ def prune(
     ended_for: Annotated[
         str, typer.Option(metavar="DURATION", help="Only those that ended so long ago.")
     ] = "0s",
+    as_json: AsJson = False,
 ) -> None:
     """Deletes keys that are revoked or have expired; they opened nothing any more."""
     with closing(_file()) as keys:
         count = keys.prune(_duration("ended-for", ended_for))
-    print(f"{count} keys are deleted.", file=sys.stderr)
+    if as_json:
+        print_lines([msgspec.json.encode({"deleted": count})])
+    else:
+        print(f"{count} keys are deleted.", file=sys.stderr)
 
 
 def _duration(option: str, text: str) -> timedelta:

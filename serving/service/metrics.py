@@ -30,9 +30,10 @@ class Metrics:
             ["why"],
             registry=self._registry,
         )
-        self._gate = Gauge(
+        self._gate = Counter(
             "tidegate_gate_decisions", "Decisions since the start, by how.", ["how"], registry=self._registry
         )
+        self._decided: dict[str, int] = {}
         self._gauges = {
             name: Gauge(f"tidegate_{name}", what, registry=self._registry)
             for name, what in (
@@ -73,7 +74,8 @@ class Metrics:
     def text(self, gate: dict[str, int], gauges: dict[str, float]) -> bytes:
         """All of it in Prometheus' text format, with these values of now."""
         for how, count in gate.items():
-            self._gate.labels(how).set(count)
+            self._gate.labels(how).inc(count - self._decided.get(how, 0))
+            self._decided[how] = count
         for name, value in gauges.items():
             self._gauges[name].set(value)
         return generate_latest(self._registry)

@@ -73,8 +73,18 @@ def test_manifests_are_what_kubernetes_takes() -> None:
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian: prometheus)")
 def test_alert_rules_are_valid_and_fire_when_they_should() -> None:
-    checked("promtool", "check", "config", "prometheus/prometheus.yml")
+    # The key is made as the stack starts.
+    checked("promtool", "check", "config", "--syntax-only", "prometheus/prometheus.yml")
     checked("promtool", "test", "rules", "prometheus/rules_test.yml")
+
+
+def test_every_alert_has_its_section_in_the_runbook_and_no_other() -> None:
+    groups = yaml.safe_load((DOCKER / "prometheus" / "rules.yml").read_text())["groups"]
+    rules = [rule for group in groups for rule in group["rules"]]
+    for rule in rules:
+        assert rule["annotations"]["runbook_url"] == f"docs/runbook.md#{rule['alert'].lower()}"
+    sections = re.findall(r"^## (\w+)$", (ROOT / "docs" / "runbook.md").read_text(), re.MULTILINE)
+    assert sorted(sections) == sorted(rule["alert"] for rule in rules)
 
 
 def exported(place: Place) -> set[str]:
