@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 
-from operators.ports import Adjustment, ControlLog, Resend, Unread
+from operators.ports import Acknowledgement, Adjustment, ControlLog, ControlRecord, Resend, Unread
 
 POLL = timedelta(milliseconds=10)
 # Between looks whether the log is still the one that is being read: it takes two more questions to the store.
@@ -52,7 +52,7 @@ def is_another(log: ControlLog, name: str, reached: Reached) -> bool:
     return found is None or reached.id not in ("", id_of(found.record))
 
 
-def id_of(record: Adjustment | Resend | Unread) -> str:
+def id_of(record: ControlRecord | Unread) -> str:
     """Return the record's id, which one that can't be read does not tell."""
     return "" if isinstance(record, Unread) else record.id
 
@@ -119,7 +119,8 @@ class _ControlPartition(StatefulSourcePartition[ControlItem, str]):
         for position, record in self._log.after(self._reached.position):
             if isinstance(record, Unread):
                 _LOG.error("control record %s is passed over, as it can't be read: %s", position, record.why)
-            else:
+            elif not isinstance(record, Acknowledgement):
+                # An acknowledgement is for reconciliation alone.
                 items.append(record)
             self._reached = Reached(self._reached.log, position, id_of(record))
         return items

@@ -4,16 +4,16 @@ from typing import Any, Final
 
 import msgspec
 
-from operators.ports import Adjustment, Resend, Unread
+from operators.ports import ControlRecord, Unread
 
-_RECORD: Final = msgspec.json.Decoder(Adjustment | Resend)
+_RECORD: Final = msgspec.json.Decoder(ControlRecord)
 SHOWN_MAX: Final = 200
 
 
-def read_record(body: Any) -> Adjustment | Resend | Unread:
+def read_record(body: Any) -> ControlRecord | Unread:
     """Return the record, or why it can't be read: another version's kind or fields, or no JSON at all."""
     try:
-        record: Adjustment | Resend = _RECORD.decode(body)
+        record: ControlRecord = _RECORD.decode(body)
     except (msgspec.MsgspecError, TypeError, ValueError, RecursionError) as error:
         shown = body.decode(errors="replace") if isinstance(body, bytes) else repr(body)
         return Unread(f"{error}: {shown[:SHOWN_MAX]!r}")

@@ -8,7 +8,7 @@ One reconciliation has it at a time (a lock beside it); any number may read.
 import fcntl
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -44,7 +44,6 @@ CREATE TABLE standings (
     looked_at INTEGER NOT NULL, first_at INTEGER, turn INTEGER NOT NULL, findings BLOB NOT NULL,
     PRIMARY KEY (customer, meter, start)
 ) WITHOUT ROWID;
-CREATE INDEX open ON standings (status) WHERE status IN ('suspect', 'drift');
 CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 INSERT INTO meta VALUES ('tidegate_reconciliation', {SCHEMA});
 """
@@ -55,6 +54,13 @@ _CYCLES = """CREATE TABLE IF NOT EXISTS cycles (
     pass INTEGER, subscription_id TEXT, start INTEGER, customer TEXT NOT NULL, body BLOB NOT NULL,
     PRIMARY KEY (pass, subscription_id, start)
 ) WITHOUT ROWID"""
+# Of the last run that ended: the lines of its proof.
+_PROVED = (
+    "CREATE TABLE IF NOT EXISTS proved (line INTEGER PRIMARY KEY, customer TEXT NOT NULL, body BLOB NOT NULL)"
+)
+_OPEN = "SELECT * FROM standings WHERE status IN ('suspect', 'drift', 'acknowledged')"
+_INDEX = """CREATE INDEX IF NOT EXISTS named ON standings (status)
+    WHERE status IN ('suspect', 'drift', 'acknowledged')"""
 # The proof is a task as a subscription is.
 PROOF = ""
 
@@ -113,7 +119,8 @@ class Book:
                     self._db.execute(statement)
         _check(self.path, self._db)
         with self._transaction():
-            self._db.execute(_CYCLES)
+            for statement in (_CYCLES, _PROVED, "DROP INDEX IF EXISTS open", _INDEX):
+                self._db.execute(statement)
 
     def begin(self, now: int, subscriptions: Sequence[Subscription], meters: bytes) -> int:
         """Begins the next pass over these subscriptions; its number. `meters` is the caller's own."""
@@ -205,6 +212,12 @@ class Book:
             self._db.execute("UPDATE passes SET ended_at = ? WHERE number = ?", (now, number))
             self._db.execute("DELETE FROM standings WHERE end < ?", (until,))
 
+    def keep_proof(self, lines: Iterable[tuple[str, bytes]]) -> None:
+        """Keep the proof of a run, as customer and line of JSON, in place of the one before."""
+        with self._transaction():
+            self._db.execute("DELETE FROM proved")
+            self._db.executemany("INSERT INTO proved (customer, body) VALUES (?, ?)", lines)
+
     def cycles(self, number: int) -> dict[str, list[BilledCycle]]:
         """Return what the cycles of a run bill, by customer."""
         found: dict[str, list[BilledCycle]] = {}
@@ -220,9 +233,8 @@ class Book:
         return {msgspec.json.decode(record, type=Subscription).customer.customer_id for (record,) in rows}
 
     def open(self) -> list[Standing]:
-        """Return all that is suspect or drift."""
-        query = "SELECT * FROM standings WHERE status IN ('suspect', 'drift')"
-        return list(map(_standing, self._db.execute(query)))
+        """Return all that is suspect, drift or acknowledged."""
+        return list(map(_standing, self._db.execute(_OPEN)))
 
     def standing(self, customer: str, meter: str, start: int) -> Standing | None:
         """What is known of this total."""
@@ -298,9 +310,15 @@ class BookReader:
         return found
 
     def open(self) -> list[Standing]:
-        """All that is suspect or drift, by customer, meter and period."""
-        query = "SELECT * FROM standings WHERE status IN ('suspect', 'drift') ORDER BY customer, meter, start"
-        return list(map(_standing, self._db.execute(query)))
+        """Return all that is suspect, drift or acknowledged, by customer, meter and period."""
+        return list(map(_standing, self._db.execute(f"{_OPEN} ORDER BY customer, meter, start")))
+
+    def proof(self, customer: str | None = None) -> list[dict[str, Any]]:
+        """Return the proof of the last run that ended, line by line; of one customer, if it is given."""
+        if not self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'proved'").fetchone():
+            return []
+        query = "SELECT body FROM proved WHERE ?1 IS NULL OR customer = ?1 ORDER BY line"
+        return [msgspec.json.decode(body) for (body,) in self._db.execute(query, (customer,))]
 
     def unread(self) -> list[tuple[str, str]]:
         """The subscriptions of the newest pass that could not be read, and why."""

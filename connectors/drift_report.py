@@ -25,7 +25,7 @@ from operators.quantity import text
 from operators.standings import Standing
 
 PIPE_COLUMNS = 400
-COLOURS = {"drift": "red", "suspect": "yellow"}
+COLOURS = {"drift": "red", "suspect": "yellow", "acknowledged": "green"}
 
 
 class LinesToFile:
@@ -72,12 +72,24 @@ def table(standings: Sequence[Standing]) -> Table:
 def proof_table(sums: Sequence[Sum]) -> Table:
     """The proof added up by meter: what was used, and what became of it."""
     made = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold", title="coverage", title_justify="left")
-    names = ("meter", "totals", "ours", "billed", "in flight", "held back", "unbilled", "worth")
+    names = (
+        "meter",
+        "totals",
+        "ours",
+        "billed",
+        "in flight",
+        "held back",
+        "unbilled",
+        "acknowledged",
+        "worth",
+    )
     for name in names:
         made.add_column(name, justify="left" if name == "meter" else "right", no_wrap=True)
     for one in sums:
         worth = money(one.worth, one.currency) if one.currency else "no price known"
-        units = map(text, (one.ours, one.billed, one.in_flight, one.held_back, one.unbilled))
+        units = map(
+            text, (one.ours, one.billed, one.in_flight, one.held_back, one.unbilled, one.acknowledged)
+        )
         made.add_row(*map(Text, (one.meter, f"{one.totals:,}", *units, worth if one.unbilled else "")))
     return made
 
@@ -97,16 +109,24 @@ def proof_line(number: int, line: Line) -> bytes:
         "held_back": text(line.held_back),
         "unbilled": text(line.unbilled),
         "cause": line.cause,
+        "state": _state(line),
         "currency": line.currency,
         "worth": None if line.worth is None else f"{line.worth:f}",
     }
     return msgspec.json.encode(fields)
 
 
+def _state(line: Line) -> str:
+    if not line.cause:
+        return "billed" if line.ours == line.billed else "in flight"
+    return "named, acknowledged" if line.is_acknowledged else "named"
+
+
 def sum_fields(one: Sum) -> dict[str, Any]:
     """A sum of the proof, for JSON."""
     units = {
-        name: text(getattr(one, name)) for name in ("ours", "billed", "in_flight", "held_back", "unbilled")
+        name: text(getattr(one, name))
+        for name in ("ours", "billed", "in_flight", "held_back", "unbilled", "acknowledged")
     }
     worth = {"currency": one.currency, "worth": f"{one.worth:f}", "unpriced": text(one.unpriced)}
     return {"meter": one.meter, "totals": one.totals, **units, **worth}
@@ -121,6 +141,7 @@ def summary(last: Pass, standings: Sequence[Standing], unread: int) -> str:
         f"{figures.get('totals', 0):,} totals",
         f"{counts['drift']:,} drifted",
         f"{counts['suspect']:,} suspect",
+        f"{counts['acknowledged']:,} acknowledged",
         f"{figures.get('requests', 0):,} requests",
     ]
     if unread:
@@ -142,6 +163,8 @@ def _row(one: Standing) -> tuple[Text, ...]:
     why = why or str(found.get("problem", ""))
     if "money" in found:
         why = f"{why}\n{found['money']}"
+    if said := found.get("acknowledged"):
+        why = f"{why}\nacknowledged by {said['by']}: {said['reason']}"
     numbers = (str(found.get(name, "")) for name in ("ours", "billers", "drift"))
     status = Text(one.status, style=COLOURS.get(one.status, ""))
     return status, *map(Text, (one.customer, one.meter, period, *numbers, why, repairs or "none"))

@@ -25,7 +25,7 @@ from connectors.redis_rows import Keys
 from connectors.redis_scripts import APPEND, APPLY, PUT_BACK
 from connectors.redis_servers import Servers
 from operators.adjustments import is_same
-from operators.ports import Adjustment, CatalogConflict, CatalogVersion, Control, ControlConflict, Resend
+from operators.ports import CatalogConflict, CatalogVersion, Control, ControlConflict, ControlRecord
 
 _LOG = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class RedisControl:
         self._catalogs = [self._keys.control("catalogs"), self._keys.catalog_number]
         self._seen: CatalogVersion | None = None
 
-    def append(self, record: Adjustment | Resend) -> str:
+    def append(self, record: ControlRecord) -> str:
         """As in `operators.ports.ControlLog`."""
         append = APPEND.call(self._slot, self._log, record.id, msgspec.json.encode(record))
         position, known = self._ask(append)

@@ -18,7 +18,7 @@ from connectors.clock import wall_clock
 from connectors.control_records import read_record
 from connectors.sqlite_file import WAIT, check_same, connect, explained, make, transaction
 from operators.adjustments import is_same
-from operators.ports import Adjustment, CatalogConflict, CatalogVersion, Control, ControlConflict, Resend
+from operators.ports import CatalogConflict, CatalogVersion, Control, ControlConflict, ControlRecord, Resend
 
 _VERSION = "SELECT number, text, applied_at, origin, author, note FROM catalogs"
 
@@ -54,7 +54,7 @@ class SqliteControl:
         """As in `operators.ports.ControlLog`. A copy of the file has the generation of its original."""
         return self._generation
 
-    def append(self, record: Adjustment | Resend) -> str:
+    def append(self, record: ControlRecord) -> str:
         """As in `operators.ports.ControlLog`."""
         with explained(self._path, "write"), transaction(self._db):
             check_same(self._path, self._opened)

@@ -13,6 +13,7 @@ import msgspec
 from connectors.books import Books, Way
 from connectors.drift_book import PROOF, Book, Task
 from flows.looks import LAG, Look, Seen, Terms, Theirs, Uncovered, known_by, quantity_of
+from operators.acknowledgements import OPEN
 from operators.biller import Matched, Unmatched
 from operators.billing import Rules
 from operators.catalog import Catalog, Meter
@@ -101,12 +102,12 @@ class Prover:
         line = _line(own.customer, own.meter.name, own.span, own.quantity, billed, price)
         if own.customer in unread:
             return line._replace(cause="unread")
-        if standing is None or standing.status not in ("suspect", "drift", "acknowledged"):
+        if standing is None or standing.status not in OPEN:
             # The comparison allows for it: it waits, was just acknowledged, or came meanwhile.
             return line._replace(in_flight=own.quantity - billed - own.held_back, held_back=own.held_back)
         line = line._replace(in_flight=own.in_flight, held_back=own.held_back, cause=_causes(standing))
         worth = price.worth(billed, line.unbilled) if price else None
-        return line._replace(worth=worth)
+        return line._replace(worth=worth, is_acknowledged=standing.status == "acknowledged")
 
     def _standing(self, own: Own, starts: Iterable[int]) -> Standing | None:
         found = [self._book.standing(own.customer, own.meter.name, start) for start in sorted(starts)]

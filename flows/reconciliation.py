@@ -26,6 +26,7 @@ import msgspec
 from bytewax.dataflow import Dataflow
 from bytewax.outputs import DynamicSink, FixedPartitionedSink, StatelessSinkPartition
 
+from connectors.acknowledging import AcknowledgementFollower
 from connectors.books import Books
 from connectors.clock import wall_clock
 from connectors.conflicts import KIND, known_in
@@ -52,11 +53,12 @@ from flows.looks import Looker, Seen, Terms, Theirs
 from flows.passes import AGAIN_AFTER_S, Passes, meters_of
 from flows.statement import Accountant
 from flows.verdicts import Explainer, Judge, Judged, Settler
+from operators.acknowledgements import Acknowledgements, shown
 from operators.biller import matched
 from operators.billing import instant
 from operators.catalog import Catalog
 from operators.coverage import Line, add_up
-from operators.ports import Note, StoreError
+from operators.ports import Acknowledgement, Note, StoreError
 from operators.quantity import scaled
 from settings.alerts import Delivered
 from settings.catalog import CatalogError, load_catalog
@@ -68,6 +70,8 @@ from settings.sinks import Dodo
 T = TypeVar("T")
 # Lines of the proof in a report; beyond, those that are billed to the unit are left to the sums.
 PLAIN_LINES_MAX = 10_000
+# How long acknowledgements are gone by before the control log is asked for newer ones (µs).
+ACCEPTED_FOR = 1_000_000
 
 _log = logging.getLogger("tidegate.reconciliation")
 
@@ -142,15 +146,19 @@ class _Works:
         repairer = Repairer(journal, books, outbox, control, self.reads, self._clock)
         self._accountant = Accountant(folder, self.reads, journal, terms.looked_back)
         self._repairer = repairer
-        self.judge = Judge(self._book, terms.settle_us, self._clock, scaled(settings.reconcile_tolerance))
+        tolerance = scaled(settings.reconcile_tolerance)
+        self._acknowledging = AcknowledgementFollower()
+        self._accepted: Acknowledgements | None = None
+        self._accepted_at = 0
+        self.judge = Judge(self._book, terms.settle_us, self._clock, tolerance)
         self._explainer = Explainer(
-            looker, self.reads, repairer, self._clock,
-            in_credits=settings.reconcile_credits, repair=settings.reconcile_repair,
+            looker, self.reads, repairer, self._acknowledged, self._clock,
+            in_credits=settings.reconcile_credits, repair=settings.reconcile_repair, tolerance=tolerance,
         )  # fmt: skip
         self._report = settings.reconcile_report.open() if settings.reconcile_report else None
         self.settler = Settler(
-            self._book, repairer, self._store, alerts, self._report, self.reads, self._clock,
-            repair=settings.reconcile_repair,
+            self._book, repairer, self._store, alerts, self._report, self.reads, self._acknowledged, self._clock,
+            repair=settings.reconcile_repair, tolerance=tolerance,
         )  # fmt: skip
         self._meters: tuple[Catalog, int, Theirs] | None = None
         try:
@@ -211,6 +219,17 @@ class _Works:
             self._meters = catalog, number, Theirs(found, {other.id: other for other in others})
         return self._meters[2]
 
+    def _acknowledged(self) -> Acknowledgements:
+        """Return the acknowledgements in force; those that are new are noted in the store, with who and why."""
+        now = self._clock()
+        if self._accepted is not None and now < self._accepted_at + ACCEPTED_FOR:
+            return self._accepted
+        found, self._accepted_at = self._acknowledging.follow(self._control), now
+        self._accepted = found
+        if new := self._acknowledging.take_new():
+            self._store.write([], [], [_note_of(one) for one in new])
+        return found
+
     def _ended(self, number: int) -> None:
         """Reports a run that is complete."""
         self._repairer.confirm(self._reader)
@@ -224,6 +243,7 @@ class _Works:
             "ended_at": instant(last.ended_at or 0),
             "open_drift": sum(one.status == "drift" for one in found),
             "open_suspect": sum(one.status == "suspect" for one in found),
+            "open_acknowledged": sum(one.status == "acknowledged" for one in found),
         }
         conflicts = known_in(self._reader.notes(KIND, None, NOTES_READ))
         figures["conflicts"] = [f"{name}: {why}" for name, why in sorted(conflicts.items())]
@@ -233,10 +253,11 @@ class _Works:
         self._accountant.close_run(
             number, times, self._control.catalog_number(), cycles, proof.whole, self._book.open()
         )
+        self._book.keep_proof(proof.lines)
         line = msgspec.json.encode({"status": "ended"} | figures)
         self._store.write([], [], [Note("reconciliation", "last", "", self._clock(), line)])
         if self._report is not None:
-            self._report.write([*proof.lines, line])
+            self._report.write([*(body for _, body in proof.lines), line])
         if not isinstance(self._report, LinesToStdout):
             screen = console()
             for name, why in sorted(conflicts.items()):
@@ -253,7 +274,7 @@ class _Proof:
     """The proof of a run: its sums, and its lines as JSON; of a great many only those that are not plainly billed."""
 
     def __init__(self, number: int, lines: Iterable[Line]) -> None:
-        self.lines: list[bytes] = []
+        self.lines: list[tuple[str, bytes]] = []
         self.whole: list[Line] = []
         self.sums = add_up(self._kept(number, lines))
 
@@ -261,8 +282,13 @@ class _Proof:
         for line in lines:
             self.whole.append(line)
             if line.ours != line.billed or len(self.lines) < PLAIN_LINES_MAX:
-                self.lines.append(proof_line(number, line))
+                self.lines.append((line.customer, proof_line(number, line)))
             yield line
+
+
+def _note_of(one: Acknowledgement) -> Note:
+    body = shown(one) | {"is_withdrawn": one.is_withdrawn}
+    return Note("acknowledgement", one.id, one.customer, one.at, msgspec.json.encode(body))
 
 
 class _Settling(DynamicSink[Judged]):

@@ -13,6 +13,7 @@ from connectors.dodo_reads import DodoReads
 from connectors.drift_book import Book, Outcome, Task
 from connectors.repairer import Repairer, Subject
 from flows.looks import Explained, Look, Looker, Seen, quantity_of, span_of
+from operators.acknowledgements import OPEN, Acknowledgements, Found, acknowledge
 from operators.biller import LedgerEntry
 from operators.billing import instant
 from operators.coverage import BilledCycle, money
@@ -93,12 +94,15 @@ class Explainer:
         looker: Looker,
         reads: DodoReads,
         repairer: Repairer,
+        acknowledged: Callable[[], Acknowledgements],
         clock: Callable[[], int],
         *,
         in_credits: bool,
         repair: bool,
+        tolerance: int = 0,
     ) -> None:
         self._looker, self._reads, self._repairer = looker, reads, repairer
+        self._acknowledged, self._tolerance = acknowledged, tolerance
         self._clock, self._in_credits, self._repair = clock, in_credits, repair
 
     def explain(self, found: Judged) -> Judged:
@@ -116,6 +120,9 @@ class Explainer:
             # It came right while it was looked into, or is about to.
             standing = verdict.standing._replace(status="ok", misses=0, first_at=None)
             return verdict._replace(look=explained.look, standing=standing)
+        if self._is_acknowledged(explained):
+            # Who accepted it has settled it some other way, or wants it so.
+            return verdict._replace(look=explained.look, explained=explained)
         credit = self._credit_terms(explained)
         acts = repairs(explained.findings, self._circumstances(verdict.standing, explained, credit))
         return verdict._replace(look=explained.look, explained=explained, acts=tuple(acts), credit=credit)
@@ -123,12 +130,23 @@ class Explainer:
     def _holds(self, verdict: Verdict) -> bool:
         """Whether what was found before still says it all."""
         before, look = verdict.before, verdict.look
-        if self._repair or before is None or before.status != "drift":
+        if before is None or before.status not in ("drift", "acknowledged"):
+            return False
+        if self._repair and before.status == "drift":
             return False
         known = _findings(before)
         is_same = (known.get("ours"), known.get("billers")) == (text(look.after), text(look.total))
         explained_at: int = known.get("explained_at", 0)
         return self._clock() - explained_at < (HOLDS_FOR if is_same else HOLDS_AT_LEAST)
+
+    def _is_acknowledged(self, explained: Explained) -> bool:
+        look = explained.look
+        causes = dict.fromkeys(one.cause for one in explained.findings if one.cause != "in_flight")
+        if look.uncovered is not None and look.uncovered.cause is not None:
+            causes = {look.uncovered.cause: None}
+        name, off = look.meter.ours.name, look.off or 0
+        found = Found(look.customer, name, look.theirs.start, list(causes), off, self._tolerance)
+        return self._acknowledged().covering(found) is not None
 
     def _circumstances(
         self, standing: Standing, explained: Explained, credit: CreditTerms | None
@@ -236,10 +254,13 @@ class Settler:
         alert: AlertOut,
         report: Lines | None,
         reads: DodoReads,
+        acknowledged: Callable[[], Acknowledgements],
         clock: Callable[[], int],
         *,
         repair: bool,
+        tolerance: int = 0,
     ) -> None:
+        self._acknowledged, self._tolerance = acknowledged, tolerance
         self._book, self._repairer, self._store, self._alert = book, repairer, store, alert
         self._report, self._reads, self._clock, self._repair = report, reads, clock, repair
         self._counted = reads.requests
@@ -253,6 +274,7 @@ class Settler:
         for verdict in found.verdicts:
             made = self._made(found.task, verdict)
             standing = self._written(found.task, verdict, made, now)
+            verdict = verdict._replace(standing=standing)
             standings.append(standing)
             for name in (f"made_{act.act}" for act, state in made if state in ("made", "done")):
                 figures[name] = figures.get(name, 0) + 1
@@ -260,7 +282,7 @@ class Settler:
                 line = standing.findings
                 id = f"{standing.customer}/{standing.meter}/{standing.span.start}"
                 # What is resolved leaves the list that the API and the dashboard show.
-                is_open = standing.status in ("suspect", "drift")
+                is_open = standing.status in OPEN
                 notes.append(Note("drift", id, standing.customer, now, line if is_open else b""))
                 lines.append(line)
             if state := change_of(verdict):
@@ -308,7 +330,7 @@ class Settler:
                 "repairs": [_repair(act, state) for act, state in made],
                 "explained_at": now,
             }
-        elif standing.status != "drift":
+        elif standing.status not in ("drift", "acknowledged"):
             kept = {}
         fields = {
             "pass": task.number,
@@ -331,7 +353,17 @@ class Settler:
             "looked_at": instant(now),
             "problem": verdict.problem,
         }
-        return standing._replace(findings=msgspec.json.encode(fields | kept))
+        off = known.get("off") if look.off is None else text(look.off)
+        fields |= {"off": off, "tolerance": text(self._tolerance)} | kept
+        return _acknowledged(standing, verdict.before, acknowledge(fields, self._acknowledged()))
+
+
+def _acknowledged(standing: Standing, before: Standing | None, fields: dict[str, Any]) -> Standing:
+    """Return a standing with the status that its acknowledgements give it; it is raised anew once it is too large."""
+    turn = standing.turn
+    if before is not None and standing.status in ("drift", "acknowledged"):
+        turn = before.turn + (fields["status"] == "drift" != before.status)
+    return standing._replace(status=fields["status"], turn=turn, findings=msgspec.json.encode(fields))
 
 
 def _worth(look: Look) -> dict[str, str]:
@@ -349,11 +381,11 @@ def _worth(look: Look) -> dict[str, str]:
 def is_news(verdict: Verdict) -> bool:
     """Whether anybody should hear of it: it is off, or no longer is."""
     was = verdict.before.status if verdict.before else "ok"
-    return verdict.standing.status in ("suspect", "drift") or was in ("suspect", "drift")
+    return verdict.standing.status in OPEN or was in OPEN
 
 
 def change_of(verdict: Verdict) -> str | None:
-    """`raised` where a total became drift, `resolved` where it was, else None."""
+    """`raised` where a total became drift, `resolved` where it was, also where it was acknowledged, else None."""
     was = verdict.before.status == "drift" if verdict.before else False
     is_drift = verdict.standing.status == "drift"
     return None if was == is_drift else "raised" if is_drift else "resolved"
@@ -382,9 +414,15 @@ def alert_of(standing: Standing, state: str, now: int) -> tuple[str, str, bytes]
         "at": instant(now),
         "limit_version": "",
         "turn": standing.turn,
-        "text": words if state == "raised" else "agrees with the biller's total again",
+        "text": words if state == "raised" else _over(found),
     }
     return id, standing.customer, msgspec.json.encode(line)
+
+
+def _over(found: Mapping[str, Any]) -> str:
+    if said := found.get("acknowledged"):
+        return f"is acknowledged by {said['by']}: {said['reason']}"
+    return "agrees with the biller's total again"
 
 
 def _findings(standing: Standing) -> Mapping[str, Any]:

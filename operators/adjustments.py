@@ -12,7 +12,7 @@ import msgspec
 from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
 from operators.periods import MAX_AT, MIN_AT
-from operators.ports import Adjustment, Resend
+from operators.ports import Acknowledgement, Adjustment, ControlRecord
 from operators.quantity import scaled
 
 NAME_MAX: Final = 256
@@ -36,10 +36,14 @@ def fault_of(adjustment: Adjustment) -> str | None:
     return None
 
 
-def is_same(one: object, other: Adjustment | Resend) -> bool:
+def is_same(one: object, other: ControlRecord) -> bool:
     """Return whether two records ask for the same, whoever asks and why; 1 and 1.0 are one quantity."""
     if isinstance(one, Adjustment) and isinstance(other, Adjustment):
         return _content(one) == _content(other)
+    if isinstance(one, Acknowledgement) and isinstance(other, Acknowledgement):
+        return msgspec.structs.replace(one, reason="", by="", at=0) == msgspec.structs.replace(
+            other, reason="", by="", at=0
+        )
     return type(one) is type(other)
 
 

@@ -66,7 +66,8 @@ class BilledCycle(NamedTuple):
 class Line(NamedTuple):
     """One line of the proof.
 
-    `worth` is None where no price is known; `cause` says what the unbilled part comes from.
+    `worth` is None where no price is known; `cause` says what the unbilled part comes from, `is_acknowledged` that an
+    operator has accepted it.
     """
 
     customer: str
@@ -79,6 +80,7 @@ class Line(NamedTuple):
     cause: str = ""
     currency: str = ""
     worth: Decimal | None = None
+    is_acknowledged: bool = False
 
     @property
     def unbilled(self) -> int:
@@ -86,7 +88,10 @@ class Line(NamedTuple):
 
 
 class Sum(NamedTuple):
-    """The lines of one meter and currency, added up. `unpriced` is what is unbilled without a known price."""
+    """The lines of one meter and currency, added up.
+
+    `unpriced` is what is unbilled without a known price, `acknowledged` what of the unbilled was accepted.
+    """
 
     meter: str
     currency: str
@@ -98,6 +103,7 @@ class Sum(NamedTuple):
     unbilled: int
     worth: Decimal
     unpriced: int
+    acknowledged: int
 
 
 def gap_of(
@@ -152,7 +158,7 @@ def add_up(lines: Iterable[Line]) -> list[Sum]:
     sums: dict[tuple[str, str], Sum] = {}
     for line in lines:
         key = line.meter, line.currency
-        old = sums.get(key, Sum(*key, 0, 0, 0, 0, 0, 0, Decimal(0), 0))
+        old = sums.get(key, Sum(*key, 0, 0, 0, 0, 0, 0, Decimal(0), 0, 0))
         sums[key] = old._replace(
             totals=old.totals + 1,
             ours=old.ours + line.ours,
@@ -162,6 +168,7 @@ def add_up(lines: Iterable[Line]) -> list[Sum]:
             unbilled=old.unbilled + line.unbilled,
             worth=AMOUNTS.add(old.worth, line.worth or Decimal(0)),
             unpriced=old.unpriced + (line.unbilled if line.worth is None else 0),
+            acknowledged=old.acknowledged + (line.unbilled if line.is_acknowledged else 0),
         )
     return [sums[key] for key in sorted(sums)]
 

@@ -128,6 +128,30 @@ class Resend(msgspec.Struct, frozen=True, kw_only=True, tag="resend"):
     id: str
 
 
+class Acknowledgement(msgspec.Struct, frozen=True, kw_only=True, tag="acknowledgement"):
+    """An operator's decision that drift is known and accepted: of one finding, or of a cause of a meter.
+
+    One finding is a `customer`, a `meter` and the `start` of the period (µs since the epoch). A `cause` is of a
+    `meter`, of all customers where `customer` is empty. `up_to` is the amount that is accepted, as decimal text with
+    the sign of the drift; None for any. `at` is when (µs), `by` who, `reason` why. A later one of the same finding or
+    cause replaces it; `is_withdrawn` ends it.
+    """
+
+    id: str
+    customer: str
+    meter: str
+    start: int | None = None
+    cause: str = ""
+    up_to: str | None = None
+    reason: str
+    by: str
+    at: int
+    is_withdrawn: bool = False
+
+
+ControlRecord = Adjustment | Resend | Acknowledgement
+
+
 class Unread(NamedTuple):
     """A control record that this program can't read, as a newer one wrote it or a hand changed it; `why` in words."""
 
@@ -138,7 +162,7 @@ class Control(NamedTuple):
     """A record of the flow's control input. `position` orders them and is what a reader asks on from; "" is before."""
 
     position: str
-    record: Adjustment | Resend | Unread
+    record: ControlRecord | Unread
 
 
 class ControlConflict(Exception):
@@ -212,7 +236,7 @@ class StoreReader(Protocol):
 class ControlLog(Protocol):
     """The flow's control input, and the catalog's versions, in the store; from any process, durable on return."""
 
-    def append(self, record: Adjustment | Resend) -> str:
+    def append(self, record: ControlRecord) -> str:
         """Add a record and return its position. The same record again is not added again.
 
         Raises:

@@ -149,7 +149,7 @@ def counters(as_json: AsJson = False, store: StoreAddress = None) -> None:
 
 
 catalog_app.command()(pull.pull)
-app.command()(reconcile.reconcile)
+app.add_typer(reconcile.app, name="reconcile")
 app.command()(statement.statement)
 
 

@@ -1,4 +1,4 @@
-"""`tidegate reconcile`: starts the reconciliation flow, shows how far it is, and what it found."""
+"""`tidegate reconcile`: starts the reconciliation flow, shows how far it is and what it found, acknowledges drift."""
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import typer
@@ -20,39 +20,68 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from connectors.acknowledging import read_acknowledgements
 from connectors.drift_book import BookError, BookReader, Pass
 from connectors.drift_report import console, summary, table
 from connectors.evidence import verify_runs
-from serving.commands.output import AsJson, print_lines
-from settings.reconciliation import load_reconciliation_settings
+from operators.acknowledgements import Acknowledgements, acknowledge
+from operators.billing import instant
+from operators.ports import StoreError
+from operators.standings import Standing
+from serving.commands.acknowledge import ack, acks, unack
+from serving.commands.output import print_lines
+from settings.problems import SettingsError
+from settings.reconciliation import ReconciliationSettings, load_reconciliation_settings
 
 LOOK_S = 0.5
 STOP_S = 10.0
+STDERR = 2
+
+app = typer.Typer(help="Compare what customers see with what they will be invoiced.")
+app.command()(ack)
+app.command()(unack)
+app.command()(acks)
 
 
+@app.callback(invoke_without_command=True)
 def reconcile(
+    context: typer.Context,
     once: Annotated[bool, typer.Option("--once", help="Make one pass and end.")] = False,
     repair: Annotated[bool, typer.Option("--repair", help="Make the repairs that are allowed.")] = False,
     show: Annotated[bool, typer.Option("--show", help="Only show what is known to be off.")] = False,
     customer: Annotated[str | None, typer.Option(help="Only this customer's findings, as --show.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Verify the signed evidence of all runs.")] = False,
-    as_json: AsJson = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON document on standard output, all else on standard error.")
+    ] = False,
 ) -> None:
-    """Compares what customers see with what they will be invoiced; ends with 1 after a pass that found drift."""
+    """Compare what customers see with what they will be invoiced; exit with 1 after a run that found drift.
+
+    What is acknowledged is shown, and is no reason for 1.
+    """
+    if context.invoked_subcommand is not None:
+        return
     settings = load_reconciliation_settings()
-    folder: Path = settings.folder
     if verify:
-        raise typer.Exit(_verify(folder))
-    if show or customer is not None:
-        raise typer.Exit(_show(folder, customer, as_json=as_json))
+        raise typer.Exit(_verify(settings.folder))
+    if is_run := not show and customer is None:
+        _run(settings, once=once, repair=repair, is_quiet=as_json)
+    book = _Shown(settings, customer)
+    if as_json:
+        print_lines([msgspec.json.encode(book.document())])
+    elif not is_run:
+        book.print()
+    raise typer.Exit(book.exit_code())
+
+
+def _run(settings: ReconciliationSettings, *, once: bool, repair: bool, is_quiet: bool) -> None:
     given = {"TIDEGATE_RECONCILE_ONCE": "true"} if once else {}
     given |= {"TIDEGATE_RECONCILE_REPAIR": "true"} if repair else {}
     command = [sys.executable, "-m", "bytewax.run", "flows.reconciliation"]
-    # Its tables are for people.
-    printed = sys.stderr if as_json else None
-    with subprocess.Popen(command, env={**os.environ, **given}, stdout=printed) as process:
+    environment, out = {**os.environ, **given}, STDERR if is_quiet else None
+    with subprocess.Popen(command, env=environment, stdout=out) as process:
         try:
-            with _progress(folder) as look:
+            with _progress(settings.folder) as look:
                 while process.poll() is None:
                     look()
                     time.sleep(LOOK_S)
@@ -62,10 +91,6 @@ def reconcile(
             raise typer.Exit(130) from None
     if process.returncode:
         raise typer.Exit(process.returncode)
-    if as_json:
-        raise typer.Exit(_show(folder, None, as_json=as_json))
-    with closing(BookReader(folder)) as book:
-        raise typer.Exit(int(any(one.status == "drift" for one in book.open())))
 
 
 def _verify(folder: Path) -> int:
@@ -82,24 +107,69 @@ def _verify(folder: Path) -> int:
     return int(bool(wrong))
 
 
-def _show(folder: Path, customer: str | None, *, as_json: bool) -> int:
-    """Print what is known to be off; 1 where anything has drifted."""
-    with closing(BookReader(folder)) as book:
-        found, last, unread = book.open(), book.last(), book.unread()
-    found = [one for one in found if customer in (None, one.customer)]
-    if as_json:
-        figures = {
-            "last": last and last._asdict(),
-            "open": [msgspec.Raw(one.findings) for one in found],
-            "unread": len(unread),
+class _Shown:
+    """What the book has, under the acknowledgements of now; of one customer, by our name or the provider's."""
+
+    def __init__(self, settings: ReconciliationSettings, customer: str | None) -> None:
+        with closing(BookReader(settings.folder)) as book:
+            self.last, self.unread = book.last(), book.unread()
+            found = book.open()
+            if customer is not None:
+                found = [one for one in found if customer in _names(one)]
+                names = dict.fromkeys([customer, *(one.customer for one in found)])
+                self.proof = [line for name in names for line in book.proof(name)]
+            else:
+                self.proof = book.proof()
+        self._known = _acknowledgements(settings)
+        self.found = [self._taken(one) for one in found]
+
+    def _taken(self, one: Standing) -> Standing:
+        if self._known is None:
+            return one
+        fields = acknowledge(msgspec.json.decode(one.findings, type=dict[str, Any]), self._known)
+        return one._replace(status=fields.get("status", one.status), findings=msgspec.json.encode(fields))
+
+    def exit_code(self) -> int:
+        return int(any(one.status == "drift" for one in self.found))
+
+    def print(self) -> None:
+        screen = console()
+        if self.found:
+            screen.print(table(self.found))
+        screen.print(
+            summary(self.last, self.found, len(self.unread)) if self.last else "There was no pass yet."
+        )
+
+    def document(self) -> dict[str, Any]:
+        """Return all of it for JSON: the run, the findings, what could not be read, and the proof."""
+        last = self.last
+        run = None if last is None else {
+            "pass": last.number,
+            "started_at": instant(last.started_at),
+            "ended_at": None if last.ended_at is None else instant(last.ended_at),
+            "figures": dict(last.figures),
+        }  # fmt: skip
+        return {
+            "run": run,
+            "findings": [msgspec.Raw(one.findings) for one in self.found],
+            "unread": [{"subscription": id, "problem": why} for id, why in self.unread],
+            "coverage": self.proof,
+            "is_drifted": bool(self.exit_code()),
         }
-        print_lines([msgspec.json.encode(figures)])
-        return int(any(one.status == "drift" for one in found))
-    screen = console()
-    if found:
-        screen.print(table(found))
-    screen.print(summary(last, found, len(unread)) if last else "There was no pass yet.")
-    return int(any(one.status == "drift" for one in found))
+
+
+def _names(one: Standing) -> tuple[str, str]:
+    fields = msgspec.json.decode(one.findings, type=dict[str, Any])
+    return one.customer, fields.get("billed_as", "")
+
+
+def _acknowledgements(settings: ReconciliationSettings) -> Acknowledgements | None:
+    """Return those in force; None where the store is not there, so that the book's last word stands."""
+    try:
+        with closing(settings.store.require().open_control()) as log:
+            return read_acknowledgements(log)
+    except (SettingsError, StoreError):
+        return None
 
 
 @contextmanager

@@ -498,6 +498,54 @@ class StatementBody(msgspec.Struct, frozen=True):
     lines: list[StatementLine]
 
 
+class AcknowledgementPost(Nothing, frozen=True, forbid_unknown_fields=True):
+    """Drift that is known and accepted: one finding, or all findings of a meter's cause."""
+
+    id: Annotated[str, Meta(min_length=1, max_length=256, pattern="^[A-Za-z0-9_.:-]+$")]
+    meter: MeterName
+    reason: Annotated[str, Meta(min_length=1, max_length=500)]
+    customer: Annotated[
+        str, Meta(max_length=256, description="Empty: all customers, which only a cause may be for.")
+    ] = ""
+    period_start: Annotated[
+        Instant | UnsetType, Meta(description="Of one finding; may be left out if the customer has no other.")
+    ] = UNSET
+    cause: Annotated[
+        str, Meta(max_length=100, description="Instead of one finding, such as not_on_plan.")
+    ] = ""
+    up_to: Annotated[
+        Exact | UnsetType, Meta(description="Units accepted; else what is off now, or any amount of a cause.")
+    ] = UNSET
+    withdraw: Annotated[bool, Meta(description="End the one in force instead.")] = False
+
+
+class AcknowledgementShown(msgspec.Struct, frozen=True):
+    """An acknowledgement in force. Without `up_to` any amount is accepted."""
+
+    id: str
+    customer: str
+    meter: str
+    period_start: Instant | None
+    cause: str
+    up_to: Number | None
+    reason: str
+    by: str
+    at: Instant
+
+
+class AcknowledgementsBody(msgspec.Struct, frozen=True):
+    """The oldest first."""
+
+    acknowledgements: list[AcknowledgementShown]
+
+
+class AcknowledgementBody(msgspec.Struct, frozen=True):
+    """It is on record: lists follow at once, alerts and the proof with the next run."""
+
+    id: str
+    position: str
+
+
 class AdjustmentPost(Nothing, frozen=True, forbid_unknown_fields=True):
     """A change of a total that no event made. The same again changes nothing more; another under its `id` is a 409."""
 

@@ -11,7 +11,15 @@ import pytest
 from bytewax.inputs import StatefulSourcePartition
 
 from connectors.control import ControlItem, ControlSource
-from operators.ports import Adjustment, CatalogConflict, ControlConflict, ControlLog, Resend
+from operators.ports import (
+    Acknowledgement,
+    Adjustment,
+    CatalogConflict,
+    ControlConflict,
+    ControlLog,
+    ControlRecord,
+    Resend,
+)
 
 
 class ControlPlace(Protocol):
@@ -23,6 +31,12 @@ class ControlPlace(Protocol):
 def adjustment(id: str, quantity: str = "-2.5") -> Adjustment:
     return Adjustment(
         id=id, customer="a{b}", meter="calls", at=5, quantity=quantity, reason="refund, é", by="ops"
+    )
+
+
+def acknowledgement(id: str) -> Acknowledgement:
+    return Acknowledgement(
+        id=id, customer="a{b}", meter="calls", start=5, up_to="-1", reason="é", by="ops", at=6
     )
 
 
@@ -43,7 +57,7 @@ class ControlContract(ABC):
 
     def test_records_come_in_their_order_from_any_position(self) -> None:
         with self.fresh_control() as place, closing(place.open_control()) as log:
-            records = [adjustment("1"), Resend(id="2"), adjustment("3", "1e30")]
+            records = [adjustment("1"), Resend(id="2"), adjustment("3", "1e30"), acknowledgement("4")]
             positions = [log.append(record) for record in records]
             with closing(place.open_control()) as other:
                 found = other.after("")
@@ -61,6 +75,16 @@ class ControlContract(ABC):
             assert log.append(again) == first
             assert [control.record for control in log.after("")] == [adjustment("1")]
 
+    def test_the_flow_passes_over_what_is_for_reconciliation(self) -> None:
+        with self.fresh_control() as place, closing(place.open_control()) as log:
+            part = reading(place)
+            try:
+                log.append(acknowledgement("1"))
+                log.append(adjustment("2"))
+                assert ids(part.next_batch()) == ["2"]
+            finally:
+                part.close()
+
     @pytest.mark.parametrize(
         "other",
         [
@@ -69,10 +93,11 @@ class ControlContract(ABC):
             msgspec.structs.replace(adjustment("1"), meter="other"),
             msgspec.structs.replace(adjustment("1"), at=6),
             Resend(id="1"),
+            acknowledgement("1"),
         ],
-        ids=["quantity", "customer", "meter", "time", "kind"],
+        ids=["quantity", "customer", "meter", "time", "kind", "acknowledgement"],
     )
-    def test_an_id_that_asks_for_something_else_is_refused(self, other: Adjustment | Resend) -> None:
+    def test_an_id_that_asks_for_something_else_is_refused(self, other: ControlRecord) -> None:
         """Or who asks believes that it was done."""
         with self.fresh_control() as place, closing(place.open_control()) as log:
             log.append(adjustment("1"))

@@ -106,7 +106,7 @@ def test_what_is_repaired_and_what_nobody_bills_is_on_it(metered: System) -> Non
     assert (unbilled.units, unbilled.ours, unbilled.unbilled, unbilled.invoice) == ("0", "9", "9", "")
     assert unbilled.cause == "no_subscription"
     shown = ask(metered, "reconcile", "--show", "--json", "--customer", stranger)
-    [finding] = json.loads(shown.stdout)["open"]
+    [finding] = json.loads(shown.stdout)["findings"]
     assert (shown.exit_code, finding["customer"], finding["drift"]) == (1, stranger, "9")
     assert finding["findings"][0]["ids"]
 

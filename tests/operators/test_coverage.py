@@ -46,12 +46,12 @@ def test_units_are_worth_what_is_beyond_the_free_ones() -> None:
 def test_lines_add_up_by_meter_and_currency() -> None:
     span = Span(0, 10)
     lines = [
-        Line("a", "tokens", span, 9, 4, 1, 1, "gap", "USD", Decimal(6)),
+        Line("a", "tokens", span, 9, 4, 1, 1, "gap", "USD", Decimal(6), True),
         Line("b", "tokens", span, 5, 5, 0, 0, "", "USD", Decimal(0)),
         Line("c", "tokens", span, 2, 0, 0, 0, "gap", "", None),
     ]
     dollars, none = sorted(add_up(lines), key=lambda one: one.currency, reverse=True)
-    assert dollars[2:] == (2, 14, 9, 1, 1, 3, Decimal(6), 0)
+    assert dollars[2:] == (2, 14, 9, 1, 1, 3, Decimal(6), 0, 3)
     assert (none.unbilled, none.unpriced) == (2, 2)
 
 

@@ -4,19 +4,27 @@ import asyncio
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 from msgspec import UNSET
 
+from connectors.acknowledging import read_acknowledgements
 from connectors.drift_book import BookError
 from connectors.statement_book import FILE, read_statement
+from operators.acknowledgements import shown
 from operators.adjustments import fault_of
 from operators.keys import shard_of
-from operators.ports import Adjustment, ControlConflict, Note, StoredTotal
+from operators.ports import Adjustment, ControlConflict, ControlLog, Note, StoredTotal
 from operators.records import Counter
+from serving.acknowledging import Asked, Unfit, as_acknowledged, record_of
 from serving.books import summed, unbalanced
 from serving.service.outbox import last_events
 from serving.service.problems import Problem, not_found, unfit
 from serving.service.routing import Answer, Call, Nothing, Route, Sent, Success
 from serving.service.shapes import (
+    AcknowledgementBody,
+    AcknowledgementPost,
+    AcknowledgementsBody,
+    AcknowledgementShown,
     AdjustmentBody,
     AdjustmentPost,
     AlertsBody,
@@ -39,6 +47,8 @@ from serving.service.wording import asked_at, at_of, bodies, json, when
 from serving.unmetered import read_unmetered, reasons_of
 
 NOTES_MAX: Final = 1000
+# Findings among which the one that is meant is looked for.
+FINDINGS_MAX: Final = 100_000
 ADDED_UP: Final = ("count", "sum", "unique")
 
 
@@ -51,7 +61,8 @@ async def get_alerts(service: Service, call: Call[Nothing, AlertsQuery, None]) -
 
 
 async def get_drift(service: Service, call: Call[Nothing, AlertsQuery, None]) -> Answer:
-    return json(200, DriftBody(await _notes(service, "drift", call.query)))
+    found = await _notes(service, "drift", call.query)
+    return json(200, DriftBody(as_acknowledged(found, await service.control.ask(read_acknowledgements))))
 
 
 async def get_statement(service: Service, call: Call[Nothing, StatementQuery, None]) -> Answer:
@@ -182,6 +193,39 @@ def _name_of(event: dict[str, Any]) -> Any:
     return inside.get("type") or inside.get("event_name") if isinstance(inside, dict) else None
 
 
+async def get_acknowledgements(service: Service, call: Call[Nothing, Nothing, None]) -> Answer:
+    known = await service.control.ask(read_acknowledgements)
+    found = [msgspec.convert(shown(one), AcknowledgementShown) for one in known.in_force()]
+    return json(200, AcknowledgementsBody(found))
+
+
+async def post_acknowledgement(service: Service, call: Call[Nothing, Nothing, AcknowledgementPost]) -> Answer:
+    """On record when it is answered; reconciliation goes by it from its next comparison."""
+    sent = call.body
+    start = None if sent.period_start is UNSET else at_of(sent.period_start, "period_start")
+    up_to = None if sent.up_to is UNSET else sent.up_to
+    if up_to is not None and up_to.endswith("\n"):
+        raise unfit("up_to: needs digits, got a line break")
+    asked = Asked(sent.customer, sent.meter, start, sent.cause, up_to, sent.withdraw)
+    customer = sent.customer or None
+    findings = bodies(await service.reader.ask(lambda reader: reader.notes("drift", customer, FINDINGS_MAX)))
+
+    def append(log: ControlLog) -> str:
+        known = read_acknowledgements(log)
+        record = record_of(
+            asked, findings, known, id=sent.id, reason=sent.reason, by=call.by, at=service.clock()
+        )
+        return log.append(record)
+
+    try:
+        position = await service.control.ask(append)
+    except Unfit as error:
+        raise not_found(str(error)) from None
+    except ControlConflict as conflict:
+        raise Problem(409, "conflict", str(conflict)) from None
+    return json(202, AcknowledgementBody(sent.id, position))
+
+
 ROUTES = (
     Route(
         "GET",
@@ -226,6 +270,24 @@ ROUTES = (
         [Success(200, "By customer and period, as reconciliation last saw it.", StatementBody)],
         query=StatementQuery,
         about="`invoice` is an invoice's or a payment's id. Without reconciliation on the same machine it is empty.",
+    ),
+    Route(
+        "GET",
+        "/v1/drift/acknowledgements",
+        get_acknowledgements,
+        "Drift that is accepted",
+        [Success(200, "Those in force, the oldest first.", AcknowledgementsBody)],
+    ),
+    Route(
+        "POST",
+        "/v1/drift/acknowledgements",
+        post_acknowledgement,
+        "Accept drift, or withdraw that",
+        [Success(202, "It is on record, with who and why.", AcknowledgementBody)],
+        scope="admin",
+        takes=[Sent("application/json", AcknowledgementPost)],
+        problems=(404, 409),
+        about="What is accepted stays listed and raises no alert until it grows.",
     ),
     Route(
         "GET",
