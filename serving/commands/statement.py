@@ -163,7 +163,7 @@ def _behind(settings: ReconciliationSettings, lines: Sequence[StatementLine]) ->
 
 
 def _catalog(settings: ReconciliationSettings) -> Catalog:
-    with closing(settings.store.open_control()) as control:
+    with closing(settings.store.require().open_control()) as control:
         newest = control.catalog()
     return parse_catalog(newest.text) if newest is not None else load_catalog(settings.catalog)
 

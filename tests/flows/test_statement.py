@@ -116,6 +116,14 @@ def test_without_a_statement_one_clear_line(metered: System) -> None:
     assert answer.exit_code == 1 and "there is none yet" in str(answer.exception)
 
 
+def test_looking_for_events_makes_no_store(metered: System) -> None:
+    acme, _ = closed(metered)
+    (metered.folder / "store.db").rename(metered.folder / "away.db")
+    answer = ask(metered, "statement", "--customer", acme, "--events")
+    assert answer.exit_code == 1 and "there is no such file" in str(answer.exception)
+    assert not (metered.folder / "store.db").exists()
+
+
 def test_payments_that_cannot_be_read_leave_the_statement_without_them(metered: System) -> None:
     acme = metered.customer()
     metered.apply()
