@@ -58,7 +58,8 @@ class Counter(NamedTuple):
 class Alert(msgspec.Struct, frozen=True, kw_only=True):
     """One change of state of one rule; `id` repeats on replay, so that receivers drop what they have.
 
-    Name, id and words of an event are those of `unmetered` alone, whose `level` is the reason.
+    `event_name` and `text` are those of `unmetered` alone, whose `level` is the reason, and which has neither customer
+    nor period.
     """
 
     id: str
@@ -83,7 +84,6 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
     limit_version: str
     turn: int
     event_name: str = ""
-    event_id: str = ""
     text: str = ""
 
 

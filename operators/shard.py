@@ -239,7 +239,7 @@ class Shard:
         place = np.full(len(chunk), -1, np.int64)
         place[accepted] = np.arange(len(accepted))
         alerts = self._meter(chunk, place, customer, at, edges, late)
-        alerts += self._miss(chunk, place, edges)
+        alerts += self._miss(chunk, place)
         settled = Settled(chunk.digest_lo[accepted], chunk.digest_hi[accepted])
         return Outcome(alerts, dead, self._accepted(chunk, accepted, late) if self._forward else [], settled)
 
@@ -456,7 +456,7 @@ class Shard:
             self._begin(touched.rows[touched.new], edges.period_end[event[touched.first[touched.new]]])
         return self.watch.look(batch if his is None else batch._replace(hi=his[PERIOD_WINDOW]), touched)
 
-    def _miss(self, chunk: Chunk, place: Ints, edges: Edges) -> list[Alert]:
+    def _miss(self, chunk: Chunk, place: Ints) -> list[Alert]:
         """Count accepted events that were not metered, wholly or partly. Return an alert for each new cause."""
         missed = chunk.missed
         rows = np.flatnonzero(place[missed.event] >= 0)
@@ -468,13 +468,7 @@ class Shard:
                 self._count("unmetered", times)
                 self._count(f"unmetered:{cause.reason}", times)
         return [
-            unmetered_alert(
-                cause,
-                chunk.names[chunk.customer[first]],
-                int(chunk.at[first]),
-                (int(edges.period[place[first]]), int(edges.period_end[place[first]])),
-                chunk.payload(first),
-            )
+            unmetered_alert(cause, int(chunk.at[first]))
             for cause, first in self.unmetered.take(chunk, missed)
         ]
 

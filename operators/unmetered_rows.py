@@ -190,16 +190,20 @@ def _row(chunk: Chunk, missed: Missed, group: _Group) -> Row:
     return Row(names[customer[first]], group.events, group.first_at, group.last_at, names[customer[last]], id)
 
 
-def unmetered_alert(cause: Cause, customer: str, at: int, period: tuple[int, int], payload: bytes) -> Alert:
-    """Return the alert of a cause that is new to a shard; all shards give it the same id."""
+def unmetered_alert(cause: Cause, at: int) -> Alert:
+    """Return the alert of a cause that is new to a shard, whose first event has the time `at`.
+
+    Of one cause all shards give the same alert, also in a replay in which another event comes first; only the time is
+    that of the event. So it names no customer and no event: the rows have samples.
+    """
     return Alert(
         id=xxh3_128_hexdigest(msgspec.json.encode(["unmetered", *cause])),
         kind="unmetered",
         state="announced",
-        customer=customer,
+        customer="",
         meter=cause.meter,
-        period_start=period[0],
-        period_end=period[1],
+        period_start=at,
+        period_end=at,
         level=cause.reason,
         limit=None,
         total="1",
@@ -207,8 +211,7 @@ def unmetered_alert(cause: Cause, customer: str, at: int, period: tuple[int, int
         limit_version="",
         turn=1,
         event_name=cause.name,
-        event_id=named(payload).id[:ID_SHOWN],
-        text=f"has sent an event that is {'only partly' if cause.partly else 'not'} metered: {described(cause)}",
+        text=f"An event is {'only partly' if cause.partly else 'not'} metered: {described(cause)}",
     )
 
 

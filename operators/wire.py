@@ -31,7 +31,6 @@ def encode_alert(alert: Alert) -> bytes:
         alert.limit_version,
         alert.turn,
         alert.event_name or UNSET,
-        alert.event_id or UNSET,
         alert.text or UNSET,
     )
     return _encode(line)
@@ -90,7 +89,6 @@ class _AlertLine(msgspec.Struct):
     limit_version: str
     turn: int
     event_name: str | UnsetType
-    event_id: str | UnsetType
     text: str | UnsetType
 
 

@@ -254,8 +254,7 @@ def _unmetered_line(alert: Mapping[str, str]) -> Text:
     """A line for an event that was accepted and not metered."""
     return Text.assemble(
         (f" {alert['at'][11:19]} ", DIM),
-        (f"{alert['customer']} ", "bold"),
-        (f"{alert.get('text', 'has sent an event that is not metered')}", COLOUR[Level.NOTED]),
+        (alert.get("text", "An event is not metered"), COLOUR[Level.NOTED]),
         no_wrap=True,
         overflow="ellipsis",
     )

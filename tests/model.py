@@ -565,7 +565,7 @@ class Model:
         self.accepted: list[Taken] = []
         self.counters: Counter[str] = Counter()
         self.unmetered: dict[tuple[str, Unread], Seen] = {}
-        self.announced: list[tuple[int, Unread, str, int, str]] = []
+        self.announced: list[tuple[int, Unread, int]] = []
         self._home = shard_of
         self._remembered: dict[tuple[str, str, str], tuple[Event, int]] = {}
         self._windows: dict[tuple[str, str, str, int], Window] = {}
@@ -739,7 +739,7 @@ class Model:
             shard = self._home(event.customer)
             optional = cause.partly and cause.reason == "key_missing"
             if not optional and not any(told[:2] == (shard, cause) for told in self.announced):
-                self.announced.append((shard, cause, event.customer, event.at, event.id))
+                self.announced.append((shard, cause, event.at))
             for customer in ("", event.customer):
                 fresh = Seen(0, event.at, event.at, event.customer, event.id)
                 self.unmetered.setdefault((customer, cause), fresh).take(event)

