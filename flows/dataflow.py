@@ -39,6 +39,7 @@ from connectors.reporting import end_at_once, explained, reported, reported_sink
 from connectors.steps import ResumedSource, Steps
 from connectors.telemetry import Telemetry
 from connectors.tracing import open_spans
+from flows.clock_guard import ClockGuard
 from flows.decoding import Decoding
 from flows.emission import Emission
 from flows.naps import Naps
@@ -68,6 +69,7 @@ def started(settings: Settings) -> Dataflow:
     process = recovery.process_id()
     lifecycle = Lifecycle(drain, settings.data_dir, process, cluster_size(), settings.peer_timeout)
     lifecycle.install()
+    ClockGuard().watch()
     telemetry.phase = lambda: lifecycle.phase
     try:
         # Before the store is opened, which may have to be waited for.
