@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from operators.catalog import Catalog
 from operators.ports import StoredTotal, StoreError, StoreReader
 from operators.records import Total
 from tests.faults.edges import Dead, Edges, Files, SqliteFiles, Stores, lines_of
@@ -105,7 +106,7 @@ class Run:
     ) -> "Run":
         """A folder with the case's catalog and lines, parted by customer into the layout's parts."""
         folder.mkdir(parents=True)
-        (folder / "catalog.pickle").write_bytes(pickle.dumps(case.catalog))
+        (folder / "catalogs.pickle").write_bytes(pickle.dumps([(case.catalog, 0)]))
         given = {
             **edges.prepare(folder, parted(case.lines, layout.files)),
             "STORE": stores.address(folder),
@@ -121,6 +122,16 @@ class Run:
             **settings,
         }
         return cls(folder, layout, edges, stores, given)
+
+    def change(self, lines: list[bytes], catalog: Catalog, applied_at: int, **settings: str) -> None:
+        """Append lines to its files, and go on under the next catalog version and other settings."""
+        versions = self.folder / "catalogs.pickle"
+        earlier = pickle.loads(versions.read_bytes())
+        versions.write_bytes(pickle.dumps([*earlier, (catalog, applied_at)]))
+        for number, part in enumerate(parted(lines, self.layout.files)):
+            with (self.folder / f"in-{number}.ndjson").open("ab") as file:
+                file.write(b"".join(line + b"\n" for line in part))
+        self.settings |= settings
 
     def start(self, kill: Kill | None = None, victim: int = 0, pace_ms: int = 5) -> bool:
         """Starts it and waits for its end; whether it came to the end of its input."""

@@ -273,21 +273,24 @@ def slow_down(partition: Any, pace: timedelta) -> None:
     partition.next_awake = paced
 
 
-def fixed(catalog: Catalog) -> Catalogs:
-    """Catalogs of which there is one, made up and never written as YAML."""
+def fixed(versions: list[tuple[Catalog, int]]) -> Catalogs:
+    """Catalogs that were made up and never written as YAML: versions from 0 on, and when they were applied."""
 
     class Fixed(Catalogs):
         def __init__(self) -> None:
-            self.newest = 0
+            self.newest = len(versions) - 1
             self.problem = self.file_problem = ""
             self._in_force = None
             self._lock = threading.Lock()
 
         def follow(self) -> int:
-            return 0
+            return self.newest
 
         def get(self, number: int) -> Catalog:
-            return catalog
+            return versions[number][0]
+
+        def applied_at(self, number: int) -> int:
+            return versions[number][1]
 
     return Fixed()
 
@@ -304,7 +307,7 @@ def main(orders: Orders) -> None:
 
     killer = Killer(orders.kill)
     settings = load_settings()
-    catalog = pickle.loads(Path(orders.catalog).read_bytes())
+    catalogs = fixed(pickle.loads(Path(orders.catalogs).read_bytes()))
     watch_files(killer)
     watch_store(killer)
     pace = timedelta(milliseconds=orders.pace_ms)
@@ -316,7 +319,7 @@ def main(orders: Orders) -> None:
     killer.start()
     folder = recovery.prepare(settings.data_dir, settings.recovery_parts, settings.shards)
     cli_main(
-        dataflow.build(settings, fixed(catalog), Drain(), Telemetry()),
+        dataflow.build(settings, catalogs, Drain(), Telemetry()),
         workers_per_process=orders.workers,
         process_id=orders.process if orders.addresses else None,
         addresses=orders.addresses or None,

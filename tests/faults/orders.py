@@ -23,7 +23,7 @@ class Orders(msgspec.Struct, frozen=True):
     """One start of the flow; all paths are relative to the run's folder."""
 
     kill: Kill | None = None
-    catalog: str = "catalog.pickle"
+    catalogs: str = "catalogs.pickle"
     epoch_ms: int = 60
     pace_ms: int = 5
     workers: int = 1

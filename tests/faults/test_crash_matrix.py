@@ -1,6 +1,8 @@
 """Killed anywhere and started again, the flow leaves what it leaves unkilled: no event lost, none counted twice.
 
-TIDEGATE_CRASH_SEEDS says how many kills are tried (6), TIDEGATE_CRASH_FIRST where to begin (0). Each seed is a run
+Half way through its input each run changes: it goes on under another catalog and a shorter lateness.
+
+TIDEGATE_CRASH_SEEDS says how many kills are tried (3), TIDEGATE_CRASH_FIRST where to begin (0). Each seed is a run
 that is killed at least once; a summary at the end says what was hit.
 """
 
@@ -10,18 +12,20 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator
+from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import pytest
 
+from operators.catalog import Catalog
 from tests.faults.harness import STARTS, Layout, Result, Run, random_kill, watched
 from tests.faults.orders import Kill
 from tests.model import Model
-from tests.traffic import Case, traffic
+from tests.traffic import Case, changed_catalog, traffic
 
 FIRST = int(os.environ.get("TIDEGATE_CRASH_FIRST", "0"))
 SEEDS = range(FIRST, FIRST + int(os.environ.get("TIDEGATE_CRASH_SEEDS", "3")))
@@ -36,17 +40,38 @@ LAYOUT_SEEDS = SEEDS[: max(1, len(SEEDS) // 6)]
 hits: Counter[str] = Counter()
 
 
+class Change(NamedTuple):
+    """What comes half way: what is read after it, the catalog with the time of its version, and the lateness."""
+
+    lines: list[bytes]
+    catalog: Catalog
+    applied_at: int
+    lateness: timedelta
+
+    def befall(self, run: Run) -> None:
+        lateness = f"{int(self.lateness.total_seconds())}s"
+        run.change(self.lines, self.catalog, self.applied_at, LATENESS=lateness)
+
+
 class Reference:
-    """A run that nobody killed: its result, and how often it met each kind of operation."""
+    """A run that nobody killed: its result, and how often it met each kind of operation before and after its change."""
 
     def __init__(self, folder: Path, seed: int, layout: Layout) -> None:
-        self.case = case_of(seed)
+        self.case, self.change = halves_of(seed)
         run = Run.prepared(folder, self.case, layout, **settings_of(seed))
+        self.met, self.calls = [], []
         with watched(run) as wrong:
-            assert run.start(), run.said()
+            for change in (None, self.change):
+                if change:
+                    change.befall(run)
+                assert run.start(), run.said()
+                self.met.append(run.met)
+                self.calls.append(run.calls)
         assert not wrong
         self.result = run.result()
-        self.met, self.calls = run.met, run.calls
+
+    def random_kill(self, rng: random.Random, half: int, resumed: bool) -> Kill:
+        return random_kill(rng, self.met[half], self.calls[half], resumed=resumed)
 
 
 @cache
@@ -54,6 +79,15 @@ def case_of(seed: int) -> Case:
     """Some hundred kilobytes of traffic, without the huge lines, of which one would be a quarter of it."""
     case = traffic(seed, random.Random(seed).randint(700, 1200))
     return case._replace(lines=[line for line in case.lines if len(line) < 20_000])
+
+
+def halves_of(seed: int) -> tuple[Case, Change]:
+    """The first half of the traffic, and the change after it."""
+    case = case_of(seed)
+    half = len(case.lines) // 2
+    catalog = changed_catalog(random.Random(f"changed {seed}"), case.catalog)
+    change = Change(case.lines[half:], catalog, case.sent_at[half], case.lateness / 2)
+    return case._replace(lines=case.lines[:half]), change
 
 
 def settings_of(seed: int) -> dict[str, str]:
@@ -88,14 +122,21 @@ def crash(room: Path, seed: int, layout: Layout) -> None:
     rng = random.Random(f"{seed} {layout}")
     folder = room / f"killed-{seed}-{'-'.join(map(str, layout))}"
     run = Run.prepared(folder, expected.case, layout, **settings_of(traffic_seed))
-    kills = [random_kill(rng, expected.met, expected.calls, resumed=False)]
-    while rng.random() < 0.55 and len(kills) < STARTS:
-        kills.append(random_kill(rng, expected.met, expected.calls, resumed=True))
+    first = rng.randrange(2)
+    kills: list[list[Kill]] = [[], []]
+    kills[first].append(expected.random_kill(rng, first, resumed=False))
+    while rng.random() < 0.55 and len(kills[0]) + len(kills[1]) < STARTS:
+        half = rng.randrange(2)
+        kills[half].append(expected.random_kill(rng, half, resumed=True))
     with watched(run) as wrong:
-        finished = [run.start(kill, rng.randrange(layout.processes)) for kill in kills]
-        # Once more, also where all kills were missed: a start with nothing new changes nothing.
-        assert run.start(), run.said()
-    count(run.kills, len(finished))
+        for half in range(2):
+            if half:
+                expected.change.befall(run)
+            for kill in kills[half]:
+                run.start(kill, rng.randrange(layout.processes))
+            # Once more, also where all kills were missed: a start with nothing new changes nothing.
+            assert run.start(), run.said()
+    count(run.kills, len(kills[0]) + len(kills[1]))
     told = f"seed {seed}, {layout}, kills {run.kills} in {run.folder}"
     assert not wrong, (told, wrong[:5])
     assert not expected.result.differences(run.result()), (told, expected.result.differences(run.result()))
@@ -148,14 +189,19 @@ def test_the_unkilled_run_is_what_the_model_says(room: Path) -> None:
     model = Model(found.case.catalog, found.case.lateness, "event")
     for line in found.case.lines:
         model.feed(line, 0, None)
+    model.now.restart(found.change.lateness // timedelta(microseconds=1), "event")
+    model.restart(found.change.catalog, found.change.applied_at)
+    for line in found.change.lines:
+        model.feed(line, 0, None)
     wanted = {(key[0], key[2], key[1], key[3]): total for key, total in model.totals.items()}
     wanted = {key: total._replace(steady=found.result.totals[key].steady) for key, total in wanted.items()}
     assert found.result.totals == wanted
-    assert found.result.alerts.total() == len(model.alerts)
+    kinds = Counter(msgspec.json.decode(line)["kind"] for line in found.result.alerts.elements())
+    assert kinds.total() - kinds["unmetered"] == len(model.alerts)
     assert found.result.dead.total() == len(model.dead)
     assert found.result.billed.total() == len(model.accepted)
     conserved(found.result)
-    met = found.met.operations
+    met = found.met[0].operations
     assert met["journal append"] >= 5 and met["store COMMIT"] >= 5, met
 
 
