@@ -101,6 +101,17 @@ def test_links_lead_somewhere() -> None:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def test_every_change_of_the_table_names_a_test_that_is_there() -> None:
+    rows = [
+        line for line in (ROOT / "docs" / "changes.md").read_text().splitlines() if line.startswith("| ")
+    ][2:]
+    assert len(rows) > 30
+    for row in rows:
+        found = re.search(r"\| `(\S+\.py)::(\w+)` \|$", row)
+        assert found, row
+        assert f"def {found[2]}(" in (ROOT / "tests" / found[1]).read_text(), row
+
+
 def test_the_commands_of_the_readme_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for page in (README, OPERATIONS):
