@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import NoReturn
 
-LOOK_EVERY_S = 1.0
+LOOK_EVERY_S = 0.2
 _LOG = logging.getLogger("tidegate.flow")
 BACK_MAX_S = 10.0
 """What is waited out. Clocks that are kept right by slewing never go back."""
