@@ -58,7 +58,6 @@ def live(forks: Forks, seed: int) -> None:
             world.door.close()
     except Exception as fault:
         again = f"TIDEGATE_CHANGES_FIRST={seed} TIDEGATE_CHANGES_SECONDS=0 TIDEGATE_CHANGES_ROUNDS={ROUNDS}"
-        pytest.fail(
-            f"{fault!r}\n\n{again} pytest tests/faults/test_changes.py\nin {folder}: {', '.join(world.story)}"
-        )
+        story = f"in {folder}: {world.settings}\n{', '.join(world.story)}"
+        pytest.fail(f"{fault!r}\n\n{again} pytest tests/faults/test_changes.py\n{story}")
     shutil.rmtree(folder)

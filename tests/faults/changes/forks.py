@@ -7,6 +7,7 @@ for all of them; the test's own clock stays right.
 
 import os
 import runpy
+import select
 import shutil
 import signal
 import subprocess
@@ -134,6 +135,8 @@ def _libfaketime() -> Path | None:
 
 def serve() -> None:
     """Fork for each start on standard input, and answer with the process's id; for each poll with its exit code."""
+    # Of threads, libfaketime's own refuses arguments that are right.
+    time.sleep = lambda seconds: select.select([], [], [], max(0, seconds)) and None  # type: ignore[assignment]
     _import_all()
     for line in sys.stdin.buffer:
         order = msgspec.json.decode(line, type=Order)
