@@ -64,6 +64,7 @@ class Fleet:
         self.accepted: list[Accepted] = []
         self.frames: list[list[Frame]] = [[] for _ in range(SHARDS)]
         self.since: list[Payloads] = []
+        self.latest = 0
         self.applied_at = 0
         self.left: list[list[object]] = [self._start(0)]
 
@@ -101,6 +102,7 @@ class Fleet:
             block, received_at, taken if isinstance(taken, int) else None, "test", times_of, stream
         )
         self.since.append(payloads)
+        self.latest = max(self.latest, received_at)
         outcomes = self._apply(payloads)
         self.left.append(_comparable(outcomes))
         for outcome in outcomes:
@@ -188,6 +190,21 @@ class Fleet:
         self.alerts += alerts
         self.snapshot()
         return refused is None
+
+    def lose_store(self) -> None:
+        """Lose all that was written; the shards write what they hold, which lacks only windows that are over."""
+        self.write()
+        before, self.totals, self.counts = self.totals, {}, {}
+        for shard in self.shards:
+            shard.resend()
+        self.write()
+        latest = max([total.as_of for total in before.values()], default=0)
+        for key, total in before.items():
+            if key in self.totals:
+                assert self.totals[key] == total
+            else:
+                assert total.end <= max(latest, self.latest)
+        self.totals = before | self.totals
 
     def crash(self) -> None:
         """Go back to the last snapshot and do again what was done since: the same must leave again."""
@@ -420,6 +437,8 @@ def test_they_agree_while_periods_and_zones_change(seed: int, clock: Clock) -> N
         if rng.random() < 0.2:
             rng.choice((fleet.adopt, fleet.restart))(changed_catalog(rng, fleet.catalog), now)
         rng.choice((fleet.write, fleet.snapshot, fleet.crash, lambda: None))()
+        if rng.random() < 0.05:
+            fleet.lose_store()
 
     Reader(rng, case, fleet).run(change)
     assert_agreed(fleet)
@@ -666,6 +685,10 @@ class Machine(RuleBasedStateMachine):
         taken = self.fleet.model.adjust(customer, meter, at, Fraction(amount), NOON)
         assert self.fleet.adjust(adjustment, NOON) == taken
         self.adjusted.append((adjustment, taken))
+
+    @rule()
+    def lose_the_store(self) -> None:
+        self.fleet.lose_store()
 
     @rule()
     def read_the_control_log_again(self) -> None:
