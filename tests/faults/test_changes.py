@@ -2,7 +2,7 @@
 
 Each seed is a world of its own (tests/faults/changes/): odd events, control records, catalogs, settings, clocks,
 kills, lost stores and backups, in any order, checked after each run against an oracle that is written from the docs.
-TIDEGATE_CHANGES_SECONDS says how long (40), TIDEGATE_CHANGES_FIRST with which seed to begin (0) and
+TIDEGATE_CHANGES_SECONDS says how long (40; 0 for one world), TIDEGATE_CHANGES_FIRST with which seed to begin (0) and
 TIDEGATE_CHANGES_ROUNDS how many rounds a world has (12). A seed that fails is run again by the command in its message.
 """
 
@@ -38,22 +38,22 @@ def test_nothing_that_changes_ends_it_or_makes_a_total_wrong(forks: Forks) -> No
     """As many worlds as there is time for, at least one."""
     if forks.clock is None:
         print("left out: the wall clock is not set, as libfaketime is not installed")
-    deadline = time.monotonic() + SECONDS
-    seed = FIRST
-    while seed == FIRST or time.monotonic() < deadline:
-        live(forks, seed)
+    deadline = time.monotonic() + SECONDS if SECONDS else float("inf")
+    seed, rounds = FIRST, 0
+    while seed == FIRST or (SECONDS and time.monotonic() < deadline):
+        rounds += live(forks, seed, deadline)
         seed += 1
-    print(f"{seed - FIRST} worlds of {ROUNDS} rounds, seeds {FIRST} to {seed - 1}")
+    print(f"{seed - FIRST} worlds, {rounds} rounds, seeds {FIRST} to {seed - 1}")
 
 
-def live(forks: Forks, seed: int) -> None:
-    """One world, from its seed; its folder stays if it fails."""
+def live(forks: Forks, seed: int, deadline: float) -> int:
+    """Live one world, from its seed, and return how many rounds it had; its folder stays if it fails."""
     folder = Path(mkdtemp(prefix=f"tidegate-changes-{seed}-"))
     if forks.clock is not None:
         forks.set_clock(0)
     world = World(folder, random.Random(f"changes {seed}"), forks)
     try:
-        play(world, ROUNDS)
+        rounds = play(world, ROUNDS, deadline)
         if world.door is not None:
             world.door.close()
     except Exception as fault:
@@ -61,3 +61,4 @@ def live(forks: Forks, seed: int) -> None:
         story = f"in {folder}: {world.settings}\n{', '.join(world.story)}"
         pytest.fail(f"{fault!r}\n\n{again} pytest tests/faults/test_changes.py\n{story}")
     shutil.rmtree(folder)
+    return rounds

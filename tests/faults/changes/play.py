@@ -1,5 +1,6 @@
 """A world's life: rounds of changes, events and runs."""
 
+import time
 from collections.abc import Callable
 
 from tests.faults.changes.changes import (
@@ -22,12 +23,14 @@ CHANGES: tuple[Callable[[World], None], ...] = (
 )  # fmt: skip
 
 
-def play(world: World, rounds: int) -> None:
-    """Some rounds of changes, events and runs; the story says what was done."""
+def play(world: World, rounds: int, deadline: float) -> int:
+    """Play rounds of changes, events and runs until the deadline, and return how many; the story says what was done."""
     rng = world.rng
     world.send(20)
     world.run()
-    for _ in range(rounds):
+    for played in range(rounds):
+        if time.monotonic() > deadline:
+            return played
         for change in rng.sample(CHANGES, rng.randint(0, 2)):
             world.story.append(change.__name__)
             change(world)
@@ -39,3 +42,4 @@ def play(world: World, rounds: int) -> None:
             world.send(rng.choice((0, 3, 40)))
             world.story.append("run")
             world.run()
+    return rounds
