@@ -54,11 +54,12 @@ def live(forks: Forks, seed: int, deadline: float) -> int:
     world = World(folder, random.Random(f"changes {seed}"), forks)
     try:
         rounds = play(world, ROUNDS, deadline)
-        if world.door is not None:
-            world.door.close()
+        world.close()
     except Exception as fault:
         again = f"TIDEGATE_CHANGES_FIRST={seed} TIDEGATE_CHANGES_SECONDS=0 TIDEGATE_CHANGES_ROUNDS={ROUNDS}"
         story = f"in {folder}: {world.settings}\n{', '.join(world.story)}"
         pytest.fail(f"{fault!r}\n\n{again} pytest tests/faults/test_changes.py\n{story}")
+    finally:
+        world.abandon()
     shutil.rmtree(folder)
     return rounds

@@ -48,6 +48,11 @@ class Door:
         if "Traceback" in self._process.words():
             raise Fault(f"the service raised: {self._process.words()[-3000:]}")
 
+    def abandon(self) -> None:
+        """Kill it, if it still runs."""
+        self._client.close()
+        self._process.send(signal.SIGKILL)
+
     def ask(self, method: str, path: str, **given: Any) -> httpx.Response:
         """Send a request; 5xx is a fault, but for 503 while the store is not there or incomplete."""
         answer = self._client.request(method, path, **given)

@@ -121,8 +121,7 @@ class Oracle:
             return "future"
         self._move(sent, stream)
         if new["too_late", sent.raw] > same_left:
-            now = max(self._now.get((sent.customer, stream), 0), self.bounds.wall_max)
-            if sent.at >= now - self.bounds.lateness_min:
+            if sent.at >= self._latest(sent.customer) - self.bounds.lateness_min:
                 self.wrong.append(f"too late, though it is not: {sent.raw[:300]!r}")
             return "too_late"
         known = self.seen.get(sent.identity)
@@ -136,8 +135,14 @@ class Oracle:
         return "accepted"
 
     def _may_be_forgotten(self, sent: Sent, seen_at: int) -> bool:
-        now = max([self.bounds.wall_max, *(at for (who, _), at in self._now.items() if who == sent.customer)])
-        return seen_at < now - self.bounds.lateness_min
+        return seen_at < self._latest(sent.customer) - self.bounds.lateness_min
+
+    def _latest(self, customer: str) -> int:
+        """The latest that a customer's now may be; once both clocks were used, floors may be those of others."""
+        both = self.bounds.wall_max > 0
+        return max(
+            [self.bounds.wall_max, *(at for (who, _), at in self._now.items() if both or who == customer)]
+        )
 
     def _move(self, sent: Sent, stream: str) -> None:
         """The latest that now may be: an event moves it by the tolerance beyond the one before, not alone."""

@@ -372,6 +372,16 @@ class World:
                         f"adjustments of {pair}: {adjusted[pair]} instead of {wanted_adjustments[pair]}"
                     )
 
+    def close(self) -> None:
+        """End the service, if there is one, in order."""
+        if self.door is not None:
+            self.door.close()
+
+    def abandon(self) -> None:
+        """Leave nothing open."""
+        if self.door is not None:
+            self.door.abandon()
+
     # Stores that are lost, and backups
 
     def lose_store(self) -> None:
