@@ -158,6 +158,11 @@ class Core:
         """Wait for the store's catalog, so long at most."""
         self._catalogs.follow(ANY, within.total_seconds())
 
+    def follow(self) -> None:
+        """Begin to follow the store, as the first call would."""
+        if self._process != os.getpid():
+            self._start()
+
     def close(self) -> None:
         with self._lock:
             self._closed, self._process = True, 0

@@ -106,6 +106,10 @@ class _Gate:
         """
         self._core.accepted(customer, identity, event)
 
+    def follow(self) -> None:
+        """Begin to follow the store at once, and not with the first call; `flow_state` and `lag` need it."""
+        self._core.follow()
+
     def flow_state(self, max_lag: timedelta) -> FlowState:
         """Return how the flow is doing, where totals may be `max_lag` old, as this gate last saw it."""
         return self._core.freshness.state(self._core.now(), max_lag // timedelta(microseconds=1))

@@ -81,6 +81,8 @@ class Service:
         """
         self.ingest = self.settings.ingest.open()
         self.live.start()
+        # Not only with the first check, as probes ask how the flow is doing.
+        self.gate.follow()
         with suppress(TimeoutError):
             await asyncio.wait_for(self.live.first.wait(), STORE_WITHIN_S)
             await self.followed(self.live.number)
