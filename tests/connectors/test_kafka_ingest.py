@@ -1,11 +1,12 @@
 """Putting events into Kafka: nobody is told that an event is taken before it is."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Coroutine
 from typing import Any
 
 from connectors.kafka_ingest import KafkaIngest
-from operators.ports import IngestError
+from operators.ports import IngestError, Place
 from tests.connectors.kafka_help import messages
 from tests.kafka_server import Brokers, Kafka
 
@@ -15,7 +16,7 @@ def putting(kafka: Kafka, topic: str, *puts: tuple[list[bytes], list[str]], **co
 
     async def main() -> list[Any]:
         ingest = KafkaIngest(kafka.bootstrap.split(","), topic, config=named(config))
-        made: list[Coroutine[Any, Any, None]] = [ingest.put(*put) for put in puts]
+        made: list[Coroutine[Any, Any, list[Place]]] = [ingest.put(*put) for put in puts]
         found = await asyncio.gather(*made, return_exceptions=True)
         await ingest.close()
         return found
@@ -33,8 +34,16 @@ def test_a_customers_events_lie_in_one_partition_in_their_order(kafka: Kafka) ->
     customers = [f"cus_{n % 8}" for n in range(400)]
     payloads = [f"{customer}:{n}".encode() for n, customer in enumerate(customers)]
     puts = [(payloads[at : at + 50], customers[at : at + 50]) for at in range(0, 400, 50)]
-    assert putting(kafka, topic, *puts) == [None] * 8
+    outcomes = putting(kafka, topic, *puts)
     found = messages(kafka, topic)
+    # Where they are is what heartbeats say of the partitions.
+    places = [place for places in outcomes for place in places]
+    before: Counter[int] = Counter()
+    lie = {}
+    for m in found:
+        before[m.partition] += 1
+        lie[m.value] = Place(f"{topic}/{m.partition}", before[m.partition])
+    assert places == [lie[payload] for payload in payloads]
     assert sorted(m.value for m in found) == sorted(payloads)
     for customer in set(customers):
         mine = [m for m in found if m.key == customer.encode()]
@@ -46,7 +55,7 @@ def test_a_customers_events_lie_in_one_partition_in_their_order(kafka: Kafka) ->
 
 def test_nothing_put_is_nothing_sent(kafka: Kafka) -> None:
     topic = kafka.topic()
-    assert putting(kafka, topic, ([], [])) == [None]
+    assert putting(kafka, topic, ([], [])) == [[]]
     assert messages(kafka, topic) == []
 
 
@@ -67,7 +76,7 @@ def test_an_event_that_is_too_large_is_an_error_and_its_neighbours_are_not(broke
     puts = ([b"x" * 2000], ["c"]), ([b"1"], ["c"])
     large, small = putting(brokers, topic, *puts, batch_num_messages="1")
     assert isinstance(large, IngestError) and "MSG_SIZE_TOO_LARGE" in str(large)
-    assert small is None
+    assert small == [Place(f"{topic}/0", 1)]
     assert [m.value for m in messages(brokers, topic)] == [b"1"]
 
 
