@@ -170,6 +170,7 @@ def set_clock_live(world: World, process: Process) -> Process:
 def change_catalog_live(world: World) -> None:
     """Apply another catalog while the flow runs, and wait until it decodes by it."""
     edition = world.catalogs.change(world.now())
+    world.adopt_in_force()
     world.check_input()
     world.set_catalog(edition)
     number = catalog_number(world)

@@ -29,7 +29,7 @@ class Door:
         self._world = world
         settings = {"TIDEGATE_INGEST": "log:ingest/", "TIDEGATE_SHARDS": world.settings["SHARDS"]}
         arguments = ["--listen", "127.0.0.1:0", "--auth", "none"]
-        start = Start("serving", arguments, str(world.folder), settings, "served")
+        start = Start("serving", arguments, str(world.folder), settings, f"served-{world.starts:03}")
         self._process: Process = world.forks.start(start)
         deadline = time.monotonic() + PATIENCE
         while " listens on " not in (words := self._process.words()):

@@ -98,6 +98,10 @@ class Oracle:
         # Those of streams that are taken next stay new.
         self._letters = dead - +new
 
+    def finish(self, dead: Counter[tuple[str, bytes]]) -> None:
+        """Complain of dead letters that nothing accounts for, once all streams were taken."""
+        self.wrong += [f"a dead letter too many: {letter}" for letter in dead - self._letters]
+
     def _lack(self, sent: Sent, reason: str, new: Counter[tuple[str, bytes]]) -> None:
         if new[reason, sent.raw] < 1:
             self.wrong.append(f"no dead letter {reason} of {sent.raw[:300]!r}")

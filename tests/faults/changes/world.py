@@ -235,6 +235,7 @@ class World:
             elements = [each for line in lines for each in self._elements(line)]
             self.oracle.take(name, elements, self.edition.meters, dead)
             self.read[name] = len(self.sent[name])
+        self.oracle.finish(dead)
         if self.oracle.wrong:
             raise Fault("\n".join(self.oracle.wrong[:5]))
 
@@ -377,6 +378,11 @@ class World:
         if self.door is not None:
             self.door.close()
 
+    def leave_door(self) -> None:
+        """End the service, which says that it has to be started again once its store is another file."""
+        self.close()
+        self.door = None
+
     def abandon(self) -> None:
         """Leave nothing open."""
         if self.door is not None:
@@ -385,6 +391,7 @@ class World:
     # Stores that are lost, and backups
 
     def lose_store(self) -> None:
+        self.leave_door()
         for path in self.folder.glob("data/tidegate.db*"):
             path.unlink()
         self.lost = self.was_lost = True
@@ -404,6 +411,7 @@ class World:
     def restore(self) -> None:
         """Put the copy back; the inputs and the catalog file stay as they are."""
         assert self.saved is not None
+        self.leave_door()
         shutil.rmtree(self.folder / "data")
         shutil.copytree(self.folder / "backup", self.folder / "data")
         saved = self.saved
