@@ -213,9 +213,9 @@ def settle(world: World, process: Process) -> None:
 
 def stop(world: World, process: Process) -> None:
     """Stop it in order; one that has only begun to start has nothing to end in order."""
-    has_begun = world.pending() > 0
     process.send(signal.SIGTERM)
-    allowed = (0,) if has_begun else (0, -signal.SIGTERM)
+    process.wait(PATIENCE)
+    allowed = (0,) if process.words() else (0, -signal.SIGTERM)
     if world.ended(process, *allowed) not in allowed:
         raise Fault(f"the flow that was stopped in order ends with an error: {process.words()[-1000:]}")
 
