@@ -39,16 +39,24 @@ def ack(
         str | None,
         typer.Option(help="Units that are accepted: else what is off now; of a cause, any amount."),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Accept drift: it stays listed, raises no alert, and is no reason for exit code 1 until it grows."""
     if up_to is not None and not AMOUNT.fullmatch(up_to):
         raise Failed(f"--up-to: needs an amount such as 12.5, got {up_to[:40]!r}")
-    _append(Asked(customer, meter, _start(period), cause, up_to), why)
+    _append(Asked(customer, meter, _start(period), cause, up_to), why, as_json)
 
 
-def unack(meter: Meter, why: Why, customer: Customer = "", period: Period = None, cause: Cause = "") -> None:
+def unack(
+    meter: Meter,
+    why: Why,
+    customer: Customer = "",
+    period: Period = None,
+    cause: Cause = "",
+    as_json: AsJson = False,
+) -> None:
     """Withdraw an acknowledgement: what it covered is drift again."""
-    _append(Asked(customer, meter, _start(period), cause, None, is_withdrawn=True), why)
+    _append(Asked(customer, meter, _start(period), cause, None, is_withdrawn=True), why, as_json)
 
 
 def acks(as_json: AsJson = False) -> None:
@@ -74,7 +82,7 @@ def acks(as_json: AsJson = False) -> None:
     print_table(columns, rows, "Nothing is acknowledged.")
 
 
-def _append(asked: Asked, why: str) -> None:
+def _append(asked: Asked, why: str, as_json: bool) -> None:
     if not why.strip():
         raise Failed("--why: needs a reason")
     settings = load_reconciliation_settings()
@@ -96,7 +104,10 @@ def _append(asked: Asked, why: str) -> None:
         except Unfit as error:
             raise Failed(str(error)) from None
         log.append(record)
-    print(words_of(record))
+    if as_json:
+        print_lines([msgspec.json.encode(shown(record))])
+    else:
+        print(words_of(record))
 
 
 def _control(settings: ReconciliationSettings) -> ControlLog:
