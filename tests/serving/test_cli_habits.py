@@ -4,6 +4,7 @@ import os
 import pty
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -69,5 +70,13 @@ def test_q_ends_top(place: Place) -> None:
     with subprocess.Popen(
         command, cwd=place.folder, env=place.environment(), stdin=theirs, stdout=subprocess.DEVNULL
     ) as process:
-        os.write(ours, b"xq")
-        assert process.wait(SECONDS) == 0
+        try:
+            # What is typed before it reads single keys is thrown away.
+            until = time.monotonic() + SECONDS
+            while process.poll() is None:
+                assert time.monotonic() < until
+                os.write(ours, b"xq")
+                time.sleep(0.1)
+            assert process.returncode == 0
+        finally:
+            process.kill()
