@@ -173,7 +173,7 @@ def _ladder(
 ) -> Ladder:
     # A level of 0 is reached by the first usage, not by none.
     ups = tuple(max(ceil(value * SCALE), 1) for value, _ in levels)
-    downs = tuple(ceil(value * left * SCALE) if value else 1 for value, _ in levels)
+    downs = tuple(max(ceil(value * left * SCALE), 1 if left else 0) for value, _ in levels)
     return Ladder(rule, raised, resolved, ups, downs, tuple(label for _, label in levels))
 
 

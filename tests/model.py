@@ -517,7 +517,7 @@ class Rule(NamedTuple):
         """How many levels hold when each is lowered to `slack` of its value."""
         if self.name == "overage":
             return sum(total > value * slack for value, _ in self.levels)
-        return sum(total >= value * slack if value else total > 0 for value, _ in self.levels)
+        return sum(total >= value * slack if value or not slack else total > 0 for value, _ in self.levels)
 
 
 @cache
@@ -849,35 +849,34 @@ class Model:
             return max(self.now.latest.get(customer, 0), *known, 0)
         return max(received_at, self.now.judged.get(self.now.shard_of(customer), 0))
 
-    def restart(self, catalog: Catalog, received_at: int) -> None:
+    def restart(self, catalog: Catalog, received_at: int, applied_at: int | None = None) -> None:
         """Go on under another catalog: ends of windows move, and the periods that hold now are judged by it."""
         before, self.catalog = self.catalog, catalog
         for key in self._windows:
             self._move_end(key)
         for customer, meter in sorted({key[:2] for key in self._windows}):
-            self._judge(customer, meter, before.limit_of(customer, meter), received_at)
+            now = self._holding(customer, received_at)
+            at = received_at if applied_at is None else applied_at
+            self._judge(customer, meter, before.limit_of(customer, meter), now, at)
 
-    def _judge(self, customer: str, meter: str, before: Limit, received_at: int) -> None:
+    def _judge(self, customer: str, meter: str, before: Limit, now: int, at: int) -> None:
         """Judge the periods that are not over by the limit in force."""
         limit = self.catalog.limit_of(customer, meter)
         held = {key[2:]: state.holds for key, state in self._rules.items() if key[:2] == (customer, meter)}
         if before != limit:
             for start, name in held:
                 del self._rules[customer, meter, start, name]
-        now = self._holding(customer, received_at)
         for key in sorted(key for key in self._windows if key[:3] == (customer, meter, "period")):
             start, is_over = key[3], self._windows[key].end <= now
             if is_over or not self._is_boundary(key):
                 continue
             for rule in rules_of(limit):
-                self._evaluate(rule, limit, customer, meter, start, received_at)
+                self._evaluate(rule, limit, customer, meter, start, at)
             for name, resolved in RESOLVED.items() if before != limit else ():
                 state = self._rules.setdefault((customer, meter, start, name), RuleState(limit))
                 if held.get((start, name)) and not state.holds:
                     state.turn = 1
-                    self._alert(
-                        name, resolved, "resolved", customer, meter, start, "none", limit, received_at, 1
-                    )
+                    self._alert(name, resolved, "resolved", customer, meter, start, "none", limit, at, 1)
 
     def _move_end(self, key: tuple[str, str, str, int]) -> None:
         """A window whose start is a boundary of the catalog ends where that says; any other keeps its end."""

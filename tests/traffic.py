@@ -135,7 +135,7 @@ def changed_policy(rng: random.Random, policy: Policy) -> Policy:
     """Often one whose periods begin where they did and end elsewhere."""
     match policy:
         case Anchored(every, unit, anchor) if rng.random() < 0.7:
-            return Anchored(rng.choice((every * 2, every * 3, 1)), unit, anchor)
+            return Anchored(min(rng.choice((every * 2, every * 3, 1)), 120), unit, anchor)
         case Billing(edges) if edges and rng.random() < 0.7:
             last = edges[-1] + timedelta(minutes=rng.randint(1, 2000))
             return Billing(rng.choice((edges[:-1], (*edges, last), (*edges[:-1], last))))

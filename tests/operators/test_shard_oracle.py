@@ -65,7 +65,7 @@ class Fleet:
         self.frames: list[list[Frame]] = [[] for _ in range(SHARDS)]
         self.since: list[Payloads] = []
         self.latest = 0
-        self.applied_at = 0
+        self.applied_at = self.now = 0
         self.left: list[list[object]] = [self._start(0)]
 
     def _start(self, now: int) -> list[object]:
@@ -160,28 +160,29 @@ class Fleet:
     ) -> None:
         """Snapshot, and go on in another process, perhaps under a catalog applied `now`, or other settings."""
         self.snapshot()
+        self.now = max(now, self.now)
         if catalog is not None:
-            self.catalog, self.applied_at = catalog, now
+            self.catalog, self.applied_at = catalog, self.now
         self.lateness, self.clock = lateness or self.lateness, clock or self.clock
-        self.left = [self._start(now)]
+        self.left = [self._start(self.now)]
         self.alerts += cast(list[Alert], self.left[0])
         self.model.now.restart(self.lateness // timedelta(microseconds=1), self.clock)
-        if catalog is not None:
-            self.model.restart(catalog, now)
+        self.model.restart(self.catalog, self.now, self.applied_at)
 
     def adopt(self, catalog: Catalog, now: int) -> None:
         """Go on under another catalog without stopping, applied `now`."""
-        self.catalog, self.applied_at = catalog, now
+        self.now = max(now, self.now)
+        self.catalog, self.applied_at = catalog, self.now
         self.number += 1
         customers = self.decoder.customers
         self.decoder = Decoder(
             catalog, shards=SHARDS, clock=self.clock, number=self.number, customers=customers
         )
         for shard in self.shards:
-            shard.adopt(self.number, catalog, now, now)
+            shard.adopt(self.number, catalog, self.now, self.now)
             self.alerts += shard.review()
         self.snapshot()
-        self.model.restart(catalog, now)
+        self.model.restart(catalog, self.now, self.now)
 
     def adjust(self, adjustment: Adjustment, received_at: int) -> bool:
         """Whether it was taken."""
@@ -208,7 +209,7 @@ class Fleet:
 
     def crash(self) -> None:
         """Go back to the last snapshot and do again what was done since: the same must leave again."""
-        again = [self._start(0)]
+        again = [self._start(self.now)]
         again += [_comparable(self._apply(_later(payloads))) for payloads in self.since]
         assert again == self.left
         self.model.now.crash()

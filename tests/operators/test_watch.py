@@ -126,3 +126,12 @@ def test_a_level_of_nothing_is_reached_by_the_first_usage(limit: Limit) -> None:
     shard = Shard(0, catalog, timedelta(days=1), "event")
     alerts = metered(shard, catalog, ["0", "0", "3"], 1)
     assert {(alert.state, alert.total) for alert in alerts} == {("raised", "3")}
+
+
+def test_with_all_of_it_as_hysteresis_no_level_is_left() -> None:
+    """Also a level of nothing, which holds no less than those above it."""
+    levels = tuple(Threshold(absolute=Decimal(value)) for value in ("0", "0.25", "200"))
+    catalog = limited("last", Limit(thresholds=levels, hysteresis_pct=Decimal(100)))
+    shard = Shard(0, catalog, timedelta(days=1), "event")
+    alerts = metered(shard, catalog, ["1", "0", "500"], 1)
+    assert [(alert.state, alert.level) for alert in alerts] == [("raised", "0.25"), ("raised", "200")]
