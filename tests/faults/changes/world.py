@@ -55,6 +55,7 @@ class Saved:
     applied: dict[str, Adjustment]
     settings: dict[str, str]
     gone: dict[tuple[str, str, str], Fraction]
+    gone_adjusted: Counter[tuple[str, str]]
 
 
 @dataclass
@@ -72,6 +73,7 @@ class World:
     read: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STREAMS, 0))
     windows: dict[Window, Total] = field(default_factory=dict)
     gone: dict[tuple[str, str, str], Fraction] = field(default_factory=dict)
+    gone_adjusted: Counter[tuple[str, str]] = field(default_factory=Counter)
     adjustments: dict[str, Adjustment] = field(default_factory=dict)
     applied: dict[str, Adjustment] = field(default_factory=dict)
     saved: Saved | None = None
@@ -332,6 +334,8 @@ class World:
     def _let_go(self, total: Total) -> None:
         key = total.window, total.customer, total.meter
         self.gone[key] = self.gone.get(key, Fraction(0)) + _value(total)
+        if total.window == "period":
+            self.gone_adjusted[key[1:]] += Fraction(total.adjustment)  # type: ignore[assignment]
 
     def _check_adjustments(self, notes: list[dict[str, Any]]) -> None:
         """Each was applied or refused with a note, and what is plain is never refused."""
@@ -350,7 +354,7 @@ class World:
         """The windows of each kind hold each reading once."""
         kinds = {meter.name: meter.kind for meter in METERS}
         found: dict[tuple[str, str, str], Fraction] = dict(self.gone)
-        adjusted: Counter[tuple[str, str]] = Counter()
+        adjusted = self.gone_adjusted.copy()
         for total in self.windows.values():
             key = total.window, total.customer, total.meter
             found[key] = found.get(key, Fraction(0)) + _value(total)
@@ -363,15 +367,12 @@ class World:
         for customer, meter in self.oracle.sums:
             if kinds[meter] in ("count", "sum") and ("period", customer, meter) not in found:
                 raise Fault(f"no total of {customer!r} {meter}")
-        if not self.was_lost:
-            wanted_adjustments: Counter[tuple[str, str]] = Counter()
-            for record in self.applied.values():
-                wanted_adjustments[record.customer, record.meter] += Fraction(record.quantity)  # type: ignore[assignment]
-            for pair in adjusted.keys() | wanted_adjustments.keys():
-                if adjusted[pair] != wanted_adjustments[pair]:
-                    raise Fault(
-                        f"adjustments of {pair}: {adjusted[pair]} instead of {wanted_adjustments[pair]}"
-                    )
+        wanted_adjustments: Counter[tuple[str, str]] = Counter()
+        for record in self.applied.values():
+            wanted_adjustments[record.customer, record.meter] += Fraction(record.quantity)  # type: ignore[assignment]
+        for pair in adjusted.keys() | wanted_adjustments.keys():
+            if adjusted[pair] != wanted_adjustments[pair]:
+                raise Fault(f"adjustments of {pair}: {adjusted[pair]} instead of {wanted_adjustments[pair]}")
 
     def close(self) -> None:
         """End the service, if there is one, in order."""
@@ -405,7 +406,7 @@ class World:
         shutil.copytree(self.folder / "data", self.folder / "backup")
         self.saved = Saved(
             deepcopy(self.oracle), dict(self.read), dict(self.windows), dict(self.adjustments), dict(self.applied),
-            dict(self.settings), dict(self.gone),
+            dict(self.settings), dict(self.gone), self.gone_adjusted.copy(),
         )  # fmt: skip
 
     def restore(self) -> None:
