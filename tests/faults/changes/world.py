@@ -88,7 +88,7 @@ class World:
             "ALERTS": "file:alerts.ndjson", "DEAD_LETTERS": "file:dead.ndjson", "EPOCH": "1s", "STORE_ASIDE": "0",
             "SYNC": "false", "COALESCE": "3ms",
         }  # fmt: skip
-        self.edition = self.catalogs.editions[0]
+        self.edition = self.adopted = self.catalogs.editions[0]
         self.editions = {self.edition.text: self.edition}
         (self.folder / "catalog.yaml").write_text(self.edition.text)
         for name in "ab":
@@ -257,18 +257,19 @@ class World:
         """Take over the catalog that the store has as the newest."""
         with closing(SqliteControl(self.store)) as log:
             version = log.catalog()
-        assert version is not None
-        if version.origin == "api":
+        # A store that is new has none where the file is wrong: the last good one is noted beside the state.
+        text = self.adopted.text if version is None else version.text
+        if version is not None and version.origin == "api":
             # A limit was set in it, by an edit that keeps all the rest.
-            self.editions.setdefault(version.text, Edition(version.text, self.edition.meters))
-        if version.text not in self.editions:
-            raise Fault(f"a catalog is in force that nobody applied: {version.text[:300]}")
-        edition = self.editions[version.text]
+            self.editions.setdefault(text, Edition(text, self.adopted.meters))
+        if text not in self.editions:
+            raise Fault(f"a catalog is in force that nobody applied: {text[:300]}")
+        edition = self.editions[text]
         if self.edition.text != edition.text and not self.edition.may_be_refused:
             raise Fault(f"a catalog was refused: {self.edition.text}")
         if not edition.meters:
             raise Fault(f"a wrong catalog is in force: {edition.text}")
-        self.edition = edition
+        self.edition = self.adopted = edition
         self.catalogs.adopt(edition)
 
     def check(self) -> None:
@@ -397,7 +398,7 @@ class World:
             path.unlink()
         self.lost = self.was_lost = True
         self.adjustments.clear()
-        self.editions = {self.edition.text: self.edition}
+        self.editions = {each.text: each for each in (self.edition, self.adopted)}
         self.catalogs.editions = [self.edition]
 
     def save(self) -> None:
