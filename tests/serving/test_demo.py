@@ -30,7 +30,7 @@ def start(tmp_path: Path, **settings: str) -> subprocess.Popen[str]:
     given = {
         "PYTHONPATH": str(ROOT),
         "DEMO_FOLDER": str(tmp_path / "demo"),
-        "DEMO_RATE": "500",
+        "DEMO_RATE": "100",
         "DEMO_PORT": "0",
     }
     return subprocess.Popen(
