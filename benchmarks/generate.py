@@ -14,6 +14,7 @@ import json
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from functools import partial
 from hashlib import sha256
 from math import ceil
 from pathlib import Path
@@ -23,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from operators.catalog import Catalog, Condition, Filter, Limit, Meter, Plan, Threshold
+from settings.catalog_plans import MAX_LAG
 
 VERSION = 2
 METERS = ("tokens_in", "tokens_out", "requests", "gpu_seconds", "context")
@@ -68,15 +70,16 @@ def catalog() -> Catalog:
     def percents(*numbers: int) -> tuple[Threshold, ...]:
         return tuple(Threshold(percent=Decimal(number)) for number in numbers)
 
+    limit = partial(Limit, max_lag=MAX_LAG)
     uncached = Filter("and", (Condition("cached", "equals", False),))
     limits = {
-        "tokens_in": Limit(cap=Decimal(400_000), thresholds=percents(50, 80, 100)),
-        "tokens_out": Limit(included=Decimal(100_000), on_cap="allow", thresholds=percents(80, 100)),
-        "requests": Limit(cap=Decimal(600), thresholds=percents(50, 80, 90, 100)),
-        "gpu_seconds": Limit(
+        "tokens_in": limit(cap=Decimal(400_000), thresholds=percents(50, 80, 100)),
+        "tokens_out": limit(included=Decimal(100_000), on_cap="allow", thresholds=percents(80, 100)),
+        "requests": limit(cap=Decimal(600), thresholds=percents(50, 80, 90, 100)),
+        "gpu_seconds": limit(
             included=Decimal("1500.5"), cap=Decimal("3000.25"), on_cap="warn", thresholds=percents(75, 100)
         ),
-        "context": Limit(
+        "context": limit(
             thresholds=(Threshold(absolute=Decimal(100_000)), Threshold(absolute=Decimal(190_000)))
         ),
     }

@@ -68,7 +68,7 @@ class ServingSettings(Settings):
         2000,
         ge=10,
         le=200_000,
-        description="The most connections; twice TIDEGATE_STREAMS_MAX are always allowed.",
+        description="The most connections; twice `TIDEGATE_STREAMS_MAX` are always allowed.",
     )
     connections_per_address: int = Field(
         1500, ge=1, le=200_000, description="The most connections of one address, which may be a proxy's."

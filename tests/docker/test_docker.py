@@ -129,4 +129,7 @@ def test_the_entry_point_runs_a_flow_that_is_healthy_and_stops(place: Place) -> 
 
 def test_the_entry_point_knows_its_roles() -> None:
     found = subprocess.run(["/bin/sh", DOCKER / "entrypoint.sh", "metring"], capture_output=True, text=True)
-    assert found.returncode == 64 and "needs metering, reconciliation, serve or tidegate" in found.stderr
+    assert (
+        found.returncode == 64
+        and "needs metering, reconciliation, serve, tidegate or metrics-key" in found.stderr
+    )

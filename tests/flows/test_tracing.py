@@ -61,5 +61,5 @@ def test_log_lines_are_objects_if_so_chosen(place: Place) -> None:
         catalog.write_text("meters: [")
         assert process.stderr is not None
         line = json.loads(process.stderr.readline())
-    assert (line["level"], line["logger"]) == ("ERROR", "connectors.control")
+    assert (line["level"], line["logger"]) == ("ERROR", "tidegate.catalog")
     assert "the catalog stays as it is" in line["message"] and line["time"]

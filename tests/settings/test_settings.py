@@ -59,6 +59,7 @@ TABLE: list[tuple[str, Any, str, str, Any]] = [
     ("store_aside", 20_000, "0", "0", 0),
     ("metrics", None, "0.0.0.0:9464", '"0.0.0.0:9464"', ("0.0.0.0", 9464)),
     ("stall", timedelta(seconds=30), "2m", '"2m"', timedelta(minutes=2)),
+    ("peer_timeout", timedelta(minutes=5), "1m", '"1m"', timedelta(minutes=1)),
     ("log", "text", "json", '"json"', "json"),
     ("traces", None, "http://c:4318", '"http://c:4318"', "http://c:4318"),
     ("sync", True, "no", "false", False),
