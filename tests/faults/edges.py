@@ -34,6 +34,10 @@ class Edges(ABC):
         """Puts the lines of each part where a flow in `folder` reads them; the settings that say so."""
 
     @abstractmethod
+    def append(self, folder: Path, parts: list[list[bytes]]) -> None:
+        """Put further lines behind those of each part."""
+
+    @abstractmethod
     def alerts(self, folder: Path) -> list[bytes]:
         """The alerts that the run in `folder` left."""
 
@@ -46,13 +50,17 @@ class Files(Edges):
     """Everything in files of the run's folder."""
 
     def prepare(self, folder: Path, parts: list[list[bytes]]) -> dict[str, str]:
-        for number, lines in enumerate(parts):
-            (folder / f"in-{number}.ndjson").write_bytes(b"".join(line + b"\n" for line in lines))
+        self.append(folder, parts)
         return {
             "SOURCE": "file:in-*.ndjson" if len(parts) > 1 else "file:in-0.ndjson",
             "ALERTS": "file:alerts.ndjson",
             "DEAD_LETTERS": "file:dead.ndjson",
         }
+
+    def append(self, folder: Path, parts: list[list[bytes]]) -> None:
+        for number, lines in enumerate(parts):
+            with (folder / f"in-{number}.ndjson").open("ab") as file:
+                file.write(b"".join(line + b"\n" for line in lines))
 
     def alerts(self, folder: Path) -> list[bytes]:
         return lines_of(folder / "alerts.ndjson")

@@ -124,13 +124,11 @@ class Run:
         return cls(folder, layout, edges, stores, given)
 
     def change(self, lines: list[bytes], catalog: Catalog, applied_at: int, **settings: str) -> None:
-        """Append lines to its files, and go on under the next catalog version and other settings."""
+        """Append lines to its input, and go on under the next catalog version and other settings."""
         versions = self.folder / "catalogs.pickle"
         earlier = pickle.loads(versions.read_bytes())
         versions.write_bytes(pickle.dumps([*earlier, (catalog, applied_at)]))
-        for number, part in enumerate(parted(lines, self.layout.files)):
-            with (self.folder / f"in-{number}.ndjson").open("ab") as file:
-                file.write(b"".join(line + b"\n" for line in part))
+        self.edges.append(self.folder, parted(lines, self.layout.files))
         self.settings |= settings
 
     def start(self, kill: Kill | None = None, victim: int = 0, pace_ms: int = 5) -> bool:

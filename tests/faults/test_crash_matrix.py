@@ -11,7 +11,7 @@ import random
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
@@ -22,8 +22,9 @@ import msgspec
 import pytest
 
 from operators.catalog import Catalog
-from tests.faults.harness import STARTS, Layout, Result, Run, random_kill, watched
-from tests.faults.orders import Kill
+from tests.faults.edges import Edges, Stores
+from tests.faults.harness import FILES, SQLITE, STARTS, Layout, Result, Run, random_kill, watched
+from tests.faults.orders import Kill, Met
 from tests.model import Model
 from tests.traffic import Case, changed_catalog, traffic
 
@@ -70,9 +71,6 @@ class Reference:
         assert not wrong
         self.result = run.result()
 
-    def random_kill(self, rng: random.Random, half: int, resumed: bool) -> Kill:
-        return random_kill(rng, self.met[half], self.calls[half], resumed=resumed)
-
 
 @cache
 def case_of(seed: int) -> Case:
@@ -115,33 +113,55 @@ def reference(room: Path, seed: int, layout: Layout) -> Reference:
     return _references[seed, layout]
 
 
-def crash(room: Path, seed: int, layout: Layout) -> None:
-    """Kills a run here and there until it is let go on, and compares what it left."""
+def crash(
+    room: Path,
+    name: str,
+    seed: int,
+    layout: Layout,
+    edges: Edges = FILES,
+    stores: Stores = SQLITE,
+    met_there: Callable[[Reference, Met], Met] = lambda _, met: met,
+    start: Callable[[Run, Kill, int], object] = Run.start,
+) -> None:
+    """Kill a run here and there until it is let go on, and compare what it left with what an unkilled one on files did.
+
+    `met_there` gives what a run with these edges and stores meets, for one on files; `start` runs it with a kill.
+    """
     traffic_seed = seed // KILLS_PER_TRAFFIC
     expected = reference(room, traffic_seed, layout)
-    rng = random.Random(f"{seed} {layout}")
-    folder = room / f"killed-{seed}-{'-'.join(map(str, layout))}"
-    run = Run.prepared(folder, expected.case, layout, **settings_of(traffic_seed))
-    first = rng.randrange(2)
+    rng = random.Random(f"{name} {seed}")
+    run = Run.prepared(
+        room / f"{name}-{seed}", expected.case, layout, edges, stores, **settings_of(traffic_seed)
+    )
     kills: list[list[Kill]] = [[], []]
-    kills[first].append(expected.random_kill(rng, first, resumed=False))
+
+    def one_more(half: int, resumed: bool) -> None:
+        met = met_there(expected, expected.met[half])
+        kills[half].append(random_kill(rng, met, expected.calls[half], resumed=resumed))
+
+    one_more(rng.randrange(2), False)
     while rng.random() < 0.55 and len(kills[0]) + len(kills[1]) < STARTS:
-        half = rng.randrange(2)
-        kills[half].append(expected.random_kill(rng, half, resumed=True))
+        one_more(rng.randrange(2), True)
     with watched(run) as wrong:
         for half in range(2):
             if half:
                 expected.change.befall(run)
             for kill in kills[half]:
-                run.start(kill, rng.randrange(layout.processes))
+                start(run, kill, rng.randrange(layout.processes))
             # Once more, also where all kills were missed: a start with nothing new changes nothing.
             assert run.start(), run.said()
     count(run.kills, len(kills[0]) + len(kills[1]))
-    told = f"seed {seed}, {layout}, kills {run.kills} in {run.folder}"
-    assert not wrong, (told, wrong[:5])
-    assert not expected.result.differences(run.result()), (told, expected.result.differences(run.result()))
-    conserved(run.result())
+    described = f"{name} {seed}, {layout}, kills {run.kills} in {run.folder}"
+    assert not wrong, (described, wrong[:5])
+    same(expected, run, described)
     shutil.rmtree(run.folder)
+
+
+def same(expected: Reference, run: Run, described: str) -> None:
+    """Assert that the run left what an unkilled one on files did."""
+    result = run.result()
+    assert not expected.result.differences(result), (described, expected.result.differences(result))
+    conserved(result)
 
 
 def count(kills: list[Kill], starts: int) -> None:
@@ -172,14 +192,14 @@ def conserved(result: Result) -> None:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_killed_run_leaves_what_an_unkilled_one_leaves(room: Path, seed: int) -> None:
-    crash(room, seed, Layout())
+    crash(room, "killed", seed, Layout())
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("seed", LAYOUT_SEEDS)
 def test_so_it_does_spread_over_threads_and_processes(room: Path, seed: int, layout: str) -> None:
     """Where one process of a cluster dies the others stop as well; all are started again."""
-    crash(room, seed, LAYOUTS[layout])
+    crash(room, layout, seed, LAYOUTS[layout])
 
 
 def test_the_unkilled_run_is_what_the_model_says(room: Path) -> None:

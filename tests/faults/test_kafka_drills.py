@@ -23,8 +23,8 @@ from tests import redis_server
 from tests.connectors.kafka_help import until
 from tests.faults.edges import Edges, RedisKeys, SqliteFiles, Stores
 from tests.faults.harness import Layout, Run, watched
-from tests.faults.test_crash_matrix import FIRST, reference, room, settings_of
-from tests.faults.test_kafka_matrix import LAYOUTS, same
+from tests.faults.test_crash_matrix import FIRST, reference, room, same, settings_of
+from tests.faults.test_kafka_matrix import LAYOUTS
 from tests.faults.topics import Topics
 from tests.kafka_server import Brokers, Kafka
 from tests.proxy import PIECE, Proxy
@@ -67,7 +67,10 @@ def drill(
     starts: Callable[[Run], bool] | None = None,
     falls: bool = False,
 ) -> None:
-    """A run that is hurt while it writes; `starts` brings it to its end. `falls` says that totals may, meanwhile."""
+    """Hurt a run while it writes the first half of its input; then it changes, and is left alone.
+
+    `starts` brings it to the end of that half. `falls` says that totals may, meanwhile.
+    """
     layout = layout or LAYOUTS[number % len(LAYOUTS)]
     expected = reference(room, number // len(LAYOUTS), layout)
     rng = random.Random(f"drill {name} {number}")
@@ -81,6 +84,8 @@ def drill(
         assert not wait([flow], rng.random() / 2).done, f"the flow ended too early: {run.said()}"
         hurt(run)
         assert flow.result(), run.said()
+        expected.change.befall(run)
+        assert run.start(), run.said()
     told = f"{name} {number}, {layout} in {run.folder}"
     assert not wrong, (told, wrong[:5])
     same(expected, run, told)

@@ -14,13 +14,12 @@ class Topics(Edges):
         self._kafka = kafka
         self._bootstrap = bootstrap or kafka.bootstrap
         self._options = options
-        self._named: dict[Path, tuple[str, str]] = {}
+        self._named: dict[Path, tuple[str, str, str]] = {}
 
     def prepare(self, folder: Path, parts: list[list[bytes]]) -> dict[str, str]:
         events, alerts, dead = self._kafka.topic(len(parts)), self._kafka.topic(), self._kafka.topic()
-        for number, lines in enumerate(parts):
-            self._kafka.put(events, list(lines), number)
-        self._named[folder] = alerts, dead
+        self._named[folder] = events, alerts, dead
+        self.append(folder, parts)
         options = {"follow": "false", "group": events, **self._options}
         query = "&".join(f"{name}={value}" for name, value in options.items())
         return {
@@ -30,11 +29,15 @@ class Topics(Edges):
             "CLOCK": "event",
         }
 
+    def append(self, folder: Path, parts: list[list[bytes]]) -> None:
+        for number, lines in enumerate(parts):
+            self._kafka.put(self._named[folder][0], list(lines), number)
+
     def alerts(self, folder: Path) -> list[bytes]:
-        return [message.value or b"" for message in messages(self._kafka, self._named[folder][0])]
+        return [message.value or b"" for message in messages(self._kafka, self._named[folder][1])]
 
     def dead(self, folder: Path) -> list[Dead]:
         return [
             Dead(m.headers["id"].decode(), m.headers["reason"].decode(), shown(m.value or b""))
-            for m in messages(self._kafka, self._named[folder][1])
+            for m in messages(self._kafka, self._named[folder][2])
         ]
