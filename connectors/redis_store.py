@@ -13,9 +13,9 @@ writer has seen. A reader that follows it misses nothing, unless a server's cloc
 Limits: 64 buckets, so 64 cluster nodes at most. A server must keep what it is given (`maxmemory-policy noeviction`)
 and be of version 7.0 at least. It acknowledges what its replicas and its disk may not have yet; what is lost with it
 is noticed at the next write there and asked for again. A row of a chart goes when it began `hours` or `days` before the
-customer's newest one of its kind, in groups of 16; a period's when it ended `periods` before the newest began; all of
-a customer when as much time has passed since the last write (charts), or the end of the last period. A writer or
-reader is used by one thread at a time.
+customer's newest one of its kind, in groups of 16; a period's when it ended `periods` before the newest began; a newest
+one in the future of the server's clock does not count. All of a customer goes when as much time has passed since the
+last write (charts), or the end of the last period. A writer or reader is used by one thread at a time.
 
 Source: https://redis.io/docs/latest/develop/programmability/eval-intro/
 """

@@ -57,16 +57,22 @@ local function drop(key, gone)
   end
 end
 
+-- The newer of two starts, of which one in the future counts for nothing, as one wrong clock may have made it.
+local function newer(newest, start, keep)
+  if start > keep.now then return newest end
+  return math.max(newest or start, start)
+end
+
 -- Drops hours and days that began too long before the newest of their kind.
 local function sweep_charts(key, keep)
   local newest, fields, gone = {{}}, redis.call('HKEYS', key), {{}}
   for _, field in ipairs(fields) do
-    local kind, start = string.sub(field, 1, 1), start_of(field)
-    newest[kind] = math.max(newest[kind] or start, start)
+    local kind = string.sub(field, 1, 1)
+    newest[kind] = newer(newest[kind], start_of(field), keep)
   end
   for _, field in ipairs(fields) do
     local kind = string.sub(field, 1, 1)
-    if start_of(field) + keep[kind] < newest[kind] then gone[#gone + 1] = field end
+    if newest[kind] and start_of(field) + keep[kind] < newest[kind] then gone[#gone + 1] = field end
   end
   drop(key, gone)
 end
@@ -74,9 +80,9 @@ end
 -- Drops periods that ended too long before the newest began.
 local function sweep_periods(key, keep)
   local newest, rows, gone = nil, redis.call('HGETALL', key), {{}}
-  for i = 1, #rows, 2 do newest = math.max(newest or start_of(rows[i]), start_of(rows[i])) end
+  for i = 1, #rows, 2 do newest = newer(newest, start_of(rows[i]), keep) end
   for i = 1, #rows, 2 do
-    if start_of(rows[i]) + length_of(rows[i + 1]) + keep.p < newest then gone[#gone + 1] = rows[i] end
+    if newest and start_of(rows[i]) + length_of(rows[i + 1]) + keep.p < newest then gone[#gone + 1] = rows[i] end
   end
   drop(key, gone)
 end
@@ -109,7 +115,10 @@ if ARGV[7] ~= '' then
     return redis.call('ZRANGEBYSCORE', KEYS[3], '(' .. ARGV[7], '+inf', 'WITHSCORES', 'LIMIT', 0, 10000)
   end
 end
-local times = {{ h = tonumber(ARGV[3]), d = tonumber(ARGV[4]), p = tonumber(ARGV[5]) }}
+local time = redis.call('TIME')
+local times = {{
+  h = tonumber(ARGV[3]), d = tonumber(ARGV[4]), p = tonumber(ARGV[5]), now = time[1] * 1000000 + time[2]
+}}
 local charts_end = ARGV[6]
 
 -- Fields and rows are ARGV from `at` on, `count` of each.
@@ -160,8 +169,7 @@ local function put_charts(key, at, count)
   return changed
 end
 
-local time = redis.call('TIME')
-local now = math.max(time[1] * 1000000 + time[2], top + 1, tonumber(ARGV[2]) + 1)
+local now = math.max(times.now, top + 1, tonumber(ARGV[2]) + 1)
 local number, told = string.format('%.0f', now), {{}}
 local at, key = 8, 4
 while KEYS[key] do
