@@ -10,6 +10,7 @@ source that ends has all the log's records first, and then ends too, as the flow
 
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime, timedelta
 
 import msgspec
@@ -58,7 +59,11 @@ def id_of(record: ControlRecord | Unread) -> str:
 
 
 class ControlSource(FixedPartitionedSource[ControlItem, str]):
-    """`open_log` opens the log; `look` applies a changed catalog file and returns the number of the one to go by."""
+    """Reads the log that `open_log` opens.
+
+    `look` applies a changed catalog file and returns the number of the one to go by; `asking` is entered while the
+    store is asked, which may take as long as it is away.
+    """
 
     def __init__(
         self,
@@ -67,45 +72,38 @@ class ControlSource(FixedPartitionedSource[ControlItem, str]):
         endless: bool,
         catalog_number: int,
         look: Callable[[ControlLog], int],
+        asking: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._open_log = open_log
-        self._endless = endless
-        self._catalog_number = catalog_number
-        self._look = look
+        self.endless = endless
+        self.catalog_number = catalog_number
+        self.look = look
+        self.asking = asking
 
     def list_parts(self) -> list[str]:
         return ["control"]
 
     def build_part(self, step_id: str, for_part: str, resume_state: str | None) -> "_ControlPartition":
-        return _ControlPartition(
-            self._open_log(), read_reached(resume_state), self._endless, self._catalog_number, self._look
-        )
+        return _ControlPartition(self, self._open_log(), read_reached(resume_state))
 
 
 class _ControlPartition(StatefulSourcePartition[ControlItem, str]):
-    def __init__(
-        self,
-        log: ControlLog,
-        reached: Reached,
-        endless: bool,
-        catalog_number: int,
-        look: Callable[[ControlLog], int],
-    ) -> None:
+    def __init__(self, source: ControlSource, log: ControlLog, reached: Reached) -> None:
+        self._source = source
         self._log = log
         self._reached = reached
         self._look_at = datetime.min.replace(tzinfo=UTC)
-        self._endless = endless
-        self._number = catalog_number
-        self._look = look
+        self._number = source.catalog_number
         self._awake: datetime | None = None
 
     def next_batch(self) -> list[ControlItem]:
-        number = self._look(self._log)
-        items = self._records()
+        with self._source.asking():
+            number = self._source.look(self._log)
+            items = self._records()
         if number > self._number:
             self._number = number
             items.append(number)
-        if not items and not self._endless:
+        if not items and not self._source.endless:
             raise StopIteration
         self._awake = None if items else datetime.now(UTC) + POLL
         return items

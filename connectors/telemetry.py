@@ -95,7 +95,7 @@ class Telemetry:
         """The last heartbeat of each shard that the store has."""
         self.stalled = False
         self.catalog_problem: Callable[[], str] = lambda: ""
-        self._writes: dict[int, float] = {}
+        self._asked: dict[int, float] = {}
         self.span: Span = no_span
         self.outbox: Callable[[], OutboxView | None] = lambda: None
         self.clock = clock
@@ -142,19 +142,19 @@ class Telemetry:
         self.registry.register(_Collector(self))
 
     @contextmanager
-    def writing(self) -> Iterator[None]:
+    def asking_store(self) -> Iterator[None]:
         """Note that this thread waits for the store, for as long as the block takes."""
         thread = get_ident()
-        self._writes[thread] = time.monotonic()
+        self._asked[thread] = time.monotonic()
         try:
             yield
         finally:
-            del self._writes[thread]
+            del self._asked[thread]
 
     def store_waits(self) -> float:
-        """Return for how many seconds the store has owed the answer to a write, 0 where none is under way."""
+        """Return for how many seconds the store has owed an answer, 0 where it owes none."""
         now = time.monotonic()
-        return max((now - began for began in list(self._writes.values())), default=0.0)
+        return max((now - began for began in list(self._asked.values())), default=0.0)
 
     def trouble(self) -> tuple[str, str] | None:
         """Return why the process is not ready, as a word and a sentence; None where it is."""
@@ -162,7 +162,7 @@ class Telemetry:
         if phase != "running":
             return phase, _PHASES[phase]
         if (waits := self.store_waits()) > STORE_SILENT_S:
-            return "store_away", f"the store has not answered a write for {waits:.0f} s"
+            return "store_away", f"the store has not answered for {waits:.0f} s"
         if self.stalled:
             return "stalled", "there is input, and nothing is metered"
         return None
@@ -218,7 +218,7 @@ class _Collector(Collector):
         yield phases
         yield GaugeMetricFamily(
             "tidegate_store_waits_seconds",
-            "For how long the store has owed the answer to a write.",
+            "For how long the store has owed an answer.",
             value=telemetry.store_waits(),
         )
         ages = GaugeMetricFamily(

@@ -164,7 +164,7 @@ def build(settings: Settings, catalogs: Catalogs, drain: Drain, telemetry: Telem
     polls = op.input(step, metering, ResumedSource(drained, steps.partitions(step)))
     decoding = Decoding(settings, catalogs, telemetry)
     chunks = op.flat_map_batch("decode", polls, decoding.chunks)
-    control = op.input("control", metering, DrainedSource(_control(settings, catalogs), drain))
+    control = op.input("control", metering, DrainedSource(_control(settings, catalogs, telemetry), drain))
     inputs = op.merge("inputs", chunks, op.flat_map("direct", control, decoding.direct))
     naps = Naps()
     naps.install()
@@ -242,7 +242,7 @@ def _full(accepted: list[Accepted]) -> list[list[Accepted]]:
     return [accepted] if accepted else []
 
 
-def _control(settings: Settings, catalogs: Catalogs) -> ControlSource:
+def _control(settings: Settings, catalogs: Catalogs, telemetry: Telemetry) -> ControlSource:
     watched = FileWatch(settings.catalog, problem=catalogs.file_problem)
 
     def look(log: ControlLog) -> int:
@@ -254,6 +254,7 @@ def _control(settings: Settings, catalogs: Catalogs) -> ControlSource:
         endless=settings.source.endless,
         catalog_number=catalogs.newest,
         look=look,
+        asking=telemetry.asking_store,
     )
 
 

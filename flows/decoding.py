@@ -93,7 +93,8 @@ class Decoding:
         now = monotonic()
         if now >= self._look_at:
             self._look_at = now + LOOK_EVERY
-            newest = self._catalogs.follow()
+            with self._telemetry.asking_store():
+                newest = self._catalogs.follow()
             if newest > self._number:
                 self._decoder = self._decoder_of(newest, self._decoder.customers)
                 self._number = newest

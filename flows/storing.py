@@ -243,7 +243,7 @@ class _Writes:
         began = monotonic()
         with (
             self._telemetry.span("store.write", totals=len(totals), notes=len(notes)),
-            self._telemetry.writing(),
+            self._telemetry.asking_store(),
         ):
             writer.write(totals, counters, notes, settled, heartbeats)
         self._telemetry.heartbeats.update((one.shard, one) for one in heartbeats)
