@@ -57,8 +57,8 @@ class Change(NamedTuple):
 class Reference:
     """A run that nobody killed: its result, and how often it met each kind of operation before and after its change."""
 
-    def __init__(self, folder: Path, seed: int, layout: Layout) -> None:
-        self.case, self.change = halves_of(seed)
+    def __init__(self, folder: Path, seed: int, layout: Layout, timed: bool) -> None:
+        self.case, self.change = halves_of(seed, timed)
         run = Run.prepared(folder, self.case, layout, **settings_of(seed))
         self.met, self.calls = [], []
         with watched(run) as wrong:
@@ -76,16 +76,31 @@ class Reference:
 def case_of(seed: int) -> Case:
     """Some hundred kilobytes of traffic, without the huge lines, of which one would be a quarter of it."""
     case = traffic(seed, random.Random(seed).randint(700, 1200))
-    return case._replace(lines=[line for line in case.lines if len(line) < 20_000])
+    return kept_of(case, lambda line: len(line) < 20_000)
 
 
-def halves_of(seed: int) -> tuple[Case, Change]:
-    """The first half of the traffic, and the change after it."""
+def kept_of(case: Case, keeps: Callable[[bytes], bool]) -> Case:
+    pairs = [(line, at) for line, at in zip(case.lines, case.sent_at, strict=True) if keeps(line)]
+    return case._replace(lines=[line for line, _ in pairs], sent_at=[at for _, at in pairs])
+
+
+def halves_of(seed: int, timed: bool) -> tuple[Case, Change]:
+    """The first half of the traffic, and the change after it; `timed` leaves out lines with events without a time."""
     case = case_of(seed)
+    if timed:
+        # A file has no time of its own for them, as a topic has.
+        whole = case
+        case = kept_of(whole, lambda line: not is_untimed(whole, line))
     half = len(case.lines) // 2
     catalog = changed_catalog(random.Random(f"changed {seed}"), case.catalog)
     change = Change(case.lines[half:], catalog, case.sent_at[half], case.lateness / 2)
     return case._replace(lines=case.lines[:half]), change
+
+
+def is_untimed(case: Case, line: bytes) -> bool:
+    model = Model(case.catalog, case.lateness, "event")
+    model.feed(line, 0, None)
+    return "time_missing" in (reason for reason, _ in model.dead)
 
 
 def settings_of(seed: int) -> dict[str, str]:
@@ -102,15 +117,16 @@ def room() -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
-_references: dict[tuple[int, Layout], Reference] = {}
+_references: dict[tuple[int, Layout, bool], Reference] = {}
 
 
-def reference(room: Path, seed: int, layout: Layout) -> Reference:
+def reference(room: Path, seed: int, layout: Layout, timed: bool = False) -> Reference:
     """The unkilled run, made once per traffic and layout; whether inputs are parted does matter."""
-    if (seed, layout) not in _references:
-        name = f"reference-{seed}-{'-'.join(map(str, layout))}"
-        _references[seed, layout] = Reference(room / name, seed, layout)
-    return _references[seed, layout]
+    key = seed, layout, timed
+    if key not in _references:
+        name = f"reference-{seed}-{'-'.join(map(str, layout))}-{timed}"
+        _references[key] = Reference(room / name, *key)
+    return _references[key]
 
 
 def crash(
@@ -122,13 +138,14 @@ def crash(
     stores: Stores = SQLITE,
     met_there: Callable[[Reference, Met], Met] = lambda _, met: met,
     start: Callable[[Run, Kill, int], object] = Run.start,
+    timed: bool = False,
 ) -> None:
     """Kill a run here and there until it is let go on, and compare what it left with what an unkilled one on files did.
 
     `met_there` gives what a run with these edges and stores meets, for one on files; `start` runs it with a kill.
     """
     traffic_seed = seed // KILLS_PER_TRAFFIC
-    expected = reference(room, traffic_seed, layout)
+    expected = reference(room, traffic_seed, layout, timed)
     rng = random.Random(f"{name} {seed}")
     run = Run.prepared(
         room / f"{name}-{seed}", expected.case, layout, edges, stores, **settings_of(traffic_seed)

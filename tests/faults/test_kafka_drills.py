@@ -72,7 +72,7 @@ def drill(
     `starts` brings it to the end of that half. `falls` says that totals may, meanwhile.
     """
     layout = layout or LAYOUTS[number % len(LAYOUTS)]
-    expected = reference(room, number // len(LAYOUTS), layout)
+    expected = reference(room, number // len(LAYOUTS), layout, timed=True)
     rng = random.Random(f"drill {name} {number}")
     folder = room / f"drill-{name}-{number}"
     run = Run.prepared(folder, expected.case, layout, edges, stores, **settings_of(number // len(LAYOUTS)))

@@ -41,7 +41,7 @@ def crash_on_kafka(
     `hurt` is done to a server at some moment of each start, or after it where it was killed before.
     """
     layout = LAYOUTS[seed % len(LAYOUTS)]
-    within_s = 2 * reference(room, seed // KILLS_PER_TRAFFIC, layout).met[0].seconds
+    within_s = 2 * reference(room, seed // KILLS_PER_TRAFFIC, layout, timed=True).met[0].seconds
     rng = random.Random(f"hurt {seed} {store}")
 
     def met_there(expected: Reference, met: Met) -> Met:
@@ -67,7 +67,7 @@ def crash_on_kafka(
                 hurt()
             flow.result()
 
-    crash(room, f"kafka-{store}", seed, layout, Topics(kafka), stores, met_there, start)
+    crash(room, f"kafka-{store}", seed, layout, Topics(kafka), stores, met_there, start, timed=True)
 
 
 def hurting(seed: int, kafka: Kafka, server: redis_server.Server) -> Callable[[], None] | None:

@@ -45,21 +45,20 @@ class Site:
             "TIDEGATE_SHARDS": "4",
             "TIDEGATE_EPOCH": "1s",
         }
-        self.log = (self.served.folder / "flow.log").open("ab")
-        return subprocess.Popen(
-            [sys.executable, "-m", "bytewax.run", "flows.metering"],
-            cwd=self.served.folder,
-            env=environment,
-            stdout=self.log,
-            stderr=self.log,
-        )
+        with (self.served.folder / "flow.log").open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "bytewax.run", "flows.metering"],
+                cwd=self.served.folder,
+                env=environment,
+                stdout=log,
+                stderr=log,
+            )
 
     def end_flow(self) -> None:
         with suppress(ProcessLookupError):
             self.flow.send_signal(signal.SIGCONT)
             self.flow.kill()
         self.flow.wait()
-        self.log.close()
 
     def send(self, id: str) -> int:
         event = {

@@ -19,7 +19,7 @@ TWO = {"RECOVERY_PARTS": "2"}
 @pytest.mark.parametrize(
     ("settings", "why"),
     [
-        ({"SOURCE": "file:none.ndjson"}, "the flow ends: file 'none.ndjson': not found"),
+        ({"SOURCE": "file:none.ndjson"}, "file 'none.ndjson': not found"),
         ({"DEAD_LETTERS": "file:/dev/null"}, "the flow ends: file '/dev/null': not a regular file"),
     ],
     ids=["source", "sink"],
