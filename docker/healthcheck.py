@@ -18,10 +18,11 @@ def process() -> int:
 
 def url(path: str) -> str:
     _, _, port = os.environ.get("TIDEGATE_METRICS", "").rpartition(":")
-    if port and os.environ.get("TIDEGATE_HEALTH") is None:
+    if port:
         return f"http://127.0.0.1:{int(port) + process()}/{path}"
-    known = os.environ.get("TIDEGATE_HEALTH", "http://127.0.0.1:8080/readyz")
-    return f"{known.rpartition('/')[0]}/{path}"
+    # The service has no port of its own for probes.
+    _, _, port = os.environ.get("TIDEGATE_LISTEN", "0.0.0.0:8080").rpartition(":")
+    return f"http://127.0.0.1:{port}/{path}"
 
 
 try:

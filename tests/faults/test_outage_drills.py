@@ -74,6 +74,10 @@ class Site:
         found: dict[str, Any] = answer.json()
         return found
 
+    def alerts(self) -> list[tuple[str, str]]:
+        """Kind and state of each alert that is shown."""
+        return [(one["kind"], one["state"]) for one in self.client.get("/v1/alerts").json()["alerts"]]
+
     def status(self, path: str) -> int:
         return self.client.get(path).status_code
 
@@ -160,8 +164,7 @@ def test_every_row_of_the_table(store: Any, tmp_path: Path) -> None:
             assert site.send("2") == 202
             assert site.check("open")["used"] == "2"
             eventually(lambda: site.says("stale", 503, "behind"))
-            alerts = site.client.get("/v1/alerts").json()["alerts"]
-            assert ("flow_behind", "raised") in [(one["kind"], one["state"]) for one in alerts]
+            eventually(lambda: ("flow_behind", "raised") in site.alerts())
             assert site.send("3") == 202
             assert not site.check("open")["allowed"], "three of three are used"
 

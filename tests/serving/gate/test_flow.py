@@ -79,5 +79,7 @@ def test_what_is_reserved_becomes_usage_when_its_event_is_metered(tmp_path: Path
         with place.running():
             soon(lambda: gate.check("acme", "tokens", 0).used == Decimal("99.75"))
             assert stands("99.75", "0")
+            # A flow that begins does not know at once how far it has come.
+            soon(lambda: not gate.check("acme", "tokens", 0).degraded)
             assert gate.check("acme", "tokens", Decimal("0.25")).allowed
             assert not gate.check("acme", "tokens", Decimal("0.26")).allowed
