@@ -65,7 +65,7 @@ EDITS = {
         "test_changes_name_who_was_written",
     ),
     "numbers all writes alike": Edit(
-        redis_store, "WRITE", "math.max(time[1] * 1000000 + time[2], top + 1, tonumber(ARGV[2]) + 1)", "top",
+        redis_store, "WRITE", "math.max(times.now, top + 1, tonumber(ARGV[2]) + 1)", "top",
         "test_every_write_has_a_number_of_its_own",
     ),
     "lets counters fall": Edit(
