@@ -95,20 +95,31 @@ def composed(name: str, mapped: Mapped) -> Container:
     return Container(name, mapped, service.get("command", ["metering"]), environment)
 
 
+Objects = Mapping[tuple[str, str], dict[str, Any]]
+
+
 def manifests(text: str) -> dict[tuple[str, str], dict[str, Any]]:
-    """Kubernetes' objects by kind and name."""
+    """Return Kubernetes' objects by kind and name."""
     return {(one["kind"], one["metadata"]["name"]): one for one in yaml.safe_load_all(text) if one}
 
 
-def pod(
-    objects: Mapping[tuple[str, str], dict[str, Any]], kind: str, name: str, number: int
-) -> dict[str, Any]:
+def config_file(objects: Objects, name: str) -> str:
+    """Return the text of the file of this name in one of the ConfigMaps."""
+    (text,) = [
+        one["data"][name] for (kind, _), one in objects.items() if kind == "ConfigMap" and name in one["data"]
+    ]
+    return str(text)
+
+
+def pod(objects: Objects, kind: str, name: str, number: int) -> dict[str, Any]:
     """What the kubelet would start as the pod of this number: arguments, environment and probes."""
     (container,) = objects[kind, name]["spec"]["template"]["spec"]["containers"]
     environment: dict[str, str] = {}
     for source in container.get("envFrom", ()):
         if "configMapRef" in source:
             environment |= objects["ConfigMap", source["configMapRef"]["name"]]["data"]
+        else:
+            environment |= objects["Secret", source["secretRef"]["name"]]["stringData"]
     fields = {"metadata.name": f"{name}-{number}", "status.podIP": "127.0.0.1"}
     for one in container.get("env", ()):
         if "value" in one:

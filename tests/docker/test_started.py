@@ -13,7 +13,17 @@ import pytest
 import yaml
 
 from tests import redis_server
-from tests.docker.containers import DOCKER, Container, Mapped, composed, manifests, pod
+from tests.docker.charts import needs_helm, rendered
+from tests.docker.containers import (
+    DOCKER,
+    Container,
+    Mapped,
+    Objects,
+    composed,
+    config_file,
+    manifests,
+    pod,
+)
 from tests.flows.test_control import eventually
 from tests.kafka_server import Mock
 from tests.ports import free_ports
@@ -118,60 +128,95 @@ def test_compose_starts_and_prometheus_reaches_all_of_it(
             one.kill()
 
 
-def flow_pods(
-    light: tuple[Any, redis_server.Server], folder: Path, count: int
-) -> tuple[list[Container], dict[str, Any]]:
-    """The pods of the flow in docker/kubernetes/tidegate.yaml, scaled to `count`, and how the kubelet probes them."""
-    kafka, redis = light
-    objects = manifests((DOCKER / "kubernetes/tidegate.yaml").read_text())
-    peers, metrics = free_ports(count), free_ports(count)[0]
-    names = {name: kafka.topic(4) for name in topics(kafka)}
-    suffix = ".flow.tidegate.svc.cluster.local:2101"
-    mapped = Mapped(
-        folder,
-        {
+def kubernetes(how: str) -> tuple[Objects, str]:
+    """Return the objects of the manifests or of the rendered chart, and what their names begin with."""
+    if how == "manifests":
+        return manifests((DOCKER / "kubernetes/tidegate.yaml").read_text()), ""
+    return manifests(rendered("--set", "secrets.values.TIDEGATE_EPOCH=2s")), "tidegate-"
+
+
+class Pods:
+    """The pods of flow and service, the flow scaled to `count`, and whether the kubelet finds them ready."""
+
+    def __init__(
+        self, deployed: tuple[Objects, str], light: tuple[Any, redis_server.Server], folder: Path, count: int
+    ) -> None:
+        self._objects, self._prefix = deployed
+        kafka, redis = light
+        peers, metrics = free_ports(count), free_ports(count)[0]
+        suffix = f".{self._prefix}flow.tidegate.svc.cluster.local:2101"
+        topic_names = {name: kafka.topic(4) for name in topics(kafka)}
+        self._addresses = {
             "kafka:9092": kafka.bootstrap,
             "redis:6379": f"127.0.0.1:{redis.port}",
             "0.0.0.0:9464": f"127.0.0.1:{metrics}",
-            **{f"flow-{number}{suffix}": f"127.0.0.1:{port}" for number, port in enumerate(peers)},
-            **{name: f"/{text}" if name[0] == "/" else text for name, text in names.items()},
-        },
-    )
-    hosts = objects["ConfigMap", "tidegate-catalog"]["data"]["hosts"].splitlines()
-    assert hosts == [f"flow-{number}{suffix}" for number in range(2)]
-    hosts = [f"flow-{number}{suffix}" for number in range(count)]
-    (folder / "etc/hosts").write_text(mapped("\n".join(hosts)))
-    (folder / "etc/catalog.yaml").write_text(objects["ConfigMap", "tidegate-catalog"]["data"]["catalog.yaml"])
-    made = [pod(objects, "StatefulSet", "flow", number) for number in range(count)]
-    containers = [Container(f"flow-{n}", mapped, one["args"], one["env"]) for n, one in enumerate(made)]
-    return containers, made[0]["container"]
+            **{f"{self._prefix}flow-{n}{suffix}": f"127.0.0.1:{port}" for n, port in enumerate(peers)},
+            **{name: f"/{text}" if name[0] == "/" else text for name, text in topic_names.items()},
+        }
+        self._folder, self._mapped = folder, Mapped(folder, self._addresses)
+        hosts = [f"{self._prefix}flow-{number}{suffix}" for number in range(count)]
+        assert config_file(self._objects, "hosts").split() == hosts[:2]
+        (folder / "etc/hosts").write_text(self._mapped("\n".join(hosts)))
+        (folder / "etc/catalog.yaml").write_text(config_file(self._objects, "catalog.yaml"))
+        self.flow = [self._container("StatefulSet", "flow", n, self._mapped) for n in range(count)]
+        self._ports = free_ports(self._objects["Deployment", f"{self._prefix}serve"]["spec"]["replicas"])
+        # On a machine of its own each would have the port of its manifest.
+        self.serve = [
+            self._container(
+                "Deployment",
+                "serve",
+                n,
+                Mapped(folder, {**self._addresses, "0.0.0.0:8080": f"127.0.0.1:{port}"}),
+            )
+            for n, port in enumerate(self._ports)
+        ]
 
+    def _container(self, kind: str, name: str, number: int, mapped: Mapped) -> Container:
+        made = pod(self._objects, kind, self._prefix + name, number)
+        return Container(f"{name}-{number}", mapped, made["args"], made["env"])
 
-@pytest.mark.parametrize(("count", "how"), [(2, signal.SIGTERM), (3, signal.SIGKILL)])
-def test_pods_become_ready_survive_a_kill_and_a_deletion(
-    light: tuple[Any, redis_server.Server], tmp_path: Path, count: int, how: signal.Signals
-) -> None:
-    pods, container = flow_pods(light, tmp_path, count)
-    ready = container["readinessProbe"]["exec"]["command"]
-    alive = container["livenessProbe"]["exec"]["command"]
+    def probe(self, one: Container, name: str) -> bool:
+        kind, role = ("StatefulSet", "flow") if one in self.flow else ("Deployment", "serve")
+        probe = pod(self._objects, kind, self._prefix + role, 0)["container"][name]
+        if "exec" in probe:
+            return one.probe(probe["exec"]["command"])
+        assert probe["httpGet"]["port"] == "http"
+        return is_up(self._ports[self.serve.index(one)], probe["httpGet"]["path"])
 
-    def all_ready() -> bool:
+    def are_ready(self, containers: list[Container]) -> bool:
         # As the kubelet does: whatever has ended is started again.
-        for one in pods:
+        for one in containers:
             if one.process is None or one.process.poll() is not None:
                 one.start()
-        return all(one.probe(ready) for one in pods)
+        return all(self.probe(one, "readinessProbe") for one in containers)
 
-    try:
-        pods[0].start()
-        eventually(lambda: pods[0].probe(alive))
-        assert not pods[0].probe(ready), "it waits for the others"
-        eventually(all_ready)
-        first = pods[0].process
-        assert first is not None
-        assert pods[-1].end(how) == (0 if how == signal.SIGTERM else -signal.SIGKILL)
-        first.wait(60)
-        eventually(all_ready)
-    finally:
-        for one in pods:
+    def kill(self) -> None:
+        for one in (*self.flow, *self.serve):
             one.kill()
+
+
+@pytest.mark.parametrize(
+    ("where", "count", "how"),
+    [
+        ("manifests", 2, signal.SIGTERM),
+        ("manifests", 3, signal.SIGKILL),
+        pytest.param("chart", 2, signal.SIGTERM, marks=needs_helm),
+    ],
+)
+def test_pods_become_ready_survive_a_kill_and_a_deletion(
+    light: tuple[Any, redis_server.Server], tmp_path: Path, where: str, count: int, how: signal.Signals
+) -> None:
+    pods = Pods(kubernetes(where), light, tmp_path, count)
+    everything = [*pods.flow, *pods.serve]
+    try:
+        pods.flow[0].start()
+        eventually(lambda: pods.probe(pods.flow[0], "livenessProbe"))
+        assert not pods.probe(pods.flow[0], "readinessProbe"), "it waits for the others"
+        eventually(lambda: pods.are_ready(everything))
+        first = pods.flow[0].process
+        assert first is not None
+        assert pods.flow[-1].end(how) == (0 if how == signal.SIGTERM else -signal.SIGKILL)
+        first.wait(60)
+        eventually(lambda: pods.are_ready(everything))
+    finally:
+        pods.kill()
