@@ -7,11 +7,12 @@ import msgspec
 from xxhash import xxh3_128_hexdigest
 
 from operators.billing import instant
-from operators.ports import Note
+from operators.ports import Note, StoreReader
 from operators.subscribed import Conflict
 
 KIND = "drift"
 STATUS = "conflict"
+NOTES_READ = 1000
 
 
 def note_of(conflict: Conflict, at: int) -> Note:
@@ -37,9 +38,15 @@ def known_in(notes: Iterable[Note]) -> dict[str, str]:
     found: dict[str, str] = {}
     for note in notes:
         body: dict[str, Any] = msgspec.json.decode(note.body)
-        if body.get("status") == STATUS:
+        # Findings of a customer in conflict have the status as well, each of one total.
+        if body.get("status") == STATUS and "subscriptions" in body:
             found[note.customer] = str(body.get("problem", ""))
     return found
+
+
+def conflict_of(reader: StoreReader, customer: str) -> str:
+    """Return why a customer's subscriptions contradict each other, "" where they do not."""
+    return known_in(reader.notes(KIND, customer, NOTES_READ)).get(customer, "")
 
 
 def alert_of(conflict: Conflict, at: int) -> tuple[str, bytes]:

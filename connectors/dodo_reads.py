@@ -80,9 +80,10 @@ class DodoReads:
         found = _read(self._all("/meters", {"archived": "true"}), BillerMeter)
         return [msgspec.structs.replace(meter, archived=True) for meter in found]
 
-    def subscriptions(self) -> list[Subscription]:
-        """Return all subscriptions in the list's short form, each once, in the order of their ids."""
-        listed = _read(self._all("/subscriptions"), Subscription)
+    def subscriptions(self, customer_id: str | None = None) -> list[Subscription]:
+        """Return all subscriptions, or a customer's, in the list's short form, each once, in the order of their ids."""
+        query = {} if customer_id is None else {"customer_id": customer_id}
+        listed = _read(self._all("/subscriptions", query), Subscription)
         found = {one.subscription_id: msgspec.structs.replace(one, is_short=True) for one in listed}
         return [found[id] for id in sorted(found)]
 

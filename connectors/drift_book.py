@@ -58,9 +58,14 @@ _CYCLES = """CREATE TABLE IF NOT EXISTS cycles (
 _PROVED = (
     "CREATE TABLE IF NOT EXISTS proved (line INTEGER PRIMARY KEY, customer TEXT NOT NULL, body BLOB NOT NULL)"
 )
-_OPEN = "SELECT * FROM standings WHERE status IN ('suspect', 'drift', 'acknowledged')"
-_INDEX = """CREATE INDEX IF NOT EXISTS named ON standings (status)
-    WHERE status IN ('suspect', 'drift', 'acknowledged')"""
+_IS_OPEN = "status IN ('suspect', 'drift', 'acknowledged', 'conflict')"
+_OPEN = f"SELECT * FROM standings WHERE {_IS_OPEN}"
+_INDEXES = (
+    # Those of earlier versions, which knew fewer statuses.
+    "DROP INDEX IF EXISTS open",
+    "DROP INDEX IF EXISTS named",
+    f"CREATE INDEX IF NOT EXISTS listed ON standings (status) WHERE {_IS_OPEN}",
+)
 # The proof is a task as a subscription is.
 PROOF = ""
 
@@ -119,7 +124,7 @@ class Book:
                     self._db.execute(statement)
         _check(self.path, self._db)
         with self._transaction():
-            for statement in (_CYCLES, _PROVED, "DROP INDEX IF EXISTS open", _INDEX):
+            for statement in (_CYCLES, _PROVED, *_INDEXES):
                 self._db.execute(statement)
 
     def begin(self, now: int, subscriptions: Sequence[Subscription], meters: bytes) -> int:

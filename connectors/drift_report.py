@@ -25,7 +25,7 @@ from operators.quantity import text
 from operators.standings import Standing
 
 PIPE_COLUMNS = 400
-COLOURS = {"drift": "red", "suspect": "yellow", "acknowledged": "green"}
+COLOURS = {"drift": "red", "suspect": "yellow", "acknowledged": "green", "conflict": "red"}
 
 
 class LinesToFile:
@@ -142,6 +142,7 @@ def summary(last: Pass, standings: Sequence[Standing], unread: int) -> str:
         f"{counts['drift']:,} drifted",
         f"{counts['suspect']:,} suspect",
         f"{counts['acknowledged']:,} acknowledged",
+        *([f"{counts['conflict']:,} in conflict"] if counts["conflict"] else ()),
         f"{figures.get('requests', 0):,} requests",
     ]
     if unread:

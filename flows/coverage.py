@@ -11,6 +11,7 @@ from typing import NamedTuple
 import msgspec
 
 from connectors.books import Books, Way
+from connectors.conflicts import conflict_of
 from connectors.drift_book import PROOF, Book, Task
 from flows.looks import LAG, Look, Seen, Terms, Theirs, Uncovered, known_by, quantity_of
 from operators.acknowledgements import OPEN
@@ -79,16 +80,31 @@ class Prover:
         """Yield the proof line by line, with what the comparisons of this run found."""
         cycles, unread = self._book.cycles(number), self._unread(number)
         differing: list[StoredTotal] = []
+        used: set[tuple[str, str, int]] = set()
         for stored in self._totals(theirs):
             total = stored.total
+            used.add((total.customer, total.meter, total.start))
             billed = self._billed(cycles, stored)
             if billed != quantity_of(total.total):
                 differing.append(stored)
                 continue
             price = self._price(cycles, total.customer, total.meter)
             yield _line(total.customer, total.meter, Span(total.start, total.end), billed, billed, price)
-        for own in self._weighed(differing):
+        weighed = [*self._weighed(differing), *self._unused(cycles, used)]
+        for own in weighed:
             yield self._differing_line(own, cycles, unread)
+
+    def _unused(
+        self, cycles: Mapping[str, Sequence[BilledCycle]], used: set[tuple[str, str, int]]
+    ) -> Iterator[Own]:
+        """Yield, as totals of nothing, what cycles bill that have no total here."""
+        meters = {meter.name: meter for meter in self._catalog().meters}
+        for cycle in (one for some in cycles.values() for one in some):
+            for charge in cycle.charges:
+                key = cycle.customer, charge.meter, cycle.ours
+                if charge.quantity and charge.meter in meters and key not in used:
+                    used.add(key)
+                    yield Own(cycle.customer, meters[charge.meter], cycle.span, 0, 0, 0, True)
 
     def _differing_line(
         self, own: Own, cycles: Mapping[str, Sequence[BilledCycle]], unread: set[str]
@@ -160,6 +176,8 @@ class Prover:
         whose = cycles.get(own.customer, ())
         likes = {one.id: one.why for one in theirs.others.values() if own.meter.name in one.like}
         cause, words = gap_of(whose, own.span, own.meter.name, likes)
+        if cause == "boundary" and (conflict := conflict_of(self._store, own.customer)):
+            cause, words = "second_subscription", conflict
         billed_as = Rules(self._catalog()).billing_id(own.customer)
         if cause == "no_subscription":
             words = f"{words}; it is billed as {billed_as}" if billed_as else f"{words}, and no billing_id"

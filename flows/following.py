@@ -76,11 +76,20 @@ class Follower:
         known = known_in(self._reader.notes(KIND, None, NOTES_READ))
         notes = [note_of(one, now) for one in conflicts]
         notes += [over_of(name, now) for name in known.keys() - {one.customer for one in conflicts}]
-        told = [(one, *alert_of(one, now)) for one in conflicts if known.get(one.customer) != one.why]
+        raised = [(one, *alert_of(one, now)) for one in conflicts]
+        new = [
+            (one, id, line)
+            for one, id, line in raised
+            if known.get(one.customer) != one.why or not self._was_raised(one.customer, id)
+        ]
         for one in conflicts:
             _log.error("%s", one)
-        notes += [Note("alert", id, one.customer, now, line) for one, id, line in told]
+        for one, id, line in new:
+            self._alert(id, "drift", one.customer, line)
+        notes += [Note("alert", id, one.customer, now, line) for one, id, line in new]
         if notes:
             self._store.write([], [], notes)
-        for one, id, line in told:
-            self._alert(id, "drift", one.customer, line)
+
+    def _was_raised(self, customer: str, id: str) -> bool:
+        """Return whether there was an alert: a webhook lists a conflict, and leaves the alert to the next run."""
+        return any(note.id == id for note in self._reader.notes("alert", customer, NOTES_READ))

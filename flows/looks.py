@@ -10,6 +10,7 @@ from typing import NamedTuple
 import msgspec
 
 from connectors.books import Books, Way
+from connectors.conflicts import conflict_of
 from connectors.dodo import DodoError
 from connectors.dodo_reads import DodoReads, Unauthorized
 from connectors.drift_book import Task
@@ -27,9 +28,22 @@ from operators.biller import (
 from operators.billing import instant
 from operators.catalog import Catalog
 from operators.coverage import BilledCycle, Charge, Gap, Price
-from operators.drift import KEPT_BACK, Bracket, Finding, Own, Sight, Span, There, bracket, explain, is_ours
+from operators.drift import (
+    IN_ANOTHER,
+    KEPT_BACK,
+    Bracket,
+    Finding,
+    Own,
+    Sight,
+    Span,
+    There,
+    bracket,
+    explain,
+    is_ours,
+    name_gaps,
+)
 from operators.keys import shard_of
-from operators.periods import MAX_AT, MIN_AT, exact_period_of
+from operators.periods import MAX_AT, MIN_AT, Billing, exact_period_of
 from operators.ports import StoredTotal, StoreReader
 from operators.quantity import rounded, scaled
 
@@ -189,9 +203,7 @@ class Looker:
         if look.uncovered is not None:
             return self._explain_uncovered(look, look.uncovered)
         if known_by(look.ours) != known_by(look.theirs):
-            words = f"our period begins at {instant(look.ours.start)}, the biller's at {instant(look.theirs.start)}"
-            finding = Finding("boundary", look.after - look.total, (), words)
-            return Explained(look, (finding,), {}, {}, False, 0, frozenset(), 0)
+            return Explained(look, (self._elsewhere(look),), {}, {}, False, 0, frozenset(), 0)
         before = self._total(look.customer, look.meter.ours.name, known_by(look.ours))
         asked_at = self._clock()
         total = self._told_again(look)
@@ -227,6 +239,8 @@ class Looker:
         own_by_id = {event.id: event for event in own}
         is_twice = bool(look.twice) and look.total > look.after
         findings = _billed_twice(look, listed) if is_twice else tuple(explain(sight))
+        if any(one.detail == IN_ANOTHER for one in findings):
+            findings = tuple(name_gaps(findings, own_by_id, self._billed_spans(look.billed_as)))
         return Explained(
             look,
             findings,
@@ -237,6 +251,23 @@ class Looker:
             applied,
             self._rewritten_at(look.customer),
         )
+
+    def _elsewhere(self, look: Look) -> Finding:
+        """Name what a cycle bills that begins where none of our periods does; what is used here is named beside it."""
+        quantity = look.after - look.total
+        if why := conflict_of(self._store, look.customer):
+            return Finding("second_subscription", quantity, (), why)
+        begins = (
+            f"our period begins at {instant(look.ours.start)}, the biller's at {instant(look.theirs.start)}"
+        )
+        return Finding("boundary", quantity, (), begins)
+
+    def _billed_spans(self, billed_as: str) -> list[Span]:
+        """Return all billing periods of a customer there, of all subscriptions."""
+        whose = self.reads.subscriptions(billed_as)
+        cycles = [cycle for one in whose for cycle in self.reads.history(one.subscription_id)]
+        # The usage history need not have the open one.
+        return [*map(span_of, cycles), *(current_of(one) for one in whose if one.status in ACCRUING)]
 
     def _moved_far(
         self, books: Books, look: Look, listed: Sequence[There], own: Sequence[Own], now: int
@@ -284,7 +315,7 @@ class Looker:
                 span = span_of(cycle)
                 if span.end <= asked_at - self._terms.looked_back or not MIN_AT <= span.start < MAX_AT:
                     continue
-                start = known_by(self._ours(customer, span))
+                start = self._start(customer, span)
                 charges = tuple(charge_of(usage, theirs) for usage in cycle.meters)
                 kept.append(self._cycle(subscription, customer, span, start, charges))
                 for name, some in _by_meter(charges).items():
@@ -318,8 +349,7 @@ class Looker:
         self, subscription: Subscription, customer: str, cycles: Sequence[Cycle], theirs: Theirs
     ) -> tuple[list[_Answered], list[BilledCycle]]:
         """The open period, added up from events, where the history has no item for now."""
-        current = Span(micros(subscription.previous_billing_date), micros(subscription.next_billing_date))
-        now = self._clock()
+        current, now = current_of(subscription), self._clock()
         if (
             subscription.status not in ACCRUING
             or now not in current
@@ -328,7 +358,7 @@ class Looker:
             return [], []
         answered, charges = [], []
         whole = self.reads.subscription(subscription.subscription_id)
-        start = known_by(self._ours(customer, current))
+        start = self._start(customer, current)
         for priced in whole.meters:
             usage = MeterUsage(id=priced.meter_id, consumed_units="0", name=priced.name)
             charges.append(charge_of(usage, theirs))
@@ -407,6 +437,17 @@ class Looker:
         """Our period that holds the start of theirs."""
         catalog = self._catalog()
         return Span(*exact_period_of(catalog.period_of(customer), catalog.zone_of(customer), theirs.start))
+
+    def _start(self, customer: str, theirs: Span) -> int:
+        """Return what our total of a cycle is known by: its own start where the catalog's periods are the provider's.
+
+        A second cycle within one of our periods has no total here, so that no usage is compared twice. Periods of
+        another kind begin elsewhere anyway, so there it is the one that holds the cycle's start.
+        """
+        is_theirs = isinstance(self._catalog().period_of(customer), Billing)
+        if is_theirs or conflict_of(self._store, customer):
+            return known_by(theirs)
+        return known_by(self._ours(customer, theirs))
 
     def _totals(self, customer: str) -> dict[tuple[str, int], int]:
         found = (stored.total for stored in self._store.read(customer))
@@ -501,6 +542,11 @@ def _billed_twice(look: Look, listed: Sequence[There]) -> tuple[Finding, ...]:
 def span_of(cycle: Cycle) -> Span:
     """The period of an item of the usage history, to the microsecond."""
     return Span(micros(cycle.start_date), micros(cycle.end_date))
+
+
+def current_of(subscription: Subscription) -> Span:
+    """Return the period that a subscription is in."""
+    return Span(micros(subscription.previous_billing_date), micros(subscription.next_billing_date))
 
 
 def known_by(span: Span) -> int:

@@ -13,7 +13,7 @@ from connectors.dodo_reads import DodoReads
 from connectors.drift_book import Book, Outcome, Task
 from connectors.repairer import Repairer, Subject
 from flows.looks import Explained, Look, Looker, Seen, quantity_of, span_of
-from operators.acknowledgements import OPEN, Acknowledgements, Found, acknowledge
+from operators.acknowledgements import CONFIRMED, OPEN, Acknowledgements, Found, acknowledge
 from operators.biller import LedgerEntry
 from operators.billing import instant
 from operators.coverage import BilledCycle, money
@@ -123,6 +123,9 @@ class Explainer:
         if self._is_acknowledged(explained):
             # Who accepted it has settled it some other way, or wants it so.
             return verdict._replace(look=explained.look, explained=explained)
+        if look.uncovered is not None:
+            # Nothing bills it, so there is nothing that our total could be set to.
+            return verdict._replace(look=explained.look, explained=explained)
         credit = self._credit_terms(explained)
         acts = repairs(explained.findings, self._circumstances(verdict.standing, explained, credit))
         return verdict._replace(look=explained.look, explained=explained, acts=tuple(acts), credit=credit)
@@ -130,7 +133,7 @@ class Explainer:
     def _holds(self, verdict: Verdict) -> bool:
         """Whether what was found before still says it all."""
         before, look = verdict.before, verdict.look
-        if before is None or before.status not in ("drift", "acknowledged"):
+        if before is None or before.status not in CONFIRMED:
             return False
         if self._repair and before.status == "drift":
             return False
@@ -330,7 +333,7 @@ class Settler:
                 "repairs": [_repair(act, state) for act, state in made],
                 "explained_at": now,
             }
-        elif standing.status not in ("drift", "acknowledged"):
+        elif standing.status not in CONFIRMED:
             kept = {}
         fields = {
             "pass": task.number,
@@ -361,7 +364,7 @@ class Settler:
 def _acknowledged(standing: Standing, before: Standing | None, fields: dict[str, Any]) -> Standing:
     """Return a standing with the status that its acknowledgements give it; it is raised anew once it is too large."""
     turn = standing.turn
-    if before is not None and standing.status in ("drift", "acknowledged"):
+    if before is not None and standing.status in CONFIRMED:
         turn = before.turn + (fields["status"] == "drift" != before.status)
     return standing._replace(status=fields["status"], turn=turn, findings=msgspec.json.encode(fields))
 

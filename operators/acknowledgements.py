@@ -13,7 +13,10 @@ from operators.ports import Acknowledgement
 from operators.quantity import rounded, text
 from operators.times import parse
 
-OPEN = ("suspect", "drift", "acknowledged")
+OPEN = ("suspect", "drift", "acknowledged", "conflict")
+CONFIRMED = ("drift", "acknowledged", "conflict")
+# A customer's subscriptions contradict each other, which has an alert of its own; so this raises none.
+CONFLICTING = ("second_subscription",)
 Key = tuple[str, str, int | None, str]
 
 
@@ -96,12 +99,13 @@ def causes_in(fields: Mapping[str, Any]) -> list[str]:
 
 
 def acknowledge(fields: dict[str, Any], known: Acknowledgements) -> dict[str, Any]:
-    """Return a finding with the status that it has under these acknowledgements: `drift` or `acknowledged`."""
-    if fields.get("status") not in ("drift", "acknowledged") or (found := found_in(fields)) is None:
+    """Return a finding with the status that it has under these acknowledgements: any of `CONFIRMED`."""
+    if fields.get("status") not in CONFIRMED or (found := found_in(fields)) is None:
         return fields
     by = known.covering(found)
     if by is None:
-        return fields | {"status": "drift", "acknowledged": None}
+        is_conflict = bool(found.causes) and all(one in CONFLICTING for one in found.causes)
+        return fields | {"status": "conflict" if is_conflict else "drift", "acknowledged": None}
     return fields | {"status": "acknowledged", "acknowledged": shown(by)}
 
 

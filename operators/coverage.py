@@ -14,7 +14,7 @@ from operators.credit_excess import AMOUNTS
 from operators.drift import Span
 from operators.quantity import decimal
 
-Gap = Literal["no_subscription", "gap", "not_on_plan", "meter_differs", "boundary"]
+Gap = Literal["no_subscription", "gap", "not_on_plan", "meter_differs", "boundary", "second_subscription"]
 MONEY_PLACES = {"JPY": 0, "KRW": 0, "VND": 0, "CLP": 0, "BHD": 3, "KWD": 3, "OMR": 3, "JOD": 3, "TND": 3}
 
 
@@ -52,7 +52,7 @@ class Charge(NamedTuple):
 
 
 class BilledCycle(NamedTuple):
-    """A billing cycle of a subscription as it was read. `ours` is the start of our period that holds its start."""
+    """A billing cycle of a subscription as it was read. `ours` is the start that our totals of it are known by."""
 
     subscription_id: str
     customer: str

@@ -8,7 +8,7 @@ Source: Dodo Payments' reads have no as-of parameter, see docs/semantics.md, "Dr
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Literal, NamedTuple
 
@@ -26,6 +26,7 @@ Cause = Literal[
     "skewed_there",
     "boundary",
     "billed_elsewhere",
+    "second_subscription",
     "billed_twice",
     "meter_archived",
     "meter_differs",
@@ -40,6 +41,8 @@ Fate = Literal["waiting", "acknowledged", "parked", "refused", "dropped"]
 ADDITIVE = ("count", "sum")
 # How far the biller's clock may be apart from ours, in µs.
 CLOCKS_APART = 300_000_000
+# In words, of an event that the biller lists beyond the period.
+IN_ANOTHER = "the biller has it in another period"
 # Why the outbox keeps an event back, and what that is called here; all else is `rejected`.
 KEPT_BACK: dict[str, Cause] = {
     "too_old": "too_old",
@@ -191,6 +194,22 @@ def explain(sight: Sight) -> list[Finding]:
     return found.findings()
 
 
+def name_gaps(findings: Iterable[Finding], own: Mapping[str, Own], billed: Collection[Span]) -> list[Finding]:
+    """Return the findings with those events as a `gap` that the biller has in none of its `billed` periods."""
+    found: list[Finding] = []
+    for one in findings:
+        lost = [id for id in one.ids if id in own and not any(own[id].there_at in span for span in billed)]
+        if one.detail != IN_ANOTHER or not lost:
+            found.append(one)
+            continue
+        quantity = None if one.quantity is None else sum(own[id].quantity or 0 for id in lost)
+        if kept := tuple(id for id in one.ids if id not in lost):
+            rest = None if one.quantity is None or quantity is None else one.quantity - quantity
+            found.append(one._replace(quantity=rest, ids=kept))
+        found.append(Finding("gap", quantity, tuple(lost), "the biller has it in none of its periods"))
+    return found
+
+
 class _Found:
     """Findings as they are gathered, by cause and detail."""
 
@@ -293,8 +312,7 @@ def _compare(sight: Sight, events: _Events, found: _Found) -> None:
             continue
         elif listed is not None or event.there_at not in sight.theirs:
             is_same = listed is None or listed.at == event.at
-            words = "the biller has it in another period"
-            found.add("boundary" if is_same else "billed_elsewhere", event.quantity, [event.id], words)
+            found.add("boundary" if is_same else "billed_elsewhere", event.quantity, [event.id], IN_ANOTHER)
         else:
             found.add("missing_there", event.quantity, [event.id])
     for there in events.once_inside():

@@ -27,6 +27,7 @@ ADVICE: dict[Cause, str] = {
     "skewed_there": "the biller's total is not what its events come to: ask the biller",
     "boundary": "refresh the periods: tidegate catalog pull",
     "billed_elsewhere": "nothing: it is billed once, in the period that the detail names",
+    "second_subscription": "end one of the two or give both the same dates, and refund what both bill",
     "billed_twice": "take one of the meters off the product, and refund what was billed twice",
     "meter_archived": "unarchive the meter there, or give the product one that counts; bill the rest by hand",
     "meter_differs": "make a meter there that counts as ours does, or change ours under another name",

@@ -4,7 +4,7 @@ from typing import Literal, NamedTuple
 
 from operators.drift import Span
 
-Status = Literal["ok", "undecided", "suspect", "drift", "acknowledged"]
+Status = Literal["ok", "undecided", "suspect", "drift", "acknowledged", "conflict"]
 MISSES = 2
 
 

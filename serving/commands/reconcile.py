@@ -130,7 +130,7 @@ class _Shown:
         return one._replace(status=fields.get("status", one.status), findings=msgspec.json.encode(fields))
 
     def exit_code(self) -> int:
-        return int(any(one.status == "drift" for one in self.found))
+        return int(any(one.status in ("drift", "conflict") for one in self.found))
 
     def print(self) -> None:
         screen = console()

@@ -107,8 +107,8 @@ class System:
         self.requests_before = 0
         # Before meters are made: they count nothing that came before them.
         self._platform = Platform(1, key=KEY, wall=lambda: self.clock.now + apart)
-        self._transport = AppTransport(build_platform(self._platform)[0])
-        self.simulator = Simulator("http://simulator", KEY, self._transport)
+        self.transport = AppTransport(build_platform(self._platform)[0])
+        self.simulator = Simulator("http://simulator", KEY, self.transport)
         self.meters = {
             "tokens": self.simulator.meter("llm.tokens", "sum", "tokens", name="tokens"),
             "calls": self.simulator.meter("api.call", "count", name="calls"),
@@ -145,7 +145,7 @@ class System:
     def client(self, rate: Rate = READING, key: str = KEY) -> DodoClient:
         return DodoClient(
             "http://simulator", key, rate, clock=self.clock, wall=self.clock, sleep=self.clock.sleep,
-            transport=self._transport,
+            transport=self.transport,
         )  # fmt: skip
 
     def apply(self, text: str | None = None) -> None:
@@ -252,8 +252,9 @@ class System:
 
     # Reconciliation
 
-    def settings(self, **given: Any) -> ReconciliationSettings:
-        fields = {
+    def fields(self, **given: Any) -> dict[str, Any]:
+        """The settings of a reconciliation run of this system, by name."""
+        return {
             "store": f"sqlite:{self.folder / 'store.db'}",
             "billing": "dodo://simulator?tls=false",
             "dodo_api_key": KEY,
@@ -261,8 +262,10 @@ class System:
             "alerts": f"file:{self.folder / 'alerts.ndjson'}",
             "reconcile_once": "true",
             "reconcile_report": f"file:{self.folder / 'drift.ndjson'}",
-        }
-        return load_reconciliation_settings(fields | given)
+        } | given
+
+    def settings(self, **given: Any) -> ReconciliationSettings:
+        return load_reconciliation_settings(self.fields(**given))
 
     def reconcile(self, **given: Any) -> dict[tuple[str, str], dict[str, Any]]:
         """One pass, by the real flow; what it says is open, by customer and meter."""
@@ -288,7 +291,7 @@ class System:
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def close(self) -> None:
-        for one in (self.writer, self.store, self.control, self.outbox, self.simulator, self._transport):
+        for one in (self.writer, self.store, self.control, self.outbox, self.simulator, self.transport):
             one.close()
 
 

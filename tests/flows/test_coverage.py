@@ -1,6 +1,8 @@
 """Usage that nobody bills, planted: each way is found from our totals, with ids, units and money."""
 
+import json
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -142,6 +144,31 @@ def test_usage_between_two_periods_is_named_and_leaves_the_list_when_it_is_bille
     assert metered.reconcile() == {}
 
 
+@pytest.mark.parametrize("is_renewed", [True, False])
+def test_usage_of_no_period_is_a_gap_also_where_the_catalog_has_not_followed(
+    metered: System, is_renewed: bool
+) -> None:
+    """Here it is in the period that the catalog still has, there between two periods, or after the last."""
+    acme = metered.customer(meters=priced(metered))
+    metered.apply()
+    metered.event(acme, tokens=20)
+    metered.run(600, step=60)
+    metered.simulator.switch(auto_renew=False)
+    edge = metered.clock.now
+    metered.clock.sleep(1)
+    if is_renewed:
+        begin = instant(edge + 180_000_000)
+        metered.simulator.roll(metered.subscriptions[acme], at=instant(edge), start=begin, end=written(END))
+    else:
+        metered.simulator.change(metered.subscriptions[acme], status="cancelled", end=instant(edge))
+    ids = [metered.event(acme, tokens=n) for n in (100, 200)]
+    metered.run(1200, step=60)
+    found = metered.reconcile()[acme, "tokens"]
+    assert causes(found) == {"gap": "300"} and set(found["findings"][0]["ids"]) == set(ids)
+    assert found["money"] == "6.00 USD"
+    adds_up(metered)
+
+
 def test_two_equal_meters_of_a_product_bill_twice(metered: System) -> None:
     second = metered.simulator.meter("llm.tokens", "sum", "tokens", name="tokens v2")
     acme = metered.customer(meters=[*priced(metered), {"meter_id": second} | PRICED])
@@ -216,3 +243,31 @@ def test_a_kill_before_the_proof_leaves_it_to_the_next_start(
     monkeypatch.setattr(Prover, "prove", real)
     assert causes(metered.reconcile()[acme, "tokens"]) == {"not_on_plan": "30"}
     assert metered.totals[acme, "tokens", micros(BEGIN)].total == "30"
+
+
+def test_a_second_subscription_of_other_dates_is_named_with_units_and_money(metered: System) -> None:
+    """What it bills, and what it alone bills of ours; one alert is of the conflict, none of a total, and no repair."""
+    acme = metered.customer(meters=[{"meter_id": metered.meters["tokens"]} | PRICED])
+    metered.apply()
+    dates = {"start": written(BEGIN + timedelta(days=5)), "end": written(END + timedelta(days=5))}
+    metered.simulator.subscription(acme, metered.simulator.product(priced(metered)), **dates)
+    metered.event(acme, tokens=30)
+    for _ in range(14):
+        metered.event(acme)
+    metered.run(900, step=60)
+    for _ in range(2):
+        metered.reconcile(reconcile_repair="true")
+        metered.run(300, step=60)
+    named = [json.loads(one.findings) | {"status": one.status} for one in metered.standings()]
+    assert [(one["meter"], one["ours"], one["billers"], one["money"]) for one in named] == [
+        ("calls", "14", "0", "0.08 USD"),
+        ("calls", "0", "14", "-0.08 USD"),
+        ("tokens", "0", "30", "-0.40 USD"),
+    ]
+    assert {one["status"] for one in named} == {"conflict"}
+    assert {cause for one in named for cause in causes(one)} == {"second_subscription"}
+    assert not [act for one in named for act in one["repairs"]]
+    assert [line["level"] for line in metered.lines("alerts-drift.ndjson")] == ["conflict"]
+    assert adds_up(metered)["unbilled"] == "-30"
+    calls = next(one for one in metered.lines("drift.ndjson")[-1]["coverage"] if one["meter"] == "calls")
+    assert (calls["ours"], calls["billed"], calls["unbilled"]) == ("14", "14", "0")

@@ -20,7 +20,7 @@ import pytest
 from dodopayments import DodoPayments
 
 from connectors import repairer
-from connectors.conflicts import known_in
+from connectors.conflicts import known_in, note_of
 from connectors.dodo import Answer, DodoClient, DodoError
 from connectors.dodo_reads import DodoReads, Unauthorized
 from connectors.drift_book import BookError, BookReader
@@ -33,6 +33,7 @@ from serving.simulator.app import build as build_platform
 from serving.simulator.inprocess import AppTransport
 from serving.simulator.platform import Platform
 from settings.catalog import parse_catalog
+from settings.catalog_pull import apply_periods
 from settings.problems import SettingsError
 from tests.faults.harness import ROOT
 from tests.flows.metered import BEGIN, END, KEY, MINUTE, NOON, SECOND, System, causes, system, written
@@ -150,7 +151,7 @@ def test_the_sdks_paging_bug_is_not_ours(metered: System) -> None:
     stored = {event["event_id"] for event in metered.simulator.events()}
     assert len(stored) == 250
     sdk = DodoPayments(
-        bearer_token=KEY, base_url="http://simulator", http_client=httpx.Client(transport=metered._transport)
+        bearer_token=KEY, base_url="http://simulator", http_client=httpx.Client(transport=metered.transport)
     )
     by_sdk = {event.event_id for event in sdk.usage_events.list(customer_id=acme, page_size=100)}
     assert len(by_sdk) == 150
@@ -371,6 +372,28 @@ def test_two_metered_subscriptions_are_named_before_anything_is_applied(
     metered.reconcile(reconcile_periods=applies)
     assert conflicts(metered) == []
     assert (metered.catalog.period_of(acme) == _period_now(metered, acme)) == (applies == "false")
+
+
+def test_a_conflict_that_a_webhook_has_listed_is_announced_by_the_next_run(metered: System) -> None:
+    acme = metered.customer()
+    metered.apply()
+    later = dict(start=written(BEGIN + timedelta(days=9)), end=written(END + timedelta(days=9)))
+    metered.simulator.subscription(acme, metered.simulator.product(list(metered.meters.values())), **later)
+    whole = [DodoReads(metered.client()).subscription(one) for one in subscriptions_of(metered, acme)]
+    made = apply_periods(metered.control, whole, "webhook", is_complete=False)
+    metered.writer.write([], [], [note_of(one, metered.clock.now) for one in made.conflicts])
+    assert conflicts(metered) == [acme]
+    for _ in range(2):
+        metered.reconcile()
+    assert [line["level"] for line in metered.lines("alerts-drift.ndjson")] == ["conflict"]
+
+
+def subscriptions_of(metered: System, customer: str) -> list[str]:
+    return [
+        one["subscription_id"]
+        for one in metered.simulator.state()["subscriptions"]
+        if one["customer"]["customer_id"] == customer
+    ]
 
 
 def _period_now(metered: System, customer: str) -> Any:
