@@ -61,6 +61,13 @@ class SubscribedCustomer(msgspec.Struct, frozen=True):
     customer_id: str
 
 
+class ScheduledChange(msgspec.Struct, frozen=True):
+    """A change of plan that is to come."""
+
+    product_id: str = ""
+    effective_at: datetime | None = None
+
+
 class Subscription(msgspec.Struct, frozen=True, kw_only=True):
     """A subscription as the API has it. Its current period is [previous_billing_date, next_billing_date)."""
 
@@ -71,6 +78,7 @@ class Subscription(msgspec.Struct, frozen=True, kw_only=True):
     previous_billing_date: datetime
     next_billing_date: datetime
     product_name: str | None = None
+    scheduled_change: ScheduledChange | None = None
     meters: tuple[SubscribedMeter, ...] = ()
     meter_credit_entitlement_cart: tuple[CreditMeter, ...] = ()
     # Not the API's own field: the list's short form leaves the meters out.

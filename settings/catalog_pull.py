@@ -130,6 +130,7 @@ class _Following:
         free, warnings = free_of(basis, self._names)
         self.warnings += warnings
         by = BilledBy(basis.main.subscription_id, basis.main.product_id)
+        self._warn_of_change(name, basis.main)
         if name in self._catalog.customers:
             self._follow_known(name, basis, free, by)
         else:
@@ -159,6 +160,16 @@ class _Following:
             self._say(name, f"billed by {by.subscription}, product {by.product}")
         if own:
             self._customers[name] = own
+
+    def _warn_of_change(self, name: str, main: Subscription) -> None:
+        """Announce a change of plan that is scheduled there; it is taken over once it has taken place."""
+        change = main.scheduled_change
+        if change is None or change.effective_at is None:
+            return
+        plan = plan_for(self._catalog, change.product_id)
+        words = f"its plan becomes {plan.name}" if plan else "no plan has that billing_id yet"
+        at = f"{change.effective_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+        self.warnings.append(f"customer {name}: its product becomes {change.product_id} at {at}; {words}")
 
     def _move(self, name: str, own: Into, basis: Basis, free: Mapping[str, int]) -> None:
         """Put a customer on the plan of its new product; caps of its own are the operator's, so they stay."""

@@ -36,6 +36,7 @@ HANDLERS: dict[tuple[str, str], Handler] = {
     ("PATCH", "/subscriptions/{subscription_id}"): plans.update,
     ("POST", "/subscriptions/{subscription_id}/change-plan"): plans.change_plan,
     ("POST", "/subscriptions/{subscription_id}/change-plan/preview"): plans.preview,
+    ("DELETE", "/subscriptions/{subscription_id}/change-plan/scheduled"): plans.cancel_scheduled,
     ("GET", "/payments"): payments.list_payments,
     ("GET", "/payments/{payment_id}"): payments.get_payment,
     ("GET", "/payments/{payment_id}/line-items"): payments.line_items,

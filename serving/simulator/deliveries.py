@@ -19,6 +19,7 @@ from serving.simulator.credit_views import entry_view
 from serving.simulator.crediting import entry_of, low_at
 from serving.simulator.identifiers import chance
 from serving.simulator.instants import SECOND, written
+from serving.simulator.payments import payments_of
 from serving.simulator.platform import Platform, wall_clock
 from serving.simulator.records import Delivery, Endpoint
 from serving.simulator.ticks import tick
@@ -30,6 +31,7 @@ TIMEOUT_S: Final = 15.0
 DONE_KEPT: Final = 1000
 WAITING_MAX: Final = 100_000
 IDLE_S: Final = 0.05
+RENEWED: Final = "subscription.renewed"
 
 
 def emit(platform: Platform, type: str, subject: str) -> None:
@@ -149,7 +151,10 @@ class Sender:
 def _content(platform: Platform, delivery: Delivery) -> dict[str, Any]:
     if delivery.type.startswith("subscription."):
         subscription = platform.subscriptions.get(delivery.subject)
-        return {"payload_type": "Subscription"} | views.subscription(platform, subscription)
+        # Its payments always succeed, so there is no grace period to end.
+        paid = list(payments_of(platform, subscription))[-1].id if delivery.type == RENEWED else None
+        beside = {"payload_type": "Subscription", "past_due_ends_at": None, "payment_id": paid}
+        return beside | views.subscription(platform, subscription)
     if delivery.type == "credit.balance_low":
         return {"payload_type": "CreditBalanceLow"} | _low_balance(platform, delivery.subject)
     balance, entry = entry_of(platform, delivery.subject)

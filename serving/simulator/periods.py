@@ -98,8 +98,12 @@ def roll(
     start: int | None = None,
     end: int | None = None,
 ) -> Cycle:
-    """Closes the current cycle, at `at` if given, and opens the next; from `start` to `end` if given."""
-    product, current = platform.products.get(subscription.product_id), subscription.current
+    """Close the current cycle, at `at` if given, and open the next, of the product that is scheduled, if one is.
+
+    The next one is from `start` to `end` if given.
+    """
+    scheduled, current = subscription.scheduled, subscription.current
+    product = platform.products.get(scheduled.product_id if scheduled else subscription.product_id)
     if at is not None:
         if at <= current.start:
             raise ValueError("at: needs to be after the cycle's start")
@@ -110,10 +114,16 @@ def roll(
     if not current.end <= begin < finish:
         raise ValueError("start, end: the next cycle needs to follow the current one")
     cycle = _cycle(product, begin, finish)
+    if scheduled is not None:
+        cycle.charge = "plan_change"
+        subscription.product_id, subscription.quantity = product.product_id, scheduled.quantity
+        subscription.scheduled = None
     # The oldest cycles leave, so that a platform hurried through years stays of a size.
     subscription.cycles = [*subscription.cycles, cycle][-CYCLES_MAX:]
     _keep(platform, subscription)
     platform.emit("subscription.renewed", subscription.subscription_id)
+    if scheduled is not None:
+        platform.emit("subscription.plan_changed", subscription.subscription_id)
     grant_cycle(platform, subscription)
     return cycle
 

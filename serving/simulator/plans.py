@@ -12,7 +12,7 @@ from serving.simulator.payments import payments_of
 from serving.simulator.platform import Platform
 from serving.simulator.problems import INVALID_PARAMETERS, Problem, malformed
 from serving.simulator.reading import cycle_usage
-from serving.simulator.records import Cycle, Metadata, PlanCharge, Product, Subscription
+from serving.simulator.records import Cycle, Metadata, PlanCharge, Product, ScheduledChange, Subscription
 from serving.simulator.seeding import Instant
 
 Proration = Literal[
@@ -30,6 +30,7 @@ class PlanChange(msgspec.Struct, kw_only=True):
     proration_billing_mode: Proration
     quantity: Annotated[int, Meta(ge=1)]
     effective_at: Literal["immediately", "next_billing_date"] = "immediately"
+    cancel_scheduled_change_plan: bool = False
     metadata: Metadata | None = None
 
 
@@ -46,12 +47,13 @@ class Update(msgspec.Struct, kw_only=True):
 def change_plan(platform: Platform, call: Call) -> Answer:
     subscription, change = _asked(platform, call)
     product = platform.products.get(change.product_id)
-    if change.effective_at == "next_billing_date":
-        raise Problem(422, "UNSUPPORTED_ACTION", "the simulator changes plans immediately")
-    amount, factor = _plan_amount(platform, subscription, product, change)
-    subscription.quantity = change.quantity
+    subscription.scheduled = None
     if change.metadata is not None:
         subscription.metadata = change.metadata
+    if change.effective_at == "next_billing_date":
+        return _schedule(platform, subscription, change)
+    amount, factor = _plan_amount(platform, subscription, product, change)
+    subscription.quantity = change.quantity
     if change.proration_billing_mode in KEEPS_CYCLE:
         if change.proration_billing_mode != "do_not_bill":
             charge = PlanCharge(at=platform.now, end=subscription.current.end, amount=amount, factor=factor)
@@ -60,20 +62,32 @@ def change_plan(platform: Platform, call: Call) -> Answer:
     else:
         periods.restart(platform, subscription, change.product_id, "plan_change", amount)
     last = list(payments_of(platform, subscription))[-1]
-    payment = None if change.proration_billing_mode == "do_not_bill" else last.id
-    return Answer(
-        200, {"payment_id": payment, "payment_link": None, "client_secret": None, "expires_on": None}
-    )
+    return _paid(None if change.proration_billing_mode == "do_not_bill" else last.id)
+
+
+def cancel_scheduled(platform: Platform, call: Call) -> Answer:
+    """Take back a change of plan that has not taken place yet."""
+    subscription = platform.subscriptions.get(call.params["subscription_id"])
+    if subscription.scheduled is None:
+        raise Problem(404, "NOT_FOUND", "no change of plan is scheduled")
+    subscription.scheduled = None
+    periods.change(platform, subscription, {})
+    return Answer(204)
 
 
 def preview(platform: Platform, call: Call) -> Answer:
-    """What the change would charge now: the plan, and the usage so far where its cycle ends with it."""
+    """What the change would charge now: the plan, and the usage so far where its cycle ends with it.
+
+    A change that is to be scheduled charges nothing now.
+    """
     subscription, change = _asked(platform, call)
     product = platform.products.get(change.product_id)
-    amount, factor = _plan_amount(platform, subscription, product, change)
+    is_now, items = change.effective_at == "immediately", []
+    amount, factor = _plan_amount(platform, subscription, product, change) if is_now else (0, "1")
     currency = product.price.currency
-    items = [_plan_item(product, change, amount, factor)]
-    if change.proration_billing_mode not in KEEPS_CYCLE:
+    if is_now:
+        items.append(_plan_item(product, change, amount, factor))
+    if is_now and change.proration_billing_mode not in KEEPS_CYCLE:
         until = platform.visible_since(platform.switches.usage_visibility_lag_s)
         used = cycle_usage(platform, subscription, subscription.current, until)["meters"]
         items += [_meter_item(one) for one in used]
@@ -91,7 +105,8 @@ def preview(platform: Platform, call: Call) -> Answer:
     opened = Cycle(start=platform.now, end=subscription.current.end, meters=list(product.price.meters or []))
     changed = msgspec.structs.replace(subscription, product_id=product.product_id, cycles=[opened])
     new_plan = views.subscription(platform, changed)
-    charge = {"effective_at": written(platform.now), "line_items": items, "summary": summary}
+    at = platform.now if is_now else subscription.current.end
+    charge = {"effective_at": written(at), "line_items": items, "summary": summary}
     return Answer(200, {"immediate_charge": charge, "new_plan": new_plan})
 
 
@@ -124,7 +139,25 @@ def _asked(platform: Platform, call: Call) -> tuple[Subscription, PlanChange]:
         raise Problem(400, "INVALID_QUANTITY", "quantity: usage-priced products allow 1 only")
     if subscription.status != "active":
         raise Problem(409, "UNSUPPORTED_ACTION", f"the subscription is {subscription.status}")
+    if subscription.scheduled is not None and not change.cancel_scheduled_change_plan:
+        raise Problem(409, "UNSUPPORTED_ACTION", "a change of plan is scheduled already")
     return subscription, change
+
+
+def _schedule(platform: Platform, subscription: Subscription, change: PlanChange) -> Answer:
+    """Keep a change for the end of the current cycle, in place of one that was scheduled before."""
+    id, product = platform.new_id("spc"), change.product_id
+    subscription.scheduled = ScheduledChange(
+        id=id, product_id=product, quantity=change.quantity, created_at=platform.now
+    )
+    periods.change(platform, subscription, {})
+    return _paid(None)
+
+
+def _paid(payment: str | None) -> Answer:
+    return Answer(
+        200, {"payment_id": payment, "payment_link": None, "client_secret": None, "expires_on": None}
+    )
 
 
 def _pause(platform: Platform, subscription: Subscription) -> None:

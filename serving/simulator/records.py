@@ -158,6 +158,15 @@ class PlanCharge(msgspec.Struct, kw_only=True):
     factor: str
 
 
+class ScheduledChange(msgspec.Struct, kw_only=True):
+    """A change of plan that takes place at the end of the current cycle."""
+
+    id: str
+    product_id: str
+    quantity: int
+    created_at: int
+
+
 class Subscription(msgspec.Struct, kw_only=True):
     """`anchor` is the instant from which the edges of its cycles are counted."""
 
@@ -176,6 +185,7 @@ class Subscription(msgspec.Struct, kw_only=True):
     trial_period_days: int = 0
     metadata: Metadata = {}
     plan_charges: list[PlanCharge] = []
+    scheduled: ScheduledChange | None = None
 
     @property
     def current(self) -> Cycle:

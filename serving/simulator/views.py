@@ -156,7 +156,24 @@ def _common(platform: Platform, subscription: Subscription, product: Product) ->
         "cancel_at_next_billing_date": subscription.cancel_at_next_billing_date,
         "cancelled_at": maybe_written(subscription.cancelled_at),
         "paused_at": maybe_written(subscription.paused_at),
-        "scheduled_change": None,
+        "scheduled_change": _scheduled(platform, subscription),
+    }
+
+
+def _scheduled(platform: Platform, subscription: Subscription) -> dict[str, Any] | None:
+    change = subscription.scheduled
+    if change is None:
+        return None
+    product = platform.products.get(change.product_id)
+    return {
+        "id": change.id,
+        "product_id": change.product_id,
+        "product_name": product.name,
+        "product_description": product.description,
+        "quantity": change.quantity,
+        "addons": [],
+        "created_at": written(change.created_at),
+        "effective_at": written(subscription.current.end),
     }
 
 

@@ -9,7 +9,14 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from operators.biller import Aggregation, BillerMeter, SubscribedCustomer, SubscribedMeter, Subscription
+from operators.biller import (
+    Aggregation,
+    BillerMeter,
+    ScheduledChange,
+    SubscribedCustomer,
+    SubscribedMeter,
+    Subscription,
+)
 from operators.catalog import Catalog, Customer
 from operators.periods import Billing, period_of
 from settings.catalog import CatalogError, parse_catalog
@@ -171,6 +178,16 @@ def test_an_upgrade_moves_plan_and_cap(plan: str) -> None:
     assert (limit.included, limit.cap) == (5000, 9000 if plan == "linked" else None)
     again = pulled(made.text, meters, [subscription("cus_new", product_id="pdt_2", meters=more)])
     assert (again.text, again.changes) == (made.text, ())
+
+
+def test_a_change_of_plan_to_come_is_announced() -> None:
+    """With the plan that it will be, or that there is none yet; the plan stays until then."""
+    coming = subscription("cus_new", meters=USED, scheduled_change=ScheduledChange("pdt_pro", NEXT))
+    at = "customer cus_new: its product becomes pdt_pro at 2026-12-03 09:12 UTC; "
+    assert f"{at}no plan has that billing_id yet" in pulled(CALLS, [], [coming]).warnings
+    made = pulled(CALLS + "plans: {pro: {billing_id: pdt_pro}}\ndefault_plan: pro\n", [], [coming])
+    assert f"{at}its plan becomes pro" in made.warnings
+    assert parse_catalog(made.text).customers["cus_new"].plan == "pdt_1"
 
 
 def test_a_plan_that_was_chosen_by_hand_stays_while_the_product_does() -> None:

@@ -118,6 +118,47 @@ def test_what_a_change_of_plan_refuses(
         change(sdk, id, pro, "full_immediately")
 
 
+def test_a_change_of_plan_waits_for_the_end_of_the_cycle(
+    sdk: DodoPayments, sim: Simulator, plans: tuple[str, str, str]
+) -> None:
+    """Nothing is charged before; then the usage is billed at the old prices, and the next cycle has the new ones."""
+    id, free, pro = plans
+    later = {"effective_at": "next_billing_date"}
+    found = sdk.subscriptions.preview_change_plan(
+        id, product_id=pro, proration_billing_mode="full_immediately", quantity=1, **later
+    )
+    assert (found.immediate_charge.line_items, found.immediate_charge.summary.total_amount) == ([], 0)
+    assert change(sdk, id, pro, "full_immediately", **later).payment_id is None
+    read = sdk.subscriptions.retrieve(id)
+    planned = read.scheduled_change
+    assert planned is not None and (read.product_id, planned.product_id) == (free, pro)
+    assert planned.effective_at == read.next_billing_date
+    sim.roll(id, at=NOW + timedelta(hours=1))
+    read = sdk.subscriptions.retrieve(id)
+    assert (read.product_id, read.scheduled_change, read.meters[0].free_threshold) == (pro, None, 3 * 10**9)
+    paid, _ = sdk.payments.list(subscription_id=id).items
+    assert (paid.charge_type, paid.includes_usage, paid.total_amount) == ("plan_change", True, 5000 + 100)
+    assert [one["meters"][0]["free_threshold"] for one in history(sim, id)] == [3 * 10**9, 100]
+
+
+def test_a_scheduled_change_is_replaced_or_taken_back(
+    sdk: DodoPayments, sim: Simulator, plans: tuple[str, str, str]
+) -> None:
+    id, free, pro = plans
+    with pytest.raises(dodopayments.NotFoundError):
+        sdk.subscriptions.cancel_change_plan(id)
+    change(sdk, id, pro, "do_not_bill", effective_at="next_billing_date")
+    with pytest.raises(dodopayments.ConflictError):
+        change(sdk, id, pro, "do_not_bill")
+    change(sdk, id, free, "do_not_bill", effective_at="next_billing_date", cancel_scheduled_change_plan=True)
+    planned = sdk.subscriptions.retrieve(id).scheduled_change
+    assert planned is not None and planned.product_id == free
+    sdk.subscriptions.cancel_change_plan(id)
+    assert sdk.subscriptions.retrieve(id).scheduled_change is None
+    sim.roll(id, at=NOW + timedelta(hours=1))
+    assert sdk.subscriptions.retrieve(id).product_id == free
+
+
 @pytest.mark.parametrize("bills", [True, False])
 def test_a_pause_moves_the_end_and_bills_usage_at_once(
     sdk: DodoPayments, sim: Simulator, plans: tuple[str, str, str], bills: bool

@@ -46,7 +46,6 @@ LEFT_OUT: Final = (
     "/refunds",
 )
 LEFT_OUT_ALONE: Final = {
-    ("DELETE", "/subscriptions/{}/change-plan/scheduled"),
     ("GET", "/payments/{}/retry"),
     ("POST", "/payments"),
     ("POST", "/payments/{}/retry"),

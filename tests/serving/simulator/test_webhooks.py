@@ -277,3 +277,16 @@ def test_no_secret_is_shown(sim: Simulator) -> None:
     subscribe(sim)
     shown = json.dumps([sim.state(), sim.webhooks(), sim.requests(), sim.api.get("/webhooks").json()])
     assert secret not in shown and secret.removeprefix("whsec_") not in shown
+
+
+def test_a_renewal_names_its_payment(inside: Inside, receiver: Receiver) -> None:
+    sim = inside.sim
+    endpoint(sim, filter_types=["subscription.renewed", "subscription.updated"])
+    id = subscribe(sim)
+    sim.roll(id, at=inside.sim.advance(60))
+    sim.emit("subscription.updated", id)
+    sim.deliver()
+    paid = {json.loads(one.content)["type"]: json.loads(one.content)["data"] for one in receiver.got}
+    [renewal, _] = inside.sdk().payments.list(subscription_id=id).items
+    assert paid["subscription.renewed"]["payment_id"] == renewal.payment_id
+    assert paid["subscription.updated"]["payment_id"] is None
