@@ -84,7 +84,9 @@ class ControlSource(FixedPartitionedSource[ControlItem, str]):
         return ["control"]
 
     def build_part(self, step_id: str, for_part: str, resume_state: str | None) -> "_ControlPartition":
-        return _ControlPartition(self, self._open_log(), read_reached(resume_state))
+        with self.asking():
+            log = self._open_log()
+        return _ControlPartition(self, log, read_reached(resume_state))
 
 
 class _ControlPartition(StatefulSourcePartition[ControlItem, str]):

@@ -13,6 +13,7 @@ share, and the others drain as well. A mark counts for the run that it was left 
 """
 
 import argparse
+import atexit
 import logging
 import os
 import signal
@@ -72,6 +73,7 @@ class Lifecycle:
         self._waits_since: float | None = None
         self._say_at = float("inf")
         self._said_draining = False
+        self._saying = threading.Lock()
 
     @property
     def phase(self) -> Phase:
@@ -89,6 +91,12 @@ class Lifecycle:
             os.set_blocking(one, False)
         signal.set_wakeup_fd(written, warn_on_full_buffer=False)
         threading.Thread(target=self._run, name="lifecycle", daemon=True).start()
+        atexit.register(self._at_exit)
+
+    def _at_exit(self) -> None:
+        """Say what the thread had no time for, as a flow with nothing to write ends as soon as it is asked to."""
+        if self._drain.asked:
+            self._say_draining()
 
     def wait(self) -> None:
         """Note that all is prepared, and that from now on the process waits for the others."""
@@ -122,10 +130,15 @@ class Lifecycle:
             _LOG.warning("SIGTERM: ends before it has read anything")
             self._end(0)
             return
+        self._say_draining()
         self._drain.ask()
-        if self._said_draining:
-            return
-        self._said_draining = True
+
+    def _say_draining(self) -> None:
+        """Say it once, to the log and to the other processes."""
+        with self._saying:
+            if self._said_draining:
+                return
+            self._said_draining = True
         if self._processes == 1:
             _LOG.warning("SIGTERM: stops reading, writes what it has, and ends")
             return

@@ -137,8 +137,10 @@ class Storing:
     def _open(self, number: int) -> "_Writes":
         """Opens the writer of a worker, on its thread."""
         worker = self._worker
+        with self._telemetry.asking_store():
+            writer = self._open_writer(number)
         worker.writes = _Writes(
-            self._open_writer(number),
+            writer,
             self._open_aside,
             worker.unstored,
             self._telemetry,
