@@ -32,6 +32,20 @@ class AcknowledgementFollower:
         return new
 
 
+class AcknowledgementReader:
+    """Reads what is in force, going on from where the last call ended; one thread at a time."""
+
+    def __init__(self) -> None:
+        self._follower = AcknowledgementFollower()
+
+    def __call__(self, log: ControlLog) -> Acknowledgements:
+        """Return what is in force in a control log."""
+        known = self._follower.follow(log)
+        # Nobody asks what is new, so it is not kept.
+        self._follower.take_new()
+        return known
+
+
 def read_acknowledgements(log: ControlLog) -> Acknowledgements:
     """Return what is in force in a control log."""
     return AcknowledgementFollower().follow(log)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
+from connectors.acknowledging import AcknowledgementReader
 from connectors.clock import wall_clock
 from connectors.sqlite_keys import KeyFile
 from operators.ports import ControlLog, Ingest, StoreReader
@@ -45,6 +46,8 @@ class Service:
     places: Places = field(init=False)
     reader: Desk[StoreReader] = field(init=False)
     control: Desk[ControlLog] = field(init=False)
+    # For the control log's thread alone.
+    acknowledged: AcknowledgementReader = field(default_factory=AcknowledgementReader)
     gate: AsyncGate = field(init=False)
     flow: FlowMonitor = field(init=False)
     live: Live = field(init=False)

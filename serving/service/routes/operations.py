@@ -7,7 +7,6 @@ from typing import Any, Final
 import msgspec
 from msgspec import UNSET
 
-from connectors.acknowledging import read_acknowledgements
 from connectors.drift_book import BookError
 from connectors.statement_book import FILE, read_statement
 from operators.acknowledgements import shown
@@ -62,7 +61,8 @@ async def get_alerts(service: Service, call: Call[Nothing, AlertsQuery, None]) -
 
 async def get_drift(service: Service, call: Call[Nothing, AlertsQuery, None]) -> Answer:
     found = await _notes(service, "drift", call.query)
-    return json(200, DriftBody(as_acknowledged(found, await service.control.ask(read_acknowledgements))))
+    known = await service.control.ask(lambda log: as_acknowledged(found, service.acknowledged(log)))
+    return json(200, DriftBody(known))
 
 
 async def get_statement(service: Service, call: Call[Nothing, StatementQuery, None]) -> Answer:
@@ -194,9 +194,10 @@ def _name_of(event: dict[str, Any]) -> Any:
 
 
 async def get_acknowledgements(service: Service, call: Call[Nothing, Nothing, None]) -> Answer:
-    known = await service.control.ask(read_acknowledgements)
-    found = [msgspec.convert(shown(one), AcknowledgementShown) for one in known.in_force()]
-    return json(200, AcknowledgementsBody(found))
+    known = await service.control.ask(lambda log: service.acknowledged(log).in_force())
+    return json(
+        200, AcknowledgementsBody([msgspec.convert(shown(one), AcknowledgementShown) for one in known])
+    )
 
 
 async def post_acknowledgement(service: Service, call: Call[Nothing, Nothing, AcknowledgementPost]) -> Answer:
@@ -211,7 +212,7 @@ async def post_acknowledgement(service: Service, call: Call[Nothing, Nothing, Ac
     findings = bodies(await service.reader.ask(lambda reader: reader.notes("drift", customer, FINDINGS_MAX)))
 
     def append(log: ControlLog) -> str:
-        known = read_acknowledgements(log)
+        known = service.acknowledged(log)
         record = record_of(
             asked, findings, known, id=sent.id, reason=sent.reason, by=call.by, at=service.clock()
         )

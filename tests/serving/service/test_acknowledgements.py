@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from connectors.sqlite import SqliteWriter
+from connectors.sqlite_control import SqliteControl
 from operators.ports import Note
 from tests.serving.service.local import Local, local
 
@@ -82,3 +83,26 @@ def test_what_is_not_clear_is_refused(here: Local) -> None:
     assert post(here, "n4", period_start=START, cause="gap")[0] == 404
     assert post(here, "n5", period_start="now")[0] == 422
     assert post(here, "n6", key="acme", period_start=START)[0] == 403
+
+
+def test_what_was_read_of_the_control_log_is_not_read_again(
+    here: Local, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A log grows for years; each request reads what is new."""
+    plant(here, "3")
+    read: list[int] = []
+    real = SqliteControl.after
+
+    def counted(self: SqliteControl, *given: Any) -> Any:
+        found = real(self, *given)
+        read.append(len(found))
+        return found
+
+    for number in range(3):
+        assert post(here, f"a{number}", customer="", cause=f"cause{number}")[0] == 202
+    assert statuses(here) == ["drift"]
+    monkeypatch.setattr(SqliteControl, "after", counted)
+    assert statuses(here) == ["drift"] and sum(read) == 0
+    assert post(here, "a3")[0] == 202
+    read.clear()
+    assert statuses(here) == ["acknowledged"] and sum(read) <= 1

@@ -221,7 +221,8 @@ function drift(findings, last, now) {
   return html`<ul class="findings">${findings.slice(0, 8).map((one) => html`<li>
     ${one.customer ? customerLink(one.customer) : nothing} <span>${visible(words(one.meter ?? ""))}</span>
     <span class="muted">${visible(words(one.status ?? one.kind ?? ""))}</span>
-    ${one.drift === undefined ? nothing : html`<span class="number">${visible(one.drift)}</span>`}</li>`)}</ul>${seen}`;
+    ${one.drift === undefined ? nothing : html`<span class="number">${visible(one.drift)}</span>`}
+    ${one.acknowledged ? html`<p class="muted">${visible(`${one.acknowledged.reason} – ${one.acknowledged.by}`)}</p>` : nothing}</li>`)}</ul>${seen}`;
 }
 
 function health(one, state, now) {
