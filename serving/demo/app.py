@@ -156,7 +156,7 @@ class Stage:
 
 def demo(
     seconds: Annotated[
-        float | None, typer.Option(envvar="DEMO_SECONDS", help="Ends so long after the start.")
+        float | None, typer.Option(envvar="DEMO_SECONDS", help="Ends so long after the first usage was seen.")
     ] = None,
     keep: Annotated[
         bool, typer.Option(envvar="DEMO_KEEP", help="Goes on where the last demo ended.")
@@ -209,7 +209,7 @@ def _show(
     """A page that changes, until it is over."""
     began = time.monotonic()
     with Live(console=console, screen=True, auto_refresh=False) as live:
-        for _ in _frames(stage, over, FRAME_S, seconds):
+        for _ in _frames(stage, usage, over, FRAME_S, seconds):
             now = _refresh(usage, screen)
             screen.refused = stage.refused
             running = int((time.monotonic() - began) * 1e6)
@@ -221,7 +221,7 @@ def _tell(
 ) -> None:
     """A line a second, until it is over."""
     began = time.monotonic()
-    for _ in _frames(stage, over, LINE_S, seconds):
+    for _ in _frames(stage, usage, over, LINE_S, seconds):
         now = _refresh(usage, screen)
         sums = usage.sums
         parts = (
@@ -237,12 +237,19 @@ def _tell(
         print(", ".join(parts), flush=True)
 
 
-def _frames(stage: Stage, over: threading.Event, every: float, seconds: float | None) -> Iterator[None]:
-    """A beat each `every` seconds until it is over; at once DemoError if a process has ended."""
-    end = None if seconds is None else time.monotonic() + seconds
+def _frames(
+    stage: Stage, usage: Usage, over: threading.Event, every: float, seconds: float | None
+) -> Iterator[None]:
+    """Beat each `every` seconds, until it is over or `seconds` after usage was first seen.
+
+    Raises DemoError at once if a process has ended.
+    """
+    end = None
     while not over.is_set() and (end is None or time.monotonic() < end):
         stage.check()
         yield
+        if end is None and seconds is not None and usage.as_of:
+            end = time.monotonic() + seconds
         over.wait(every if end is None else max(0.0, min(every, end - time.monotonic())))
 
 

@@ -10,7 +10,7 @@ from tests.serving.service.served import Served
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """One service for all tests that leave its catalog as it is, or use customers of their own."""
-    served = Served(tmp_path_factory.mktemp("served"))
+    served = Served(tmp_path_factory.mktemp("served"), rate_per_customer_key="10000")
     yield served
     assert served.stop() == 0, served.said()
 

@@ -60,7 +60,7 @@ export class CapDialog {
     if (done) this.close();
   }
 
-  /** Whether it went well; else the reason is shown. Where somebody else was first, what holds now is read anew. */
+  /** Whether it went well; else the reason is shown. Where somebody else was first, what holds now is read again. */
   async tried(act) {
     this.busy = true;
     this.say("");
@@ -72,7 +72,7 @@ export class CapDialog {
       const more = problem.errors.map((one) => one.detail).join("; ");
       if (problem.status === 412) {
         this.limit = await this.api.ask("GET", this.path).catch(() => this.limit);
-        this.problem = `Somebody else changed it meanwhile: the cap is ${capOf(this.limit)} by now. Save again to replace it.`;
+        this.problem = `Somebody else changed it meanwhile: the cap is now ${capOf(this.limit)}. Save again to replace it.`;
       } else this.problem = problem.message + (more ? ` (${more})` : "");
       return false;
     } finally {
