@@ -4,7 +4,7 @@
     (settings,  (for the    (reads)    (reads no more, writes what it has)
       store)     others)
 
-Bytewax holds the main thread while it waits for the other processes of a cluster, where Python's signal handlers do not
+Bytewax holds the main thread while processes of a cluster connect to each other, where Python's signal handlers do not
 run. So a thread of ours reads the signals. Before the process reads anything there is nothing to save, and SIGTERM
 or SIGINT ends it at once; so does a wait for the others that takes longer than `patience`.
 
@@ -33,6 +33,8 @@ PHASES: Final[tuple[Phase, ...]] = ("starting", "waiting", "running", "draining"
 LOOK_EVERY_S: Final = 0.1
 MARK_EVERY_LOOKS: Final = 5
 SAY_EVERY_S: Final = 30.0
+CONNECT_S: Final = 30.0
+"""For processes that are all there; one that connects and says nothing holds the others up for as long."""
 MARK: Final = "draining.lock"
 
 _LOG = logging.getLogger("tidegate.flow")
@@ -72,7 +74,7 @@ class Lifecycle:
         self._began_at: int | None = None
         self._waits_since: float | None = None
         self._say_at = float("inf")
-        self._said_draining = False
+        self._said_draining = self._is_connecting = False
         self._saying = threading.Lock()
 
     @property
@@ -102,6 +104,11 @@ class Lifecycle:
         """Note that all is prepared, and that from now on the process waits for the others."""
         self._waits_since = self._now()
         self._say_at = self._waits_since + SAY_EVERY_S
+
+    def connect(self) -> None:
+        """Note that the others are there, and that from now on the processes connect to each other."""
+        self._waits_since = self._now()
+        self._is_connecting = True
 
     def look(self, signals: bytes = b"") -> None:
         """Act on signals that came, on the time that has passed, and on what other processes ask for."""
@@ -172,10 +179,18 @@ class Lifecycle:
             return
         now = self._now()
         waited = now - self._waits_since
-        if waited >= self._patience:
+        if self._is_connecting and waited >= CONNECT_S:
+            _LOG.error(
+                "the flow ends: the %d processes of its cluster were all there, and did not connect within %.0f s;"
+                " see that they reach each other, and that nobody else connects to their ports",
+                self._processes,
+                waited,
+            )
+            self._end(1)
+        elif waited >= self._patience:
             _LOG.error(
                 "the flow ends: the other processes of its cluster of %d were not there within %.0f s"
-                " (TIDEGATE_PEER_TIMEOUT); start them all, and see that they reach each other",
+                " (TIDEGATE_PEER_TIMEOUT); start them all, with one TIDEGATE_DATA_DIR, where they reach each other",
                 self._processes,
                 waited,
             )

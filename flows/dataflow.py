@@ -33,6 +33,7 @@ from connectors.health import HealthError, Watchdog, serve
 from connectors.journal import Position
 from connectors.lifecycle import Lifecycle, cluster_size
 from connectors.marking import Marking
+from connectors.meeting import Meeting, start_over_for_strangers
 from connectors.outbox_reader import OutboxReader, Standing
 from connectors.own_files import OwnFiles
 from connectors.reporting import end_at_once, explained, reported, reported_sink
@@ -67,8 +68,11 @@ def started(settings: Settings) -> Dataflow:
     drain, telemetry = Drain(), Telemetry()
     drain.install()
     process = recovery.process_id()
-    lifecycle = Lifecycle(drain, settings.data_dir, process, cluster_size(), settings.peer_timeout)
+    processes = cluster_size()
+    lifecycle = Lifecycle(drain, settings.data_dir, process, processes, settings.peer_timeout)
     lifecycle.install()
+    meeting = Meeting(settings.data_dir, process, processes)
+    start_over_for_strangers()
     ClockGuard().watch()
     telemetry.phase = lambda: lifecycle.phase
     try:
@@ -86,8 +90,12 @@ def started(settings: Settings) -> Dataflow:
         if settings.traces is not None:
             telemetry.span = open_spans(settings.traces, process)
         end_at_once()
-        flow = build(settings, catalogs, drain, telemetry)
+        flow = build(settings, catalogs, drain, telemetry, meeting.leave)
         lifecycle.wait()
+        # Without recovery there is no folder that they share.
+        if settings.recovery:
+            meeting.wait()
+            lifecycle.connect()
         return flow
     except (SettingsError, CatalogError, StoreError, HealthError, FileError, recovery.RecoveryError) as error:
         sys.exit(str(error))
@@ -149,15 +157,29 @@ def watch(settings: Settings, telemetry: Telemetry) -> int:
     return serve(telemetry, watchdog, host, port + int(process) if port and process.isdigit() else port)
 
 
-def build(settings: Settings, catalogs: Catalogs, drain: Drain, telemetry: Telemetry) -> Dataflow:
-    """The flow for these settings, ready to run until its sources end or `drain` is asked."""
+def build(
+    settings: Settings,
+    catalogs: Catalogs,
+    drain: Drain,
+    telemetry: Telemetry,
+    met: Callable[[], object] = lambda: None,
+) -> Dataflow:
+    """The flow for these settings, ready to run until its sources end or `drain` is asked.
+
+    `met` is called when all processes of its cluster have connected.
+    """
     branches = settings.branches
     # Decoded events are thousands of short-lived dicts without cycles, which the collector would visit for nothing.
     gc.set_threshold(200_000, 50, 50)
 
     metering = Dataflow("metering")
     source = settings.source.open(**_source_limits(settings))
-    begin = partial(recovery.begin, settings.data_dir) if settings.recovery else lambda: None
+
+    def begin() -> None:
+        met()
+        if settings.recovery:
+            recovery.begin(settings.data_dir)
+
     steps = Steps(settings.data_dir if settings.recovery else None)
     step = steps.name("source", settings.source.place)
     drained = DrainedSource(source, drain, telemetry, begin, Marking(settings.source.place))

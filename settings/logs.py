@@ -4,14 +4,19 @@ import logging
 import sys
 from typing import Literal
 
+from connectors.foreign_lines import take_stderr
+
 LEVEL = logging.INFO
 # Libraries that tell of every request.
 QUIET = ("httpx", "httpcore", "urllib3")
 
 
 def configure(style: Literal["text", "json"]) -> None:
-    """Sets the root logger up, once, at the start of a process."""
-    handler = logging.StreamHandler(sys.stderr)
+    """Sets the root logger up, once, at the start of a process.
+
+    As JSON, lines that libraries write to standard error by themselves become records too.
+    """
+    handler = logging.StreamHandler(take_stderr() if style == "json" else sys.stderr)
     handler.setFormatter(_formatter(style))
     logging.basicConfig(level=LEVEL, handlers=[handler], force=True)
     for name in QUIET:

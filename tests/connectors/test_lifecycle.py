@@ -9,7 +9,7 @@ from time import sleep
 import pytest
 
 from connectors.drain import Drain, DrainedSource
-from connectors.lifecycle import MARK_EVERY_LOOKS, Lifecycle, cluster_size
+from connectors.lifecycle import CONNECT_S, MARK_EVERY_LOOKS, Lifecycle, cluster_size
 from connectors.telemetry import STORE_SILENT_S, Telemetry
 from tests.flows.test_health import Clock, Partition
 
@@ -164,3 +164,18 @@ def test_the_size_of_the_cluster_is_what_bytewax_is_given(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert cluster_size() == size
+
+
+def test_processes_that_are_all_there_connect_soon_or_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = Process(tmp_path)
+    one.life.wait()
+    one.clock.now += 50
+    one.life.connect()
+    one.clock.now += CONNECT_S - 1
+    one.look()
+    assert one.ends == []
+    one.clock.now += 1
+    one.life.look()
+    assert one.ends == [1] and "did not connect within 30 s" in caplog.text
