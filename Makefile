@@ -15,7 +15,7 @@ PINS := --quiet --build-deps-for editable --allow-unsafe --strip-extras --genera
 	--no-emit-index-url --no-emit-trusted-host --no-emit-find-links
 EXTRAS := dodo kafka otel redis serve slack smtp webhook
 
-.PHONY: help install demo test lint format types bench azure audit sbom constraints clean
+.PHONY: help install demo test faults lint format types bench azure audit sbom constraints clean
 
 help:  ## what there is to make
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## (.*)/\1\t\2/' | expand -t 14
@@ -25,8 +25,11 @@ install: $(READY)  ## the environment in .venv, from constraints.txt
 demo: $(READY)  ## meters a made-up AI product, live; DEMO_SECONDS=60 ends it by itself
 	@$(BIN)/python -m serving.demo
 
-test: $(READY)  ## all tests, on all cores; ARGS="-k totals" for some
-	$(BIN)/python -m pytest -q --numprocesses auto --dist worksteal $(ARGS)
+test: $(READY)  ## all tests but the fault drills, on all cores; ARGS="-k totals" for some
+	$(BIN)/python -m pytest -q --numprocesses auto --dist worksteal --ignore=tests/faults $(ARGS)
+
+faults: $(READY)  ## the fault drills: kills, outages and changes of everything, a few of each
+	$(BIN)/python -m pytest -q --numprocesses auto --dist worksteal $(ARGS) tests/faults
 
 lint: $(READY)  ## ruff, and whether all is written as it formats it
 	$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet .

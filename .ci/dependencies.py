@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN, ALL = ROOT / "constraints-run.txt", ROOT / "constraints.txt"
-PIN = re.compile(r"^([A-Za-z0-9._-]+)==(\S+?)((?:\s+\\?\s*--hash=sha256:[0-9a-f]{64})*)\s*$")
+PIN = re.compile(r"^([A-Za-z0-9._-]+)==(\S+?)(?: ; [^\\]+?)?((?:\s+\\?\s*--hash=sha256:[0-9a-f]{64})*)\s*$")
 OURS = "tidegate"
 TOOLS = {"pip", "setuptools"}
 """What every environment has beside what is pinned."""

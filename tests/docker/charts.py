@@ -1,8 +1,8 @@
-"""The Helm chart, rendered by helm where it is installed: in PATH, or where `go install` puts it."""
+"""The Helm chart, rendered by helm where it is installed: with the environment, or in PATH."""
 
-import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,19 +10,16 @@ import pytest
 from tests.docker.containers import DOCKER
 
 CHART = DOCKER / "helm" / "tidegate"
-# Such as `go install` builds it, helm knows of no Kubernetes newer than 1.20.
+# Helm itself would take the newest that it knows of.
 KUBERNETES = "1.31.0"
 
 
 def helm() -> str | None:
     """Return the path of helm, None where there is none."""
-    gopath = os.environ.get("GOPATH", str(Path.home() / "go")).split(":")[0]
-    return shutil.which("helm") or shutil.which("helm", path=f"{gopath}/bin")
+    return shutil.which("helm", path=Path(sys.executable).parent) or shutil.which("helm")
 
 
-needs_helm = pytest.mark.skipif(
-    helm() is None, reason="helm is not installed (go install helm.sh/helm/v3/cmd/helm@v3.18.6)"
-)
+needs_helm = pytest.mark.skipif(helm() is None, reason="helm is not installed")
 
 
 def run_helm(*arguments: str) -> "subprocess.CompletedProcess[str]":

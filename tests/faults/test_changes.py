@@ -2,7 +2,7 @@
 
 Each seed is a world of its own (tests/faults/changes/): odd events, control records, catalogs, settings, clocks,
 kills, lost stores and backups, in any order, checked after each run against an oracle that is written from the docs.
-TIDEGATE_CHANGES_SECONDS says how long (40; 0 for one world), TIDEGATE_CHANGES_FIRST with which seed to begin (0) and
+TIDEGATE_CHANGES_SECONDS says how long (60; 0 for one world), TIDEGATE_CHANGES_FIRST with which seed to begin (0) and
 TIDEGATE_CHANGES_ROUNDS how many rounds a world has (12). A seed that fails is run again by the command in its message.
 """
 
@@ -20,7 +20,7 @@ from tests.faults.changes.forks import Forks
 from tests.faults.changes.play import play
 from tests.faults.changes.world import World
 
-SECONDS = float(os.environ.get("TIDEGATE_CHANGES_SECONDS", "40"))
+SECONDS = float(os.environ.get("TIDEGATE_CHANGES_SECONDS", "60"))
 FIRST = int(os.environ.get("TIDEGATE_CHANGES_FIRST", "0"))
 ROUNDS = int(os.environ.get("TIDEGATE_CHANGES_ROUNDS", "12"))
 
