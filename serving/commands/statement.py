@@ -14,6 +14,7 @@ import typer
 from rich.text import Text
 
 from connectors.books import Books
+from connectors.drift_book import BookError, BookReader
 from connectors.statement_book import read_statement
 from operators.biller import Matched, micros
 from operators.billing import instant
@@ -33,17 +34,18 @@ COLUMNS = (
     "currency", "amount", "ours", "in_flight", "held_back", "unbilled", "cause", "repaired", "subscription", "product",
     "as_of",
 )  # fmt: skip
-EVENT_COLUMNS = ("invoice", "customer", "meter", "event", "id", "at", "units", "state", "reason")
+EVENT_COLUMNS = ("invoice", "customer", "meter", "event", "id", "at", "units", "state", "reason", "finding")
 # A cell that begins so would be a formula to a spreadsheet.
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 class Event(NamedTuple):
-    """An event behind a line: `event` is the sender's id, `id` the one it has at the provider."""
+    """An event behind a line: `event` is the sender's id, `finding` the cause of drift that names it, if one does."""
 
     line: StatementLine
     event: str
     own: Own
+    finding: str
 
 
 class Form(StrEnum):
@@ -76,8 +78,8 @@ def statement(
     if not events and event is None:
         _show_lines(found, form)
         return
-    if customer is None and invoice is None:
-        raise Failed("statement: needs --customer or --invoice to look for events")
+    if customer is None and invoice is None and event is None:
+        raise Failed("statement: needs --customer or --invoice to list events")
     behind = (one for one in _behind(settings, found) if event in (None, one.event, one.own.id))
     if event is None:
         _show_events(behind, form)
@@ -111,7 +113,22 @@ def _show_lines(lines: Sequence[StatementLine], form: Form) -> None:
                 ),
             )
         )  # fmt: skip
-    console().print(shown if lines else "There are no such lines.")
+    if not lines:
+        console().print("There are no such lines.")
+        return
+    console().print(shown)
+    console().print(f"Sum: {_sums(lines)}")
+
+
+def _sums(lines: Sequence[StatementLine]) -> str:
+    """Return what lines come to, by currency."""
+    sums: dict[str, int] = {}
+    for line in lines:
+        if line.currency:
+            sums[line.currency] = sums.get(line.currency, 0) + (line.amount or 0)
+    return (
+        ", ".join(money(Decimal(amount), currency) for currency, amount in sorted(sums.items())) or "no price"
+    )
 
 
 def _show_events(found: Iterator[Event], form: Form) -> None:
@@ -126,6 +143,7 @@ def _show_events(found: Iterator[Event], form: Form) -> None:
             "units": text(one.own.quantity or 0),
             "state": one.own.fate,
             "reason": one.own.reason,
+            "finding": one.finding,
         }
         for one in found
     )
@@ -147,6 +165,7 @@ def _behind(settings: ReconciliationSettings, lines: Sequence[StatementLine]) ->
     if not isinstance(settings.billing, Dodo):
         raise Failed(f"TIDEGATE_BILLING: needs dodo: to read its books, got {settings.billing}")
     meters = {meter.name: meter for meter in _catalog(settings).meters}
+    causes = _causes(settings)
     with closing(Books(settings.billing.outbox_path(settings.data_dir))) as books:
         for line in lines:
             if (meter := meters.get(line.meter)) is None:
@@ -159,7 +178,23 @@ def _behind(settings: ReconciliationSettings, lines: Sequence[StatementLine]) ->
                 for one in books.bodies(line.customer, (o.id for o in inside), span)
             }
             for one in sorted(inside, key=lambda one: (one.at, one.id)):
-                yield Event(line, names.get(one.id, ""), one)
+                yield Event(line, names.get(one.id, ""), one, causes.get((line.customer, one.id), ""))
+
+
+def _causes(settings: ReconciliationSettings) -> dict[tuple[str, str], str]:
+    """Return the causes of what is off now, by customer and event; of each finding as many events as it names."""
+    try:
+        with closing(BookReader(settings.folder)) as book:
+            found = [msgspec.json.decode(one.findings, type=dict[str, Any]) for one in book.open()]
+    except BookError:
+        # The statement outlives a lost book.
+        return {}
+    return {
+        (one["customer"], id): finding["cause"]
+        for one in found
+        for finding in one.get("findings", ())
+        for id in finding["ids"]
+    }
 
 
 def _catalog(settings: ReconciliationSettings) -> Catalog:

@@ -73,9 +73,21 @@ def test_from_an_invoice_to_the_events_behind_a_line_and_back(metered: System) -
         (ids[1], "e2", "7", "acknowledged"),
     ]
     for id in (ids[1], "e2"):
-        back = ask(metered, "statement", "--customer", acme, "--event", id, "--json")
-        [found] = [json.loads(one) for one in back.stdout.splitlines()]
-        assert (found["invoice"], found["meter"]) == (payment["invoice_id"], "tokens")
+        for whose in (("--customer", acme), ()):
+            back = ask(metered, "statement", *whose, "--event", id, "--json")
+            [found] = [json.loads(one) for one in back.stdout.splitlines()]
+            assert (found["invoice"], found["meter"]) == (payment["invoice_id"], "tokens")
+    shown = ask(metered, "statement", "--invoice", payment["invoice_id"])
+    assert "Sum: 0.12 USD" in shown.stdout
+
+
+def test_events_that_are_not_billed_say_why(metered: System) -> None:
+    acme, ids = closed(metered)
+    metered.simulator.drop(ids[1])
+    metered.reconcile()
+    behind = ask(metered, "statement", "--customer", acme, "--meter", "tokens", "--events", "--json")
+    events = {one["event"]: one["finding"] for one in map(json.loads, behind.stdout.splitlines())}
+    assert events == {"e1": "", "e2": "missing_there"}
 
 
 def test_an_open_cycle_has_no_invoice_yet_and_closed_ones_stay(metered: System) -> None:
