@@ -132,9 +132,11 @@ def test_constraints_pin_what_the_project_needs_with_hashes_and_no_address() -> 
     needed = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
     for requirement in needed:
         name = re.split(r"[<>=\[]", requirement)[0].lower()
-        assert re.search(rf"^{name}==\S+(?: ; .+)? \\\n    --hash=sha256:[0-9a-f]{{64}}", constraints, re.MULTILINE), (
-            name
-        )
+        assert re.search(
+            rf"^{name}==\S+(?: ; .+)? \\\n    --hash=sha256:[0-9a-f]{{64}}", constraints, re.MULTILINE
+        ), name
     for line in constraints.splitlines():
-        assert re.fullmatch(r"#.*|[a-z0-9.-]+==\S+(?: ; [^\\]+)? \\|    --hash=sha256:[0-9a-f]{64}(?: \\)?", line), line
+        assert re.fullmatch(
+            r"#.*|[a-z0-9.-]+==\S+(?: ; [^\\]+)? \\|    --hash=sha256:[0-9a-f]{64}(?: \\)?", line
+        ), line
     assert "://" not in constraints
