@@ -68,7 +68,7 @@ def reconcile_apart(m: System, kill: Kill | None = None, **given: Any) -> int:
 def _answer(m: System, asked: tuple[str, str, list[tuple[str, str]], bytes]) -> tuple[Any, ...] | str:
     method, url, headers, content = asked
     try:
-        answer = m.transport.handle_request(httpx.Request(method, url, headers=headers, content=content))
+        answer = m.answer(httpx.Request(method, url, headers=headers, content=content))
     except httpx.TransportError as error:
         return str(error)
     return answer.status_code, answer.headers.multi_items(), answer.content

@@ -11,6 +11,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import httpx
 import msgspec
 from bytewax.testing import run_main
 
@@ -107,8 +108,8 @@ class System:
         self.requests_before = 0
         # Before meters are made: they count nothing that came before them.
         self._platform = Platform(1, key=KEY, wall=lambda: self.clock.now + apart)
-        self.transport = AppTransport(build_platform(self._platform)[0])
-        self.simulator = Simulator("http://simulator", KEY, self.transport)
+        self._transport = AppTransport(build_platform(self._platform)[0])
+        self.simulator = Simulator("http://simulator", KEY, self._transport)
         self.meters = {
             "tokens": self.simulator.meter("llm.tokens", "sum", "tokens", name="tokens"),
             "calls": self.simulator.meter("api.call", "count", name="calls"),
@@ -145,8 +146,12 @@ class System:
     def client(self, rate: Rate = READING, key: str = KEY) -> DodoClient:
         return DodoClient(
             "http://simulator", key, rate, clock=self.clock, wall=self.clock, sleep=self.clock.sleep,
-            transport=self.transport,
+            transport=self._transport,
         )  # fmt: skip
+
+    def answer(self, request: httpx.Request) -> httpx.Response:
+        """The platform's answer to a request from another process."""
+        return self._transport.handle_request(request)
 
     def apply(self, text: str | None = None) -> None:
         """Makes a catalog the one in force, with the edges of all subscriptions."""
@@ -291,7 +296,7 @@ class System:
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def close(self) -> None:
-        for one in (self.writer, self.store, self.control, self.outbox, self.simulator, self.transport):
+        for one in (self.writer, self.store, self.control, self.outbox, self.simulator, self._transport):
             one.close()
 
 

@@ -151,7 +151,7 @@ def test_the_sdks_paging_bug_is_not_ours(metered: System) -> None:
     stored = {event["event_id"] for event in metered.simulator.events()}
     assert len(stored) == 250
     sdk = DodoPayments(
-        bearer_token=KEY, base_url="http://simulator", http_client=httpx.Client(transport=metered.transport)
+        bearer_token=KEY, base_url="http://simulator", http_client=httpx.Client(transport=metered._transport)
     )
     by_sdk = {event.event_id for event in sdk.usage_events.list(customer_id=acme, page_size=100)}
     assert len(by_sdk) == 150
