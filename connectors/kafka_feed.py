@@ -43,7 +43,10 @@ _log = logging.getLogger("tidegate.kafka")
 
 
 class _Broker(msgspec.Struct):
+    """`rxidle` is how long ago something was received from it (µs), negative for never."""
+
     state: str
+    rxidle: int = -1
 
 
 class _Statistics(msgspec.Struct):
@@ -234,7 +237,12 @@ class Feed:
             _log.warning("%s: brokers are back", self._cluster.name)
 
     def _on_statistics(self, text: str) -> None:
-        if any(broker.state == "UP" for broker in _STATISTICS.decode(text).brokers.values()):
+        """Take brokers for back where one has answered since they were away: what is connected may only seem to be."""
+        if self._down_since is None:
+            return
+        away = self._now - self._down_since
+        brokers = _STATISTICS.decode(text).brokers.values()
+        if any(broker.state == "UP" and 0 <= broker.rxidle < away for broker in brokers):
             self._is_up()
 
 

@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 from connectors.clock import wall_clock
 from connectors.ledger import Kept, Ledger, LedgerError
+from connectors.one_machine import claim
 from connectors.private_files import make_private_file, make_private_folder
 from operators.billing import AGE_MAX, AHEAD_MAX, SECOND
 from operators.ports import StoreError
@@ -151,6 +152,13 @@ class Outbox:
         self._ticked: int | None = None
         self._swept, self._swept_from = 0, 0
         with explained(self.path, "open"):
+            make_private_folder(self.path.parent)
+            self._machine = claim(self.path)
+            if self._machine is None:
+                raise OutboxError(
+                    f"outbox {str(self.path)!r}: another machine has it open, and it can be on one only; name a path"
+                    " on a disk of its own for each (outbox=…), and shares of the limit that add up to 1 (share=…)"
+                )
             _create(self.path)
             self._db = connect(self.path, "rw")
             self._db.execute(f"PRAGMA cache_size = {-CACHE_KIB}")
@@ -401,6 +409,9 @@ class Outbox:
     def close(self) -> None:
         with self._lock, explained(self.path, "close"):
             self._db.close()
+            if self._machine is not None:
+                os.close(self._machine)
+                self._machine = None
             if self._ledger is not None:
                 self._ledger.close()
 

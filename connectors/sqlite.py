@@ -157,6 +157,7 @@ class SqliteReader:
 
     def counters(self) -> list[Counter]:
         with explained(self._path, "read"):
+            check_same(self._path, self._opened)
             rows = self._db.execute("SELECT shard, name, value FROM counters").fetchall()
         return [Counter(*row) for row in rows]
 
@@ -166,6 +167,7 @@ class SqliteReader:
         query = f"""SELECT kind, id, customer, at, body FROM notes WHERE kind = ?{which} AND body != x''
             ORDER BY at DESC, seq DESC LIMIT ?"""
         with explained(self._path, "read"):
+            check_same(self._path, self._opened)
             return [Note._make(row) for row in self._db.execute(query, (kind, *given, limit))]
 
     def changes(self, after: int) -> Changes:

@@ -77,6 +77,7 @@ class SqliteControl:
         """The records past `position`, the oldest first."""
         query = "SELECT seq, body FROM control WHERE seq > ? ORDER BY seq LIMIT ?"
         with explained(self._path, "read"):
+            check_same(self._path, self._opened)
             rows = self._db.execute(query, (int(position or 0), limit)).fetchall()
         return [Control(str(seq), read_record(body)) for seq, body in rows]
 
@@ -86,6 +87,7 @@ class SqliteControl:
             return None
         query = "SELECT seq, body FROM control WHERE seq = ?"
         with explained(self._path, "read"):
+            check_same(self._path, self._opened)
             row = self._db.execute(query, (int(position),)).fetchone()
         return Control(str(row[0]), read_record(row[1])) if row else None
 
@@ -93,6 +95,7 @@ class SqliteControl:
         """As in `operators.ports.ControlLog`."""
         query = "SELECT value FROM meta WHERE key = ?"
         with explained(self._path, "read"):
+            check_same(self._path, self._opened)
             row = self._db.execute(query, (f"memo_{name}",)).fetchone()
         return row[0] if row else None
 
@@ -106,6 +109,7 @@ class SqliteControl:
         """The version of this number, or the newest; None where there is none."""
         query = f"{_VERSION} WHERE ? IN (number, 0) ORDER BY number DESC LIMIT 1"
         with explained(self._path, "read"):
+            check_same(self._path, self._opened)
             row = self._db.execute(query, (number or 0,)).fetchone()
         return _version(row) if row else None
 
@@ -118,6 +122,7 @@ class SqliteControl:
     def catalogs(self, limit: int = 50) -> list[CatalogVersion]:
         """The newest versions, the newest first."""
         with explained(self._path, "read"):
+            check_same(self._path, self._opened)
             rows = self._db.execute(f"{_VERSION} ORDER BY number DESC LIMIT ?", (limit,)).fetchall()
         return [_version(row) for row in rows]
 

@@ -12,7 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from connectors.private_files import make_private_file, make_private_folder
-from operators.ports import StoreError
+from operators.ports import StoreError, StoreReplaced
 
 SCHEMA = 4
 BUCKETS = 16
@@ -164,13 +164,13 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
 
 
 def check_same(path: Path, opened: os.stat_result) -> None:
-    """What is open is what the path names, else StoreError: a deleted file would take writes in silence."""
+    """What is open is what the path names, else StoreReplaced: a deleted file would take writes in silence."""
     try:
         same = os.path.samestat(os.stat(path), opened)
     except FileNotFoundError:
         same = False
     if not same:
-        raise StoreError(
+        raise StoreReplaced(
             f"store {str(path)!r}: the file was moved, replaced or deleted while open; start again"
         )
 

@@ -1,15 +1,16 @@
 """API keys in one SQLite file, the secrets as digests only (operators/access.py), and what tokens are signed with.
 
 Guarantees: what `create`, `rotate` and `revoke` return is on disk. Whoever holds a `KeyFile` sees a change of another
-process within `LOOK` seconds. Looking a key up reads one row by its id, once per change of the file. Limits: `KEYS_MAX`
-keys, of which those that open nothing any more make room; one thread at a time.
+process within `LOOK` seconds. Looking a key up reads one row by its id, once per change of the file. Services on
+several machines may share the file, on a file system with locks that work between them. Limits: `KEYS_MAX` keys, of
+which those that open nothing any more make room; one thread at a time.
 """
 
 import secrets
 import sqlite3
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +27,8 @@ KNOWN_MAX: Final = 10_000
 PRUNED_AT_ONCE: Final = 1000
 LOOK: Final = 0.1
 WAIT_S: Final = 10.0
+READ_S: Final = 0.1
+BLIND_S: Final = 2.0
 NAME_MAX: Final = 100
 Rows = list[tuple[Any, ...]]
 _NOBODY: Final = bytes(32)
@@ -63,21 +66,21 @@ class KeyFile:
         self._known: dict[str, Key | None] = {}
         self._secrets: dict[str, bytes] | None = None
         self._seen = -1
-        self._look_at = float("-inf")
+        self._look_at = self._seen_at = float("-inf")
         try:
             make_private_folder(self._path.parent)
             make_private_file(self._path)
             self._db = sqlite3.connect(
                 self._path, timeout=WAIT_S, isolation_level=None, check_same_thread=False
             )
-            self._db.execute("PRAGMA journal_mode = WAL")
+            self._leave_wal()
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.executescript(_TABLE)
-            # Of requests, which wait for nobody.
+            # Of requests, which wait for the moment of a commit at most.
             self._reader = sqlite3.connect(
                 f"{self._path.absolute().as_uri()}?mode=ro",
                 uri=True,
-                timeout=0,
+                timeout=READ_S,
                 isolation_level=None,
                 check_same_thread=False,
             )
@@ -271,14 +274,28 @@ class KeyFile:
         self._look_at = monotonic + LOOK
         # Also without a change, as a secret may have retired.
         self._secrets = None
-        version = int(self._read("PRAGMA data_version", ())[0][0])
+        try:
+            version = int(self._read("PRAGMA data_version", ())[0][0])
+        except KeysError:
+            # While it is being written, what is known holds; not for long, as a key may have been revoked.
+            if monotonic - self._seen_at > BLIND_S:
+                raise
+            return
+        self._seen_at = monotonic
         if version != self._seen:
             self._known.clear()
             self._seen = version
 
     def _read(self, statement: str, parameters: tuple[object, ...]) -> Rows:
         try:
-            return self._reader.execute(statement, parameters).fetchall()
+            try:
+                return self._reader.execute(statement, parameters).fetchall()
+            except sqlite3.OperationalError as error:
+                # A write that a kill cut short is there, which only who may write can take back.
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_READONLY:
+                    raise
+                self._db.execute("SELECT 1 FROM keys LIMIT 1").fetchall()
+                return self._reader.execute(statement, parameters).fetchall()
         except sqlite3.Error as error:
             raise self._error("read", error) from None
 
@@ -287,6 +304,14 @@ class KeyFile:
             return self._db.execute(statement, parameters).fetchall()
         except sqlite3.Error as error:
             raise self._error("used", error) from None
+
+    def _leave_wal(self) -> None:
+        """Have writes roll back by a journal: a write-ahead log would need all that open the file on one machine."""
+        self._db.execute("PRAGMA busy_timeout = 0")
+        # A file of an earlier version that is open elsewhere stays as it is until all have been started again.
+        with suppress(sqlite3.OperationalError):
+            self._db.execute("PRAGMA journal_mode = DELETE")
+        self._db.execute(f"PRAGMA busy_timeout = {int(WAIT_S * 1000)}")
 
     def _error(self, act: str, error: Exception) -> KeysError:
         return KeysError(f"keys {str(self._path)!r}: cannot be {act} ({error}); name another file")

@@ -17,6 +17,10 @@ class StoreError(Exception):
     """A store cannot be opened, written or read; says what to do."""
 
 
+class StoreReplaced(StoreError):
+    """What is open is not what the address names any more: nothing was done, and opening it again will do."""
+
+
 class StoreIncomplete(StoreError):
     """The store lost totals, and does not have all of them back yet: what it holds is not all there is."""
 

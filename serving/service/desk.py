@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any, Final, Generic, Protocol, TypeVar
 
-from operators.ports import StoreError
+from operators.ports import StoreError, StoreReplaced
 from serving.service.problems import unavailable
 
 WAITING_MAX: Final = 256
@@ -53,6 +53,12 @@ class Desk(Generic[E]):
         self._thread.shutdown(wait=False, cancel_futures=False)
 
     def _do(self, work: Callable[[E], T]) -> T:
+        try:
+            return self._try(work)
+        except StoreReplaced:
+            return self._try(work)
+
+    def _try(self, work: Callable[[E], T]) -> T:
         if self._end is None:
             self._end = self._open()
         try:

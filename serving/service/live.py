@@ -49,6 +49,8 @@ class Live:
         self.catalog = Catalog()
         self.seq = 0
         self.problem = "the store has not been opened yet"
+        self.catalog_problem = ""
+        """Why the newest version is not gone by; empty where it is."""
         self.looked_at = float("-inf")
         """When the store last answered, by the monotonic clock."""
         self.first = asyncio.Event()
@@ -120,7 +122,8 @@ class Live:
         while not self._stop.wait(LOOK_EVERY):
             changes = reader.changes(seq)
             self.looked_at = time.monotonic()
-            if changes.seq != seq or catalogs.follow() != self.number:
+            number = catalogs.follow()
+            if changes.seq != seq or (number, catalogs.problem) != (self.number, self.catalog_problem):
                 seq = changes.seq
                 self._tell(changes.customers if changes.complete else None, catalogs, seq)
 
@@ -133,10 +136,13 @@ class Live:
         assert loop is not None
         with suppress(RuntimeError):
             # The loop may have ended by now.
-            loop.call_soon_threadsafe(self._take, customers, number, catalog, seq)
+            loop.call_soon_threadsafe(self._take, customers, number, catalog, seq, catalogs.problem)
 
-    def _take(self, customers: frozenset[str] | None, number: int, catalog: Catalog, seq: int) -> None:
+    def _take(
+        self, customers: frozenset[str] | None, number: int, catalog: Catalog, seq: int, problem: str
+    ) -> None:
         self.number, self.catalog, self.seq, self.problem = number, catalog, seq, ""
+        self.catalog_problem = problem
         self.first.set()
         whose = self._waiters.keys() if customers is None else customers & self._waiters.keys()
         for customer in {*whose, EVERYBODY}:

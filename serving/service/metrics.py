@@ -39,6 +39,7 @@ class Metrics:
             for name, what in (
                 ("streams", "Streams that are open."),
                 ("catalog_version", "The newest catalog that is known."),
+                ("catalog_refused", "1 while the catalog's file, or its newest version, cannot be used."),
                 ("store_reachable", "1 while the store can be followed."),
                 (
                     "flow_lag_seconds",

@@ -677,9 +677,12 @@ class ReadyQuery(Nothing, frozen=True, forbid_unknown_fields=True):
 
 
 class ReadyBody(msgspec.Struct, frozen=True):
+    """`catalog_problem` says why the catalog's file, or its newest version, is not in force; else it is empty."""
+
     status: Literal["ok"]
     catalog: int
     flow: FlowBody
+    catalog_problem: str
 
 
 def exact(quantity: int | str | Decimal) -> str:

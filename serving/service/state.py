@@ -56,6 +56,8 @@ class Service:
     judge_of_many: Judge = field(init=False)
     metrics: Metrics = field(init=False)
     ingest: Ingest = field(init=False)
+    _refused_file: tuple[str, int] = ("", 0)
+    """Why the catalog's file was not applied, and the newest version then."""
     _monitoring: asyncio.Task[None] | None = None
 
     def __post_init__(self) -> None:
@@ -109,6 +111,12 @@ class Service:
         except UnknownMeter as error:
             return error.catalog
 
+    def catalog_problem(self) -> str:
+        """Return why the catalog's file, or the newest version, is not in force; empty where they are."""
+        problem, newest = self._refused_file
+        refused = problem if self.live.number <= newest else ""
+        return "; ".join(filter(None, (refused, self.live.catalog_problem)))
+
     def is_stale(self, customer: str) -> bool:
         """Whether this customer's totals are older than TIDEGATE_MAX_LAG."""
         lag = self.gate.lag(customer)
@@ -130,10 +138,12 @@ class Service:
     def _open_control(self) -> Any:
         """The control log; the catalog's file is applied as the flow does it, if there is one."""
         log = self.settings.store.open_control()
+        self._refused_file = "", 0
         try:
             if self.settings.catalog.exists():
                 apply_file(log, self.settings.catalog)
         except CatalogError as error:
-            # The flow refuses to start with it; the service goes on with what there is.
+            # As in the flow, the last good version stays in force.
+            self._refused_file = str(error), log.catalog_number()
             _log.error("the catalog stays as it is: %s", error)
         return log

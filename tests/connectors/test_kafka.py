@@ -1,6 +1,7 @@
 """The Kafka source against real brokers: the contract, and what only Kafka can do wrong."""
 
 import gc
+import json
 import os
 import re
 import time
@@ -16,7 +17,8 @@ from confluent_kafka import ConsumerGroupTopicPartitions, Producer, TopicPartiti
 from confluent_kafka.admin import OffsetSpec
 
 from connectors.kafka import KafkaPosition, KafkaSource
-from connectors.kafka_client import KafkaError
+from connectors.kafka_client import Cluster, KafkaError
+from connectors.kafka_feed import Feed
 from tests.connectors.kafka_help import Patient, Reader, source, until
 from tests.connectors.source_contract import Partition, Source, SourceContract
 from tests.kafka_server import Brokers, Kafka
@@ -403,6 +405,20 @@ def test_a_broker_that_dies_is_waited_for_but_not_for_ever(
     assert "brokers are back" in caplog.text
     reader.close()
     impatient.close()
+
+
+@pytest.mark.parametrize(
+    ("state", "rxidle", "is_back"),
+    [("UP", 100_000, True), ("UP", -1, False), ("UP", 9_000_000, False), ("DOWN", 100_000, False)],
+)
+def test_brokers_are_back_when_one_has_answered_since(
+    state: str, rxidle: int, is_back: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Statistics name a broker as up that is connected and silent, or was up before all went away."""
+    feed = Feed.__new__(Feed)
+    feed._cluster, feed._now, feed._down_since = Cluster(["broker"]), 5_000_000, 0
+    feed._on_statistics(json.dumps({"brokers": {"one": {"state": state, "rxidle": rxidle, "rx": 7}}}))
+    assert feed.is_up is is_back and ("brokers are back" in caplog.text) is is_back
 
 
 class Clock:

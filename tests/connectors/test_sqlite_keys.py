@@ -173,3 +173,50 @@ def test_tokens_of_an_earlier_signing_secret_are_good_for_the_overlap(path: Path
 
 def test_the_file_is_its_owners_alone(path: Path, keys: KeyFile) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_the_file_needs_no_memory_that_only_one_machine_has(path: Path, keys: KeyFile) -> None:
+    """Services on several machines share it: no write-ahead log, whose index is shared memory."""
+    keys.create("one", READ)
+    assert not list(path.parent.glob("*-shm")) and not list(path.parent.glob("*-wal"))
+
+
+def test_a_file_of_an_earlier_version_loses_its_write_ahead_log(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as earlier:
+        earlier.execute("PRAGMA journal_mode = WAL")
+        earlier.execute("CREATE TABLE t (n)")
+        with closing(KeyFile(path)) as keys:
+            token, _ = keys.create("while it is open elsewhere", READ)
+    with closing(KeyFile(path)) as keys:
+        assert keys._db.execute("PRAGMA journal_mode").fetchone() == ("delete",)
+        assert keys.find(token, 0) is not None
+
+
+def test_what_is_known_is_found_while_a_key_is_written_and_for_two_seconds(path: Path, keys: KeyFile) -> None:
+    token, _ = keys.create("used", READ)
+    assert keys.find(token, 0) is not None
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        assert keys.find(token, 1) is not None
+        with pytest.raises(KeysError, match="locked"):
+            keys.find(token, 3)
+    assert keys.find(token, 4) is not None
+
+
+CUT_SHORT = """
+import os, signal, sqlite3, sys
+db = sqlite3.connect(sys.argv[1], isolation_level=None)
+db.execute("PRAGMA cache_size = 1")
+db.execute("BEGIN")
+for n in range(20000):
+    db.execute("INSERT INTO keys (id, name) VALUES (?, ?)", (f"half {n}", "x" * 100))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_write_that_a_kill_cut_short_is_taken_back(path: Path, keys: KeyFile) -> None:
+    token, _ = keys.create("used", READ)
+    subprocess.run([sys.executable, "-c", CUT_SHORT, str(path)], cwd=path.parent)
+    assert path.with_name("keys.db-journal").exists()
+    assert keys.find(token, 0) is not None
+    assert len(keys.list()) == 1
