@@ -86,6 +86,8 @@ class Outcome(NamedTuple):
 _UNADJUSTED = Adjusted(0, 0)
 _YES = np.array([True])
 _FUTURE = timedelta(minutes=5)
+# Rows held from which on they are swept when they have doubled, whatever time it is.
+SWEPT_AT_LEAST = 65_536
 
 
 class Shard:
@@ -131,6 +133,7 @@ class Shard:
         self._moves: list[Moves] = []
         self._swept_hour = 0
         self._swept_size = 0
+        self._held = 0
 
     @classmethod
     def restore(
@@ -545,7 +548,9 @@ class Shard:
     def _drop_unreachable(self) -> None:
         """Drop what no acceptable event can reach: identities, and windows when they outgrow what is live."""
         hour = self.latest // HOUR
-        if hour == self._swept_hour:
+        # By size too, as one customer may be years ahead of the others.
+        held = len(self.memory) + len(self.buckets) + len(self.periods)
+        if hour == self._swept_hour and held < 2 * self._held + SWEPT_AT_LEAST:
             return
         self._swept_hour = hour
         self._raise_floor()
@@ -556,6 +561,7 @@ class Shard:
             self._sweep(self.periods, floor)
             self._swept_size = len(self.buckets) + len(self.periods)
             self.saved.whole = True
+        self._held = len(self.memory) + len(self.buckets) + len(self.periods)
 
     def _sweep(self, table: Table, floor: Ints) -> None:
         """Drop windows that were held for long enough, by their customer's floor."""

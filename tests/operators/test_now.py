@@ -104,6 +104,21 @@ def test_a_jump_counts_once_the_stream_confirms_it() -> None:
     assert metered.send({"after": NOON})["too_late"] == 1
 
 
+def test_a_customer_far_ahead_keeps_no_other_customers_identities(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one of them sends is confirmed by its own stream; that of the others is forgotten in its time."""
+    monkeypatch.setattr("operators.shard.SWEPT_AT_LEAST", 500)
+    metered = Metered()
+    far = NOON + 70 * 365 * DAY
+    metered.send({"far": far, "and": far + MINUTE}, customer="ahead")
+    held = []
+    for day in range(60):
+        metered.send({f"{day}-{n}": NOON + day * DAY + n * MINUTE for n in range(200)})
+        metered.snapshot()
+        held.append(len(metered.shard.memory))
+    assert metered.shard.counts["accepted"] == 60 * 200 + 2
+    assert max(held) < 2000
+
+
 def test_a_customer_with_one_event_a_week_has_a_now() -> None:
     metered = Metered()
     for week in range(10):
