@@ -48,7 +48,7 @@ class Tail:
 
 @dataclass
 class Usage:
-    """The latest period's totals, the counters, alerts and dead letters, as of the last `refresh`.
+    """The totals of the period that holds now, or else of the latest, the counters, alerts and dead letters, as of the last `refresh`.
 
     Totals come as they change, counters about once a second: events in totals may not be counted yet.
     """
@@ -75,9 +75,9 @@ class Usage:
         """Reads what has changed by `now` (µs since the epoch)."""
         changes = self.reader.changes(self._seq)
         if changes.complete:
-            self._take(stored for customer in changes.customers for stored in self.reader.read(customer))
+            self._take((stored for customer in changes.customers for stored in self.reader.read(customer)), now)
         else:
-            self._take(self.reader.totals())
+            self._take(self.reader.totals(), now)
         self._seq = changes.seq
         counters = list(self.reader.counters())
         self.sums = summed(counters)
@@ -95,16 +95,19 @@ class Usage:
         return (last.events - first.events) * 1e6 / (last.at - first.at) if last.at > first.at else 0.0
 
     def total(self, customer: str, meter: str) -> Decimal:
-        """The quantity of the latest period; 0 where there is none."""
+        """Return the quantity of that period; 0 where there is none."""
         total = self.totals.get(customer, {}).get(meter)
         return Decimal(total.total) if total else Decimal(0)
 
-    def _take(self, stored: Iterable[StoredTotal]) -> None:
+    def _take(self, stored: Iterable[StoredTotal], now: int) -> None:
         for total, _ in stored:
             if total.window != "period":
                 continue
-            # A customer's totals come by start, so the latest period stays.
-            self.totals.setdefault(total.customer, {})[total.meter] = total
+            meters = self.totals.setdefault(total.customer, {})
+            shown = meters.get(total.meter)
+            # They come by start, and one of a wrong clock may begin years later.
+            if shown is None or total.start <= now < total.end or not shown.start <= now < shown.end:
+                meters[total.meter] = total
             self.as_of = max(self.as_of, total.as_of)
         self.late = sum(total.late for meters in self.totals.values() for total in meters.values())
 

@@ -41,10 +41,24 @@ def test_the_latest_period_counts_and_a_correction_of_an_old_one_does_not_replac
 ) -> None:
     month = 10**12
     writer.write([total(total=5, version=1), total(total=1, version=1, start=month, end=2 * month)], [])
-    usage.refresh(0)
+    usage.refresh(month)
     writer.write([total(total=9, version=2)], [])
-    usage.refresh(1)
+    usage.refresh(month + 1)
     assert usage.total("cus_1", "calls") == 1
+
+
+def test_a_period_that_begins_later_does_not_hide_the_one_that_holds_now(
+    writer: SqliteWriter, usage: Usage
+) -> None:
+    month = 10**12
+    far = total(total=1, version=1, start=900 * month, end=901 * month)
+    writer.write([total(total=5, version=1, start=month, end=2 * month), far], [])
+    usage.refresh(month + 1)
+    assert usage.total("cus_1", "calls") == 5
+    usage.refresh(2 * month)
+    writer.write([total(total=2, version=2, start=2 * month, end=3 * month)], [])
+    usage.refresh(2 * month + 1)
+    assert usage.total("cus_1", "calls") == 2
 
 
 def test_hours_and_days_are_not_taken_for_periods(writer: SqliteWriter, usage: Usage) -> None:
