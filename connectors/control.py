@@ -54,7 +54,7 @@ def is_another(log: ControlLog, name: str, reached: Reached) -> bool:
 
 
 def id_of(record: ControlRecord | Unread) -> str:
-    """Return the record's id, which one that can't be read does not tell."""
+    """Return the record's id, empty for one that can't be read."""
     return "" if isinstance(record, Unread) else record.id
 
 

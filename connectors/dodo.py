@@ -77,7 +77,7 @@ class Answer(NamedTuple):
             case 400 | 422 if self.is_own:
                 return "refused"
             case 413:
-                # Whoever says so on the way, a request of this size does not get through.
+                # Also where a proxy says so, a request of this size does not get through.
                 return "too_large"
             case 401 | 403 if self.is_own:
                 return "unauthorized"

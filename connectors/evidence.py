@@ -1,7 +1,7 @@
-"""Evidence of reconciliation runs: what was read and what came of it, hashed and signed, each run after the one before.
+"""Evidence of reconciliation runs: what was read and the outcome, hashed and signed, each run after the one before.
 
 A run is two files in `evidence/`: `N.ndjson.gz` has the inputs and the outcome, `N.json` their SHA-256, that of the run
-before, and an HMAC-SHA256 of all that under `evidence.key`, which is made at the first run. Whoever has the key can
+before, and an HMAC-SHA256 of all that under `evidence.key`, which is made at the first run. Those who have the key can
 verify that nothing was changed, left out or put in since. The last hundred runs are kept.
 """
 

@@ -202,7 +202,7 @@ class FilePartition(LinesRead):
     def _find(self, resume: FilePosition) -> None:
         """Take up reading where it was left, in the file or in the one that it was renamed or copied to."""
         if self._fd is not None and self._is_of(self._fd, resume):
-            # Of a file of which nothing was read, nothing tells whether it was copied and cut.
+            # Of a file of which nothing was read, nothing shows whether it was copied and cut.
             if resume.offset or not self._go_on(resume.written, rotated=True):
                 self._recall(resume)
         elif not self._take_up_renamed(resume) and self._fd is not None:

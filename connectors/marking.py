@@ -78,7 +78,7 @@ class _Marked(StatefulSourcePartition[Payloads, Any]):
         self._partition.close()
 
     def behind(self) -> int | None:
-        """Return what the partition has and has not handed out yet, where it can tell."""
+        """Return what the partition has and has not handed out yet, where it is known."""
         behind: Callable[[], int | None] = getattr(self._partition, "behind", lambda: None)
         return behind()
 

@@ -113,7 +113,7 @@ class OutboxReader:
         return self._entries(f"WHERE {where} ORDER BY seq LIMIT ?", *given, limit)
 
     def held_back_of(self, customers: Iterable[str]) -> list[Entry]:
-        """What is parked or refused of these customers."""
+        """Return what is held back or refused of these customers."""
         whose = json.dumps(sorted(customers))
         return self._entries(
             "WHERE state IN (2, 3) AND customer IN (SELECT value FROM json_each(?)) ORDER BY seq", whose

@@ -67,6 +67,6 @@ def difference(folder: Path, asked: Recorded) -> str | None:
             setting = f"TIDEGATE_{name.upper()}"
             return (
                 f"{setting}={now}: {folder} was made with {was}, which can't be changed, as {effect}; set"
-                f" {setting}={was}, or start anew in another TIDEGATE_DATA_DIR"
+                f" {setting}={was}, or start with an empty state in another TIDEGATE_DATA_DIR"
             )
     return None

@@ -1,7 +1,7 @@
 """The journal of repairs: what reconciliation is about to do, written before it does it, and what came of it.
 
 Lines of JSON, only ever appended, each on disk before `plan` or `close` returns. An act is `planned`, then `made`, and
-`done` once it is seen applied; or `refused` with the reason. Whoever finds one planned only was killed in between, and
+`done` once it is seen applied; or `refused` with the reason. An entry that is planned only was cut off by a kill, and
 does it again: every act has an id of its cause, which makes it the same act whatever run or restart it comes from.
 """
 

@@ -129,7 +129,7 @@ class Repairer:
         return [self._entry(id, act, subject, text(act.quantity), act.ids[:IDS_MAX], how, after)]
 
     def _entries(self, act: Repair, subject: Subject, credit: CreditTerms) -> list[Entry]:
-        """Plan one entry for each event, so that each is settled once, whoever else joins or leaves the finding."""
+        """Plan one entry for each event, so that each is settled once, also when others join or leave the finding."""
         settled = self.journal.settled(act.act, subject.customer, subject.meter)
         entering = Entering(act.act, credit, subject.billers, act.quantity)
         planned, copies = [], dict.fromkeys(act.ids, 0)
@@ -222,7 +222,7 @@ class Repairer:
             raise _Refused(str(error)) from None
 
     def _seen(self, entry: Entry, store: StoreReader) -> tuple[State, str] | None:
-        """Return how an act ended that was made; None while nobody can tell."""
+        """Return how an act ended that was made; None while it is not known."""
         match entry.act:
             case "adjust":
                 return self._seen_adjusted(entry, store)

@@ -49,7 +49,7 @@ LOOKED_UP_AT_ONCE = 20
 TRIED_WITH = 20
 REQUESTS_PER_BATCH_MAX = 120
 ATTEMPTS_MAX = 6
-# Failed requests in a row from which an operator is told why.
+# Failed requests in a row from which the reason is reported.
 FAILURES_REPORTED = 3
 # So many in a row, with nothing taken between them, are no matter of single events.
 REFUSALS_IN_A_ROW_MAX = 20

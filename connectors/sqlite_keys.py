@@ -1,6 +1,6 @@
 """API keys in one SQLite file, the secrets as digests only (operators/access.py), and what tokens are signed with.
 
-Guarantees: what `create`, `rotate` and `revoke` return is on disk. Whoever holds a `KeyFile` sees a change of another
+Guarantees: what `create`, `rotate` and `revoke` return is on disk. Each holder of a `KeyFile` sees a change of another
 process within `LOOK` seconds. Looking a key up reads one row by its id, once per change of the file. Services on
 several machines may share the file, on a file system with locks that work between them. Limits: `KEYS_MAX` keys, of
 which those that open nothing any more make room; one thread at a time.

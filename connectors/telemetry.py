@@ -51,7 +51,7 @@ class ShardView(Protocol):
 
 
 class PartitionView(Protocol):
-    """A source's partition: its name, what it has handed out, and what it has not yet, None where it can't tell.
+    """A source's partition: its name, what it has handed out, and what it has not yet, None where that is not known.
 
     `unit` is what that is counted in, `messages` or `bytes`.
     """

@@ -107,7 +107,7 @@ class Look(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What came of looking at a subscription: its totals and cycles, or why it could not be read."""
+    """What was found of a subscription: its totals and cycles, or why it could not be read."""
 
     task: Task
     looks: tuple[Look, ...]
@@ -421,7 +421,7 @@ class Looker:
         if len(names) == 1:
             return None
         whose = ", ".join(names)
-        return f"{whose} are all billed as {id}, so nobody can tell their usage apart; give each its own billing_id"
+        return f"{whose} are all billed as {id}, so their usage cannot be distinguished; give each its own billing_id"
 
     def _billed(self) -> Mapping[str, list[str]]:
         catalog = self._catalog()

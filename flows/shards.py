@@ -271,7 +271,7 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Item], Emission, Position | None]
             case Adjustment():
                 alerts, refused = shard.adjust(item, wall_clock())
                 fields = msgspec.structs.asdict(item) | {"refused": refused}
-                # A note of its own, as the note under the id tells of the adjustment that stands.
+                # A note of its own, as the note under the id is of the adjustment that stands.
                 id = f"{item.id}/{fingerprint_of(item):016x}" if refused == USED_BEFORE else item.id
                 self._note("adjustment", id, item.customer, fields)
                 return alerts

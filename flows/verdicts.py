@@ -362,7 +362,7 @@ class Settler:
 
 
 def _acknowledged(standing: Standing, before: Standing | None, fields: dict[str, Any]) -> Standing:
-    """Return a standing with the status that its acknowledgements give it; it is raised anew once it is too large."""
+    """Return a standing with the status that its acknowledgements give it; it is raised again once it is too large."""
     turn = standing.turn
     if before is not None and standing.status in CONFIRMED:
         turn = before.turn + (fields["status"] == "drift" != before.status)

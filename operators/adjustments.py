@@ -37,7 +37,7 @@ def fault_of(adjustment: Adjustment) -> str | None:
 
 
 def is_same(one: object, other: ControlRecord) -> bool:
-    """Return whether two records ask for the same, whoever asks and why; 1 and 1.0 are one quantity."""
+    """Return whether two records ask for the same, by whom and why apart; 1 and 1.0 are one quantity."""
     if isinstance(one, Adjustment) and isinstance(other, Adjustment):
         return _content(one) == _content(other)
     if isinstance(one, Acknowledgement) and isinstance(other, Acknowledgement):

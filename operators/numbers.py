@@ -15,7 +15,7 @@ class Far(Decimal):
     """A number whose exponent no Decimal holds.
 
     As a Decimal it is an infinity or the least fraction, which compares with all other numbers as the number itself
-    does. `key` tells it from other numbers of this kind.
+    does. `key` distinguishes it from other numbers of this kind.
     """
 
     __slots__ = ("key",)

@@ -46,7 +46,7 @@ class Counter(NamedTuple):
     """How many events of a shard ended one way, since the first start. It never falls.
 
     Names: `events`, `rejects`, `too_late`, `duplicates`, `conflicts`, `accepted`; of those `metered`, `unmetered` and
-    `unclassified` (by a version that did not tell them apart), `unmetered:REASON`; and per meter `matching:METER`,
+    `unclassified` (by a version that did not distinguish them), `unmetered:REASON`; and per meter `matching:METER`,
     `counted:METER`, `corrected:METER`, `not_a_number:METER`.
     """
 

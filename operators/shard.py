@@ -535,7 +535,7 @@ class Shard:
             self._count(f"{name}:{self.roster.meters[number].name}", count)
 
     def _raise_floor(self) -> None:
-        """Put out of reach for good what no event can reach by now, which may then be forgotten."""
+        """Put out of reach for good what no event can reach any more, which may then be forgotten."""
         if self.streams.wall:
             self.floor = max(self.floor, self.streams.transport_reach - self.lateness)
             return

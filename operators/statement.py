@@ -22,7 +22,7 @@ APART = 3600 * SECOND
 
 
 class Repaired(msgspec.Struct, frozen=True, kw_only=True):
-    """An act about one total: sent again, adopted, credited, debited; and what came of it."""
+    """An act about one total: sent again, adopted, credited, debited; and its outcome."""
 
     act: str
     state: str

@@ -1,7 +1,7 @@
 """When a total passes a level: states that rise and resolve, with hysteresis, and alerts that repeat on replay.
 
 A limit becomes up to three ladders of levels: its thresholds, its cap, its included quantity. A threshold at the cap is
-the cap's own level, and told once. A state is how many levels of each ladder hold, and how many alerts it has sent.
+the cap's own level, and reported once. A state is how many levels of each ladder hold, and how many alerts it has sent.
 Levels are integers, quantities times 10²⁴ rounded up to that grid, so that comparing is exact whatever the percentage.
 """
 

@@ -254,7 +254,7 @@ def _set_apart(
 ) -> Part:
     """Fill in what the columns do not hold: large totals, and adjustments.
 
-    An adjusted total may go down, so only its version tells if it is newer.
+    An adjusted total may go down, so only its version shows whether it is newer.
     """
     version, steady, apart = part.version.copy(), part.steady.copy(), dict[int, tuple[Amount, Amount]]()
     for row in np.flatnonzero(np.isin(words, np.array([*adjusted, *tops], np.uint64))).tolist():

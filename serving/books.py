@@ -8,7 +8,7 @@ from operators.records import Counter
 ENDS = ("rejects", "too_late", "duplicates", "conflicts", "accepted")
 """How an event may end; each event ends in one of these ways."""
 ACCEPTED = ("metered", "unmetered", "unclassified")
-"""How an accepted event may be counted; the last is by a version that did not tell the other two apart."""
+"""How an accepted event may be counted; the last is by a version that did not distinguish the other two."""
 
 
 def summed(counters: Iterable[Counter]) -> dict[str, int]:

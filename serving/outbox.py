@@ -122,7 +122,9 @@ def send(
         sent.result()
         left = reader.standing()
     counts = {"waiting": left.waiting, "parked": left.parked, "refused": left.refused}
-    print_done(as_json, f"{left.waiting:,} wait, {left.parked:,} parked, {left.refused:,} refused", **counts)
+    print_done(
+        as_json, f"{left.waiting:,} wait, {left.parked:,} held back, {left.refused:,} refused", **counts
+    )
     if left.waiting:
         raise typer.Exit(1)
 

@@ -48,7 +48,7 @@ class Tail:
 
 @dataclass
 class Usage:
-    """The totals of the period that holds now, or else of the latest, the counters, alerts and dead letters, as of the last `refresh`.
+    """Totals of the period that holds now, or else of the latest; counters, alerts and dead letters; as of `refresh`.
 
     Totals come as they change, counters about once a second: events in totals may not be counted yet.
     """
@@ -75,7 +75,9 @@ class Usage:
         """Reads what has changed by `now` (µs since the epoch)."""
         changes = self.reader.changes(self._seq)
         if changes.complete:
-            self._take((stored for customer in changes.customers for stored in self.reader.read(customer)), now)
+            self._take(
+                (stored for customer in changes.customers for stored in self.reader.read(customer)), now
+            )
         else:
             self._take(self.reader.totals(), now)
         self._seq = changes.seq

@@ -220,7 +220,7 @@ class _Reading:
         return Catalog(meters, plans, customers, default_plan, top.on_unmetered if top else "count")
 
     def check_billing(self, catalog: Catalog) -> None:
-        """Refuse two customers that the provider would bill as one: nobody could tell their usage apart there."""
+        """Refuse two customers that the provider would bill as one: their usage could not be distinguished there."""
         billed: dict[str, str] = {}
         for name, customer in catalog.customers.items():
             billed_as = customer.billing_id or name

@@ -81,7 +81,7 @@ def apply_periods(
     meters: Sequence[BillerMeter] = (),
     is_complete: bool = True,
 ) -> Pulled:
-    """Write the subscriptions' periods and plans into the newest catalog, whoever else changes it meanwhile.
+    """Write the subscriptions' periods and plans into the newest catalog, also where others change it at the same time.
 
     Raises: CatalogError where there is no catalog yet or it cannot be used, CatalogConflict where it changes all the
     time.

@@ -63,7 +63,7 @@ class Catalogs:
         return "; ".join(filter(None, (self.file_problem, self.problem)))
 
     def save(self) -> None:
-        """Write what is in force beside the state, which has a folder by now."""
+        """Write what is in force beside the state, whose folder exists."""
         if self._in_force is not None:
             self._in_force.save()
 

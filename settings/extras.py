@@ -27,7 +27,7 @@ OF_LIBRARY: Final = {
 
 
 def missing(error: ImportError, module: str = "") -> str | None:
-    """Return what to install, in a sentence, where `error` came of a library of an extra; None for others.
+    """Return what to install, in a sentence, where `error` is that a library of an extra is missing; None for others.
 
     `module` is the connector that was to be imported, if one was.
     """

@@ -55,7 +55,7 @@ def clashes(log: ControlLog, newest: int, catalog: Catalog) -> list[str]:
 
 
 def note_counted(log: ControlLog, meters: dict[str, Definition]) -> None:
-    """Tell everyone who applies catalogs to this log what the flow's state has counted."""
+    """Note for everyone who applies catalogs to this log what the flow's state has counted."""
     known = _counted(log)
     if {**known, **meters} != known:
         log.keep(COUNTED, msgspec.json.encode(_Counted({**known, **meters})))

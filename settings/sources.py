@@ -24,7 +24,7 @@ def _begun(value: object) -> object:
 
 
 class SourceAddress(Address):
-    """`live` says that the transport knows when it took an event, which then tells what is late."""
+    """`live` says that the transport knows when it took an event, which then decides what is late."""
 
     live: ClassVar[bool]
 

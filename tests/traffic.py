@@ -496,7 +496,7 @@ class Traffic:
                 return sent
 
     def _moved(self, sent: Sent) -> Sent:
-        """The event as a client sends it again that stamps it anew, or not at all."""
+        """The event as a client sends it again that stamps it with a new time, or not at all."""
         rng = self.rng
         lateness = self.lateness // timedelta(microseconds=1)
         latest = self.latest.get(sent.customer, self.clock)

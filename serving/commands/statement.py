@@ -227,7 +227,7 @@ def _amount(line: StatementLine, *, spaced: bool = False) -> str:
 
 
 def _repairs(line: StatementLine) -> str:
-    """Return what was done about the line's total: act, units where it names them, events, and what came of it."""
+    """Return what was done about the line's total: act, units where it names them, events, and the outcome."""
     return "; ".join(
         f"{one.act}{'' if one.quantity == '0' else f' {one.quantity}'} ({one.events} events): {one.state}"
         for one in line.repaired

@@ -1,8 +1,8 @@
 """Which connections there may be: how many in all and of one address, and who has to go when there are too many.
 
 A connection that has sent no whole head yet, or is idle, waits. When there is no place, the one that waits longest is
-closed for the new one, of the address that holds most: so whoever opens connections and says nothing takes places from
-nobody but itself. Only where nobody waits is a new one refused.
+closed for the new one, of the address that holds most: so a client that opens connections and says nothing takes places
+from nobody but itself. Only where nobody waits is a new one refused.
 """
 
 from collections.abc import Callable
@@ -106,7 +106,7 @@ class Connections:
                 connection.resume()
 
     def sweep(self) -> None:
-        """Cut off whoever is past a deadline, does not read, or cannot be closed in order."""
+        """Cut off each connection that is past a deadline, does not read, or cannot be closed in order."""
         now = self.now
         for connection in list(self._all):
             if connection.is_closing():
@@ -134,7 +134,7 @@ class Connections:
 
 
 def _network(host: str) -> str:
-    """The address, of IPv6 its /64: whoever has one of those has them all."""
+    """The address, of IPv6 its /64, all of which one machine may have."""
     if ":" not in host:
         return host
     address = IPv6Address(host)

@@ -1,6 +1,6 @@
 """File descriptors: as many as connections may need, or fewer connections.
 
-A process that has none left accepts nothing, opens no file and no store, whoever took them.
+A process that has none left accepts nothing, opens no file and no store.
 """
 
 import resource

@@ -325,7 +325,7 @@ class UnmeteredQuery(Nothing, frozen=True, forbid_unknown_fields=True):
 class UnmeteredListBody(msgspec.Struct, frozen=True):
     """What was accepted and not metered.
 
-    `events` counts accepted events that no meter read, of all customers, and `reasons` tells them by reason; both are
+    `events` counts accepted events that no meter read, of all customers, and `reasons` splits them by reason; both are
     absent where one customer's are asked for, of whom not all causes are kept.
     """
 

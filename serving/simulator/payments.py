@@ -16,7 +16,7 @@ from serving.simulator.records import Charge, Cycle, PaymentStatus, Subscription
 
 
 class Payment(NamedTuple):
-    """What was charged at `at`: the plan for [start, end), and the usage of `used`, as it is counted by now."""
+    """What was charged at `at`: the plan for [start, end), and the usage of `used`, as it is currently counted."""
 
     id: str
     at: int

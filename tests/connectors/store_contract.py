@@ -316,7 +316,7 @@ class StoreContract(ABC):
                 assert reader.changes(0).customers == {"new", *(total.customer for total in batch_of(1))}
 
     def test_of_each_shard_the_last_heartbeat_is_read(self) -> None:
-        """Gates tell by it whether totals are fresh."""
+        """Gates judge by it whether totals are fresh."""
         first = Heartbeat(0, 2, "0", 10, 8, {"log/0": 7}, behind=3)
         other = Heartbeat(1, 2, "1", 11, 9, {}, ended=True)
         last = Heartbeat(0, 2, "0", 20, 19, {"log/0": 9})

@@ -320,7 +320,7 @@ def test_a_last_line_that_was_completed_is_read_again_whole(
 
 
 def test_a_change_inside_of_what_was_read_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """What was counted stays; whoever changed a file expects to be told that it was not read again."""
+    """What was counted stays; the log names a changed file that is not read again."""
     changed = LINES[:10_000] + b"X" + LINES[10_001:]
     partition = resumed(tmp_path / "in", LINES, changed, 3)
     assert payloads_in(read(partition)) == LINES[24576:].split()

@@ -1,4 +1,4 @@
-"""With a log of JSON every line on standard error is a JSON object, whoever writes it."""
+"""With a log of JSON every line on standard error is a JSON object, whatever writes it."""
 
 import json
 import subprocess

@@ -97,7 +97,7 @@ def test_each_lane_is_a_partition() -> None:
 
 
 def test_a_lane_from_when_there_were_more_is_read_too(tmp_path: Path) -> None:
-    """Whoever lowers `lanes` has events in the others that were answered for."""
+    """Lowering `lanes` leaves events in the others that were answered for."""
     (tmp_path / "2").mkdir()
     assert LogSource(str(tmp_path), 1).list_parts() == ["0", "2"]
 

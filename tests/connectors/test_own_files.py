@@ -50,7 +50,7 @@ def test_every_name_is_known(tmp_path: Path, own: OwnFiles) -> None:
 
 
 def test_what_a_sink_wrote_under_earlier_settings_is_known(tmp_path: Path) -> None:
-    """Also where its address is another one by now; what another flow wrote may be read."""
+    """Also where its address has changed; what another flow wrote may be read."""
     for name in ("one", "two"):
         recovery.prepare(tmp_path / name, 1, 16)
         sink = FileSink(f"{tmp_path}/{name}.ndjson", recovery.lineage(tmp_path / name), fsync=False)

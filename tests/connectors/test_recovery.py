@@ -44,7 +44,7 @@ def test_another_number_of_shards_is_refused(tmp_path: Path) -> None:
 
 
 def test_another_number_of_parts_is_refused(tmp_path: Path) -> None:
-    """It was passed over without a word, and whoever raised it for more processes found it out when they started."""
+    """It was ignored without a word, and raising it for more processes failed only when they started."""
     recovery.prepare(tmp_path, 2, 16)
     with pytest.raises(recovery.RecoveryError, match=r"made with 2,.*TIDEGATE_RECOVERY_PARTS=2"):
         recovery.prepare(tmp_path, 3, 16)

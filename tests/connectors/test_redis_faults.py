@@ -546,7 +546,7 @@ def row(window: str, start: int, length: int) -> Total:
 
 @pytest.mark.parametrize("future", [False, True])
 def test_old_hours_and_days_go_as_new_ones_come(server: Server, future: bool) -> None:
-    """The customer's own newest tells what is old, so that a replay of last year keeps what it writes.
+    """The customer's own newest decides what is old, so that a replay of last year keeps what it writes.
 
     One event that says it is of the year 2099, as the event clock lets it, drops none of them.
     """

@@ -149,7 +149,7 @@ def test_every_line_comes_once_and_in_order_however_the_log_is_rotated(acts: lis
 
 
 def test_a_rotated_file_is_read_until_its_writer_has_left_it(log: Log) -> None:
-    """logrotate makes the new file before the writer is told of it."""
+    """logrotate makes the new file before the writer knows of it."""
     log.write()
     log.poll()
     log.rename()

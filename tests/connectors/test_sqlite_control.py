@@ -29,7 +29,7 @@ class TestSqliteControl(ControlContract):
 
 
 def test_a_log_put_back_from_an_older_copy_is_read_from_its_start(tmp_path: Path) -> None:
-    """A copy has its original's name: that the record read last is gone, or is another one, tells."""
+    """A copy has its original's name: that the record read last is gone, or is another one, shows it."""
     place = FileControlPlace(tmp_path / "store.db")
     with closing(place.open_control()) as log:
         log.append(adjustment("1"))

@@ -35,7 +35,7 @@ def keep(data: Path, step: str, partition: str, position: object) -> None:
 
 
 def test_each_place_keeps_its_step(data: Path) -> None:
-    """Whoever goes back to an earlier source goes on where that one was, not where the later one is."""
+    """A flow that goes back to an earlier source goes on where that one was, not where the later one is."""
     for _ in range(2):
         assert Steps(data).name("source", "file:") == "source"
         assert Steps(data).name("source", "log:ingest") == "source_2"

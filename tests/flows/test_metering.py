@@ -276,7 +276,7 @@ def test_a_changed_catalog_goes_on_from_the_old_totals(place: Place) -> None:
     assert place.counters()["matching:longest"] == 3
     assert place.alerts() == sorted(ALERTS + resolved)
 
-    # And back: both hold again, under the old limit's version, and are told of again; what is unmetered is no news.
+    # And back: both hold again, under the old limit's version, and are reported again; what is unmetered is no news.
     place.run()
     assert place.alerts() == sorted([*ALERTS, *resolved, *ALERTS[1:]])
 

@@ -122,7 +122,7 @@ def test_the_first_of_two_stands(other: dict[str, Any]) -> None:
 
 
 def test_a_refusal_stands_too() -> None:
-    """What an operator was told was refused must not be applied when its log is read again."""
+    """What was answered as refused must not be applied when its log is read again."""
     one = shard()
     _, refused = one.adjust(adjustment(at=NOON - 90 * DAY), NOON)
     assert refused == "its period is no longer held"

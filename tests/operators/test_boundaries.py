@@ -321,7 +321,7 @@ def test_a_lowered_cap_is_not_reached_by_a_period_that_is_over(live: bool) -> No
 
 
 def test_a_cap_that_was_lowered_before_is_reached_once_the_period_holds_now(live: bool) -> None:
-    """Who is denied sends nothing, so no reading would ever tell."""
+    """Who is denied sends nothing, so no reading would ever show it."""
     flow = Flow(catalog_of(months(1), cap=2000))
     flow.use(day(1, 5), n=1900)
     flow.use(day(2, 5), n=100)

@@ -1,4 +1,4 @@
-"""What is remembered of accepted events: counted once, told from conflicts, whatever time they carry."""
+"""What is remembered of accepted events: counted once, distinguished from conflicts, whatever time they carry."""
 
 from collections import Counter
 from itertools import pairwise

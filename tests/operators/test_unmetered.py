@@ -345,7 +345,7 @@ def test_the_alert_is_a_sentence_in_mail_and_chat() -> None:
 
 
 def test_shards_and_replays_give_a_cause_one_alert() -> None:
-    """Whoever sends the first event of it, so that receivers may drop what they have by its id."""
+    """Whichever customer sends the first event of it, so that receivers may drop what they have by its id."""
 
     def alert(customer: str, id: str) -> Alert:
         (alert,) = One().send(event(id, "llm.tokenz", {}, customer))

@@ -1,4 +1,4 @@
-"""What is told of totals and caps of every acceptable size: exact decimal text, and always an answer."""
+"""What is shown of totals and caps of every acceptable size: exact decimal text, and always an answer."""
 
 from decimal import Decimal
 from fractions import Fraction

@@ -81,7 +81,7 @@ def adjust(world: World) -> None:
     for _ in range(rng.choice((1, 1, 4))):
         world.adjust(plain_adjustment(world) if rng.random() < 0.5 else odd_adjustment(world))
     if world.applied and rng.random() < 0.5:
-        # Whoever put a store back asks for its adjustments again, which count once.
+        # An operator who put a store back asks for its adjustments again, which count once.
         world.adjust(rng.choice(list(world.applied.values())))
 
 

@@ -63,7 +63,7 @@ def test_a_header_that_is_no_text_is_refused(api: httpx.Client, sent: bytes) -> 
 
 @pytest.mark.parametrize("name", [b"ce-subject", b"CE-Subject", b"ce-id", b"content-type"])
 def test_a_header_that_is_there_twice_is_refused(api: httpx.Client, name: bytes) -> None:
-    """Whoever reads the other one meters another customer."""
+    """Reading the other one would meter another customer."""
     headers = [*binary("twice"), (name, b"application/json")]
     answer = api.post(URL, headers=headers, content=b"{}")
     assert (answer.status_code, "needs to be there once" in answer.text) == (400, True)

@@ -227,7 +227,7 @@ def test_a_real_proxy_asks_and_obeys(served: Served, tmp_path: Path, name: str) 
         over = httpx.get(f"{url}/dear", headers=who)
         assert over.status_code == 429 and "the application" not in over.text
         assert int(over.headers["retry-after"]) > 0
-        # What a client writes itself is not what the gate is told.
+        # What a client writes itself is not what the gate is asked.
         sly = who | {"x-tidegate-quantity": "0", "x-tidegate-meter": "seats", "x-tidegate-customer": "acme"}
         for address in (f"{url}/dear", f"{url}/dear?quantity=0&customer=acme", f"{url}/dear?&meter=seats"):
             assert httpx.get(address, headers=sly).status_code == 429
