@@ -4,7 +4,7 @@ What lies where: `FOLDER/LANE/NNNNNNNNNNNN.ndjson`, segments numbered without ga
 writes a lane, which it holds by a lock; each start, and each write that failed, begins the next segment, so whatever
 a death or a full disk left unfinished is the tail of a segment with a successor, and the reader (connectors/log.py)
 leaves it out: no client was answered that it was taken. Beside each segment, `NNNNNNNNNNNN.times` says from which byte
-on lines were taken when (connectors/log_times.py); it is forced to disk once a second, so a power cut takes no more of it.
+on lines were taken when (connectors/log_times.py); it is forced to disk once a second, which a power cut may take.
 
 Guarantee: when `put` returns, its lines are on disk, in one piece and in order, and the folder's entry for them too.
 Those who wait at the same time share a write and an fsync. Limits: `WAITING_MAX` bytes wait at most, then it refuses.

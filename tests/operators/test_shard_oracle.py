@@ -605,7 +605,7 @@ class Machine(RuleBasedStateMachine):
         same=st.booleans(),
     )
     def repeat_at_another_time(self, pick: int, by: int, timed: bool, same: bool) -> None:
-        """An earlier event as a client sends it again that stamps it with a new time, or leaves that to the transport."""
+        """An earlier event as a client sends it again that gives it a new time, or leaves that to the transport."""
         if self.sent:
             sent = self.sent[pick % len(self.sent)]
             moved = replaced(sent, at=sent.at + by, timed=timed)
