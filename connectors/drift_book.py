@@ -231,6 +231,12 @@ class Book:
             found.setdefault(cycle.customer, []).append(cycle)
         return found
 
+    def subscriptions(self, number: int) -> list[Subscription]:
+        """Return all subscriptions of a run."""
+        query = "SELECT record FROM tasks WHERE pass = ? AND round = 1 AND subscription_id != ?"
+        rows = self._db.execute(query, (number, PROOF))
+        return [msgspec.json.decode(record, type=Subscription) for (record,) in rows]
+
     def unread(self, number: int) -> set[str]:
         """Return the provider's customers of whom a subscription could not be read in a run."""
         query = "SELECT record FROM tasks WHERE pass = ? AND outcome = 'unread' AND subscription_id != ?"

@@ -18,7 +18,7 @@ from operators.acknowledgements import OPEN
 from operators.biller import Matched, Unmatched
 from operators.billing import Rules
 from operators.catalog import Catalog, Meter
-from operators.coverage import BilledCycle, Line, Price, billed_of, gap_of, price_of
+from operators.coverage import BilledCycle, Line, Price, billed_of, gap_of, price_of, units_of, worth_of
 from operators.drift import ADDITIVE, Bracket, Span
 from operators.periods import MIN_AT, SECOND, exact_period_of
 from operators.ports import StoredTotal, StoreReader
@@ -113,7 +113,7 @@ class Prover:
         charges = billed_of(whose, own.meter.name, known_by(own.span))
         starts = {c.span.start for c in whose if c.ours == known_by(own.span)} | {own.span.start}
         standing = self._standing(own, starts)
-        billed = sum(charge.quantity for charge in charges)
+        billed = units_of(charges)
         price = self._price(cycles, own.customer, own.meter.name)
         line = _line(own.customer, own.meter.name, own.span, own.quantity, billed, price)
         if own.customer in unread:
@@ -122,7 +122,9 @@ class Prover:
             # The comparison allows for it: it waits, was just acknowledged, or came meanwhile.
             return line._replace(in_flight=own.quantity - billed - own.held_back, held_back=own.held_back)
         line = line._replace(in_flight=own.in_flight, held_back=own.held_back, cause=_causes(standing))
-        worth = price.worth(billed, line.unbilled) if price else None
+        worth = worth_of(charges, line.unbilled)
+        if worth is None and price is not None:
+            worth = price.worth(billed, line.unbilled)
         return line._replace(worth=worth, is_acknowledged=standing.status == "acknowledged")
 
     def _standing(self, own: Own, starts: Iterable[int]) -> Standing | None:
@@ -232,7 +234,7 @@ class Prover:
     def _billed(self, cycles: Mapping[str, Sequence[BilledCycle]], stored: StoredTotal) -> int:
         total = stored.total
         charges = billed_of(cycles.get(total.customer, ()), total.meter, total.start)
-        return sum(charge.quantity for charge in charges)
+        return units_of(charges)
 
     def _price(self, cycles: Mapping[str, Sequence[BilledCycle]], customer: str, meter: str) -> Price | None:
         """Return the customer's own price of a meter, else that of any other: an estimate."""

@@ -1,7 +1,7 @@
 """Looking at one subscription from both sides: totals first, events only for what turns out to be off."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from datetime import timedelta
 from decimal import Decimal
@@ -27,7 +27,7 @@ from operators.biller import (
 )
 from operators.billing import instant
 from operators.catalog import Catalog
-from operators.coverage import BilledCycle, Charge, Gap, Price
+from operators.coverage import BilledCycle, Charge, Gap, Price, mark_repeated, units_of
 from operators.drift import (
     IN_ANOTHER,
     KEPT_BACK,
@@ -81,12 +81,23 @@ class Uncovered(NamedTuple):
     detail: str
 
 
+class BilledBy(NamedTuple):
+    """A line that bills: a subscription's, of a meter there."""
+
+    subscription_id: str
+    meter_id: str
+
+    def __str__(self) -> str:
+        return f"{self.meter_id} of {self.subscription_id}"
+
+
 class Look(NamedTuple):
     """One total, seen from both sides. `off` is how far the platform's lies outside of the bracket, None if undecided.
 
     `customer` is ours, `billed_as` the platform's. `is_listed` says that the total was added up from events, as the
-    usage history has no item for the period. Where several meters of a product count it, `twice` has them all, and the
-    total is their sum. `uncovered` says why no subscription bills it at all.
+    usage history has no item for the period. Where several lines bill it, of one product or of subscriptions of equal
+    dates, `twice` has them all, and the total is their sum. `charges` are these lines with their prices.
+    `uncovered` says why no subscription bills it at all.
     """
 
     subscription_id: str
@@ -102,8 +113,9 @@ class Look(NamedTuple):
     off: int | None
     is_listed: bool
     price: Price | None = None
-    twice: tuple[str, ...] = ()
+    twice: tuple[BilledBy, ...] = ()
     uncovered: Uncovered | None = None
+    charges: tuple[Charge, ...] = ()
 
 
 class Seen(NamedTuple):
@@ -144,8 +156,8 @@ class _Answered(NamedTuple):
     asked_at: int
     answered_at: int
     is_listed: bool
-    price: Price | None = None
-    twice: tuple[str, ...] = ()
+    charges: tuple[Charge, ...] = ()
+    twice: tuple[BilledBy, ...] = ()
 
 
 class _Answers(NamedTuple):
@@ -156,10 +168,14 @@ class _Answers(NamedTuple):
 
 
 class Theirs(NamedTuple):
-    """The platform's meters, by their ids: which of ours each is, and those that are none."""
+    """The platform's meters, by their ids: which of ours each is, and those that are none.
+
+    `siblings` are, by id, the customer's other subscriptions whose period begins with that one's.
+    """
 
     matched: Mapping[str, Matched]
     others: Mapping[str, Unmatched]
+    siblings: Mapping[str, tuple[str, ...]] = {}
 
 
 class Looker:
@@ -308,6 +324,7 @@ class Looker:
         asked_at = self._clock()
         try:
             cycles = self.reads.history(subscription.subscription_id)
+            beside = self._beside(subscription, theirs)
             answered_at = self._clock()
             after = self._totals(customer)
             answered, kept = [], []
@@ -316,23 +333,34 @@ class Looker:
                 if span.end <= asked_at - self._terms.looked_back or not MIN_AT <= span.start < MAX_AT:
                     continue
                 start = self._start(customer, span)
-                charges = tuple(charge_of(usage, theirs) for usage in cycle.meters)
+                charges = charges_of(cycle, theirs)
                 kept.append(self._cycle(subscription, customer, span, start, charges))
-                for name, some in _by_meter(charges).items():
+                own = [(subscription.subscription_id, one) for one in charges]
+                for name, lines in _by_meter(own, beside.get(known_by(span), ())).items():
+                    some = tuple(one for _, one in lines)
                     # Where an archived meter and its successor share a cycle, the one that counts is compared.
                     meter = min((theirs.matched[c.meter_id] for c in some), key=lambda one: one.is_archived)
                     ours = before.get((name, start), 0), after.get((name, start), 0)
-                    total = sum(c.quantity for c in some)
-                    twice = tuple(c.meter_id for c in some) if len(some) > 1 else ()
-                    price = some[0].price
+                    billing = dict.fromkeys(BilledBy(id, c.meter_id) for id, c in lines)
+                    twice = tuple(billing) if len(billing) > 1 else ()
                     times = asked_at, answered_at
-                    answered.append(_Answered(meter, span, total, *ours, *times, False, price, twice))
+                    total = units_of(some)
+                    answered.append(_Answered(meter, span, total, *ours, *times, False, some, twice))
             listed, open_cycles = self._unlisted(subscription, customer, cycles, theirs)
             return _Answers(answered + listed, kept + open_cycles)
         except Unauthorized:
             raise
         except DodoError as error:
             return str(error)
+
+    def _beside(self, subscription: Subscription, theirs: Theirs) -> dict[int, list[tuple[str, Charge]]]:
+        """Return what siblings bill, by the second in which a cycle begins, with the ids of their subscriptions."""
+        found: dict[int, list[tuple[str, Charge]]] = {}
+        for id in theirs.siblings.get(subscription.subscription_id, ()):
+            for cycle in self.reads.history(id):
+                lines = [(id, one) for one in charges_of(cycle, theirs)]
+                found.setdefault(known_by(span_of(cycle)), []).extend(lines)
+        return found
 
     def _cycle(
         self,
@@ -403,8 +431,9 @@ class Looker:
             bracket=found,
             off=None if found is None else found.off(one.total),
             is_listed=one.is_listed,
-            price=one.price,
+            price=one.charges[0].price if one.charges else None,
             twice=one.twice,
+            charges=one.charges,
         )
 
     def customer_of(self, subscription: Subscription) -> str:
@@ -463,12 +492,16 @@ class Looker:
 
     def _told_again(self, look: Look) -> int:
         """The platform's total once more, so that all that is compared is of about one time."""
-        cycles = [] if look.is_listed else self.reads.history(look.subscription_id)
-        ids, found = look.twice or (look.meter.id,), []
-        for cycle in cycles:
-            for usage in cycle.meters:
-                if usage.id in ids and span_of(cycle).start == look.theirs.start:
-                    found.append(quantity_of(usage.consumed_units))
+        if look.is_listed:
+            return look.total
+        lines = look.twice or (BilledBy(look.subscription_id, look.meter.id),)
+        found: list[int] = []
+        for id in dict.fromkeys(one.subscription_id for one in lines):
+            for cycle in self.reads.history(id):
+                if known_by(span_of(cycle)) == known_by(look.theirs):
+                    units = [(one.id, quantity_of(one.consumed_units)) for one in cycle.meters]
+                    # Lines of one meter with equal units price the same usage.
+                    found += [many for meter, many in dict.fromkeys(units) if BilledBy(id, meter) in lines]
         return sum(found) if found else look.total
 
     def _listed(self, billed_as: str, meter: Matched, theirs: Span) -> list[There]:
@@ -524,17 +557,27 @@ def charge_of(usage: MeterUsage, theirs: Theirs) -> Charge:
     )
 
 
-def _by_meter(charges: Sequence[Charge]) -> dict[str, list[Charge]]:
-    """Return the charges of each meter of ours."""
-    found: dict[str, list[Charge]] = {}
-    for charge in charges:
+def charges_of(cycle: Cycle, theirs: Theirs) -> tuple[Charge, ...]:
+    """Return what a cycle bills, line by line."""
+    return mark_repeated(charge_of(usage, theirs) for usage in cycle.meters)
+
+
+def _by_meter(
+    own: Iterable[tuple[str, Charge]], beside: Iterable[tuple[str, Charge]]
+) -> dict[str, list[tuple[str, Charge]]]:
+    """Return a cycle's charges by our meter, with what siblings charge for the same ones."""
+    found: dict[str, list[tuple[str, Charge]]] = {}
+    for id, charge in own:
         if charge.meter:
-            found.setdefault(charge.meter, []).append(charge)
+            found.setdefault(charge.meter, []).append((id, charge))
+    for id, charge in beside:
+        if charge.meter in found:
+            found[charge.meter].append((id, charge))
     return found
 
 
 def _billed_twice(look: Look, listed: Sequence[There]) -> tuple[Finding, ...]:
-    words = f"{len(look.twice)} meters of the product count it: {', '.join(look.twice)}"
+    words = f"{len(look.twice)} lines bill it: {', '.join(map(str, look.twice))}"
     ids = tuple(dict.fromkeys(event.id for event in listed if event.quantity is not None))
     return (Finding("billed_twice", look.after - look.total, ids, words),)
 

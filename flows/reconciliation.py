@@ -60,6 +60,7 @@ from operators.catalog import Catalog
 from operators.coverage import Line, add_up
 from operators.ports import Acknowledgement, Note, StoreError
 from operators.quantity import scaled
+from operators.subscribed import siblings_of
 from settings.alerts import Delivered
 from settings.catalog import CatalogError, load_catalog
 from settings.catalogs import Catalogs
@@ -216,7 +217,8 @@ class _Works:
             for other in others:
                 if not other.is_archived:
                     _log.warning("meter %s (%s) is not compared: %s", other.id, other.name, other.why)
-            self._meters = catalog, number, Theirs(found, {other.id: other for other in others})
+            siblings = siblings_of(self._book.subscriptions(number))
+            self._meters = catalog, number, Theirs(found, {other.id: other for other in others}, siblings)
         return self._meters[2]
 
     def _acknowledged(self) -> Acknowledgements:

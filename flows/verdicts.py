@@ -16,7 +16,7 @@ from flows.looks import Explained, Look, Looker, Seen, quantity_of, span_of
 from operators.acknowledgements import CONFIRMED, OPEN, Acknowledgements, Found, acknowledge
 from operators.biller import LedgerEntry
 from operators.billing import instant
-from operators.coverage import BilledCycle, money
+from operators.coverage import BilledCycle, money, worth_of
 from operators.credit_excess import AMOUNTS, add_amounts, excess
 from operators.ports import Note, StoreWriter
 from operators.quantity import scaled, text
@@ -373,7 +373,9 @@ def _worth(look: Look) -> dict[str, str]:
     """Return what the drift is worth, in the currency's smallest unit, where the price is known."""
     if look.price is None or look.off is None:
         return {}
-    worth = look.price.worth(look.total, look.off)
+    worth = worth_of(look.charges, look.off) if look.charges else look.price.worth(look.total, look.off)
+    if worth is None:
+        return {}
     return {
         "currency": look.price.currency,
         "worth": f"{worth:f}",

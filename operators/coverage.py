@@ -38,7 +38,8 @@ class Charge(NamedTuple):
     """A meter's total in one billing cycle. `meter` is our name of it, "" where none of ours counts the same.
 
     `label` is its name there, `why` what differs; `is_archived` says that it counts no more. `amount` is what the
-    provider charges, in the currency's smallest unit.
+    provider charges, in the currency's smallest unit. `is_repeated` says that another line has these units too, as a
+    product may price one meter on several lines.
     """
 
     meter_id: str
@@ -49,6 +50,7 @@ class Charge(NamedTuple):
     why: str = ""
     is_archived: bool = False
     amount: int | None = None
+    is_repeated: bool = False
 
 
 class BilledCycle(NamedTuple):
@@ -142,6 +144,36 @@ def _where(cycles: Iterable[BilledCycle], span: Span) -> str:
 def billed_of(cycles: Iterable[BilledCycle], meter: str, start: int) -> list[Charge]:
     """Return what is billed of our period that begins at `start`."""
     return [c for cycle in cycles if cycle.ours == start for c in cycle.charges if c.meter == meter]
+
+
+def mark_repeated(charges: Iterable[Charge]) -> tuple[Charge, ...]:
+    """Return a cycle's charges, with those marked that price the units of an earlier line of the same meter."""
+    seen: set[tuple[str, int]] = set()
+    found = []
+    for one in charges:
+        found.append(one._replace(is_repeated=(one.meter_id, one.quantity) in seen))
+        seen.add((one.meter_id, one.quantity))
+    return tuple(found)
+
+
+def units_of(charges: Iterable[Charge]) -> int:
+    """Return the units that lines of one meter of ours bill."""
+    return sum(one.quantity for one in charges if not one.is_repeated)
+
+
+def worth_of(charges: Sequence[Charge], missing: int) -> Decimal | None:
+    """Return what lines of one meter of ours charge too little, where `missing` units are (below 0: too many).
+
+    The first meter's lines are what should be charged; None where a price is not known.
+    """
+    prices = [one.price for one in charges if one.price is not None]
+    if not prices or len(prices) < len(charges):
+        return None
+    own = [c.price for c in charges if c.meter_id == charges[0].meter_id and c.is_repeated]
+    due = units_of(charges) + missing
+    should = [price.bill(due) for price in (charges[0].price, *own) if price is not None]
+    does = [one.price.bill(one.quantity) for one in charges if one.price is not None]
+    return AMOUNTS.subtract(sum(should, Decimal(0)), sum(does, Decimal(0)))
 
 
 def price_of(cycles: Iterable[BilledCycle], meter: str) -> Price | None:

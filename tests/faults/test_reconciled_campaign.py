@@ -8,7 +8,7 @@ repairing runs are killed by SIGKILL anywhere. TIDEGATE_RECONCILED_SEEDS says ho
 import os
 import random
 from collections import Counter
-from datetime import timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -113,10 +113,13 @@ def come_back(m: System, rng: random.Random, acme: str, ids: list[str]) -> None:
 
 
 def overlap(m: System, rng: random.Random, acme: str, ids: list[str]) -> None:
-    """A second metered subscription whose period is another; both bill all usage."""
+    """A second metered subscription, of the same dates or others; both bill all usage."""
     both = m.simulator.product([{"meter_id": m.meters["tokens"]} | PRICED])
-    days = timedelta(days=rng.randrange(1, 9))
-    m.simulator.subscription(acme, both, start=edge_of(BEGIN + days), end=edge_of(END + days))
+    first = m.simulator.api.get(f"/subscriptions/{m.subscriptions[acme]}").json()
+    days = timedelta(days=rng.choice((0, 0, rng.randrange(1, 9))))
+    dates = (first[f"{which}_billing_date"] for which in ("previous", "next"))
+    start, end = (edge_of(datetime.fromisoformat(at) + days) for at in dates)
+    m.simulator.subscription(acme, both, start=start, end=end)
 
 
 # What happens to a customer, and what half an hour later.
@@ -233,27 +236,29 @@ def state(m: System) -> Any:
 Totals = Counter[tuple[str, str, int]]
 
 
-def billed_there(m: System) -> Totals:
-    """What the provider bills, in units, by our customer, meter and the start of the cycle in seconds."""
+def billed_there(m: System) -> tuple[Totals, Totals]:
+    """What the provider bills, in units and cents, by our customer, meter and the start of the cycle in seconds."""
     billed: Totals = Counter()
+    charged: Totals = Counter()
     for one in m.simulator.usage():
         for cycle in one["items"]:
             for meter in cycle["meters"]:
                 if meter["id"] == m.meters["tokens"] or meter["name"] == "tokens again":
                     start = parse(cycle["start_date"]) // SECOND * SECOND
                     billed[one["customer_id"], "tokens", start] += Decimal(meter["consumed_units"])
-    return billed
+                    charged[one["customer_id"], "tokens", start] += meter["total_price"]
+    return billed, charged
 
 
 def assert_proved(m: System) -> None:
     """Each total is billed to the unit, or the difference is named with its cause and the right money; no unit more."""
     ours: Totals = Counter({key: Decimal(total.total) for key, total in m.totals.items()})
-    there, named = billed_there(m), named_by_start(m)
+    (there, charged), named = billed_there(m), named_by_start(m)
     for key in ours.keys() | there.keys():
         said = named.get(key, [])
         differs = ours[key] - there[key]
         assert sum(Decimal(one["drift"]) for one in said) == differs, (key, differs, said)
-        worth = Decimal(max(ours[key] - 10, 0) * 2 - max(there[key] - 10, 0) * 2)
+        worth = Decimal(max(ours[key] - 10, 0) * 2 - charged[key])
         assert sum(Decimal(one["worth"]) for one in said) == worth, (key, worth, said)
         for one in said:
             causes = {finding["cause"] for finding in one["findings"]}

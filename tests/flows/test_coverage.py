@@ -181,6 +181,27 @@ def test_two_equal_meters_of_a_product_bill_twice(metered: System) -> None:
     assert adds_up(metered)["unbilled"] == "-30"
 
 
+def test_two_subscriptions_of_equal_dates_that_bill_one_meter_bill_twice(metered: System) -> None:
+    """Each for itself agrees with our total. Meters that only one of them has are no finding."""
+    acme = metered.customer(meters=[{"meter_id": metered.meters["tokens"]} | PRICED])
+    metered.apply()
+    both = metered.simulator.product(priced(metered))
+    second = metered.simulator.subscription(acme, both, start=written(BEGIN), end=written(END))
+    metered.event(acme, tokens=30)
+    metered.event(acme)
+    metered.run(900, step=60)
+    for _ in range(2):
+        found = metered.reconcile(reconcile_repair="true")
+        assert set(found) == {(acme, "tokens")}
+        assert causes(found[acme, "tokens"]) == {"billed_twice": "-30"}
+        assert found[acme, "tokens"]["money"] == "-0.40 USD"
+        detail = found[acme, "tokens"]["findings"][0]["detail"]
+        assert second in detail and metered.subscriptions[acme] in detail
+        sums = adds_up(metered)
+        assert (sums["billed"], sums["unbilled"], sums["worth"]) == ("60", "-30", "-40")
+        metered.run(300, step=60)
+
+
 def test_what_is_held_back_or_ours_alone_is_no_finding_of_the_proof(metered: System) -> None:
     """Usage of nobody's billing_id waits in the outbox; a meter that the provider never had bills nobody."""
     edges = f"[{written(BEGIN)}, {written(END)}]"

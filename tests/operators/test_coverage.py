@@ -4,11 +4,24 @@ from decimal import Decimal
 
 import pytest
 
-from operators.coverage import BilledCycle, Charge, Line, Price, add_up, gap_of, money, price_of
+from operators.coverage import (
+    BilledCycle,
+    Charge,
+    Line,
+    Price,
+    add_up,
+    gap_of,
+    mark_repeated,
+    money,
+    price_of,
+    units_of,
+    worth_of,
+)
 from operators.drift import Span
 from operators.quantity import SCALE
 
 PRICE = Price("USD", Decimal("0.5"), 10 * SCALE)
+DEARER = Price("USD", Decimal(3), 0)
 
 
 def cycle(start: int, end: int, *charges: Charge, product: str = "pdt_1") -> BilledCycle:
@@ -68,3 +81,21 @@ def test_money_beyond_28_digits_is_not_rounded() -> None:
     units = 10**33 * SCALE
     assert price.worth(units, SCALE) == Decimal("0.000000001")
     assert price.bill(units + SCALE) == Decimal("1000000000000000000000000.000000001")
+
+
+def test_lines_of_one_meter_price_the_same_units() -> None:
+    """Where their units are equal; otherwise each has a part. What should be charged is what all its lines cost."""
+    line = Charge("mtr_1", "tokens", "Tokens", 30 * SCALE, PRICE)
+    same = mark_repeated([line, line._replace(price=DEARER)])
+    assert units_of(same) == 30 * SCALE
+    due = PRICE.bill(40 * SCALE) + DEARER.bill(40 * SCALE)
+    assert worth_of(same, 10 * SCALE) == due - PRICE.bill(30 * SCALE) - DEARER.bill(30 * SCALE)
+    parts = mark_repeated([line, line._replace(quantity=12 * SCALE)])
+    assert units_of(parts) == 42 * SCALE
+
+
+def test_what_two_meters_charge_twice_is_worth_what_one_of_them_charges() -> None:
+    twice = mark_repeated([Charge(id, "tokens", "Tokens", 30 * SCALE, PRICE) for id in ("mtr_1", "mtr_2")])
+    assert units_of(twice) == 60 * SCALE
+    assert worth_of(twice, -30 * SCALE) == -PRICE.bill(30 * SCALE)
+    assert worth_of([twice[0]._replace(price=None)], 0) is None
