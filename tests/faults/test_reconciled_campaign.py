@@ -291,15 +291,18 @@ def assert_adds_up(m: System, ours: Totals, there: Totals) -> None:
 
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_a_busy_healthy_system_raises_no_alarm(seed: int, tmp_path: Path) -> None:
-    """Periods with fractions of a second, some of which end meanwhile; lag, lost answers, clocks apart."""
+    """Periods with fractions of a second, some of which end meanwhile; several subscriptions, meters that were replaced
+    by their like; lag, lost answers, clocks apart.
+    """
     rng = random.Random(f"healthy {seed}")
-    with system(tmp_path, tier=2, apart=rng.randrange(-280, 281) * SECOND) as m:
+    with system(tmp_path, tier=2, apart=rng.randrange(-300, 301) * SECOND) as m:
         m.simulator.fault("reset_after_commit", probability=0.15, times=None)
         m.simulator.fault("error", probability=0.1, times=None, status=503)
         customers = []
         for _ in range(5):
             begin = BEGIN + timedelta(microseconds=rng.randrange(1_000_000))
             customers.append(m.customer(start=begin))
+        customers += [customer_of_two(m, rng), customer_of_replaced(m, rng)]
         ending = [customer_that_renews(m, rng) for _ in range(2)]
         edges = dict(ending)
         m.apply()
@@ -325,6 +328,25 @@ def test_a_busy_healthy_system_raises_no_alarm(seed: int, tmp_path: Path) -> Non
             m.run(900, step=30)
         assert alarms == []
         assert all(m.clock.now > edge for edge in edges.values())
+
+
+def customer_of_two(m: System, rng: random.Random) -> str:
+    """A customer with a subscription for each meter, of equal dates, and a third one without meters."""
+    customer = m.customer(meters=[m.meters["tokens"]])
+    calls = m.simulator.product([m.meters["calls"]])
+    m.simulator.subscription(customer, calls, start=written(BEGIN), end=written(END))
+    days = timedelta(days=rng.randrange(1, 9))
+    seats = m.simulator.product([])
+    m.simulator.subscription(customer, seats, start=written(BEGIN + days), end=written(END + days))
+    return customer
+
+
+def customer_of_replaced(m: System, rng: random.Random) -> str:
+    """A customer whose product still has a meter that was archived, and its successor."""
+    old = m.simulator.meter("llm.tokens", "sum", "tokens", name="tokens of before")
+    customer = m.customer(meters=[old, *m.meters.values()])
+    m.simulator.api.delete(f"/meters/{old}")
+    return customer
 
 
 def customer_that_renews(m: System, rng: random.Random) -> tuple[str, int]:
