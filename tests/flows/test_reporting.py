@@ -61,3 +61,13 @@ def test_our_own_bugs_are_told_with_their_place(
     [record] = caplog.records
     assert record.getMessage().startswith("the flow ends: AttributeError(")
     assert record.exc_info
+
+
+@pytest.mark.parametrize("setting", ["SOURCE", "ALERTS", "DEAD_LETTERS"])
+def test_a_topic_that_is_missing_is_one_line(place: Place, kafka: Any, setting: str) -> None:
+    """Flows never create topics; a command does."""
+    place.append("first.jsonl")
+    topic = kafka.unused()
+    said = place.refused(**{setting: f"kafka://{kafka.bootstrap}/{topic}"})
+    assert f"topic '{topic}': UNKNOWN_TOPIC_OR_PART" in said and "create it" in said
+    assert len(said.strip().splitlines()) == 1, said
