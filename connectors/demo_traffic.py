@@ -55,7 +55,7 @@ class _Plan(NamedTuple):
     seats: int
 
 
-_FREE = _Plan(tokens=60, users=4, seats=1)
+_FREE = _Plan(tokens=60, users=2, seats=1)
 _PRO = _Plan(tokens=80, users=20, seats=8)
 _SCALE = _Plan(tokens=500, users=400, seats=60)
 _PLANS = dict.fromkeys((1, 2, 3, 4), _PRO) | dict.fromkeys((5, 6, 7), _SCALE)
