@@ -25,7 +25,7 @@ from operators.ports import IngestError, Place
 
 WAITING_MAX: Final = 32 << 20
 DIGITS: Final = 12
-_BYTE_BITS: Final = 40
+BYTE_BITS: Final = 40
 
 
 class LogWriter:
@@ -150,7 +150,7 @@ def segments(lane: Path) -> list[Path]:
 
 def log_position(segment: int, byte: int) -> int:
     """Return a place in a lane as one number that grows: the segment's number, then the byte in it."""
-    return segment << _BYTE_BITS | byte
+    return segment << BYTE_BITS | byte
 
 
 def number_of(segment: Path) -> int:

@@ -3,10 +3,11 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from connectors.acknowledging import AcknowledgementReader
@@ -19,16 +20,20 @@ from serving.service.access import Access
 from serving.service.board import SharedBoard
 from serving.service.desk import Desk
 from serving.service.flow_monitor import FlowMonitor
-from serving.service.intake import Judge
+from serving.service.intake import Judge, Verdict
 from serving.service.live import Live
 from serving.service.metrics import Metrics
 from serving.service.places import Places
+from serving.service.problems import Problem
+from serving.service.uncounted import take_up
 from settings.catalog import CatalogError
 from settings.catalogs import apply_file
+from settings.ingest import IngestLog
 from settings.serving import ServingSettings
 
 STORE_WITHIN_S = 2.0
 FOLLOWED_WITHIN_S = 0.5
+TAKEN_UP_WITHIN_S = 5.0
 
 _log = logging.getLogger("tidegate.service")
 
@@ -58,7 +63,7 @@ class Service:
     ingest: Ingest = field(init=False)
     _refused_file: tuple[str, int] = ("", 0)
     """Why the catalog's file was not applied, and the newest version then."""
-    _monitoring: asyncio.Task[None] | None = None
+    _tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         settings, store = self.settings, self.settings.store
@@ -88,10 +93,32 @@ class Service:
         self.live.start()
         # Not only with the first check, as probes ask how the flow is doing.
         self.gate.follow()
+        taking_up = asyncio.create_task(self._take_up())
+        self._tasks.append(taking_up)
         with suppress(TimeoutError):
             await asyncio.wait_for(self.live.first.wait(), STORE_WITHIN_S)
             await self.followed(self.live.number)
-        self._monitoring = asyncio.create_task(self.flow.run())
+            # Goes on where it takes longer.
+            await asyncio.wait_for(asyncio.shield(taking_up), TAKEN_UP_WITHIN_S)
+        self._tasks.append(asyncio.create_task(self.flow.run()))
+
+    async def _take_up(self) -> None:
+        """Count what was taken before this start and the flow has not counted, once the store says what it has."""
+        if not isinstance(self.settings.ingest, IngestLog):
+            return
+        folder = Path(self.settings.ingest.path)
+        await self.live.first.wait()
+        while True:
+            try:
+                heartbeats = await self.reader.ask(lambda reader: reader.heartbeats())
+                break
+            except Problem:
+                await asyncio.sleep(STORE_WITHIN_S)
+
+        def judge(payloads: Sequence[bytes]) -> list[Verdict]:
+            return self.judge_of_many.verdicts(payloads, self.live.number, self.live.catalog)
+
+        await asyncio.to_thread(take_up, folder, heartbeats, judge, self.gate.accepted)
 
     async def followed(self, number: int) -> None:
         """Waits until this process decides by this version of the catalog, so that who changed it meets it at once.
@@ -123,8 +150,8 @@ class Service:
         return lag is None or lag > self.settings.max_lag // timedelta(microseconds=1)
 
     async def close(self) -> None:
-        if self._monitoring is not None:
-            self._monitoring.cancel()
+        for task in self._tasks:
+            task.cancel()
         self.live.stop()
         await self.ingest.close()
         await self.gate.close()

@@ -74,7 +74,7 @@ async def attack_again(url: httpx.URL, attack: tuple[bytes, bytes, float], until
 
 async def ask_well(url: httpx.URL, token: str, until: float, took: list[float]) -> None:
     headers = {"authorization": f"Bearer {token}"}
-    async with httpx.AsyncClient(base_url=url, headers=headers, timeout=10, verify=False) as client:
+    async with httpx.AsyncClient(base_url=url, headers=headers, timeout=30, verify=False) as client:
         while time.monotonic() < until:
             began = time.monotonic()
             answer = await client.get("/v1/check?customer=good&meter=calls")
