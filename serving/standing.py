@@ -46,7 +46,7 @@ class Standing(NamedTuple):
     words: str
 
 
-def standing(meter: str, limit: Limit, total: Decimal, kind: Kind = "sum") -> Standing:
+def standing(meter: str, limit: Limit, total: Decimal, kind: Kind) -> Standing:
     """Return how `total` stands to `limit`, by what a gate would say to the least that may be asked for."""
     level, words = _level(limit, total, LEAST[kind])
     of = limit.cap if limit.cap is not None else limit.included

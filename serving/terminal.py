@@ -49,18 +49,20 @@ class Screen:
         """Requests that the gate has refused."""
         self._denied: dict[tuple[str, str], int] = {}
         owners: list[Plan | Customer] = [*catalog.plans.values(), *catalog.customers.values()]
-        self._limited = [
-            meter.name
-            for meter in catalog.meters
-            if meter.kind in USED_UP and any(meter.name in owner.limits for owner in owners)
-        ]
+        self._kinds = {meter.name: meter.kind for meter in catalog.meters}
+        limited = [meter for meter in catalog.meters if any(meter.name in owner.limits for owner in owners)]
+        self._limited = [meter.name for meter in limited]
+        # Those that fill a bar; there is no room for all.
+        self._shown = [meter.name for meter in limited if meter.kind in USED_UP]
+        # By which customers are great or small.
+        self._first = next(iter((*self._shown, *self._limited, *self._kinds)), "")
 
     def denials(self) -> dict[tuple[str, str], int]:
-        """Who would be denied which meter now, and since when (µs since the epoch)."""
+        """Return who would be denied which meter now, and since when (µs since the epoch)."""
         return self._denied
 
     def look(self, now: int) -> None:
-        """Takes note of who is denied what by now."""
+        """Note who is currently denied what."""
         seen = {
             (customer, meter)
             for customer in self._usage.totals
@@ -120,10 +122,11 @@ class Screen:
     def _banner(self, now: int, wide: bool) -> Text:
         """The greatest customer who is denied something, on a line of its own."""
         greatest = {pair[0]: pair for pair in self._denied}
-        if not greatest or not self._limited:
+        if not greatest:
             return Text()
-        first = self._limited[0]
-        customer, meter = greatest[max(greatest, key=lambda name: (self._usage.total(name, first), name))]
+        customer, meter = greatest[
+            max(greatest, key=lambda name: (self._usage.total(name, self._first), name))
+        ]
         cap = self._catalog.limit_of(customer, meter).cap
         ago = now - self._denied[customer, meter]
         since = f", for {age(ago - ago % 1_000_000)} now" if wide else ""
@@ -137,7 +140,7 @@ class Screen:
 
     def _customers(self, now: int, width: int, rows: int) -> Table:
         wide = width >= WIDE
-        meters = self._limited[: 2 if not wide else 3 if width < 150 else 4]
+        meters = self._shown[: 2 if not wide else 3 if width < 150 else 4]
         state_width = 20 if wide else 17
         # What the other columns and the numbers in this one leave.
         left = width - len(" customer  scale  12,345.67  ") - state_width
@@ -150,7 +153,7 @@ class Screen:
         table.add_column("bill", justify="right", width=9, no_wrap=True)
         table.add_column("state", width=state_width, no_wrap=True)
         bar = cell - (12 if wide else 6)
-        for customer in self._greatest(meters[0], rows):
+        for customer in self._greatest(rows):
             state = worst(self._catalog, customer, self._usage.total)
             cells = [_gauge(self._standing(customer, meter), bar, wide) for meter in meters]
             owed = bill(self._catalog, customer, self._usage.total)
@@ -218,15 +221,14 @@ class Screen:
             )
         yield from (Text() for _ in range(most - min(most, len(self._usage.alerts))))
 
-    def _greatest(self, meter: str, rows: int) -> list[str]:
-        """Those who used most of a meter, in the order of what they used."""
-        total = self._usage.total
-        return sorted(
-            self._usage.totals, key=lambda customer: (total(customer, meter).copy_negate(), customer)
-        )[:rows]
+    def _greatest(self, rows: int) -> list[str]:
+        """Return those who used most of the first meter, in the order of what they used."""
+        used = {customer: self._usage.total(customer, self._first) for customer in self._usage.totals}
+        return sorted(used, key=lambda customer: (used[customer].copy_negate(), customer))[:rows]
 
     def _standing(self, customer: str, meter: str) -> Standing:
-        return standing(meter, self._catalog.limit_of(customer, meter), self._usage.total(customer, meter))
+        limit = self._catalog.limit_of(customer, meter)
+        return standing(meter, limit, self._usage.total(customer, meter), self._kinds[meter])
 
 
 def _gauge(at: Standing, width: int, percent: bool) -> Text:

@@ -30,7 +30,7 @@ CAPPED = Limit(included=Decimal(60), cap=Decimal(100), grace_pct=Decimal(10), th
     ],
 )
 def test_levels(limit: Limit, total: int, level: Level, words: str) -> None:
-    found = standing("tokens", limit, Decimal(total))
+    found = standing("tokens", limit, Decimal(total), "sum")
     assert (found.level, found.words) == (level, words)
 
 
@@ -52,13 +52,13 @@ def test_who_can_still_use_a_fraction_is_not_denied(kind: Kind, cap: str, total:
 
 def test_half_of_nothing_is_not_used_up() -> None:
     limit = Limit(included=Decimal(0), on_cap="allow", thresholds=(Threshold(percent=Decimal(50)),))
-    assert standing("gpu", limit, Decimal(0)).words == "ok"
+    assert standing("gpu", limit, Decimal(0), "sum").words == "ok"
 
 
 def test_a_share_is_cut_off_so_that_100_percent_means_reached() -> None:
-    assert standing("tokens", CAPPED, Decimal("99.9")).share == 99
-    assert standing("tokens", Limit(cap=Decimal(0)), Decimal(0)).share == 100
-    assert standing("tokens", Limit(), Decimal(5)).share is None
+    assert standing("tokens", CAPPED, Decimal("99.9"), "sum").share == 99
+    assert standing("tokens", Limit(cap=Decimal(0)), Decimal(0), "sum").share == 100
+    assert standing("tokens", Limit(), Decimal(5), "sum").share is None
 
 
 def test_the_worst_meter_speaks_for_the_customer_and_levels_do_not_count() -> None:
@@ -90,7 +90,7 @@ ALMOST = Decimal("9" * 30 + "." + "9" * 24)
 @pytest.mark.parametrize("cap", [TINY, Decimal(10**15) - TINY])
 def test_no_cap_is_too_small_and_no_total_too_large(total: Decimal, cap: Decimal) -> None:
     limit = Limit(cap=cap, included=cap, thresholds=(Threshold(percent=Decimal("99.999999999999")),))
-    found = standing("tokens", limit, total)
+    found = standing("tokens", limit, total, "sum")
     assert found.share is not None
     assert found.share == int(Fraction(total) * 100 / Fraction(cap))
     assert total < cap or found.level == Level.DENIED

@@ -1,6 +1,7 @@
 import io
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from connectors.sqlite import SqliteReader, SqliteWriter
 from operators.records import Counter
 from serving.terminal import Screen
 from serving.usage import Usage
-from settings.catalog import load_catalog
+from settings.catalog import load_catalog, parse_catalog
 from tests.heartbeats import ENDED
 from tests.serving.samples import total
 
@@ -72,6 +73,21 @@ def test_who_is_at_its_cap_is_told_above_all(screen: Screen) -> None:
         drawn(screen, 80, 24)
     )
     assert screen.denials() == {("cus_003", "tokens_in"): NOW}
+
+
+def test_a_cap_on_a_level_is_no_less_seen(tmp_path: Path) -> None:
+    """Unique, greatest and last values fill no bar, and deny all the same; also where nothing else is limited."""
+    meters = "meters: [{name: users, event_name: call, aggregation: {type: unique, key: user}}]\n"
+    catalog = parse_catalog(f"{meters}default_plan: p\nplans: {{p: {{limits: {{users: {{cap: 3}}}}}}}}\n")
+    with closing(SqliteWriter(tmp_path / "store.db")) as writer:
+        writer.write([total("cus_1", total=4, version=1)._replace(meter="users")], [], heartbeats=[ENDED])
+    with closing(SqliteReader(tmp_path / "store.db")) as reader:
+        usage = Usage(reader, tmp_path / "alerts", tmp_path / "dead")
+        usage.refresh(NOW)
+        screen = Screen(catalog, usage, "")
+        screen.look(NOW)
+        assert screen.denials() == {("cus_1", "users"): NOW}
+        assert "cus_1 is at its cap of 3 users" in "\n".join(drawn(screen, 110, 24))
 
 
 def test_a_denial_is_as_old_as_when_it_was_first_seen(screen: Screen) -> None:
