@@ -154,7 +154,7 @@ def test_each_process_is_scraped_once_at_its_own_port(full: Objects) -> None:
     ("wrong", "said"),
     [
         ("flow.processes=9", "flow.recoveryParts"),
-        ("flow.processes=40", "less than or equal to 32"),
+        ("flow.processes=40", "32"),
         ("store=sqlite:data/tidegate.db", "is for one machine"),
         ("source=file:in.ndjson", "is for one machine"),
         ("serviceMonitor.enabled=true", "serviceMonitor.keySecret.name: is missing"),
