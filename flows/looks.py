@@ -1,7 +1,7 @@
 """Looking at one subscription from both sides: totals first, events only for what turns out to be off."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from datetime import timedelta
 from decimal import Decimal
@@ -132,7 +132,8 @@ class Explained(NamedTuple):
 
     `own` and `listed` are our events by id, and what the meter reads of the provider's. `is_calm` says that nothing
     came meanwhile, `adopted` what adjustments of reconciliation come to in our total, `applied` which adjustments of
-    the customer were applied, `rewritten_at` when the flow last wrote its totals again.
+    the customer were applied, `rewritten_at` when the flow last wrote its totals again. `has_arrived` says that what
+    our total has of other periods is in their totals too.
     """
 
     look: Look
@@ -143,6 +144,7 @@ class Explained(NamedTuple):
     adopted: int
     applied: frozenset[str]
     rewritten_at: int
+    has_arrived: bool = True
 
 
 class _Answered(NamedTuple):
@@ -256,7 +258,10 @@ class Looker:
         is_twice = bool(look.twice) and look.total > look.after
         findings = _billed_twice(look, listed) if is_twice else tuple(explain(sight))
         if any(one.detail == IN_ANOTHER for one in findings):
-            findings = tuple(name_gaps(findings, own_by_id, self._billed_spans(look.billed_as)))
+            spans = [span for _, span in self._billed_spans(look.billed_as)]
+            findings = tuple(name_gaps(findings, own_by_id, spans))
+        if look.total > look.after and any(_is_more_there(one) for one in findings):
+            findings = tuple(self._named_twice(look, findings))
         return Explained(
             look,
             findings,
@@ -266,7 +271,22 @@ class Looker:
             adopted,
             applied,
             self._rewritten_at(look.customer),
+            self._has_arrived(look, findings, own_by_id),
         )
+
+    def _has_arrived(self, look: Look, findings: Sequence[Finding], own: Mapping[str, Own]) -> bool:
+        """Return whether all that our total has of other periods is in their totals, so that it may leave this one."""
+        more = [one for one in findings if one.cause == "boundary" and one.quantity and one.quantity > 0]
+        moved = [own[id] for one in more for id in one.ids if id in own]
+        places = {one.there_at if one.at in look.ours else one.at for one in moved}
+        spans = {self._ours(look.customer, Span(at, at + 1)) for at in places} - {look.ours}
+        return all(self._has_its_events(look, span) for span in spans)
+
+    def _has_its_events(self, look: Look, span: Span) -> bool:
+        with closing(self._open_books()) as books:
+            own, _ = books.events(look.customer, look.meter, span)
+        booked = sum(one.quantity or 0 for one in own if one.at in span)
+        return self._total(look.customer, look.meter.ours.name, known_by(span))[0] >= booked
 
     def _elsewhere(self, look: Look) -> Finding:
         """Name what a cycle bills that begins where none of our periods does; what is used here is named beside it."""
@@ -278,12 +298,33 @@ class Looker:
         )
         return Finding("boundary", quantity, (), begins)
 
-    def _billed_spans(self, billed_as: str) -> list[Span]:
-        """Return all billing periods of a customer there, of all subscriptions."""
+    def _named_twice(self, look: Look, findings: Sequence[Finding]) -> Iterator[Finding]:
+        """Yield the findings, of which those are billed twice that are more there while another subscription bills.
+
+        Our total is of the other's period then, so there is nothing to add here.
+        """
+        spans = self._billed_spans(look.billed_as)
+        beside = {
+            id
+            for id, span in spans
+            if id != look.subscription_id and span.start < look.theirs.end and look.theirs.start < span.end
+        }
+        for one in findings:
+            if beside and _is_more_there(one):
+                words = f"{', '.join(sorted(beside))} bills the same time"
+                one = one._replace(cause="billed_twice", detail=words)
+            yield one
+
+    def _billed_spans(self, billed_as: str) -> list[tuple[str, Span]]:
+        """Return all billing periods of a customer there, with the ids of their subscriptions."""
         whose = self.reads.subscriptions(billed_as)
-        cycles = [cycle for one in whose for cycle in self.reads.history(one.subscription_id)]
         # The usage history need not have the open one.
-        return [*map(span_of, cycles), *(current_of(one) for one in whose if one.status in ACCRUING)]
+        current = [(one.subscription_id, current_of(one)) for one in whose if one.status in ACCRUING]
+        ids = [one.subscription_id for one in whose]
+        return [
+            *current,
+            *((id, span_of(cycle)) for id in ids for cycle in self.reads.history(id) if cycle.meters),
+        ]
 
     def _moved_far(
         self, books: Books, look: Look, listed: Sequence[There], own: Sequence[Own], now: int
@@ -574,6 +615,11 @@ def _by_meter(
         if charge.meter in found:
             found[charge.meter].append((id, charge))
     return found
+
+
+def _is_more_there(one: Finding) -> bool:
+    """Return whether a cycle bills what is not in its total here."""
+    return one.cause in ("missing_here", "boundary") and one.quantity is not None and one.quantity < 0
 
 
 def _billed_twice(look: Look, listed: Sequence[There]) -> tuple[Finding, ...]:

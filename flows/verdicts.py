@@ -175,6 +175,7 @@ class Explainer:
             adopted=explained.adopted,
             is_adjusting=bool(adjusting),
             in_credits=credit is not None,
+            has_arrived=explained.has_arrived,
         )
 
     def _credit_terms(self, explained: Explained) -> CreditTerms | None:

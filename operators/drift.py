@@ -43,6 +43,8 @@ ADDITIVE = ("count", "sum")
 CLOCKS_APART = 300_000_000
 # In words, of an event that the biller lists beyond the period.
 IN_ANOTHER = "the biller has it in another period"
+# Of an event that our total has, and that is of another of our periods.
+OF_ANOTHER = "counted here, of another period"
 # Why the outbox keeps an event back, and what that is called here; all else is `rejected`.
 KEPT_BACK: dict[str, Cause] = {
     "too_old": "too_old",
@@ -395,7 +397,7 @@ def _compare_store(sight: Sight, events: _Events, found: _Found) -> None:
         beyond = before - booked
         moved = _moved(sight, events.own.values(), beyond, inside=False)
         if moved:
-            found.add("boundary", beyond, moved, "counted here, of another period")
+            found.add("boundary", beyond, moved, OF_ANOTHER)
         elif sight.ours.start >= sight.since:
             found.add("unexplained", beyond, (), "our total has more than our books")
 

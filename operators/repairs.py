@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 from operators.billing import AGE_MAX, PERIOD_MARGIN
 from operators.catalog import Kind
-from operators.drift import ADDITIVE, Cause, Finding, Own, Span
+from operators.drift import ADDITIVE, OF_ANOTHER, Cause, Finding, Own, Span
 
 Act = Literal["resend", "late", "rewrite", "adjust", "credit", "debit"]
 # Causes that our own total is to be set right for, as it differs from both sides' events.
@@ -50,6 +50,7 @@ class Circumstances(NamedTuple):
     - `resent`: ids that were sent again before; `adopted`: what adjustments of reconciliation come to.
     - `is_adjusting`: an adjustment is under way and not yet applied.
     - `in_credits`: the meter is paid in credits, and entries in their ledger are allowed.
+    - `has_arrived`: what our total has of other periods is in their totals too.
     """
 
     kind: Kind
@@ -64,6 +65,7 @@ class Circumstances(NamedTuple):
     adopted: int
     is_adjusting: bool
     in_credits: bool
+    has_arrived: bool = True
 
 
 class Repair(NamedTuple):
@@ -138,9 +140,17 @@ def _send_again(finding: Finding, where: Circumstances) -> list[Repair]:
 
 def _here(findings: list[Finding], where: Circumstances) -> list[Repair]:
     """What sets our total right: first have it written again, then an adjustment for what still differs."""
-    if where.kind not in ADDITIVE or where.ours != where.theirs or where.is_adjusting:
+    if where.kind not in ADDITIVE or where.is_adjusting:
         return []
     wrong = [finding for finding in findings if finding.cause in OURS and finding.quantity]
+    if where.ours != where.theirs:
+        # Where the ends differ, only our own events say what our total has too much.
+        wrong = [one for one in wrong if one.detail == OF_ANOTHER and where.ours.start == where.theirs.start]
+        if where.adopted not in (0, -sum(one.quantity or 0 for one in wrong)):
+            return []
+    if not where.has_arrived and any(one.cause == "boundary" and (one.quantity or 0) > 0 for one in wrong):
+        # Usage leaves a period only for one that has it, or it would be in none.
+        return []
     amount = -sum(finding.quantity or 0 for finding in wrong) - where.adopted
     if not wrong or not amount:
         return []

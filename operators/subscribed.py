@@ -48,11 +48,10 @@ def metered_by_customer(subscriptions: Iterable[Subscription]) -> dict[str, list
 
 
 def siblings_of(subscriptions: Iterable[Subscription]) -> dict[str, tuple[str, ...]]:
-    """Return, by id, the customer's other live subscriptions whose current period begins with this one's."""
+    """Return, by id, the customer's other subscriptions whose current or last period begins with this one's."""
     together: dict[tuple[str, datetime], list[str]] = {}
     for one in subscriptions:
-        if one.status in LIVE:
-            together.setdefault((one.customer.customer_id, _whole(one)[0]), []).append(one.subscription_id)
+        together.setdefault((one.customer.customer_id, _whole(one)[0]), []).append(one.subscription_id)
     return {
         id: tuple(other for other in ids if other != id)
         for ids in together.values()

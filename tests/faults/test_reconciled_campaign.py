@@ -134,6 +134,7 @@ CHANGES = (
     (renew_early, nothing),
     (leave_gap, nothing),
     (overlap, nothing),
+    (overlap, lapse),
     (bill_twice, nothing),
     (lose, double),
     (double, make_up),
@@ -217,6 +218,8 @@ def test_each_unit_is_billed_once_or_named_whatever_changes_there(seed: int, tmp
             m.run(300, step=60)
         assert state(m) == before
         assert_proved(m)
+        others = {one for one, parts in zip(customers, changes, strict=False) if make_up in parts}
+        assert_nothing_added(m, others)
         [nobody] = found[misspelt, "tokens"]["findings"]
         assert (nobody["cause"], nobody["quantity"]) == ("no_subscription", "30")
         if CHANGES[0] not in changes:
@@ -265,6 +268,14 @@ def assert_proved(m: System) -> None:
             assert one["status"] in ("drift", "conflict") and causes - {"in_flight", "unexplained"}, one
     assert not {key for key, said in named.items() if said} - (ours.keys() | there.keys())
     assert_adds_up(m, ours, there)
+
+
+def assert_nothing_added(m: System, but: set[str]) -> None:
+    """Repairs move usage between periods, and add none but that of another producer, for the customers in `but`."""
+    added: Counter[str] = Counter()
+    for (customer, _, _), total in m.totals.items():
+        added[customer] += Decimal(total.adjustment)
+    assert not {customer: by for customer, by in added.items() if by and customer not in but}
 
 
 def named_by_start(m: System) -> dict[tuple[str, str, int], list[dict[str, Any]]]:

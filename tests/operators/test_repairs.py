@@ -6,7 +6,7 @@ from typing import Any, get_args
 import pytest
 
 from operators.billing import AGE_MAX
-from operators.drift import Cause, Finding, Own, Span
+from operators.drift import IN_ANOTHER, OF_ANOTHER, Cause, Finding, Own, Span
 from operators.repairs import ADVICE, OURS, Circumstances, Repair, repairs
 
 HOUR = 3_600_000_000
@@ -64,6 +64,8 @@ TABLE = [
     Row("extra_there", -7, ("x",), [("adjust", 3, ("x",))], {"adopted": 4}),
     Row("boundary", 7, ("x",), [("adjust", -7, ("x",))]),
     Row("boundary", 7, ("x",), [], {"ours": CLOSED}),
+    Row("boundary", 7, ("x",), [], {"has_arrived": False}),
+    Row("boundary", -7, ("x",), [("adjust", 7, ("x",))], {"has_arrived": False}),
     Row("doubled_there", -7, ("x",), []),
     Row("doubled_there", -7, ("x",), [("credit", 7, ("x",))], IN_CREDITS),
     Row("late_after_close", 7, ("x",), []),
@@ -100,3 +102,13 @@ def test_one_adjustment_sets_a_total_right_whatever_it_comes_of() -> None:
 
 def test_every_cause_has_advice() -> None:
     assert set(ADVICE) == set(get_args(Cause))
+
+
+def test_what_is_of_another_period_leaves_also_where_the_ends_differ() -> None:
+    """As after a gap, whose start the catalog does not have; not beside other adjustments, nor for another start."""
+    longer = Span(OPEN.start, OPEN.end + 1)
+    moved = Finding("boundary", 7, ("x",), OF_ANOTHER)
+    assert acts(moved, ours=longer) == [("adjust", -7, ("x",))]
+    assert acts(moved, ours=longer, adopted=-7) == [] == acts(moved, ours=longer, adopted=3)
+    assert acts(moved, ours=Span(OPEN.start - 1, OPEN.end)) == []
+    assert acts(moved._replace(detail=IN_ANOTHER), ours=longer) == []
