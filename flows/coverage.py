@@ -15,11 +15,12 @@ from connectors.conflicts import conflict_of
 from connectors.drift_book import PROOF, Book, Task
 from flows.looks import LAG, Look, Seen, Terms, Theirs, Uncovered, known_by, quantity_of
 from operators.acknowledgements import OPEN
+from operators.aggregates import ADDITIVE, AT_PROVIDER
 from operators.biller import Matched, Unmatched
 from operators.billing import Rules
 from operators.catalog import Catalog, Meter
 from operators.coverage import BilledCycle, Line, Price, billed_of, gap_of, price_of, units_of, worth_of
-from operators.drift import ADDITIVE, Bracket, Span
+from operators.drift import Bracket, Span
 from operators.periods import MIN_AT, SECOND, exact_period_of
 from operators.ports import StoredTotal, StoreReader
 from operators.records import Total
@@ -280,7 +281,7 @@ def _billable(catalog: Catalog, theirs: Theirs) -> set[str]:
     """Return our meters that the provider counts, counted, or counts otherwise; the others are ours alone."""
     like: Iterator[Unmatched] = (one for one in theirs.others.values() if not one.is_archived)
     known = {one.ours.name for one in theirs.matched.values()} | {name for one in like for name in one.like}
-    return {meter.name for meter in catalog.meters if meter.kind != "unique" and meter.name in known}
+    return {meter.name for meter in catalog.meters if meter.kind in AT_PROVIDER and meter.name in known}
 
 
 def _line(customer: str, meter: str, span: Span, ours: int, billed: int, price: Price | None) -> Line:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec import UNSET
 
+from operators.aggregates import ADDITIVE, AGGREGATES, AT_PROVIDER
 from operators.catalog import Catalog, Condition, Filter, Kind, Meter
 from operators.matching import compile_filter, kind_of
 from operators.quantity import rounded, scaled
@@ -218,11 +219,11 @@ def _unmatched(catalog: Catalog, meter: BillerMeter, why: str) -> Unmatched:
 def meter_of(meter: BillerMeter) -> Meter | None:
     """The meter in our words; None where its aggregation is none that we know."""
     kind, key = meter.aggregation.type, meter.aggregation.key
-    if kind not in ("count", "sum", "max", "last") or (kind != "count" and not key):
+    if kind not in AT_PROVIDER or (AGGREGATES[kind].reads != "nothing" and not key):
         return None
     wanted = filter_of(meter.filter) if meter.filter else None
-    reads = None if kind == "count" else key
-    return Meter(meter.name, meter.event_name, kind, reads, wanted, meter.measurement_unit)  # type: ignore[arg-type]
+    reads = None if AGGREGATES[kind].reads == "nothing" else key
+    return Meter(meter.name, meter.event_name, kind, reads, wanted, meter.measurement_unit)
 
 
 def filter_of(found: Mapping[str, Any]) -> Filter:
@@ -274,7 +275,7 @@ class Reading:
         ]
 
     def _one(self, properties: Mapping[str, Any]) -> int | None:
-        if self._kind == "count":
+        if AGGREGATES[self._kind].reads == "nothing":
             return scaled(1)
         value = properties.get(self._key)
         if self._takes_text:
@@ -285,7 +286,7 @@ class Reading:
 def _is_rolled_up(ours: Meter, theirs: Meter) -> bool:
     keys = ("sum", "count") if ours.kind == "count" else ("sum",)
     is_sum = theirs.kind == "sum" and theirs.key in keys and theirs.filter is None
-    return is_sum and theirs.event_name == ours.name + SUFFIX and ours.kind in ("sum", "count")
+    return is_sum and theirs.event_name == ours.name + SUFFIX and ours.kind in ADDITIVE
 
 
 def _definition(meter: Meter) -> tuple[object, ...]:

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
+from operators.aggregates import ORDERED
 from operators.catalog import Catalog
 from operators.matching import keys_of
 from operators.periods import exact_period_of
@@ -72,7 +73,7 @@ class Rules:
         self._catalog = catalog
         self._needed: dict[str, frozenset[str]] = {}
         self._texts: dict[str, frozenset[str]] = {}
-        self._ordered = {meter.event_name for meter in catalog.meters if meter.kind == "last"}
+        self._ordered = {meter.event_name for meter in catalog.meters if meter.kind in ORDERED}
         for meter in catalog.meters:
             keys = {meter.key} if meter.key is not None else set()
             keys |= keys_of(meter.filter) if meter.filter else set()

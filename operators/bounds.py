@@ -5,8 +5,9 @@ Quantities are whole numbers times 10²⁴ (operators/quantity.py).
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
+from operators.aggregates import LEVELS
 from operators.caps import edge_of
 from operators.catalog import Catalog, Fail, Kind, Limit, SpendCap
 from operators.periods import Policy, period_of
@@ -14,9 +15,6 @@ from operators.ports import Scope
 from operators.quantity import scaled
 
 Asked = Mapping[str, int]
-
-LEVELS: Final[tuple[Kind, ...]] = ("max", "last")
-"""Kinds of meters that are not used up: a request asks for a level, and one below the cap takes nobody past it."""
 
 
 class Bound(NamedTuple):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from itertools import accumulate
 from typing import Literal, NamedTuple
 
+from operators.aggregates import ADDITIVE
 from operators.catalog import Kind
 
 Cause = Literal[
@@ -38,7 +39,6 @@ Cause = Literal[
     "unexplained",
 ]
 Fate = Literal["waiting", "acknowledged", "parked", "refused", "dropped"]
-ADDITIVE = ("count", "sum")
 # How far the biller's clock may be apart from ours, in µs.
 CLOCKS_APART = 300_000_000
 # In words, of an event that the biller lists beyond the period.

@@ -13,7 +13,8 @@ from typing import Final, Literal, NamedTuple
 
 import msgspec
 
-from operators.bounds import LEVELS, Asked, Own
+from operators.aggregates import LEVELS
+from operators.bounds import Asked, Own
 from operators.caps import Reason, reason_of
 from operators.catalog import Fail, OnCap
 from operators.overage import EXACT, live_bill

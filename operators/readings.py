@@ -11,7 +11,8 @@ import msgspec
 import numpy as np
 from msgspec import UNSET, DecodeError
 
-from operators.catalog import Meter
+from operators.aggregates import AGGREGATES
+from operators.catalog import Kind, Meter
 from operators.chunk import NO_READINGS, Ints, Readings, concatenated
 from operators.matching import Columns, Predicate, compile_filter, keys_of, unique_digest
 from operators.numbers import Far, read_number
@@ -26,7 +27,7 @@ class Feed(NamedTuple):
     """
 
     meter: int
-    kind: str
+    kind: Kind
     key: str
     passes: Predicate | None
     takes_text: bool = False
@@ -135,13 +136,13 @@ class Gathered:
             events = events[passed]
         if not len(events):
             return
-        if feed.kind == "count":
+        if AGGREGATES[feed.kind].reads == "nothing":
             self._add(feed, events, (np.ones(len(events), np.int64), None, None))
             return
         values = columns(feed.key)
         if passed is not None:
             values = list(compress(values, passed.tolist()))
-        if feed.kind == "unique":
+        if AGGREGATES[feed.kind].reads == "value":
             self._read_unique(feed, events, values)
             return
         if feed.takes_text:

@@ -8,9 +8,10 @@ or by hand. Source: Dodo Payments, events (no update, no delete) and credit ledg
 from collections.abc import Iterable, Mapping
 from typing import Literal, NamedTuple
 
+from operators.aggregates import ADDITIVE, ORDERED
 from operators.billing import AGE_MAX, PERIOD_MARGIN
 from operators.catalog import Kind
-from operators.drift import ADDITIVE, OF_ANOTHER, Cause, Finding, Own, Span
+from operators.drift import OF_ANOTHER, Cause, Finding, Own, Span
 
 Act = Literal["resend", "late", "rewrite", "adjust", "credit", "debit"]
 # Causes that our own total is to be set right for, as it differs from both sides' events.
@@ -126,7 +127,7 @@ def _send_again(finding: Finding, where: Circumstances) -> list[Repair]:
         acts.append(
             Repair("resend", "missing there, and young enough to go at its own time", ids=tuple(young))
         )
-    may_restamp = where.kind != "last" and where.now < where.theirs.end - PERIOD_MARGIN
+    may_restamp = where.kind not in ORDERED and where.now < where.theirs.end - PERIOD_MARGIN
     if old and may_restamp:
         acts.append(
             Repair("late", "missing there, too old for its own time, its period open", ids=tuple(old))

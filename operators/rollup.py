@@ -12,6 +12,7 @@ from typing import NamedTuple
 import msgspec
 from xxhash import xxh3_128_hexdigest
 
+from operators.aggregates import ADDITIVE, AGGREGATES, AT_PROVIDER
 from operators.billing import INT_MAX, fields_of, instant, sendable
 from operators.catalog import Catalog, Meter
 from operators.periods import exact_period_of
@@ -37,7 +38,7 @@ class Window(NamedTuple):
 
 def unfit(catalog: Catalog) -> list[str]:
     """The meters that the platform would bill and that cannot be rolled up."""
-    return [meter.name for meter in catalog.meters if meter.kind in ("max", "last")]
+    return [meter.name for meter in catalog.meters if meter.kind in AT_PROVIDER - ADDITIVE]
 
 
 class Readings:
@@ -48,7 +49,7 @@ class Readings:
         self._meters = catalog.meters
         fed: dict[str, list[tuple[int, Meter]]] = {}
         for place, meter in enumerate(catalog.meters):
-            if meter.kind in ("sum", "count"):
+            if meter.kind in ADDITIVE:
                 fed.setdefault(meter.event_name, []).append((place, meter))
         self._names = {name: Name(name, meters) for name, meters in fed.items()}
 
@@ -64,7 +65,7 @@ class Readings:
             columns = known.columns(known.properties([properties for _, properties in events]))
             for feed in known.feeds:
                 passed = feed.passes(columns).tolist() if feed.passes else [True] * len(events)
-                values = columns(feed.key) if feed.kind == "sum" else [1] * len(events)
+                values = columns(feed.key) if AGGREGATES[feed.kind].reads == "number" else [1] * len(events)
                 if feed.takes_text:
                     values = list(map(number_of, values))
                 for (place, _), takes, value in zip(events, passed, values, strict=True):

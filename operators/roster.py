@@ -10,12 +10,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from operators.aggregates import AGGREGATES
 from operators.catalog import Catalog, Meter, meter_clash
 from operators.chunk import Chunk, Ints
 from operators.groups import groups
 from operators.periods import MIN_AT, Buckets, Periods, Policy, buckets
 from operators.thresholds import Rules, rules_of
-from operators.windows import FOLD_OF, KEYS_MAX
+from operators.windows import KEYS_MAX
 
 UNCOUNTED = -1
 
@@ -106,7 +107,8 @@ class Roster:
                 place = UNCOUNTED
             numbers.append(place)
         self.numbers[number] = np.array(numbers, np.int64)
-        self.fold_of = np.array([FOLD_OF[meter.kind] for meter in self.meters], np.int64)
+        self.fold_of = np.array([AGGREGATES[meter.kind].fold for meter in self.meters], np.int64)
+        self.falls = np.array([AGGREGATES[meter.kind].is_ordered for meter in self.meters], np.bool_)
         more = np.full((len(self.meters) - len(self._keys), self._keys.shape[1]), -1, np.int64)
         self._keys = np.concatenate((self._keys, more))
 

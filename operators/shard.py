@@ -15,6 +15,7 @@ from xxhash import xxh3_128_hexdigest
 
 from operators import boundaries, snapshot
 from operators.adjustments import FULL, USED_BEFORE, Remembered, fault_of, fingerprint_of
+from operators.aggregates import ADD
 from operators.boundaries import Moves
 from operators.catalog import Catalog, Meter
 from operators.chunk import Chunk, Ints, Readings
@@ -30,7 +31,6 @@ from operators.totals import Totals, taken
 from operators.unmetered_rows import UnmeteredRows, unmetered_alert
 from operators.watch import Watch
 from operators.windows import (
-    ADD,
     COLUMNS,
     DAY_WINDOW,
     HOUR_WINDOW,

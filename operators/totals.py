@@ -19,7 +19,6 @@ from operators.records import Total, Window
 from operators.roster import Roster
 from operators.table import Table
 from operators.windows import (
-    LAST,
     UNSENT,
     WINDOW_NAMES,
     Adjusted,
@@ -225,7 +224,7 @@ def taken(tables: Sequence[Table], roster: Roster, adjusted: Mapping[int, Adjust
                 words=words,
                 customer=used[row],
                 meter=meter,
-                steady=roster.fold_of[meter] != LAST,
+                steady=~roster.falls[meter],
                 columns=columns,
                 adjusted=dict(adjusted),
                 tops=tops,

@@ -12,7 +12,8 @@ import numpy as np
 from msgspec import UNSET
 from numpy.typing import NDArray
 
-from operators.catalog import Meter
+from operators.aggregates import AGGREGATES
+from operators.catalog import Kind, Meter
 
 Ints = NDArray[np.int64]
 
@@ -100,11 +101,11 @@ def is_number(text: str) -> bool:
     return _NUMBER.fullmatch(text) is not None
 
 
-def reason_of(kind: str, value: object) -> int:
+def reason_of(kind: Kind, value: object) -> int:
     """Why a meter of this kind can't read the value."""
     if value is UNSET:
         return KEY_MISSING
-    if kind == "unique":
+    if AGGREGATES[kind].reads == "value":
         return NOT_A_VALUE
     return TEXT_NUMBER if isinstance(value, str) and is_number(value) else NOT_A_NUMBER
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from operators.aggregates import ADD, LAST, MAX
 from operators.chunk import Ints
 from operators.quantity import LIMBS, SCALE, WEIGHTS, joined, text
 from operators.records import Alert
@@ -19,9 +20,6 @@ from operators.roster import Roster
 from operators.table import Table
 from operators.thresholds import NEVER_NEXT, Change, Rules, State, alert_id, review, step
 from operators.windows import (
-    ADD,
-    LAST,
-    MAX,
     Batch,
     Flags,
     Limbs,
@@ -53,7 +51,7 @@ class Watch:
         )
         waits = np.array([first[number] for number in rules.tolist()], np.int64)
         # The last reading may also fall, so a key of that kind with levels is always looked at.
-        falls = self._roster.fold_of[self._roster.key_meter.values[keys]] == LAST
+        falls = self._roster.falls[self._roster.key_meter.values[keys]]
         waits[falls & (waits < NEVER_NEXT)] = -1
         self._periods.columns["next_up"][rows] = waits
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from operators.aggregates import ADD, LAST, MAX
 from operators.chunk import Ints
 from operators.periods import SECOND
 from operators.quantity import HI_MAX, LIMBS, UNIT, carry, joined, may_overflow, split_total
@@ -19,9 +20,6 @@ from operators.table import Table, Words
 
 HOUR_WINDOW, DAY_WINDOW, PERIOD_WINDOW = 0, 1, 2
 WINDOW_NAMES: tuple[Window, ...] = ("hour", "day", "period")
-
-ADD, MAX, LAST = 0, 1, 2
-FOLD_OF = {"count": ADD, "sum": ADD, "unique": ADD, "max": MAX, "last": LAST}
 
 UNSAVED, UNSENT = np.uint8(1), np.uint8(2)
 

@@ -1,28 +1,17 @@
 """Where a customer stands: how far along each limit, and what a gate would say to a little more of it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from decimal import Decimal
 from enum import IntEnum
 from typing import NamedTuple
 
+from operators.aggregates import AGGREGATES
 from operators.caps import decide
 from operators.catalog import Catalog, Kind, Limit
 from operators.overage import EXACT, add_up, live_bill
 from operators.quantity import scaled
 
 HUNDRED = Decimal(100)
-USED_UP: tuple[Kind, ...] = ("count", "sum")
-"""Kinds of meters that use up a limit."""
-
-LEAST: Mapping[Kind, Decimal] = {
-    "count": Decimal(1),
-    "unique": Decimal(1),
-    "sum": Decimal(1).scaleb(-24),
-    # Levels: a request for the present one brings the meter nowhere else.
-    "max": Decimal(0),
-    "last": Decimal(0),
-}
-"""The least that may be asked for on top of a total, by kind of meter."""
 
 
 class Level(IntEnum):
@@ -48,7 +37,7 @@ class Standing(NamedTuple):
 
 def standing(meter: str, limit: Limit, total: Decimal, kind: Kind) -> Standing:
     """Return how `total` stands to `limit`, by what a gate would say to the least that may be asked for."""
-    level, words = _level(limit, total, LEAST[kind])
+    level, words = _level(limit, total, AGGREGATES[kind].least)
     of = limit.cap if limit.cap is not None else limit.included
     return Standing(meter, total, share(total, of), level, words)
 

@@ -8,9 +8,10 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from operators.aggregates import ADDITIVE
 from operators.catalog import Catalog, Customer, Plan
 from serving.books import ENDS
-from serving.standing import USED_UP, Level, Standing, bill, standing, worst
+from serving.standing import Level, Standing, bill, standing, worst
 from serving.usage import Usage
 from serving.wording import age, brief, grouped
 
@@ -53,7 +54,7 @@ class Screen:
         limited = [meter for meter in catalog.meters if any(meter.name in owner.limits for owner in owners)]
         self._limited = [meter.name for meter in limited]
         # Those that fill a bar; there is no room for all.
-        self._shown = [meter.name for meter in limited if meter.kind in USED_UP]
+        self._shown = [meter.name for meter in limited if meter.kind in ADDITIVE]
         # By which customers are great or small.
         self._first = next(iter((*self._shown, *self._limited, *self._kinds)), "")
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Discriminator, Field, PlainValidator, Tag, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
+from operators.aggregates import AGGREGATES
 from operators.catalog import Condition, Filter, Kind, Meter, Numbers, Operator
 from operators.matching import keys_of
 from settings.catalog_fields import Label, MeterName, Name
@@ -27,9 +28,10 @@ class AggregationEntry(Strict):
     @classmethod
     def _fits(cls, key: str | None, info: ValidationInfo) -> str | None:
         kind = info.data.get("type")
-        if kind == "count" and key is not None:
-            raise ValueError("needs none with count, which counts events")
-        if kind and kind != "count" and key is None:
+        reads = AGGREGATES[kind].reads if kind else None
+        if reads == "nothing" and key is not None:
+            raise ValueError(f"needs none with {kind}, which counts events")
+        if reads not in (None, "nothing") and key is None:
             raise PydanticCustomError(MISSING, "is missing: the property that {kind} reads", {"kind": kind})
         return key
 
@@ -96,8 +98,11 @@ class MeterEntry(Strict):
     @classmethod
     def _reads_numbers(cls, found: Numbers, info: ValidationInfo) -> Numbers:
         aggregation = info.data.get("aggregation")
-        if found == "text" and aggregation and aggregation.type in ("count", "unique"):
-            raise ValueError(f"needs sum, max or last, as {aggregation.type} reads no numbers")
+        if found == "text" and aggregation and AGGREGATES[aggregation.type].reads != "number":
+            numeric = "{}, {} or {}".format(
+                *(kind for kind, row in AGGREGATES.items() if row.reads == "number")
+            )
+            raise ValueError(f"needs {numeric}, as {aggregation.type} reads no numbers")
         return found
 
     def meter(self) -> Meter:

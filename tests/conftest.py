@@ -20,7 +20,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 # The suite tries the same examples each time, so that a change is judged by what it changed; TIDEGATE_RANDOM=1 looks
 # for new ones.
-hypothesis.settings.register_profile("same", derandomize=True)
+hypothesis.settings.register_profile("same", derandomize=True, deadline=None)
 if not os.environ.get("TIDEGATE_RANDOM"):
     hypothesis.settings.load_profile("same")
 

@@ -22,6 +22,7 @@ from connectors.clock import wall_clock
 from connectors.letters import Letter, LetterAct, LetterError, Letters
 from connectors.outbox import KEPT_BACK, Outbox
 from connectors.outbox_reader import Entry, OutboxReader
+from operators.aggregates import ADDITIVE
 from operators.biller import Reading
 from operators.billing import instant
 from operators.catalog import Catalog
@@ -159,7 +160,7 @@ def adjustments(catalog: Catalog, letter: Letter, by: str, why: str) -> list[Adj
     properties = value_of(fields.data)
     made = []
     for meter in catalog.meters:
-        if meter.event_name != fields.name or meter.kind not in ("count", "sum"):
+        if meter.event_name != fields.name or meter.kind not in ADDITIVE:
             continue
         quantity = Reading(meter).of([properties if isinstance(properties, dict) else {}])[0]
         if quantity:

@@ -13,13 +13,14 @@ import yaml
 
 from connectors.outbox_reader import OutboxReader
 from connectors.sqlite import SqliteReader
+from operators.aggregates import AT_PROVIDER, ORDERED
 from operators.catalog import Catalog
 from operators.periods import Periods
 from serving.simulator.client import Simulator
 
 KEY = "sim_key"
-BILLED = ("count", "sum", "max")
-"""Kinds of meters that the biller gets. `unique` it does not have, and of `last` late usage would be the newest."""
+BILLED = AT_PROVIDER - ORDERED
+"""Kinds of meters that the demo's invoices show: of an ordered one, late usage would be the newest there."""
 # The platform shows usage after so long; its clock is put forward by as much.
 LAG_S = 120.0
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

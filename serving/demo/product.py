@@ -19,6 +19,7 @@ import httpx
 import msgspec
 
 from connectors.demo_traffic import Traffic
+from operators.aggregates import ADDITIVE
 from operators.catalog import Catalog, Meter
 from settings.catalog import load_catalog
 
@@ -37,7 +38,7 @@ class Product:
         self._http = httpx.Client(base_url=url, timeout=30, trust_env=False)
         self._meters: dict[str, list[Meter]] = {}
         for meter in catalog.meters:
-            if meter.kind in ("count", "sum"):
+            if meter.kind in ADDITIVE:
                 self._meters.setdefault(meter.event_name, []).append(meter)
         self._traffic = traffic
         self._next = 0

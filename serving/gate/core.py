@@ -13,7 +13,8 @@ from typing import Final, Generic, NamedTuple, TypeVar
 
 import msgspec
 
-from operators.bounds import LEVELS, Asked, Bounds, Own
+from operators.aggregates import LEVELS
+from operators.bounds import Asked, Bounds, Own
 from operators.catalog import Catalog, Fail
 from operators.gate import Decision, Receipt, View, decide_blind, decide_stale
 from operators.holds import final_quantities

@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from operators.aggregates import ADDITIVE
 from operators.catalog import Catalog
 from operators.chunk import Chunk
 from operators.decode import Decoder
@@ -18,7 +19,6 @@ from settings.serving import ServingSettings
 
 # A decoder remembers each customer that it met; then it begins anew.
 CUSTOMERS_MAX: Final = 100_000
-ADDED: Final = ("count", "sum")
 
 
 class Verdict(NamedTuple):
@@ -138,7 +138,7 @@ def _quantities(chunk: Chunk, catalog: Catalog) -> dict[int, dict[str, int]]:
         readings.event.tolist(), readings.meter.tolist(), readings.hi.tolist(), mid, lo, strict=False
     ):
         meter = catalog.meters[place]
-        if meter.kind in ADDED:
+        if meter.kind in ADDITIVE:
             found.setdefault(event, {})[meter.name] = joined(*limbs)
     return found
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from operators.aggregates import ADD
 from operators.quantity import (
     HI_MAX,
     PLACES,
@@ -24,7 +25,7 @@ from operators.quantity import (
     text_of,
 )
 from operators.table import Table
-from operators.windows import ADD, COLUMNS, PERIOD_WINDOW, Batch, add, runs_of
+from operators.windows import COLUMNS, PERIOD_WINDOW, Batch, add, runs_of
 
 BEYOND = ["1e999999999", "-1e999999999", "1e-999999999", "Infinity"]
 READINGS = st.one_of(

@@ -11,6 +11,7 @@ from connectors.drift_book import BookError
 from connectors.statement_book import FILE, read_statement
 from operators.acknowledgements import shown
 from operators.adjustments import fault_of
+from operators.aggregates import ADJUSTABLE
 from operators.keys import shard_of
 from operators.ports import Adjustment, ControlConflict, ControlLog, Note, StoredTotal
 from operators.records import Counter
@@ -48,7 +49,6 @@ from serving.unmetered import read_unmetered, reasons_of
 NOTES_MAX: Final = 1000
 # Findings among which the one that is meant is looked for.
 FINDINGS_MAX: Final = 100_000
-ADDED_UP: Final = ("count", "sum", "unique")
 
 
 async def get_overview(service: Service, call: Call[Nothing, Nothing, None]) -> Answer:
@@ -159,7 +159,7 @@ async def post_adjustment(service: Service, call: Call[Nothing, Nothing, Adjustm
     known = {meter.name: meter for meter in service.live.catalog.meters}
     if asked.meter not in known:
         raise not_found(f"meter {asked.meter!r}: the catalog has none of this name")
-    if known[asked.meter].kind not in ADDED_UP:
+    if known[asked.meter].kind not in ADJUSTABLE:
         raise unfit(
             f"meter {asked.meter!r}: a total of {known[asked.meter].kind} is a reading, and can't be adjusted"
         )
