@@ -56,6 +56,7 @@ class Saved:
     settings: dict[str, str]
     gone: dict[tuple[str, str, str], Fraction]
     gone_adjusted: Counter[tuple[str, str]]
+    editions: dict[str, Edition]
 
 
 @dataclass
@@ -407,7 +408,7 @@ class World:
         shutil.copytree(self.folder / "data", self.folder / "backup")
         self.saved = Saved(
             deepcopy(self.oracle), dict(self.read), dict(self.windows), dict(self.adjustments), dict(self.applied),
-            dict(self.settings), dict(self.gone), self.gone_adjusted.copy(),
+            dict(self.settings), dict(self.gone), self.gone_adjusted.copy(), dict(self.editions),
         )  # fmt: skip
 
     def restore(self) -> None:
@@ -420,6 +421,8 @@ class World:
         bounds = self.oracle.bounds
         self.oracle = deepcopy(saved.oracle)
         self.oracle.bounds = bounds
+        # A store that was lost in between had none of the versions that the copy has.
+        self.editions |= saved.editions
         self.read, self.windows = dict(saved.read), dict(saved.windows)
         self.adjustments, self.applied, self.gone = (
             dict(saved.adjustments),
