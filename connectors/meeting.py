@@ -17,6 +17,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import Final, TextIO
 
@@ -40,6 +41,7 @@ class Meeting:
         self._turn_s = min(APART_S * int(process), APART_MAX_S) if process.isdigit() else 0.0
         self._others = [_path(data_dir, str(n)) for n in range(processes) if str(n) != process]
         self._lock: TextIO | None = None
+        self._leaving = Lock()
 
     def wait(self) -> None:
         """Return when all others are ready too. What ends a wait that is too long is connectors/lifecycle.py."""
@@ -57,9 +59,11 @@ class Meeting:
         return all(map(_is_held, self._others))
 
     def leave(self) -> None:
-        """Stop showing it: all have connected, and who comes now comes for another run."""
-        if self._lock is not None:
-            self._lock.close()
+        """Stop showing it: all have connected, and who comes now comes for another run. Each worker thread calls it."""
+        with self._leaving:
+            lock, self._lock = self._lock, None
+        if lock is not None:
+            lock.close()
 
 
 def start_over_for_strangers() -> None:

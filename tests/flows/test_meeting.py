@@ -3,6 +3,7 @@
 import json
 import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -95,3 +96,19 @@ def test_those_who_wait_go_on_together(tmp_path: Path) -> None:
     assert went == ["0", "1"], "those who connect come after those who listen"
     for each in meetings.values():
         each.leave()
+
+
+def test_threads_of_a_process_may_leave_at_once(tmp_path: Path) -> None:
+    """Each worker says that all have connected, at the same moment."""
+    with ThreadPoolExecutor(8) as threads:
+        for _ in range(300):
+            meeting = Meeting(tmp_path, "0", 1)
+            meeting.come()
+            begin = threading.Barrier(8)
+
+            def leave(meeting: Meeting = meeting, begin: threading.Barrier = begin) -> None:
+                begin.wait()
+                meeting.leave()
+
+            for left in [threads.submit(leave) for _ in range(8)]:
+                left.result()
