@@ -13,9 +13,10 @@ TRACE := $(firstword $(wildcard ../shared/data/azure-llm-conversation-2023.csv) 
 
 PINS := --quiet --build-deps-for editable --allow-unsafe --strip-extras --generate-hashes --no-header --no-annotate \
 	--no-emit-index-url --no-emit-trusted-host --no-emit-find-links
+DRILLS := tests/faults tests/docker/test_started.py tests/serving/test_demo.py tests/test_walkthrough.py
 EXTRAS := dodo kafka otel redis serve slack smtp webhook
 
-.PHONY: help install demo test faults lint format types bench azure audit sbom constraints clean
+.PHONY: help install demo test drills lint format types bench azure audit sbom constraints clean
 
 help:  ## what there is to make
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## (.*)/\1\t\2/' | expand -t 14
@@ -25,11 +26,11 @@ install: $(READY)  ## the environment in .venv, from constraints.txt
 demo: $(READY)  ## meters a made-up AI product, live; DEMO_SECONDS=60 ends it by itself
 	@$(BIN)/python -m serving.demo
 
-test: $(READY)  ## all tests but the fault drills, on all cores; ARGS="-k totals" for some
-	$(BIN)/python -m pytest -q --numprocesses auto --dist worksteal --ignore=tests/faults $(ARGS)
+test: $(READY)  ## all tests but the drills, on all cores; ARGS="-k totals" for some
+	$(BIN)/python -m pytest -q --numprocesses auto --dist worksteal $(addprefix --ignore=,$(DRILLS)) $(ARGS)
 
-faults: $(READY)  ## the fault drills: kills, outages and changes of everything, a few of each
-	$(BIN)/python -m pytest -q --numprocesses auto --dist worksteal $(ARGS) tests/faults
+drills: $(READY)  ## kills, outages and changes of everything, the manifests, the walkthrough and the demo, as they run
+	$(BIN)/python -m pytest -q --numprocesses auto --dist worksteal $(ARGS) $(DRILLS)
 
 lint: $(READY)  ## ruff, and whether all is written as it formats it
 	$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet .
