@@ -13,7 +13,8 @@ TRACE := $(firstword $(wildcard ../shared/data/azure-llm-conversation-2023.csv) 
 
 PINS := --quiet --build-deps-for editable --allow-unsafe --strip-extras --generate-hashes --no-header --no-annotate \
 	--no-emit-index-url --no-emit-trusted-host --no-emit-find-links
-DRILLS := tests/faults tests/docker/test_started.py tests/serving/test_demo.py tests/test_walkthrough.py
+DRILLS := tests/faults tests/docker/test_started.py tests/serving/test_demo.py tests/test_walkthrough.py \
+	$(addprefix tests/flows/test_,$(addsuffix .py,meeting redis_under_load rescale upgrade))
 EXTRAS := dodo kafka otel redis serve slack smtp webhook
 
 .PHONY: help install demo test drills lint format types bench azure audit sbom constraints clean
