@@ -27,23 +27,32 @@ class Moment(NamedTuple):
 
 
 class Tail:
-    """The lines that a file has gained, and whole ones only; from the start again where it was cut back."""
+    """The lines that a file has gained, and whole ones only; from the start again where it was cut back.
+
+    A flow that goes on after a kill cuts its files back, and may have written more again by the next look. So the last
+    line that was read has to be where it was.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._offset = 0
+        self._last, self._last_at = b"", 0
 
     def lines(self) -> list[bytes]:
+        """Return what is new since the last call; all of it where the file is another one than it was."""
         try:
             with self._path.open("rb") as file:
-                if file.seek(0, 2) < self._offset:
-                    self._offset = 0
-                file.seek(self._offset)
+                file.seek(self._last_at)
+                if file.read(len(self._last)) != self._last:
+                    self._last, self._last_at = b"", file.seek(0)
                 whole, end, _ = file.read().rpartition(b"\n")
         except FileNotFoundError:
             return []
-        self._offset += len(whole) + len(end)
-        return whole.split(b"\n") if end else []
+        if not end:
+            return []
+        lines = whole.split(b"\n")
+        self._last_at += len(self._last) + len(whole) - len(lines[-1])
+        self._last = lines[-1] + b"\n"
+        return lines
 
 
 @dataclass

@@ -240,17 +240,18 @@ def _tell(
 def _frames(
     stage: Stage, usage: Usage, over: threading.Event, every: float, seconds: float | None
 ) -> Iterator[None]:
-    """Beat each `every` seconds, until it is over or `seconds` after usage was first seen.
+    """Beat each `every` seconds, until it is over or `seconds` after usage was first seen, for which it waits START_S.
 
     Raises DemoError at once if a process has ended.
     """
-    end = None
-    while not over.is_set() and (end is None or time.monotonic() < end):
+    end = float("inf") if seconds is None else time.monotonic() + START_S + seconds
+    seen = False
+    while not over.is_set() and time.monotonic() < end:
         stage.check()
         yield
-        if end is None and seconds is not None and usage.as_of:
-            end = time.monotonic() + seconds
-        over.wait(every if end is None else max(0.0, min(every, end - time.monotonic())))
+        if seconds is not None and usage.as_of and not seen:
+            seen, end = True, min(end, time.monotonic() + seconds)
+        over.wait(max(0.0, min(every, end - time.monotonic())))
 
 
 def _refresh(usage: Usage, screen: Screen) -> int:

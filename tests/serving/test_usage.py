@@ -92,8 +92,12 @@ def test_a_tail_gives_whole_lines_once(tmp_path: Path) -> None:
     assert tail.lines() == []
     path.write_bytes(b"one\ntwo\nthree\n")
     assert tail.lines() == [b"two", b"three"]
-    path.write_bytes(b"anew\n")
-    assert tail.lines() == [b"anew"]
+    path.write_bytes(b"new\n")
+    assert tail.lines() == [b"new"]
+    # Cut back and written further than it was, all between two looks.
+    path.write_bytes(b"another\nand more\n")
+    assert tail.lines() == [b"another", b"and more"]
+    assert tail.lines() == []
 
 
 def test_only_what_has_changed_is_read(
