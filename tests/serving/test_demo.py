@@ -113,6 +113,10 @@ def test_a_flow_that_dies_is_told_with_its_last_words(started: subprocess.Popen[
     assert started.returncode == 1
     assert err.startswith("The flow was killed by SIGKILL; DEMO_KEEP=1 make demo goes on from here.\n")
     assert err.endswith("KeyError: 'it'\n")
+    more = start(tmp_path, DEMO_KEEP="1", DEMO_SECONDS="3")
+    out, err = more.communicate(timeout=PATIENCE_S)
+    assert (more.returncode, err) == (0, "")
+    assert "200 of 200 invoice figures equal the store's totals; of usage, none kept back." in out
 
 
 def test_a_second_demo_in_the_same_folder_is_refused(started: subprocess.Popen[str], tmp_path: Path) -> None:
