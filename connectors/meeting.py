@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Final, TextIO
 
 from connectors.foreign_lines import restore_stderr
+from connectors.locks import is_held
 
 LOOK_EVERY_S: Final = 0.1
 APART_S: Final = 0.3
@@ -56,7 +57,7 @@ class Meeting:
         fcntl.flock(self._lock, fcntl.LOCK_EX)
 
     def are_all_there(self) -> bool:
-        return all(map(_is_held, self._others))
+        return all(map(is_held, self._others))
 
     def leave(self) -> None:
         """Stop showing it: all have connected, and who comes now comes for another run. Each worker thread calls it."""
@@ -103,12 +104,3 @@ def _sleep(seconds: float) -> None:
 
 def _path(data_dir: Path, process: str) -> Path:
     return data_dir / f"meeting-{process}.lock"
-
-
-def _is_held(path: Path) -> bool:
-    with path.open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False

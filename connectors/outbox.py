@@ -583,7 +583,6 @@ def _create(path: Path) -> None:
     """Makes an empty outbox, if there is no file. It appears whole, so two may try at once."""
     if path.exists():
         return
-    make_private_folder(path.parent)
     new = path.with_name(f"{path.name}.{secrets.token_hex(4)}.new")
     try:
         make_private_file(new)

@@ -28,6 +28,7 @@ from typing import NoReturn, TextIO
 from bytewax.recovery import init_db_dir
 
 from connectors import recorded
+from connectors.locks import is_held
 from connectors.private_files import make_private_folder
 
 _VARIABLE = "BYTEWAX_RECOVERY_DIRECTORY"
@@ -125,12 +126,7 @@ def _check_versions(data_dir: Path, own: str) -> None:
 
 def _version_running(path: Path) -> str | None:
     """Return the version of the process that holds this lock, None where none does."""
-    with path.open("r+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return lock.read()
-    return None
+    return path.read_text() if is_held(path) else None
 
 
 def begin(data_dir: Path) -> None:

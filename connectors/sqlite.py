@@ -22,6 +22,7 @@ Source: https://www.sqlite.org/wal.html, https://www.sqlite.org/lang_upsert.html
 """
 
 import os
+import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing
 from datetime import timedelta
@@ -30,7 +31,7 @@ from pathlib import Path
 from connectors import sqlite_heartbeats, sqlite_totals
 from connectors.clock import wall_clock
 from connectors.sqlite_feed import announce, changes_after
-from connectors.sqlite_file import WAIT, check_same, connect, explained, make, transaction
+from connectors.sqlite_file import WAIT, check_same, connect, explained, make, reading, transaction
 from connectors.sqlite_holds import Settling
 from connectors.sqlite_totals import Rows
 from operators.freshness import Heartbeat
@@ -137,9 +138,8 @@ class SqliteReader:
 
     def read(self, customer: str, since: int = 0) -> list[StoredTotal]:
         """Totals of one customer, in one query, in the order of window, meter and start."""
-        with explained(self._path, "read"):
-            check_same(self._path, self._opened)
-            return sqlite_totals.read(self._db, customer, since)
+        with self._reading() as db:
+            return sqlite_totals.read(db, customer, since)
 
     def totals(self, customer: str | None = None) -> Iterator[StoredTotal]:
         """Totals as of the first one taken, in the order of customer, window, meter and start."""
@@ -151,14 +151,12 @@ class SqliteReader:
             yield from sqlite_totals.read_all(db)
 
     def heartbeats(self) -> list[Heartbeat]:
-        with explained(self._path, "read"):
-            check_same(self._path, self._opened)
-            return sqlite_heartbeats.read(self._db)
+        with self._reading() as db:
+            return sqlite_heartbeats.read(db)
 
     def counters(self) -> list[Counter]:
-        with explained(self._path, "read"):
-            check_same(self._path, self._opened)
-            rows = self._db.execute("SELECT shard, name, value FROM counters").fetchall()
+        with self._reading() as db:
+            rows = db.execute("SELECT shard, name, value FROM counters").fetchall()
         return [Counter(*row) for row in rows]
 
     def notes(self, kind: str, customer: str | None = None, limit: int = 100) -> list[Note]:
@@ -166,19 +164,20 @@ class SqliteReader:
         which, given = ("", ()) if customer is None else (" AND customer = ?", (customer,))
         query = f"""SELECT kind, id, customer, at, body FROM notes WHERE kind = ?{which} AND body != x''
             ORDER BY at DESC, seq DESC LIMIT ?"""
-        with explained(self._path, "read"):
-            check_same(self._path, self._opened)
-            return [Note._make(row) for row in self._db.execute(query, (kind, *given, limit))]
+        with self._reading() as db:
+            return [Note._make(row) for row in db.execute(query, (kind, *given, limit))]
 
     def changes(self, after: int) -> Changes:
         """Who was written since the write numbered `after`; 0 is before the first. Cheap if nobody was.
 
         Where the feed no longer reaches back, no customers are named.
         """
-        with explained(self._path, "read"):
-            check_same(self._path, self._opened)
-            return changes_after(self._db, after)
+        with self._reading() as db:
+            return changes_after(db, after)
 
     def close(self) -> None:
         with explained(self._path, "close"):
             self._db.close()
+
+    def _reading(self) -> AbstractContextManager[sqlite3.Connection]:
+        return reading(self._db, self._path, self._opened)

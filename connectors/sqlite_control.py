@@ -8,7 +8,9 @@ Guarantees and limits are those of connectors/sqlite.py. Used by one thread at a
 
 import os
 import secrets
+import sqlite3
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import msgspec
 
 from connectors.clock import wall_clock
 from connectors.control_records import read_record
-from connectors.sqlite_file import WAIT, check_same, connect, explained, make, transaction
+from connectors.sqlite_file import WAIT, check_same, connect, explained, make, reading, transaction
 from operators.adjustments import is_same
 from operators.ports import CatalogConflict, CatalogVersion, Control, ControlConflict, ControlRecord, Resend
 
@@ -76,9 +78,8 @@ class SqliteControl:
     def after(self, position: str, limit: int = 1000) -> list[Control]:
         """The records past `position`, the oldest first."""
         query = "SELECT seq, body FROM control WHERE seq > ? ORDER BY seq LIMIT ?"
-        with explained(self._path, "read"):
-            check_same(self._path, self._opened)
-            rows = self._db.execute(query, (int(position or 0), limit)).fetchall()
+        with self._reading() as db:
+            rows = db.execute(query, (int(position or 0), limit)).fetchall()
         return [Control(str(seq), read_record(body)) for seq, body in rows]
 
     def at(self, position: str) -> Control | None:
@@ -86,17 +87,15 @@ class SqliteControl:
         if not position.isdecimal():
             return None
         query = "SELECT seq, body FROM control WHERE seq = ?"
-        with explained(self._path, "read"):
-            check_same(self._path, self._opened)
-            row = self._db.execute(query, (int(position),)).fetchone()
+        with self._reading() as db:
+            row = db.execute(query, (int(position),)).fetchone()
         return Control(str(row[0]), read_record(row[1])) if row else None
 
     def memo(self, name: str) -> bytes | None:
         """As in `operators.ports.ControlLog`."""
         query = "SELECT value FROM meta WHERE key = ?"
-        with explained(self._path, "read"):
-            check_same(self._path, self._opened)
-            row = self._db.execute(query, (f"memo_{name}",)).fetchone()
+        with self._reading() as db:
+            row = db.execute(query, (f"memo_{name}",)).fetchone()
         return row[0] if row else None
 
     def keep(self, name: str, body: bytes) -> None:
@@ -108,22 +107,19 @@ class SqliteControl:
     def catalog(self, number: int | None = None) -> CatalogVersion | None:
         """The version of this number, or the newest; None where there is none."""
         query = f"{_VERSION} WHERE ? IN (number, 0) ORDER BY number DESC LIMIT 1"
-        with explained(self._path, "read"):
-            check_same(self._path, self._opened)
-            row = self._db.execute(query, (number or 0,)).fetchone()
+        with self._reading() as db:
+            row = db.execute(query, (number or 0,)).fetchone()
         return _version(row) if row else None
 
     def catalog_number(self) -> int:
         """The newest version's number, 0 before the first."""
-        with explained(self._path, "read"):
-            check_same(self._path, self._opened)
-            return int(self._db.execute("SELECT max(number) FROM catalogs").fetchone()[0] or 0)
+        with self._reading() as db:
+            return int(db.execute("SELECT max(number) FROM catalogs").fetchone()[0] or 0)
 
     def catalogs(self, limit: int = 50) -> list[CatalogVersion]:
         """The newest versions, the newest first."""
-        with explained(self._path, "read"):
-            check_same(self._path, self._opened)
-            rows = self._db.execute(f"{_VERSION} ORDER BY number DESC LIMIT ?", (limit,)).fetchall()
+        with self._reading() as db:
+            rows = db.execute(f"{_VERSION} ORDER BY number DESC LIMIT ?", (limit,)).fetchall()
         return [_version(row) for row in rows]
 
     def apply(
@@ -142,6 +138,9 @@ class SqliteControl:
     def close(self) -> None:
         with explained(self._path, "close"):
             self._db.close()
+
+    def _reading(self) -> AbstractContextManager[sqlite3.Connection]:
+        return reading(self._db, self._path, self._opened)
 
 
 def _version(row: tuple[object, ...]) -> CatalogVersion:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from connectors.sqlite_file import WAIT, check_same, connect, explained
+from connectors.sqlite_file import WAIT, connect, explained, reading
 from operators.ports import Changes, News
 
 FEED_WRITES = 10_000
@@ -88,8 +88,7 @@ class SqliteFeed:
 
     def wait(self, seconds: float) -> News:
         """As in `operators.ports.Feed`: each look is a round trip to the file."""
-        with explained(self._path, "read"):
-            check_same(self._path, self._opened)
+        with reading(self._db, self._path, self._opened):
             for _ in range(max(int(seconds / self._tick), 1)):
                 version = self._data_version()
                 if version != self._version:

@@ -163,6 +163,14 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def reading(db: sqlite3.Connection, path: Path, opened: os.stat_result) -> Iterator[sqlite3.Connection]:
+    """Give `db` to a block that reads it, while it is open on what the path names; StoreError says what goes wrong."""
+    with explained(path, "read"):
+        check_same(path, opened)
+        yield db
+
+
 def check_same(path: Path, opened: os.stat_result) -> None:
     """What is open is what the path names, else StoreReplaced: a deleted file would take writes in silence."""
     try:

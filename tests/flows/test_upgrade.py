@@ -1,6 +1,5 @@
 """The upgrade of docs/operations.md: stop all processes of a cluster, start all of the new version."""
 
-import fcntl
 import signal
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import msgspec
 import pytest
 
 from connectors import recorded
+from connectors.locks import is_held
 from tests.flows.conftest import Place
 from tests.flows.test_control import FOLLOWED, eventually, has_totals
 from tests.flows.test_drain import ended
@@ -38,16 +38,6 @@ def set_format(place: Place, number: int) -> None:
     path = place.folder / "state" / "recovery" / recorded.FILE
     made = msgspec.json.decode(path.read_bytes(), type=recorded.Recorded)
     path.write_bytes(msgspec.json.encode(msgspec.structs.replace(made, format=number)))
-
-
-def is_held(path: Path) -> bool:
-    """Whether a process runs that has this lock; the file itself stays when it ends."""
-    with path.open("r+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
 
 
 def test_a_cluster_is_upgraded_by_stopping_all_and_starting_all(place: Place, older: Older) -> None:
