@@ -1,8 +1,8 @@
-"""The aggregations that a meter may have: one row each, which says all that differs between them.
+"""The aggregations that a meter may have: one row each, which says what differs between them.
 
-Whatever depends on a meter's kind asks this table: what it reads, how readings fold into a window, whether totals add
-up or may fall, what a cap means for it, and whether the billing provider has it. An import fails where a kind of the
-catalog has no row here.
+It says what a kind reads, how readings fold into a window, whether totals add up or may fall, what a cap means for it,
+and whether the billing provider has it. An import fails where a kind of the catalog has no row here. How totals that do
+not add up are compared with the provider's is in operators/drift.py and flows/looks.py.
 """
 
 from collections.abc import Mapping
