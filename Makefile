@@ -13,9 +13,10 @@ TRACE := $(firstword $(wildcard ../shared/data/azure-llm-conversation-2023.csv) 
 
 PINS := --quiet --build-deps-for editable --allow-unsafe --strip-extras --generate-hashes --no-header --no-annotate \
 	--no-emit-index-url --no-emit-trusted-host --no-emit-find-links
-DRILLS := tests/faults tests/docker/test_started.py tests/serving/test_demo.py tests/test_walkthrough.py \
-	$(addprefix tests/flows/test_,$(addsuffix .py,meeting redis_under_load rescale upgrade))
-EXTRAS := dodo kafka otel redis serve slack smtp webhook
+DRILLS := tests/faults tests/docker/test_started.py tests/examples/demo/test_demo.py tests/test_walkthrough.py \
+	$(addprefix tests/flows/,$(addsuffix .py,runtime/test_meeting meter/test_redis_under_load meter/test_rescale \
+	runtime/test_upgrade))
+EXTRAS := dodo flow kafka otel redis serve slack smtp webhook
 
 .PHONY: help install demo test drills lint format types bench azure audit sbom constraints clean
 
@@ -25,7 +26,7 @@ help:  ## what there is to make
 install: $(READY)  ## the environment in .venv, from constraints.txt
 
 demo: $(READY)  ## meters a made-up AI product, live; DEMO_SECONDS=60 ends it by itself
-	@$(BIN)/python -m serving.demo
+	@$(BIN)/python -m examples.demo
 
 test: $(READY)  ## all tests but the drills, on all cores; ARGS="-k totals" for some
 	$(BIN)/python -m pytest -q --numprocesses auto --dist worksteal $(addprefix --ignore=,$(DRILLS)) $(ARGS)

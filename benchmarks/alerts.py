@@ -76,7 +76,7 @@ def measure(folder: Path, alerts: int, per_second: float, rate: int) -> list[flo
         "TIDEGATE_WEBHOOK_SECRETS": f"whsec_{base64.b64encode(bytes(24)).decode()}",
         "PYTHONPATH": str(ROOT),
     }
-    command = [sys.executable, "-m", "bytewax.run", "flows.metering"]
+    command = [sys.executable, "-m", "bytewax.run", "tidegate.flows.metering"]
     kept = {
         name: value for name, value in os.environ.items() if not name.startswith(("TIDEGATE_", "BYTEWAX_"))
     }

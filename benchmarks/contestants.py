@@ -136,7 +136,7 @@ def flow_settings(source: str, catalog: Path, directory: Path, **more: str) -> d
     return {f"TIDEGATE_{name.upper()}": value for name, value in settings.items()}
 
 
-FLOW = ("-m", "bytewax.run", "flows.metering")
+FLOW = ("-m", "bytewax.run", "tidegate.flows.metering")
 # Processes of a cluster connect to those before them, and to one that does not listen yet only a second later.
 IN_ORDER_S = 0.2
 

@@ -25,14 +25,14 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from benchmarks.ended import ENDED
-from connectors.clock import wall_clock
-from operators.keys import identity
-from operators.periods import Calendar, period_of
-from operators.ports import Holds, Scope, Settled
-from operators.quantity import SCALE
-from operators.records import Total
-from serving.gate import Gate
-from settings.stores import Store, StoreAddress
+from tidegate.connectors.clock import wall_clock
+from tidegate.operators.columns.quantity import SCALE
+from tidegate.operators.events.keys import identity
+from tidegate.operators.model.periods import Calendar, period_of
+from tidegate.operators.model.ports import Holds, Scope, Settled
+from tidegate.operators.model.records import Total
+from tidegate.serving.gate import Gate
+from tidegate.settings.addresses.stores import Store, StoreAddress
 
 How = Literal["reserve", "check"]
 

@@ -1,5 +1,5 @@
 """The heartbeat of a flow that has come to the end of its input, for stores that a benchmark fills itself."""
 
-from operators.freshness import Heartbeat
+from tidegate.operators.model.freshness import Heartbeat
 
 ENDED = Heartbeat(0, 1, "benchmark", 1, 1, {}, ended=True)

@@ -32,12 +32,12 @@ import numpy as np
 from benchmarks.contestants import free_ports
 from benchmarks.crowd import CATALOG, CUSTOMER, METER, Crowd, address_of, holds_of
 from benchmarks.ended import ENDED
-from connectors.clock import wall_clock
-from operators.periods import Calendar, period_of
-from operators.ports import Hold, Scope, Settled
-from operators.quantity import SCALE
-from operators.records import Total
-from serving.gate import Gate
+from tidegate.connectors.clock import wall_clock
+from tidegate.operators.columns.quantity import SCALE
+from tidegate.operators.model.periods import Calendar, period_of
+from tidegate.operators.model.ports import Hold, Scope, Settled
+from tidegate.operators.model.records import Total
+from tidegate.serving.gate import Gate
 
 PARTS: Final = ("near", "far", "catalog", "crowd", "settle")
 WAITING: Final = (0, 10, 10_000)

@@ -23,8 +23,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from operators.catalog import Catalog, Condition, Filter, Limit, Meter, Plan, Threshold
-from settings.catalog_plans import MAX_LAG
+from tidegate.operators.model.catalog import Catalog, Condition, Filter, Limit, Meter, Plan, Threshold
+from tidegate.settings.catalog.plans import MAX_LAG
 
 VERSION = 2
 METERS = ("tokens_in", "tokens_out", "requests", "gpu_seconds", "context")

@@ -3,7 +3,7 @@
     python -m benchmarks.hostile [--rounds 3]        # TIDEGATE_HOSTILE_SECONDS=120 of attack in all, unless set
 
 Starts `tidegate serve` on core 0. On the other core good clients check the gate, in turn with and without a process
-that attacks in every way of tests/serving/service/hostile.py at once, with fewer rights to that core. The ratio of the
+that attacks in every way of tests/serving/http/hostile.py at once, with fewer rights to that core. The ratio of the
 99th percentiles is taken round by round; the goal is 3 at most. Memory of the service has to stay within its bound, and
 in the end everything has to work as before: streams, checks, and no traceback in the log.
 """
@@ -24,8 +24,8 @@ from typing import Final
 import httpx
 import numpy as np
 
-from tests.serving.service.hostile import ask_well, attack_again, attacks, memory
-from tests.serving.service.served import Served
+from tests.serving.http.hostile import ask_well, attack_again, attacks, memory
+from tests.serving.http.served import Served
 
 SECONDS: Final = float(os.environ.get("TIDEGATE_HOSTILE_SECONDS", "120"))
 GOAL: Final = 3.0

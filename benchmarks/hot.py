@@ -19,8 +19,8 @@ from itertools import accumulate
 from pathlib import Path
 
 from benchmarks.contestants import free_ports
-from connectors.sqlite import SqliteReader
-from operators.ports import StoreError
+from tidegate.connectors.sqlite.store import SqliteReader
+from tidegate.operators.model.ports import StoreError
 
 ROOT = Path(__file__).resolve().parent.parent
 CATALOG = """
@@ -104,7 +104,16 @@ def measure(folder: Path, shape: Callable[[random.Random], list[int]], events: i
     began = ended = 0.0
     cluster = [
         subprocess.Popen(
-            [sys.executable, "-m", "bytewax.run", "-i", str(number), "-a", addresses, "flows.metering"],
+            [
+                sys.executable,
+                "-m",
+                "bytewax.run",
+                "-i",
+                str(number),
+                "-a",
+                addresses,
+                "tidegate.flows.metering",
+            ],
             cwd=folder,
             env=kept | settings,
         )

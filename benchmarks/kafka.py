@@ -28,9 +28,9 @@ from benchmarks.contestants import FLOW, IN_ORDER_S, Command, Failed, Measured, 
 from benchmarks.generate import Dataset, add_arguments, generate, workload_of
 from benchmarks.oracle import Row
 from benchmarks.run import WIDTH, Report, Runs, line_of, ratio, show
-from settings.stores import Store
-from tests import redis_server
-from tests.kafka_server import Brokers, Kafka
+from tests.support import redis_server
+from tests.support.kafka_server import Brokers, Kafka
+from tidegate.settings.addresses.stores import Store
 
 PARTITIONS = 4
 GOAL = 3.0

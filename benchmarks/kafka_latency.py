@@ -36,9 +36,9 @@ from benchmarks.latency import (
     _watch,
 )  # fmt: skip
 from benchmarks.run import Finding, Report
-from operators.ports import StoreError, StoreReader
-from settings.stores import Store
-from tests.kafka_server import Kafka
+from tests.support.kafka_server import Kafka
+from tidegate.operators.model.ports import StoreError, StoreReader
+from tidegate.settings.addresses.stores import Store
 
 GOAL_MS = 100
 LOOK_S = 0.005

@@ -23,7 +23,7 @@ from typing import TypedDict
 
 from benchmarks.contestants import FLOW, LOG_SHOWN, Failed, environment, flow_settings
 from benchmarks.generate import CATALOG_YAML
-from operators.ports import StoreReader
+from tidegate.operators.model.ports import StoreReader
 
 CUSTOMERS = 2000
 WATCHED = 100
@@ -145,7 +145,7 @@ def _flow(
 
 def _opened(store: Path, flow: "subprocess.Popen[bytes]") -> StoreReader:
     """A reader of the store, once the event that was there at the start is visible."""
-    sqlite = importlib.import_module("connectors.sqlite")
+    sqlite = importlib.import_module("tidegate.connectors.sqlite.store")
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline and flow.poll() is None:
         if store.exists():

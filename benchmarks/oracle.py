@@ -154,7 +154,7 @@ def stored(url: str) -> Iterator[Row]:
     """Every total in a store of the flow; `url` is `sqlite:PATH`."""
     scheme, _, path = url.partition(":")
     assert scheme == "sqlite", f"can read sqlite:PATH, got {url}"
-    reader = importlib.import_module("connectors.sqlite").SqliteReader(Path(path))
+    reader = importlib.import_module("tidegate.connectors.sqlite.store").SqliteReader(Path(path))
     try:
         for total, _written_at in reader.totals():
             yield Row(total.customer, total.meter, total.window, total.start, str(total.total), total.events)

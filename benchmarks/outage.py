@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 from benchmarks import latency
 from benchmarks.generate import CATALOG_YAML
 from benchmarks.latency import CUSTOMERS
-from serving.simulator.client import Simulator
+from simulator.client import Simulator
 
 GOAL = 1.1
 WAYS = ("healthy", "outage")
@@ -26,7 +26,7 @@ KEY = "sim_key"
 
 def simulated() -> "tuple[subprocess.Popen[str], Simulator]":
     """A platform in a process of its own."""
-    command = [sys.executable, "-m", "serving.simulator", "--port", "0", "--seed", "1", "--key", KEY]
+    command = [sys.executable, "-m", "simulator", "--port", "0", "--seed", "1", "--key", KEY]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout
     return process, Simulator(process.stdout.readline().strip(), KEY)

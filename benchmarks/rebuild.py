@@ -2,7 +2,7 @@
 
 A flow counts one event of each customer, follows the file, and idles; Redis is emptied, and the store is asked until it
 is complete again and has every customer. Totals of three windows per key are written.
-Run: `python -m benchmarks.rebuild [keys]`. Starts a Redis of its own (tests/redis_server.py).
+Run: `python -m benchmarks.rebuild [keys]`. Starts a Redis of its own (tests/support/redis_server.py).
 """
 
 import os
@@ -15,9 +15,9 @@ from contextlib import ExitStack, closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from connectors.redis_reader import RedisReader
-from operators.ports import StoreError
-from tests import redis_server
+from tests.support import redis_server
+from tidegate.connectors.redis.reader import RedisReader
+from tidegate.operators.model.ports import StoreError
 
 CATALOG = """\
 meters:
@@ -49,7 +49,7 @@ def flow(folder: Path, port: int) -> "subprocess.Popen[bytes]":
     }
     given = {f"TIDEGATE_{name}": value for name, value in settings.items()}
     environment = {**os.environ, **given, "PYTHONPATH": str(Path(__file__).parents[1])}
-    command = [sys.executable, "-m", "bytewax.run", "flows.metering"]
+    command = [sys.executable, "-m", "bytewax.run", "tidegate.flows.metering"]
     return subprocess.Popen(command, cwd=folder, env=environment)
 
 

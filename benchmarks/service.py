@@ -21,10 +21,10 @@ from typing import Final
 import typer
 
 from benchmarks.ended import ENDED
-from connectors.sqlite import SqliteWriter
-from connectors.sqlite_keys import KeyFile
-from operators.periods import Calendar, period_of
-from operators.records import Total
+from tidegate.connectors.sqlite.api_keys import KeyFile
+from tidegate.connectors.sqlite.store import SqliteWriter
+from tidegate.operators.model.periods import Calendar, period_of
+from tidegate.operators.model.records import Total
 
 CONNECTIONS: Final = 32
 CUSTOMERS: Final = 1000
@@ -45,7 +45,7 @@ def main(seconds: float = 5.0, churn: float = 100.0, rate: float = 0.0) -> None:
         path = Path(folder)
         token = _prepare(path)
         server = subprocess.Popen(
-            [sys.executable, "-m", "serving", "--listen", "127.0.0.1:0"],
+            [sys.executable, "-m", "tidegate", "serve", "--listen", "127.0.0.1:0"],
             cwd=path,
             env=os.environ | {"TIDEGATE_RATE_PER_KEY": "1000000", "PYTHONPATH": str(Path.cwd())},
             stderr=subprocess.PIPE,

@@ -3,9 +3,9 @@
 from datetime import timedelta
 
 from benchmarks.generate import Dataset, catalog
-from operators.decode import Decoder
-from operators.ports import Payloads
-from operators.shard import Shard
+from tidegate.operators.events.decode import Decoder
+from tidegate.operators.metering.shard import Shard
+from tidegate.operators.model.ports import Payloads
 
 SHARDS = 16
 POLL_BYTES = 16 << 20

@@ -12,10 +12,10 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 
-from operators.keys import shard_of
-from operators.ports import StoreWriter
-from operators.records import Total, Window
-from settings.settings import load_settings
+from tidegate.operators.events.keys import shard_of
+from tidegate.operators.model.ports import StoreWriter
+from tidegate.operators.model.records import Total, Window
+from tidegate.settings.settings import load_settings
 
 SHARDS = 16
 HOUR = 3_600_000_000

@@ -4,7 +4,7 @@ from typing import Any, Final
 
 import msgspec
 
-from operators.ports import ControlRecord, Unread
+from tidegate.operators.model.ports import ControlRecord, Unread
 
 _RECORD: Final = msgspec.json.Decoder(ControlRecord)
 SHOWN_MAX: Final = 200

@@ -4,7 +4,7 @@ set -eu
 role=${1:-metering}
 [ $# -gt 0 ] && shift
 case $role in
-    metering | reconciliation) exec python -m bytewax.run "flows.$role" "$@" ;;
+    metering | reconciliation) exec python -m bytewax.run "tidegate.flows.$role" "$@" ;;
     serve) exec tidegate serve "$@" ;;
     tidegate) exec tidegate "$@" ;;
     # The key that Prometheus reads the service's metrics with, made once and kept in a file.

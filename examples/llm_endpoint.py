@@ -18,9 +18,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from serving.emit import HttpEmit
-from serving.gate import AsyncGate
-from serving.middleware import Denied, Metering
+from tidegate import AsyncGate, Denied, HttpEmit, Metering
 
 Model = Callable[[str, int], Awaitable[list[str]]]
 TOKENS_MAX = 1000

@@ -1,18 +1,17 @@
 """The metering flow: usage events in, exact totals, alerts and billable events out.
 
-`python -m bytewax.run flows.metering` reads the settings and runs it, with recovery on unless a setting says
-otherwise. What it is made of: flows/dataflow.py.
+`python -m bytewax.run tidegate.flows.metering` reads the settings and runs it, with recovery on unless a setting says
+otherwise. What it is made of: flows/meter/dataflow.py.
 """
 
 import os
 import sys
 
-from bytewax.dataflow import Dataflow
-
-from connectors import recovery
-from connectors.private_files import keep_private
-from settings.problems import SettingsError
-from settings.settings import load_settings
+from tidegate.connectors.engine import Dataflow
+from tidegate.connectors.files.private_files import keep_private
+from tidegate.flows.runtime import recovery
+from tidegate.settings.problems import SettingsError
+from tidegate.settings.settings import load_settings
 
 
 def flow() -> Dataflow:
@@ -27,6 +26,6 @@ def flow() -> Dataflow:
     # Nothing here is linear algebra, whose threads wait for work by spinning.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # Only now, as a process that starts over would import it all twice.
-    from flows.dataflow import started
+    from tidegate.flows.meter.dataflow import started
 
     return started(settings)

@@ -10,7 +10,7 @@ from typing import Any, Final
 from dotenv import dotenv_values
 from pydantic_settings import BaseSettings, EnvSettingsSource, TomlConfigSettingsSource
 
-from settings.problems import SettingsError
+from tidegate.settings.problems import SettingsError
 
 PREFIX: Final = "TIDEGATE_"
 ENV_FILE: Final = Path(".env")

@@ -4,7 +4,7 @@ import logging
 import sys
 from typing import Literal
 
-from connectors.foreign_lines import take_stderr
+from tidegate.settings.foreign_lines import take_stderr
 
 LEVEL = logging.INFO
 # Libraries that tell of every request.

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Final, LiteralString, Self
 from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
-from settings.durations import NEEDS
+from tidegate.settings.durations import NEEDS
 
 # Kinds of errors whose message is final; for the other two it matters that the name is not in the file.
 EXPLAINED: Final = "explained"

@@ -7,16 +7,16 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, SecretStr
 
-from settings.address import BY_SCHEME, Address
-from settings.durations import Duration, between
-from settings.settings import Settings, load_settings_of
-from settings.sources import File, Source
+from tidegate.settings.addresses.address import BY_SCHEME, Address
+from tidegate.settings.addresses.sources import File, Source
+from tidegate.settings.durations import Duration, between
+from tidegate.settings.settings import Settings, load_settings_of
 
 
 class ReportFile(Address):
     """`file:data/drift.ndjson`: one finding a line, appended."""
 
-    connector: ClassVar[str] = "connectors.drift_report:LinesToFile"
+    connector: ClassVar[str] = "tidegate.connectors.reconciliation.report:LinesToFile"
     scheme: Literal["file"] = "file"
     path: str = Field(min_length=1, description="The file that findings are appended to.")
 
@@ -24,7 +24,7 @@ class ReportFile(Address):
 class ReportStdout(Address):
     """`stdout:`: one finding a line on standard output, instead of a table."""
 
-    connector: ClassVar[str] = "connectors.drift_report:LinesToStdout"
+    connector: ClassVar[str] = "tidegate.connectors.reconciliation.report:LinesToStdout"
     scheme: Literal["stdout"] = "stdout"
 
 

@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ByteSize, Field, ValidationInfo, field_validator
 
-from settings.durations import Duration, between
-from settings.ingest import Ingest, IngestLog
-from settings.settings import MIB, HostPort, Settings, load_settings_of
-from settings.sources import File, Source
+from tidegate.settings.addresses.ingest import Ingest, IngestLog
+from tidegate.settings.addresses.sources import File, Source
+from tidegate.settings.durations import Duration, between
+from tidegate.settings.settings import MIB, HostPort, Settings, load_settings_of
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 

@@ -20,13 +20,13 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from settings.alerts import Alerts, AlertStdout, Secrets
-from settings.durations import Duration, between
-from settings.layers import ELSEWHERE, PREFIX, Environment, check_env_file, origin_of, toml_layer
-from settings.problems import SettingsError, did_you_mean, explain
-from settings.sinks import Billing, BillingFile, DeadLetterFile, DeadLetters
-from settings.sources import Source
-from settings.stores import Sqlite, Store
+from tidegate.settings.addresses.alerts import Alerts, AlertStdout, Secrets
+from tidegate.settings.addresses.sinks import Billing, BillingFile, DeadLetterFile, DeadLetters
+from tidegate.settings.addresses.sources import Source
+from tidegate.settings.addresses.stores import Sqlite, Store
+from tidegate.settings.durations import Duration, between
+from tidegate.settings.layers import ELSEWHERE, PREFIX, Environment, check_env_file, origin_of, toml_layer
+from tidegate.settings.problems import SettingsError, did_you_mean, explain
 
 KIB: Final = 1024
 MIB: Final = 1024 * KIB

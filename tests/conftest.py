@@ -7,7 +7,7 @@ from typing import Any
 import hypothesis
 import pytest
 
-from tests import servers
+from tests.support import servers
 
 # Hundreds of processes of these tests import the application: compiled once, whatever the environment says, and
 # without a thread per core for linear algebra, which nothing here does.
@@ -28,7 +28,7 @@ if not os.environ.get("TIDEGATE_RANDOM"):
 @pytest.fixture(scope="session")
 def kafka() -> Iterator[Any]:
     """The session's Kafka, whichever is to be had."""
-    from tests.kafka_server import any_kafka
+    from tests.support.kafka_server import any_kafka
 
     found = any_kafka()
     servers.ran(found.described)
@@ -39,7 +39,7 @@ def kafka() -> Iterator[Any]:
 @pytest.fixture(scope="session")
 def brokers(kafka: Any) -> Any:
     """The session's Kafka where its brokers are ours, to be stopped and given users."""
-    from tests.kafka_server import Brokers
+    from tests.support.kafka_server import Brokers
 
     if not isinstance(kafka, Brokers):
         servers.lacking(f"needs brokers of our own, not {kafka.described}")

@@ -3,12 +3,11 @@
 import datetime
 import importlib.util
 from importlib.metadata import Distribution, distributions
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.support.places import ROOT
 
 
 def load() -> Any:

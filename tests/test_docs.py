@@ -4,21 +4,20 @@ import re
 import tomllib
 from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 from pydantic import ByteSize
 
-from serving.cli import app
-from settings.address import PARTS, Address
-from settings.alerts import Alert
-from settings.durations import in_words
-from settings.reconciliation import ReconciliationSettings, WebhookSettings
-from settings.serving import ServingSettings
-from settings.settings import Settings
+from tests.support.places import ROOT
+from tidegate.serving.cli.main import app
+from tidegate.settings.addresses.address import PARTS, Address
+from tidegate.settings.addresses.alerts import Alert
+from tidegate.settings.durations import in_words
+from tidegate.settings.reconciliation import ReconciliationSettings, WebhookSettings
+from tidegate.settings.serving import ServingSettings
+from tidegate.settings.settings import Settings
 
-ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 CONNECTORS = (ROOT / "docs" / "connectors.md").read_text()
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.faults.harness import ROOT
-from tests.kafka_server import Mock
-from tests.ports import free_ports
+from tests.faults.support.harness import ROOT
+from tests.support.kafka_server import Mock
+from tests.support.ports import free_ports
 
 PAGE = ROOT / "docs" / "kafka.md"
 WAIT_S = 60

@@ -48,7 +48,7 @@ def counted(trace: Path) -> Totals:
 
 def stored(store: Path) -> Totals:
     """What the flow wrote into its SQLite store."""
-    reader = importlib.import_module("connectors.sqlite").SqliteReader(store)
+    reader = importlib.import_module("tidegate.connectors.sqlite.store").SqliteReader(store)
     try:
         totals = [stored.total for stored in reader.totals()]
     finally:

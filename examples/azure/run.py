@@ -41,7 +41,7 @@ def meter(events: Path, folder: Path) -> None:
     # What the shell has set for another flow stays out of this one.
     kept = {name: value for name, value in os.environ.items() if not name.startswith("TIDEGATE_")}
     subprocess.run(
-        [sys.executable, "-m", "bytewax.run", "flows.metering"],
+        [sys.executable, "-m", "bytewax.run", "tidegate.flows.metering"],
         env={**kept, **settings, "PYTHONPATH": str(ROOT)},
         cwd=folder,
         check=True,

@@ -13,22 +13,22 @@ from typing import Final, Generic, NamedTuple, TypeVar
 
 import msgspec
 
-from operators.aggregates import LEVELS
-from operators.bounds import Asked, Bounds, Own
-from operators.catalog import Catalog, Fail
-from operators.gate import Decision, Receipt, View, decide_blind, decide_stale
-from operators.holds import final_quantities
-from operators.ports import Account, Closing, Hold, Holds, Reserved, StoreError, Used
-from operators.quantity import decimal
-from serving.gate.asked import UnknownMeter, check_identity
-from serving.gate.breaker import Breaker
-from serving.gate.catalogs import Catalogs
-from serving.gate.freshness import READ_EVERY, Freshness, describe
-from serving.gate.lane import Lane
-from serving.gate.near import Near
-from serving.gate.pending import Pending, PendingEvent
-from serving.gate.tally import Tally
-from serving.gate.watch import Watch
+from tidegate.operators.columns.quantity import decimal
+from tidegate.operators.gate.customer_limits import Asked, Bounds, Own
+from tidegate.operators.gate.decision import Decision, Receipt, View, decide_blind, decide_stale
+from tidegate.operators.gate.holds import final_quantities
+from tidegate.operators.model.aggregates import LEVELS
+from tidegate.operators.model.catalog import Catalog, Fail
+from tidegate.operators.model.ports import Account, Closing, Hold, Holds, Reserved, StoreError, Used
+from tidegate.serving.gate.arguments import UnknownMeter, check_identity
+from tidegate.serving.gate.breaker import Breaker
+from tidegate.serving.gate.cache_follower import Watch
+from tidegate.serving.gate.call_threads import Lane
+from tidegate.serving.gate.catalog_source import Catalogs
+from tidegate.serving.gate.freshness import READ_EVERY, Freshness, describe
+from tidegate.serving.gate.near_cache import Near
+from tidegate.serving.gate.pending import Pending, PendingEvent
+from tidegate.serving.gate.tally import Tally
 
 T = TypeVar("T")
 

@@ -8,9 +8,9 @@ the wall clocks of both.
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final, NamedTuple
 
-from operators.freshness import Heartbeat, newest_generation
-from operators.keys import shard_of
-from operators.ports import Holds
+from tidegate.operators.events.keys import shard_of
+from tidegate.operators.model.freshness import Heartbeat, newest_generation
+from tidegate.operators.model.ports import Holds
 
 READ_EVERY: Final = 0.1
 """Seconds between two looks at the heartbeats."""

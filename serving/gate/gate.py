@@ -8,17 +8,17 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from connectors.clock import wall_clock
-from operators.catalog import Catalog, Fail
-from operators.gate import Decision, Receipt
-from operators.holds import ONLY_METER
-from operators.ports import Holds
-from serving.gate.asked import Quantity, asked_of, final_of
-from serving.gate.core import HOLD_MAX, Call, Clocks, Core, Terms
-from serving.gate.freshness import FlowState
-from serving.gate.pending import PendingEvent
-from settings.catalog import load_catalog
-from settings.settings import load_settings
+from tidegate.connectors.clock import wall_clock
+from tidegate.operators.gate.decision import Decision, Receipt
+from tidegate.operators.gate.holds import ONLY_METER
+from tidegate.operators.model.catalog import Catalog, Fail
+from tidegate.operators.model.ports import Holds
+from tidegate.serving.gate.arguments import Quantity, asked_of, final_of
+from tidegate.serving.gate.core import HOLD_MAX, Call, Clocks, Core, Terms
+from tidegate.serving.gate.freshness import FlowState
+from tidegate.serving.gate.pending import PendingEvent
+from tidegate.settings.catalog.file import load_catalog
+from tidegate.settings.settings import load_settings
 
 T = TypeVar("T")
 Final = Quantity | Mapping[str, Quantity] | None
@@ -102,7 +102,7 @@ class _Gate:
     def accepted(self, customer: str, identity: bytes, event: PendingEvent) -> None:
         """Count an event that this process put where the flow reads, until totals contain it.
 
-        `identity` is `operators.keys.identity` of the event. Checks and reservations of this gate count it at once.
+        `identity` is `keys.identity` of the event. Checks and reservations of this gate count it at once.
         """
         self._core.accepted(customer, identity, event)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from threading import Lock
 from typing import Final, NamedTuple
 
-from operators.ports import Place
+from tidegate.operators.model.ports import Place
 
 EVENTS_MAX: Final = 1_000
 CUSTOMERS_MAX: Final = 50_000

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks.generate import METERS, OLDEST, Dataset, Workload, catalog, generate
-from settings.catalog import load_catalog
+from tidegate.settings.catalog.file import load_catalog
 
 WORKLOAD = Workload(events=20_000, keys=500, offsets=0.05)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from tests.faults.harness import ROOT
+from tests.faults.support.harness import ROOT
 
 DOCKER = ROOT / "docker"
 BIN = Path(sys.executable).parent

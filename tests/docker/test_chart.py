@@ -7,11 +7,11 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from settings.serving import ServingSettings
-from settings.settings import Settings
 from tests.docker.charts import CHART, needs_helm, rendered, run_helm, template
 from tests.docker.containers import DOCKER, Objects, config_file, manifests, pod
-from tests.faults.harness import ROOT
+from tests.faults.support.harness import ROOT
+from tidegate.settings.serving import ServingSettings
+from tidegate.settings.settings import Settings
 
 pytestmark = needs_helm
 

@@ -13,11 +13,11 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from settings.serving import ServingSettings
-from tests.faults.harness import ROOT
+from tests.faults.support.harness import ROOT
 from tests.flows.conftest import SECONDS, Place
-from tests.flows.test_control import FOLLOWED, eventually, has_totals
-from tests.ports import free_ports
+from tests.flows.meter.test_control_source import FOLLOWED, eventually, has_totals
+from tests.support.ports import free_ports
+from tidegate.settings.serving import ServingSettings
 
 DOCKER = ROOT / "docker"
 BIN = Path(sys.executable).parent
@@ -89,10 +89,10 @@ def test_every_alert_has_its_section_in_the_runbook_and_no_other() -> None:
 
 def exported(place: Place) -> set[str]:
     """The names of metrics that a flow and its code tell."""
-    code = "".join(path.read_text() for path in (ROOT / "connectors").glob("*.py"))
-    code += "".join(path.read_text() for path in (ROOT / "serving").rglob("*.py"))
+    folders = ("connectors", "flows", "serving")
+    code = "".join(path.read_text() for folder in folders for path in (ROOT / folder).rglob("*.py"))
     gauges = re.findall(
-        r'^ +\("([a-z_]+)", "', (ROOT / "serving" / "service" / "metrics.py").read_text(), re.MULTILINE
+        r'^ +\("([a-z_]+)", "', (ROOT / "serving" / "http" / "metrics.py").read_text(), re.MULTILINE
     )
     return {*re.findall(r'"(tidegate_[a-z_]+)"', code), *(f"tidegate_{name}" for name in gauges)}
 

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import yaml
 
-from tests import redis_server
 from tests.docker.charts import needs_helm, rendered
 from tests.docker.containers import (
     DOCKER,
@@ -24,9 +23,10 @@ from tests.docker.containers import (
     manifests,
     pod,
 )
-from tests.flows.test_control import eventually
-from tests.kafka_server import Mock
-from tests.ports import free_ports
+from tests.flows.meter.test_control_source import eventually
+from tests.support import redis_server
+from tests.support.kafka_server import Mock
+from tests.support.ports import free_ports
 
 READY = ("python", "/opt/tidegate/healthcheck.py")
 CATALOG = "meters:\n  - {name: tokens, event_name: llm.tokens, aggregation: {type: sum, key: tokens}}\n"

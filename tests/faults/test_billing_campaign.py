@@ -17,16 +17,16 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from connectors.clock import wall_clock
-from connectors.dodo import DodoClient
-from connectors.outbox import Outbox, State
-from connectors.outbox_reader import Entry, OutboxReader
-from connectors.sender import SHOWS_AFTER, Sender, Terms
-from operators.pace import TIERS
-from serving.simulator.client import Simulator
-from settings.catalog import load_catalog
-from tests.faults.nursery import PLACES, Birth, Death, Nursery
-from tests.platform import KEY, PlatformProcess
+from simulator.client import Simulator
+from tests.faults.support.fork_server import PLACES, Birth, Death, Nursery
+from tests.support.platform import KEY, PlatformProcess
+from tidegate.connectors.clock import wall_clock
+from tidegate.connectors.dodo.client import DodoClient
+from tidegate.connectors.dodo.sender import SHOWS_AFTER, Sender, Terms
+from tidegate.connectors.outbox.outbox import Outbox, State
+from tidegate.connectors.outbox.reader import Entry, OutboxReader
+from tidegate.operators.billing.rate_limit import TIERS
+from tidegate.settings.catalog.file import load_catalog
 
 SEEDS = int(os.environ.get("TIDEGATE_BILLING_SEEDS", "3"))
 # Of 300, 50 are asked for.

@@ -20,12 +20,12 @@ import httpx
 import msgspec
 import pytest
 
-from tests import redis_server
-from tests.faults.harness import ROOT
-from tests.faults.spender import CUSTOMER, THREADS
-from tests.proxy import Proxy
-from tests.servers import dies_with_us
-from tests.serving.service.served import Served
+from tests.faults.support.harness import ROOT
+from tests.faults.support.spender import CUSTOMER, THREADS
+from tests.serving.http.served import Served
+from tests.support import redis_server
+from tests.support.proxy import Proxy
+from tests.support.servers import dies_with_us
 
 FIRST: Final = int(os.environ.get("TIDEGATE_GATE_FIRST", "0"))
 SEEDS: Final = range(FIRST, FIRST + int(os.environ.get("TIDEGATE_GATE_SEEDS", "1")))
@@ -148,13 +148,13 @@ class Site:
             "TIDEGATE_SHARDS": "2",
             "TIDEGATE_EPOCH": "1s",
         }
-        self.flow = Child(folder, ["-m", "bytewax.run", "flows.metering"], environment)
+        self.flow = Child(folder, ["-m", "bytewax.run", "tidegate.flows.metering"], environment)
         self.clients = [self._client(number) for number in range(PROCESSES)]
         self._numbers = iter(range(PROCESSES, 10_000))
 
     def _client(self, number: int) -> Child:
         url, token = f"http://{self._proxy.address}", self.served.tokens["all"]
-        words = ["-m", "tests.faults.spender", url, token, str(self._seed), str(number)]
+        words = ["-m", "tests.faults.support.spender", url, token, str(self._seed), str(number)]
         file = str(self.folder / f"accepted-{number}")
         return Child(self.folder, [*words, file, self._how], os.environ | {"PYTHONPATH": str(ROOT)})
 

@@ -21,12 +21,12 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 
-from operators.catalog import Catalog
-from tests.faults.edges import Edges, Stores
-from tests.faults.harness import FILES, SQLITE, STARTS, Layout, Result, Run, random_kill, watched
-from tests.faults.orders import Kill, Met
-from tests.model import Model
-from tests.traffic import Case, changed_catalog, traffic
+from tests.faults.support.edges import Edges, Stores
+from tests.faults.support.harness import FILES, SQLITE, STARTS, Layout, Result, Run, random_kill, watched
+from tests.faults.support.kill_orders import Kill, Met
+from tests.reference.model import Model
+from tests.reference.traffic import Case, changed_catalog, traffic
+from tidegate.operators.model.catalog import Catalog
 
 FIRST = int(os.environ.get("TIDEGATE_CRASH_FIRST", "0"))
 SEEDS = range(FIRST, FIRST + int(os.environ.get("TIDEGATE_CRASH_SEEDS", "3")))

@@ -17,17 +17,17 @@ from pathlib import Path
 
 import pytest
 
-from connectors.clock import wall_clock
-from operators.ports import StoreError
-from tests import redis_server
-from tests.connectors.kafka_help import until
-from tests.faults.edges import Edges, RedisKeys, SqliteFiles, Stores
-from tests.faults.harness import Layout, Run, watched
+from tests.connectors.kafka.helpers import until
+from tests.faults.support.edges import Edges, RedisKeys, SqliteFiles, Stores
+from tests.faults.support.harness import Layout, Run, watched
+from tests.faults.support.topics import Topics
 from tests.faults.test_crash_matrix import FIRST, reference, room, same, settings_of
 from tests.faults.test_kafka_matrix import LAYOUTS
-from tests.faults.topics import Topics
-from tests.kafka_server import Brokers, Kafka
-from tests.proxy import PIECE, Proxy
+from tests.support import redis_server
+from tests.support.kafka_server import Brokers, Kafka
+from tests.support.proxy import PIECE, Proxy
+from tidegate.connectors.clock import wall_clock
+from tidegate.operators.model.ports import StoreError
 
 __all__ = ["room"]
 

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from tests import redis_server
-from tests.faults.edges import RedisKeys, SqliteFiles, Stores
-from tests.faults.harness import Layout, Run
-from tests.faults.orders import Kill, Met
+from tests.faults.support.edges import RedisKeys, SqliteFiles, Stores
+from tests.faults.support.harness import Layout, Run
+from tests.faults.support.kill_orders import Kill, Met
+from tests.faults.support.topics import Topics
 from tests.faults.test_crash_matrix import FIRST, KILLS_PER_TRAFFIC, Reference, crash, reference, room
-from tests.faults.topics import Topics
-from tests.kafka_server import Brokers, Kafka
+from tests.support import redis_server
+from tests.support.kafka_server import Brokers, Kafka
 
 __all__ = ["room"]
 

@@ -16,8 +16,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests import redis_server
-from tests.serving.service.served import Served
+from tests.serving.http.served import Served
+from tests.support import redis_server
 
 CATALOG = """
 meters:
@@ -47,7 +47,7 @@ class Site:
         }
         with (self.served.folder / "flow.log").open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "bytewax.run", "flows.metering"],
+                [sys.executable, "-m", "bytewax.run", "tidegate.flows.metering"],
                 cwd=self.served.folder,
                 env=environment,
                 stdout=log,

@@ -16,15 +16,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from connectors.dodo_reads import DodoReads
-from operators.biller import micros
-from operators.billing import instant
-from operators.subscribed import LIVE
-from operators.times import parse
-from settings.catalog import parse_catalog
-from settings.catalog_pull import apply_periods
-from tests.faults.reconciler import Kill, reconcile_apart
-from tests.flows.metered import BEGIN, END, MINUTE, NOON, SECOND, System, edge_of, system, written
+from tests.faults.support.reconciler import Kill, reconcile_apart
+from tests.flows.reconcile.metered import BEGIN, END, MINUTE, NOON, SECOND, System, edge_of, system, written
+from tidegate.connectors.dodo.reads import DodoReads
+from tidegate.operators.billing.outgoing import instant
+from tidegate.operators.billing.provider import micros
+from tidegate.operators.billing.subscriptions import LIVE
+from tidegate.operators.events.rfc3339 import parse
+from tidegate.settings.catalog.file import parse_catalog
+from tidegate.settings.catalog.pull import apply_periods
 
 # Taken out, as settings refuse what they do not know.
 SEEDS = int(os.environ.pop("TIDEGATE_RECONCILED_SEEDS", "2"))

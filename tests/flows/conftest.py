@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from connectors.sqlite import SqliteReader
-from operators.records import Total
-from tests.faults.harness import ROOT, ended, lines_of
-from tests.ports import free_addresses
+from tests.faults.support.harness import ROOT, ended, lines_of
+from tests.support.ports import free_addresses
+from tidegate.connectors.sqlite.store import SqliteReader
+from tidegate.operators.model.records import Total
 
 SCENARIOS = Path(__file__).parent / "scenarios"
 SECONDS = 120
@@ -51,9 +51,9 @@ class Place:
         return {**kept, **given, "PYTHONPATH": str(ROOT)}
 
     def started(self, *options: str, **settings: str) -> "subprocess.Popen[str]":
-        """`python -m bytewax.run flows.metering`, running."""
+        """`python -m bytewax.run tidegate.flows.metering`, running."""
         return subprocess.Popen(
-            [sys.executable, "-m", "bytewax.run", *options, "flows.metering"],
+            [sys.executable, "-m", "bytewax.run", *options, "tidegate.flows.metering"],
             cwd=self.folder,
             env=self.environment(**settings),
             stdin=subprocess.DEVNULL,

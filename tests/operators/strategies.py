@@ -1,6 +1,6 @@
 """What Hypothesis draws from: numbers, filters, limits, catalogs and events, small and fond of edges.
 
-Properties are JSON texts, as in tests/traffic.py, so that an event is written exactly as it was drawn.
+Properties are JSON texts, as in tests/reference/traffic.py, so that an event is written exactly as it was drawn.
 """
 
 from datetime import UTC, datetime
@@ -9,9 +9,18 @@ from decimal import Decimal
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from operators.catalog import Catalog, Condition, Customer, Filter, Limit, Meter, Plan, Threshold
-from operators.periods import Anchored, Billing, Calendar, Never, Policy
-from tests.traffic import DAY, HOUR, MINUTE, Sent
+from tests.reference.traffic import DAY, HOUR, MINUTE, Sent
+from tidegate.operators.model.catalog import (
+    Catalog,
+    Condition,
+    Customer,
+    Filter,
+    Limit,
+    Meter,
+    Plan,
+    Threshold,
+)
+from tidegate.operators.model.periods import Anchored, Billing, Calendar, Never, Policy
 
 NOON = 1_768_046_400_000_000
 """2026-01-10T12:00Z, a quiet hour in every zone."""

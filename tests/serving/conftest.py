@@ -2,8 +2,8 @@ import sys
 
 import pytest
 
-from serving import cli
-from tests.serving.tidegate import Outcome, Run
+from tests.serving.cli.run_tidegate import Outcome, Run
+from tidegate.serving.cli import main
 
 
 @pytest.fixture
@@ -13,7 +13,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[byte
     def tidegate(*arguments: str) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["tidegate", *arguments])
         with pytest.raises(SystemExit) as end:
-            cli.main()
+            main.main()
         said = end.value.code
         out, err = (stream.decode() for stream in capfdbinary.readouterr())
         if isinstance(said, str):

@@ -1,6 +1,6 @@
 """Totals for the tests of what reads them."""
 
-from operators.records import Total
+from tidegate.operators.model.records import Total
 
 
 def total(

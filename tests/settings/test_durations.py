@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from settings.durations import Duration, in_words, read_duration
+from tidegate.settings.durations import Duration, in_words, read_duration
 
 DURATION: TypeAdapter[timedelta] = TypeAdapter(Duration)
 

@@ -5,13 +5,14 @@ from typing import Any
 
 import pytest
 
-from settings.layers import ELSEWHERE
-from settings.problems import SettingsError
-from settings.serving import ServingSettings, load_serving_settings
-from settings.settings import Settings, load_settings
+from tests.support.places import ROOT
 from tests.test_docs import written
+from tidegate.settings.layers import ELSEWHERE
+from tidegate.settings.problems import SettingsError
+from tidegate.settings.serving import ServingSettings, load_serving_settings
+from tidegate.settings.settings import Settings, load_settings
 
-API = (Path(__file__).resolve().parents[2] / "docs" / "api.md").read_text()
+API = (ROOT / "docs" / "api.md").read_text()
 OWN = sorted(set(ServingSettings.model_fields) - set(Settings.model_fields))
 
 

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from settings.alerts import AlertFile, AlertStdout
-from settings.problems import SettingsError
-from settings.settings import Settings, load_settings
-from settings.sinks import BillingFile, DeadLetterFile, DeadLetterStdout
-from settings.sources import Demo, File
-from settings.stores import Sqlite
+from tidegate.settings.addresses.alerts import AlertFile, AlertStdout
+from tidegate.settings.addresses.sinks import BillingFile, DeadLetterFile, DeadLetterStdout
+from tidegate.settings.addresses.sources import Demo, File
+from tidegate.settings.addresses.stores import Sqlite
+from tidegate.settings.problems import SettingsError
+from tidegate.settings.settings import Settings, load_settings
 
 MIB = 1 << 20
 

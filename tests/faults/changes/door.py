@@ -8,11 +8,11 @@ from urllib.parse import quote
 
 import httpx
 
-from operators.ports import Adjustment
 from tests.faults.changes.changes import ODD_QUANTITIES, PATIENCE, plain_adjustment, settle, stop
 from tests.faults.changes.forks import Process, Start
 from tests.faults.changes.traffic import CUSTOMERS, METERS, written
 from tests.faults.changes.world import Fault, World
+from tidegate.operators.model.ports import Adjustment
 
 ODD_INSTANTS = (
     "9999-12-31T23:59:59Z", "0001-01-01T00:00:00Z", "1926-01-01T00:00:00Z", "2000-01-01T00:00:00Z",
@@ -28,8 +28,8 @@ class Door:
     def __init__(self, world: World) -> None:
         self._world = world
         settings = {"TIDEGATE_INGEST": "log:ingest/", "TIDEGATE_SHARDS": world.settings["SHARDS"]}
-        arguments = ["--listen", "127.0.0.1:0", "--auth", "none"]
-        start = Start("serving", arguments, str(world.folder), settings, f"served-{world.starts:03}")
+        arguments = ["serve", "--listen", "127.0.0.1:0", "--auth", "none"]
+        start = Start("tidegate", arguments, str(world.folder), settings, f"served-{world.starts:03}")
         self._process: Process = world.forks.start(start)
         deadline = time.monotonic() + PATIENCE
         while " listens on " not in (words := self._process.words()):

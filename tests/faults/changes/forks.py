@@ -1,8 +1,8 @@
 """Processes of the product, forked from one that has imported everything, under a wall clock that a test sets.
 
-They are what a user starts: `python -m bytewax.run flows.metering` and `python -m serving`, with settings from the
-environment and a folder of their own. Where libfaketime is installed (Debian's faketime), a file says what time it is
-for all of them; the test's own clock stays right.
+They are what a user starts: `python -m bytewax.run tidegate.flows.metering` and `tidegate serve`, with settings from
+the environment and a folder of their own. Where libfaketime is installed (Debian's faketime), a file says what time
+it is for all of them; the test's own clock stays right.
 """
 
 import os
@@ -17,9 +17,9 @@ from pathlib import Path
 
 import msgspec
 
-from tests.faults.nursery import _die_with
+from tests.faults.support.fork_server import _die_with
+from tests.support.places import ROOT
 
-ROOT = Path(__file__).parents[3]
 TICK = os.sysconf("SC_CLK_TCK")
 
 
@@ -187,15 +187,15 @@ def _import_all() -> None:
     import bytewax.recovery
     import bytewax.run
 
-    import flows.dataflow
-    import flows.metering
-    import serving.cli
-    import serving.service.server
+    import tidegate.flows.meter.dataflow
+    import tidegate.flows.metering
+    import tidegate.serving.cli.main
+    import tidegate.serving.http.server
 
-    assert bytewax.recovery and bytewax.run and flows.dataflow and flows.metering and serving.cli
-    assert serving.service.server
+    assert bytewax.recovery and bytewax.run and tidegate.flows.meter.dataflow and tidegate.serving.http.server
+    assert tidegate.flows.metering and tidegate.serving.cli.main
     # Bytewax and the command line import them again, by name, as a user's start does.
-    sys.modules.pop("flows.metering")
+    sys.modules.pop("tidegate.flows.metering")
     sys.modules.pop("bytewax.run")
 
 

@@ -2,7 +2,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests import servers
+from tests.support import servers
 
 pytest.importorskip("playwright", reason="needs Playwright for a browser")
 

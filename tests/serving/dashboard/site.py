@@ -18,8 +18,9 @@ from uuid import uuid4
 import httpx
 from playwright.sync_api import Browser, Page
 
-from tests.servers import dies_with_us
-from tests.serving.service.served import Served
+from tests.serving.http.served import Served
+from tests.support.places import ROOT
+from tests.support.servers import dies_with_us
 
 CATALOG = """
 meters:
@@ -35,7 +36,7 @@ plans:
       tokens: {included: 1000, on_cap: allow, thresholds: [50%, 100%], tiers: [{price: 0.5}]}
 """
 PATIENCE_MS = 15_000
-SHOTS = Path(__file__).resolve().parents[3] / "build" / "screenshots"
+SHOTS = ROOT / "build" / "screenshots"
 EXPECTED = "net::ERR_"
 
 
@@ -52,7 +53,7 @@ class Site:
         }
         self._log = (folder / "flow.log").open("wb")
         self._flow = subprocess.Popen(
-            [sys.executable, "-m", "bytewax.run", "flows.metering"],
+            [sys.executable, "-m", "bytewax.run", "tidegate.flows.metering"],
             cwd=folder,
             env=self.served.environment() | flow,
             stderr=self._log,

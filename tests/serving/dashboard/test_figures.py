@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page
 
-from operators.periods import buckets
-from serving.wording import brief, grouped
 from tests.serving.dashboard.site import Reader, Site
+from tidegate.operators.model.periods import buckets
+from tidegate.serving.views.formatting import brief, grouped
 
 HOUR_MS = 3_600_000
 

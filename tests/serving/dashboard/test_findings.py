@@ -5,9 +5,9 @@ from contextlib import closing
 
 from playwright.sync_api import expect
 
-from connectors.sqlite import SqliteWriter
-from operators.ports import Note
 from tests.serving.dashboard.site import Reader, Site
+from tidegate.connectors.sqlite.store import SqliteWriter
+from tidegate.operators.model.ports import Note
 
 
 def test_an_acknowledged_finding_is_shown_with_its_reason(reader: Reader, site: Site) -> None:

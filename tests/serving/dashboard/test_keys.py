@@ -4,8 +4,8 @@ from typing import Any
 
 from playwright.sync_api import Page, expect
 
-from connectors.sqlite_keys import KeyFile
 from tests.serving.dashboard.site import PATIENCE_MS, Reader, Site, shot
+from tidegate.connectors.sqlite.api_keys import KeyFile
 
 PATIENCE: Any = {"timeout": PATIENCE_MS}
 

@@ -3,15 +3,14 @@
 import re
 import tomllib
 from fnmatch import fnmatch
-from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.types import Message
 
-from serving.service.pages import STATIC, Pages
+from tests.support.places import ROOT
+from tidegate.serving.http.pages import STATIC, Pages
 
-ROOT = Path(__file__).resolve().parents[3]
 FRAMER = "https://shop.example"
 
 
@@ -103,9 +102,9 @@ def test_what_a_page_or_module_loads_is_there() -> None:
 
 def test_every_file_is_in_the_package_and_what_is_vendored_has_its_licence() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    patterns = project["tool"]["setuptools"]["package-data"]["serving"]
+    patterns = project["tool"]["setuptools"]["package-data"]["tidegate.serving.dashboard"]
     for file in STATIC.rglob("*"):
-        name = file.relative_to(ROOT / "serving")
+        name = file.relative_to(ROOT / "serving" / "dashboard")
         depth = len(name.parts)
         assert file.is_dir() or any(
             depth == pattern.count("/") + 1 and fnmatch(str(name), pattern) for pattern in patterns

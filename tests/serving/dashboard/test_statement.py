@@ -3,7 +3,7 @@
 from playwright.sync_api import expect
 
 from tests.serving.dashboard.site import Reader, Site
-from tests.serving.service.test_statement import keep, line
+from tests.serving.http.routes.test_statement import keep, line
 
 
 def test_a_customers_page_has_the_statement(reader: Reader, site: Site) -> None:

@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-from operators.freshness import Heartbeat
-from operators.gate import Decision, Receipt
-from operators.holds import is_room
-from operators.keys import identity
-from operators.ports import (
+from tidegate.operators.columns.quantity import SCALE
+from tidegate.operators.events.keys import identity
+from tidegate.operators.gate.decision import Decision, Receipt
+from tidegate.operators.gate.holds import is_room
+from tidegate.operators.model.freshness import Heartbeat
+from tidegate.operators.model.ports import (
     Account,
     CatalogVersion,
     Closing,
@@ -21,9 +22,8 @@ from operators.ports import (
     StoreError,
     Used,
 )
-from operators.quantity import SCALE
-from serving.gate import AsyncGate, Gate
-from settings.catalog import parse_catalog
+from tidegate.serving.gate import AsyncGate, Gate
+from tidegate.settings.catalog.file import parse_catalog
 
 METERS = """\
 meters:

@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.gate.breaker import FAILURES, PAUSE_FIRST, PAUSE_MAX, Breaker
+from tidegate.serving.gate.breaker import FAILURES, PAUSE_FIRST, PAUSE_MAX, Breaker
 
 
 def opened_at(now: float, chance: float = 0.0) -> Breaker:

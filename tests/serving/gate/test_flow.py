@@ -6,11 +6,11 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 
-from connectors.sqlite_holds import SqliteHolds
-from serving.gate import Gate
 from tests.flows.conftest import Place
 from tests.serving.gate.fakes import METERS
 from tests.serving.gate.test_sqlite_faults import soon
+from tidegate.connectors.sqlite.holds import SqliteHolds
+from tidegate.serving.gate import Gate
 
 CATALOG = f"{METERS}default_plan: p\nplans: {{p: {{limits: {{tokens: {{cap: 100, fail: closed}}}}}}}}\n"
 LONG = timedelta(minutes=10)

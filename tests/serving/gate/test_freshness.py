@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from operators.freshness import Heartbeat
-from operators.keys import identity
-from operators.ports import Place
-from operators.quantity import SCALE
-from serving.gate import AsyncGate, Gate
-from serving.gate.pending import EVENTS_MAX, Pending, PendingEvent
 from tests.serving.gate.fakes import NOW, Clock, Face, FakeHolds, catalog_text, gate_on
+from tidegate.operators.columns.quantity import SCALE
+from tidegate.operators.events.keys import identity
+from tidegate.operators.model.freshness import Heartbeat
+from tidegate.operators.model.ports import Place
+from tidegate.serving.gate import AsyncGate, Gate
+from tidegate.serving.gate.pending import EVENTS_MAX, Pending, PendingEvent
 
 S = 1_000_000
 KINDS = pytest.mark.parametrize("kind", [Gate, AsyncGate])

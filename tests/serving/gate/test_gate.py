@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from operators.ports import Account, StoreError, Used
-from serving.gate import AsyncGate, Gate, UnknownMeter
-from serving.gate.breaker import FAILURES, PAUSE_FIRST
-from serving.gate.core import THREADS
-from settings.catalog import parse_catalog
 from tests.serving.gate.fakes import NOW, Clock, Face, FakeHolds, catalog_text, gate_on
+from tidegate.operators.model.ports import Account, StoreError, Used
+from tidegate.serving.gate import AsyncGate, Gate, UnknownMeter
+from tidegate.serving.gate.breaker import FAILURES, PAUSE_FIRST
+from tidegate.serving.gate.core import THREADS
+from tidegate.settings.catalog.file import parse_catalog
 
 PATIENCE = 30
 CLOSED = "{cap: 10, fail: closed}"

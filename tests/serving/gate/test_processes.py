@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 
 from benchmarks.crowd import Crowd
-from connectors.sqlite import SqliteWriter
-from connectors.sqlite_control import SqliteControl
-from connectors.sqlite_holds import SqliteHolds
-from serving.gate import AsyncGate, Gate
-from tests.connectors.store_contract import child, processes
-from tests.heartbeats import ENDED
+from tests.connectors.contracts.store import child, processes
 from tests.serving.gate.fakes import METERS
 from tests.serving.gate.test_sqlite_faults import write
+from tests.support.heartbeats import ENDED
+from tidegate.connectors.sqlite.control import SqliteControl
+from tidegate.connectors.sqlite.holds import SqliteHolds
+from tidegate.connectors.sqlite.store import SqliteWriter
+from tidegate.serving.gate import AsyncGate, Gate
 
 SEEDS = int(os.environ.get("TIDEGATE_GATE_SEEDS", "1"))
 PATIENCE = 30

@@ -10,21 +10,21 @@ from typing import Any
 
 import pytest
 
-from connectors.redis_control import RedisControl
-from connectors.redis_holds import RedisHolds
-from connectors.redis_store import RedisWriter
-from operators.periods import Calendar, period_of
-from operators.ports import Scope, StoreError
-from operators.records import Total
-from serving.gate import AsyncGate, Gate
-from tests import redis_server
-from tests.heartbeats import ENDED
-from tests.ports import free_ports
-from tests.proxy import Proxy
-from tests.redis_server import Server
 from tests.serving.gate.fakes import Face, catalog_text
 from tests.serving.gate.test_gate import soon
 from tests.serving.gate.test_processes import PRICED, spend_all
+from tests.support import redis_server
+from tests.support.heartbeats import ENDED
+from tests.support.ports import free_ports
+from tests.support.proxy import Proxy
+from tests.support.redis_server import Server
+from tidegate.connectors.redis.control import RedisControl
+from tidegate.connectors.redis.holds import RedisHolds
+from tidegate.connectors.redis.writer import RedisWriter
+from tidegate.operators.model.periods import Calendar, period_of
+from tidegate.operators.model.ports import Scope, StoreError
+from tidegate.operators.model.records import Total
+from tidegate.serving.gate import AsyncGate, Gate
 
 SHORT = timedelta(milliseconds=200)
 LONG = timedelta(seconds=20)

@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
-from connectors.sqlite import SqliteWriter
-from connectors.sqlite_control import SqliteControl
-from connectors.sqlite_file import PACKED
-from connectors.sqlite_holds import SqliteHolds
-from operators.periods import Calendar, period_of
-from operators.records import Total
-from serving.gate import AsyncGate, Gate
-from tests.heartbeats import ENDED
 from tests.serving.gate.fakes import Face, catalog_text
+from tests.support.heartbeats import ENDED
+from tidegate.connectors.sqlite.control import SqliteControl
+from tidegate.connectors.sqlite.database import PACKED
+from tidegate.connectors.sqlite.holds import SqliteHolds
+from tidegate.connectors.sqlite.store import SqliteWriter
+from tidegate.operators.model.periods import Calendar, period_of
+from tidegate.operators.model.records import Total
+from tidegate.serving.gate import AsyncGate, Gate
 
 PATIENCE = 30
 WRITE = timedelta(milliseconds=100)

@@ -31,7 +31,7 @@ export function merged(known, come) {
   return [...found.values()];
 }
 
-/** In hours since each local day began, as the flow counts them (operators/periods.py). */
+/** In hours since each local day began, as the flow counts them (operators/model/periods.py). */
 function hourStarts(count, now, zone) {
   const days = dayStarts(Math.ceil(count / 23) + 1, now, zone);
   const found = days.flatMap((day, i) => {

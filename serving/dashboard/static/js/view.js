@@ -86,7 +86,7 @@ export const connection = (state) => {
   return html`<span class="connection ${style}" role="status" data-state=${state}><span class="dot" aria-hidden="true"></span>${text}</span>`;
 };
 
-// As in operators/alert_text.py, shorter.
+// As in operators/model/alert_text.py, shorter.
 const SAYS = {
   "threshold raised": (one) => `reached ${levelOf(one)}`,
   "threshold resolved": (one) => (one.level === "none" ? "is below all thresholds" : `is below ${levelOf(one)} again`),

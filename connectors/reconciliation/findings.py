@@ -1,0 +1,375 @@
+"""The book of reconciliation: how far a pass is, what was found of each total, and what a person should know of it.
+
+One SQLite file. What comes of looking at a subscription is one transaction: its task is done, its totals' standings are
+as they were judged. So a pass that is killed goes on with the tasks that are not done, and no miss counts twice.
+One reconciliation has it at a time (a lock beside it); any number may read.
+"""
+
+import fcntl
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+
+from tidegate.connectors.files.private_files import make_private_file, make_private_folder
+from tidegate.operators.billing.coverage import BilledCycle
+from tidegate.operators.billing.drift import Span
+from tidegate.operators.billing.drift_status import Standing
+from tidegate.operators.billing.provider import Subscription
+
+SCHEMA = 1
+WAIT_S = 30.0
+_CYCLE = msgspec.json.Decoder(BilledCycle)
+PASSES_KEPT = 100
+
+Outcome = Literal["compared", "unread", "nothing"]
+
+_SCHEMA = f"""
+CREATE TABLE passes (
+    number INTEGER PRIMARY KEY, started_at INTEGER NOT NULL, ended_at INTEGER, meters BLOB NOT NULL,
+    figures BLOB NOT NULL DEFAULT '{{}}'
+);
+CREATE TABLE tasks (
+    pass INTEGER NOT NULL, round INTEGER NOT NULL, subscription_id TEXT NOT NULL, record BLOB NOT NULL,
+    due_at INTEGER NOT NULL, outcome TEXT, suspects INTEGER NOT NULL DEFAULT 0, detail TEXT NOT NULL DEFAULT '',
+    PRIMARY KEY (pass, round, subscription_id)
+) WITHOUT ROWID;
+CREATE INDEX to_do ON tasks (round, due_at) WHERE outcome IS NULL;
+CREATE TABLE standings (
+    customer TEXT, meter TEXT, start INTEGER, end INTEGER NOT NULL, status TEXT NOT NULL, misses INTEGER NOT NULL,
+    looked_at INTEGER NOT NULL, first_at INTEGER, turn INTEGER NOT NULL, findings BLOB NOT NULL,
+    PRIMARY KEY (customer, meter, start)
+) WITHOUT ROWID;
+CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+INSERT INTO meta VALUES ('tidegate_reconciliation', {SCHEMA});
+"""
+
+
+# Of this run: what each cycle bills, for the proof at its end.
+_CYCLES = """CREATE TABLE IF NOT EXISTS cycles (
+    pass INTEGER, subscription_id TEXT, start INTEGER, customer TEXT NOT NULL, body BLOB NOT NULL,
+    PRIMARY KEY (pass, subscription_id, start)
+) WITHOUT ROWID"""
+# Of the last run that ended: the lines of its proof.
+_PROVED = (
+    "CREATE TABLE IF NOT EXISTS proved (line INTEGER PRIMARY KEY, customer TEXT NOT NULL, body BLOB NOT NULL)"
+)
+_IS_OPEN = "status IN ('suspect', 'drift', 'acknowledged', 'conflict')"
+_OPEN = f"SELECT * FROM standings WHERE {_IS_OPEN}"
+_INDEXES = (
+    # Those of earlier versions, which knew fewer statuses.
+    "DROP INDEX IF EXISTS open",
+    "DROP INDEX IF EXISTS named",
+    f"CREATE INDEX IF NOT EXISTS listed ON standings (status) WHERE {_IS_OPEN}",
+)
+# The proof is a task as a subscription is.
+PROOF = ""
+
+_KEEP = "INSERT OR REPLACE INTO standings VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+
+
+class BookError(Exception):
+    """The book of reconciliation cannot be used; says what to do."""
+
+
+class Task(NamedTuple):
+    """A subscription to compare, in the first round of a run or, as something was off, once more in the second.
+
+    Without one it is the proof: what of our totals no subscription bills.
+    """
+
+    number: int
+    round: int
+    subscription: Subscription | None
+
+    @property
+    def id(self) -> str:
+        return PROOF if self.subscription is None else self.subscription.subscription_id
+
+
+class Pass(NamedTuple):
+    """A pass: how far it is, and its figures once it has ended. `left` counts tasks that are not done."""
+
+    number: int
+    started_at: int
+    ended_at: int | None
+    round: int
+    done: int
+    left: int
+    figures: Mapping[str, int]
+
+
+class Book:
+    """The writing end; raises BookError where another process has it."""
+
+    def __init__(self, folder: Path) -> None:
+        make_private_folder(folder)
+        self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            raise BookError(
+                f"{folder}: another reconciliation runs on it; wait until it ends, or stop it"
+            ) from None
+        self.path = folder / "book.db"
+        self._db = _connected(self.path, "rwc")
+        with self._transaction():
+            if not self._db.execute("SELECT 1 FROM sqlite_master").fetchone():
+                for statement in filter(str.strip, _SCHEMA.split(";")):
+                    self._db.execute(statement)
+        _check(self.path, self._db)
+        with self._transaction():
+            for statement in (_CYCLES, _PROVED, *_INDEXES):
+                self._db.execute(statement)
+
+    def begin(self, now: int, subscriptions: Sequence[Subscription], meters: bytes) -> int:
+        """Begins the next pass over these subscriptions; its number. `meters` is the caller's own."""
+        with self._transaction():
+            number = int(self._db.execute("SELECT coalesce(max(number), 0) + 1 FROM passes").fetchone()[0])
+            self._db.execute(
+                "INSERT INTO passes (number, started_at, meters) VALUES (?, ?, ?)", (number, now, meters)
+            )
+            rows = [(number, 1, s.subscription_id, msgspec.json.encode(s), now) for s in subscriptions]
+            self._add(rows)
+            for table in ("tasks", "cycles"):
+                self._db.execute(f"DELETE FROM {table} WHERE pass < ?", (number,))
+            self._db.execute("DELETE FROM passes WHERE number <= ?", (number - PASSES_KEPT,))
+        return number
+
+    def under_way(self) -> tuple[int, bytes] | None:
+        """The number of the pass that has not ended, and its meters; None where there is none."""
+        query = "SELECT number, meters FROM passes WHERE ended_at IS NULL ORDER BY number DESC LIMIT 1"
+        found: tuple[int, bytes] | None = self._db.execute(query).fetchone()
+        return found
+
+    def tasks(self, now: int, limit: int) -> list[Task]:
+        """Tasks that are due and not done, those of the first round before all."""
+        query = """SELECT pass, round, record FROM tasks WHERE outcome IS NULL AND due_at <= ?
+            ORDER BY round, due_at, subscription_id LIMIT ?"""
+        rows = self._db.execute(query, (now, limit)).fetchall()
+        return [
+            Task(number, round, msgspec.json.decode(record, type=Subscription | None))
+            for number, round, record in rows
+        ]
+
+    def due_at(self) -> int | None:
+        """When the next task is due; None where all are done."""
+        found: int | None = self._db.execute(
+            "SELECT min(due_at) FROM tasks WHERE outcome IS NULL"
+        ).fetchone()[0]
+        return found
+
+    def prove(self, number: int, now: int) -> bool:
+        """Add the proof to a run whose subscriptions are all compared; return whether it was not there yet."""
+        row = number, 1, PROOF, msgspec.json.encode(None), now
+        with self._transaction():
+            query = """INSERT OR IGNORE INTO tasks (pass, round, subscription_id, record, due_at)
+                VALUES (?, ?, ?, ?, ?)"""
+            return self._db.execute(query, row).rowcount > 0
+
+    def look_again(self, number: int, due_at: int) -> int:
+        """Makes a second round of what was found off in the first, if there is none yet; how many they are."""
+        with self._transaction():
+            query = """INSERT OR IGNORE INTO tasks (pass, round, subscription_id, record, due_at)
+                SELECT pass, 2, subscription_id, record, ? FROM tasks WHERE pass = ? AND round = 1 AND suspects > 0"""
+            return self._db.execute(query, (due_at, number)).rowcount
+
+    def settle(
+        self,
+        task: Task,
+        outcome: Outcome,
+        standings: Sequence[Standing],
+        figures: Mapping[str, int],
+        detail: str = "",
+        cycles: Sequence[BilledCycle] = (),
+    ) -> None:
+        """A task is done: its standings and cycles are kept, its figures added to those of the run."""
+        suspects = sum(one.status == "suspect" for one in standings)
+        with self._transaction():
+            self._db.execute(
+                """UPDATE tasks SET outcome = ?, suspects = ?, detail = ?
+                WHERE pass = ? AND round = ? AND subscription_id = ?""",
+                (outcome, suspects, detail, task.number, task.round, task.id),
+            )
+            self._db.executemany(
+                "INSERT OR REPLACE INTO cycles VALUES (?, ?, ?, ?, ?)",
+                [
+                    (task.number, c.subscription_id, c.span.start, c.customer, msgspec.json.encode(c))
+                    for c in cycles
+                ],
+            )
+            self._db.executemany(_KEEP, map(_row, standings))
+            self._count(task.number, figures)
+
+    def count(self, number: int, figures: Mapping[str, int]) -> None:
+        """Adds to the figures of a pass."""
+        with self._transaction():
+            self._count(number, figures)
+
+    def end(self, number: int, now: int, until: int) -> None:
+        """Ends a pass, and forgets standings of periods that ended before `until`."""
+        with self._transaction():
+            self._db.execute("UPDATE passes SET ended_at = ? WHERE number = ?", (now, number))
+            self._db.execute("DELETE FROM standings WHERE end < ?", (until,))
+
+    def keep_proof(self, lines: Iterable[tuple[str, bytes]]) -> None:
+        """Keep the proof of a run, as customer and line of JSON, in place of the one before."""
+        with self._transaction():
+            self._db.execute("DELETE FROM proved")
+            self._db.executemany("INSERT INTO proved (customer, body) VALUES (?, ?)", lines)
+
+    def cycles(self, number: int) -> dict[str, list[BilledCycle]]:
+        """Return what the cycles of a run bill, by customer."""
+        found: dict[str, list[BilledCycle]] = {}
+        for (body,) in self._db.execute("SELECT body FROM cycles WHERE pass = ?", (number,)):
+            cycle = _CYCLE.decode(body)
+            found.setdefault(cycle.customer, []).append(cycle)
+        return found
+
+    def subscriptions(self, number: int) -> list[Subscription]:
+        """Return all subscriptions of a run."""
+        query = "SELECT record FROM tasks WHERE pass = ? AND round = 1 AND subscription_id != ?"
+        rows = self._db.execute(query, (number, PROOF))
+        return [msgspec.json.decode(record, type=Subscription) for (record,) in rows]
+
+    def unread(self, number: int) -> set[str]:
+        """Return the provider's customers of whom a subscription could not be read in a run."""
+        query = "SELECT record FROM tasks WHERE pass = ? AND outcome = 'unread' AND subscription_id != ?"
+        rows = self._db.execute(query, (number, PROOF))
+        return {msgspec.json.decode(record, type=Subscription).customer.customer_id for (record,) in rows}
+
+    def open(self) -> list[Standing]:
+        """Return all that is suspect, drift or acknowledged."""
+        return list(map(_standing, self._db.execute(_OPEN)))
+
+    def standing(self, customer: str, meter: str, start: int) -> Standing | None:
+        """What is known of this total."""
+        query = "SELECT * FROM standings WHERE customer = ? AND meter = ? AND start = ?"
+        row = self._db.execute(query, (customer, meter, start)).fetchone()
+        return _standing(row) if row else None
+
+    def last_started_at(self) -> int | None:
+        """When the newest pass began."""
+        found: int | None = self._db.execute("SELECT max(started_at) FROM passes").fetchone()[0]
+        return found
+
+    def reader(self) -> "BookReader":
+        return BookReader(self.path.parent)
+
+    def close(self) -> None:
+        self._db.close()
+        os.close(self._lock)
+
+    def _count(self, number: int, figures: Mapping[str, int]) -> None:
+        row = self._db.execute("SELECT figures FROM passes WHERE number = ?", (number,)).fetchone()
+        known: dict[str, int] = msgspec.json.decode(row[0])
+        for name, value in figures.items():
+            known[name] = known.get(name, 0) + value
+        self._db.execute(
+            "UPDATE passes SET figures = ? WHERE number = ?", (msgspec.json.encode(known), number)
+        )
+
+    def _add(self, rows: Sequence[tuple[Any, ...]]) -> None:
+        query = "INSERT INTO tasks (pass, round, subscription_id, record, due_at) VALUES (?, ?, ?, ?, ?)"
+        self._db.executemany(query, rows)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            yield
+            self._db.execute("COMMIT")
+        except sqlite3.Error as error:
+            text = f"book {str(self.path)!r}: cannot be written ({error}); it needs room on a local disk"
+            raise BookError(text) from error
+        finally:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+
+
+class BookReader:
+    """Reads the book while a reconciliation writes it. BookError where there is none yet."""
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / "book.db"
+        if not path.is_file():
+            raise BookError(f"book {str(path)!r}: there is none yet; `tidegate reconcile` begins it")
+        self._db = _connected(path, "ro")
+        _check(path, self._db)
+
+    def last(self) -> Pass | None:
+        """The newest pass, ended or under way."""
+        query = "SELECT number, started_at, ended_at, figures FROM passes ORDER BY number DESC LIMIT 1"
+        row = self._db.execute(query).fetchone()
+        if row is None:
+            return None
+        query = """SELECT coalesce(max(round), 1), sum(outcome IS NOT NULL), sum(outcome IS NULL) FROM tasks
+            WHERE pass = ?"""
+        round, done, left = self._db.execute(query, (row[0],)).fetchone()
+        return Pass(row[0], row[1], row[2], round, done or 0, left or 0, msgspec.json.decode(row[3]))
+
+    def due_at(self) -> int | None:
+        """When the next task is due."""
+        found: int | None = self._db.execute(
+            "SELECT min(due_at) FROM tasks WHERE outcome IS NULL"
+        ).fetchone()[0]
+        return found
+
+    def open(self) -> list[Standing]:
+        """Return all that is suspect, drift or acknowledged, by customer, meter and period."""
+        return list(map(_standing, self._db.execute(f"{_OPEN} ORDER BY customer, meter, start")))
+
+    def proof(self, customer: str | None = None) -> list[dict[str, Any]]:
+        """Return the proof of the last run that ended, line by line; of one customer, if it is given."""
+        if not self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'proved'").fetchone():
+            return []
+        query = "SELECT body FROM proved WHERE ?1 IS NULL OR customer = ?1 ORDER BY line"
+        return [msgspec.json.decode(body) for (body,) in self._db.execute(query, (customer,))]
+
+    def unread(self) -> list[tuple[str, str]]:
+        """The subscriptions of the newest pass that could not be read, and why."""
+        query = "SELECT subscription_id, detail FROM tasks WHERE outcome = 'unread' ORDER BY subscription_id"
+        return list(self._db.execute(query))
+
+    def close(self) -> None:
+        self._db.close()
+
+
+def _connected(path: Path, mode: str) -> sqlite3.Connection:
+    try:
+        if mode == "rwc":
+            make_private_file(path)
+        uri = f"{path.absolute().as_uri()}?mode={mode}"
+        db = sqlite3.connect(uri, uri=True, timeout=WAIT_S, isolation_level=None, check_same_thread=False)
+        if mode != "ro":
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = NORMAL")
+    except (OSError, sqlite3.Error) as error:
+        raise BookError(f"book {str(path)!r}: cannot be opened ({error}); move it away") from error
+    return db
+
+
+def _check(path: Path, db: sqlite3.Connection) -> None:
+    try:
+        found = db.execute("SELECT value FROM meta WHERE key = 'tidegate_reconciliation'").fetchone()
+    except sqlite3.Error:
+        found = None
+    if found != (SCHEMA,):
+        db.close()
+        raise BookError(f"book {str(path)!r}: needs schema {SCHEMA}, got another file; move it away")
+
+
+def _row(one: Standing) -> tuple[Any, ...]:
+    return (
+        one.customer, one.meter, *one.span, one.status, one.misses, one.looked_at, one.first_at, one.turn, one.findings
+    )  # fmt: skip
+
+
+def _standing(row: tuple[Any, ...]) -> Standing:
+    customer, meter, start, end, *rest = row
+    return Standing(customer, meter, Span(start, end), *rest)

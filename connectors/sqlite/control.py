@@ -1,0 +1,163 @@
+"""The control log and the catalog's versions in the embedded store's file.
+
+Both are append-only tables: `control` the flow's control input, `catalogs` every catalog that was applied. What
+`append` and `apply` return is on disk, as an operator's word or a repair must outlive a power cut.
+
+Guarantees and limits are those of connectors/sqlite/store.py. Used by one thread at a time.
+"""
+
+import os
+import secrets
+import sqlite3
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from datetime import timedelta
+from pathlib import Path
+
+import msgspec
+
+from tidegate.connectors.clock import wall_clock
+from tidegate.connectors.control_records import read_record
+from tidegate.connectors.sqlite.database import (
+    WAIT,
+    check_same,
+    connect,
+    explained,
+    make,
+    reading,
+    transaction,
+)
+from tidegate.operators.model.adjustments import is_same
+from tidegate.operators.model.ports import (
+    CatalogConflict,
+    CatalogVersion,
+    Control,
+    ControlConflict,
+    ControlRecord,
+    Resend,
+)
+
+_VERSION = "SELECT number, text, applied_at, origin, author, note FROM catalogs"
+
+
+class SqliteControl:
+    """The control log in the file at `path`, made if it is not there. Raises StoreError."""
+
+    def __init__(
+        self, path: str | Path, *, wait: timedelta = WAIT, clock: Callable[[], int] = wall_clock
+    ) -> None:
+        self._path = Path(path).absolute()
+        self._clock = clock
+        with explained(self._path, "open"):
+            make(self._path)
+            self._db = connect(self._path, "rw", wait)
+            self._opened = os.stat(self._path)
+            self._db.execute("PRAGMA synchronous = FULL")
+            self._generation = self._named()
+
+    def _named(self) -> str:
+        """Return the log's name, given now to a new file or to one of a version that gave none."""
+        query = "SELECT value FROM meta WHERE key = 'control_generation'"
+        if (found := self._db.execute(query).fetchone()) is None:
+            with transaction(self._db):
+                self._db.execute(
+                    "INSERT INTO meta VALUES ('control_generation', ?) ON CONFLICT DO NOTHING",
+                    (secrets.token_hex(8),),
+                )
+                found = self._db.execute(query).fetchone()
+        return str(found[0])
+
+    def generation(self) -> str:
+        """As in `ports.ControlLog`. A copy of the file has the generation of its original."""
+        return self._generation
+
+    def append(self, record: ControlRecord) -> str:
+        """As in `ports.ControlLog`."""
+        with explained(self._path, "write"), transaction(self._db):
+            check_same(self._path, self._opened)
+            self._db.execute(
+                "INSERT INTO control (id, body) VALUES (?, ?) ON CONFLICT DO NOTHING",
+                (record.id, msgspec.json.encode(record)),
+            )
+            found = self._db.execute("SELECT seq, body FROM control WHERE id = ?", (record.id,)).fetchone()
+        if not is_same(read_record(found[1]), record):
+            raise ControlConflict(record.id)
+        return str(found[0])
+
+    def resend(self, *, anew: bool = False) -> str:
+        """As in `ports.ControlLog`. A file that lost totals tells nobody, so each call asks anew."""
+        id = secrets.token_hex(8)
+        self.append(Resend(id=id))
+        return id
+
+    def after(self, position: str, limit: int = 1000) -> list[Control]:
+        """The records past `position`, the oldest first."""
+        query = "SELECT seq, body FROM control WHERE seq > ? ORDER BY seq LIMIT ?"
+        with self._reading() as db:
+            rows = db.execute(query, (int(position or 0), limit)).fetchall()
+        return [Control(str(seq), read_record(body)) for seq, body in rows]
+
+    def at(self, position: str) -> Control | None:
+        """The record at this very position; None too for what is a position in another kind of store."""
+        if not position.isdecimal():
+            return None
+        query = "SELECT seq, body FROM control WHERE seq = ?"
+        with self._reading() as db:
+            row = db.execute(query, (int(position),)).fetchone()
+        return Control(str(row[0]), read_record(row[1])) if row else None
+
+    def memo(self, name: str) -> bytes | None:
+        """As in `ports.ControlLog`."""
+        query = "SELECT value FROM meta WHERE key = ?"
+        with self._reading() as db:
+            row = db.execute(query, (f"memo_{name}",)).fetchone()
+        return row[0] if row else None
+
+    def keep(self, name: str, body: bytes) -> None:
+        """As in `ports.ControlLog`."""
+        with explained(self._path, "write"), transaction(self._db):
+            check_same(self._path, self._opened)
+            self._db.execute("REPLACE INTO meta VALUES (?, ?)", (f"memo_{name}", body))
+
+    def catalog(self, number: int | None = None) -> CatalogVersion | None:
+        """The version of this number, or the newest; None where there is none."""
+        query = f"{_VERSION} WHERE ? IN (number, 0) ORDER BY number DESC LIMIT 1"
+        with self._reading() as db:
+            row = db.execute(query, (number or 0,)).fetchone()
+        return _version(row) if row else None
+
+    def catalog_number(self) -> int:
+        """The newest version's number, 0 before the first."""
+        with self._reading() as db:
+            return int(db.execute("SELECT max(number) FROM catalogs").fetchone()[0] or 0)
+
+    def catalogs(self, limit: int = 50) -> list[CatalogVersion]:
+        """The newest versions, the newest first."""
+        with self._reading() as db:
+            rows = db.execute(f"{_VERSION} ORDER BY number DESC LIMIT ?", (limit,)).fetchall()
+        return [_version(row) for row in rows]
+
+    def apply(
+        self, text: str, *, origin: str, by: str, note: str = "", expected: int | None = None
+    ) -> CatalogVersion:
+        """Makes `text`, a validated catalog, the next version; CatalogConflict where `expected` is not the newest."""
+        with explained(self._path, "write"), transaction(self._db):
+            check_same(self._path, self._opened)
+            newest = self._db.execute("SELECT max(number) FROM catalogs").fetchone()[0] or 0
+            if expected is not None and expected != newest:
+                raise CatalogConflict(newest)
+            row = (newest + 1, text, self._clock(), origin, by, note)
+            self._db.execute("INSERT INTO catalogs VALUES (?, ?, ?, ?, ?, ?)", row)
+        return _version(row)
+
+    def close(self) -> None:
+        with explained(self._path, "close"):
+            self._db.close()
+
+    def _reading(self) -> AbstractContextManager[sqlite3.Connection]:
+        return reading(self._db, self._path, self._opened)
+
+
+def _version(row: tuple[object, ...]) -> CatalogVersion:
+    names = ("number", "text", "applied_at", "origin", "by", "note")
+    return msgspec.convert(dict(zip(names, row, strict=True)), CatalogVersion)

@@ -1,0 +1,358 @@
+"""The steps of the metering flow, and how they hang together.
+
+    source ─ decode ─┬─ meter (per shard) ─┬─ store
+    control ─────────┘                     ├─ alerts
+                                           ├─ dead letters
+                                           └─ billing
+
+An item of the stream is never an event: a poll is parted into chunks, one per shard, and a chunk becomes one emission.
+"""
+
+import gc
+import logging
+import os
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from tidegate.connectors.clock import wall_clock
+from tidegate.connectors.engine import Dataflow, KeyedStream, op
+from tidegate.connectors.files.own_files import OwnFiles
+from tidegate.connectors.files.partition import FileError
+from tidegate.connectors.outbox.reader import OutboxReader, Standing
+from tidegate.connectors.sqlite.writer_process import AsideWriter
+from tidegate.flows.meter.control_source import ControlSource
+from tidegate.flows.meter.decode_step import Decoding
+from tidegate.flows.meter.emission import Emission
+from tidegate.flows.meter.shard_step import ShardLogic
+from tidegate.flows.meter.store_step import Storing
+from tidegate.flows.runtime import recovery
+from tidegate.flows.runtime.clock_guard import ClockGuard
+from tidegate.flows.runtime.error_logging import end_at_once, explained, reported, reported_sink
+from tidegate.flows.runtime.health import HealthError, Watchdog, serve
+from tidegate.flows.runtime.idle_main_thread import Naps
+from tidegate.flows.runtime.journal import Position
+from tidegate.flows.runtime.lifecycle import Lifecycle, cluster_size
+from tidegate.flows.runtime.marking import Marking
+from tidegate.flows.runtime.meeting import Meeting, start_over_for_strangers
+from tidegate.flows.runtime.metrics import Telemetry
+from tidegate.flows.runtime.shutdown import Drain, DrainedSource
+from tidegate.flows.runtime.step_names import ResumedSource, Steps
+from tidegate.flows.runtime.tracing import open_spans
+from tidegate.operators.billing.outgoing import pack
+from tidegate.operators.events.routing import shard_of_name
+from tidegate.operators.model.ports import ControlLog, Note, StoreError, StoreWriter
+from tidegate.operators.model.records import Accepted
+from tidegate.operators.model.wire import encode_accepted, encode_dead_letter
+from tidegate.settings.addresses.alerts import Delivered, Routed
+from tidegate.settings.addresses.extras import missing
+from tidegate.settings.catalog.file import CatalogError
+from tidegate.settings.catalog.last_applied import InForce
+from tidegate.settings.catalog.meter_history import note_counted
+from tidegate.settings.catalog.versions import Catalogs, FileWatch, apply_file
+from tidegate.settings.logs import configure
+from tidegate.settings.problems import SettingsError
+from tidegate.settings.settings import Settings
+
+
+def started(settings: Settings) -> Dataflow:
+    """The flow, all that it needs opened and held; ends the process with one clear line if that can't be."""
+    configure(settings.log)
+    drain, telemetry = Drain(), Telemetry()
+    drain.install()
+    process = recovery.process_id()
+    processes = cluster_size()
+    lifecycle = Lifecycle(drain, settings.data_dir, process, processes, settings.peer_timeout)
+    lifecycle.install()
+    meeting = Meeting(settings.data_dir, process, processes)
+    start_over_for_strangers()
+    ClockGuard().watch()
+    telemetry.phase = lambda: lifecycle.phase
+    try:
+        # Before the store is opened, which may have to be waited for.
+        if settings.metrics is not None:
+            watch(settings, telemetry)
+        # Before anything is made, so that a wrong catalog leaves nothing behind.
+        catalogs = open_catalogs(settings)
+        check_source(settings)
+        if settings.recovery:
+            recovery.prepare(settings.data_dir, settings.recovery_parts, settings.shards)
+            recovery.hold(settings.data_dir)
+            catalogs.save()
+        telemetry.catalog_problem = lambda: catalogs.problems
+        if settings.traces is not None:
+            telemetry.span = open_spans(settings.traces, process)
+        end_at_once()
+        flow = build(settings, catalogs, drain, telemetry, meeting.leave)
+        lifecycle.wait()
+        # Without recovery there is no folder that they share.
+        if settings.recovery:
+            meeting.wait()
+            lifecycle.connect()
+        return flow
+    except (SettingsError, CatalogError, StoreError, HealthError, FileError, recovery.RecoveryError) as error:
+        sys.exit(str(error))
+    except ImportError as error:
+        words = missing(error)
+        if words is None:
+            raise
+        sys.exit(f"TIDEGATE_TRACES: {words}")
+    except OSError as error:
+        sys.exit(explained(error) or str(error))
+
+
+def check_source(settings: Settings) -> None:
+    """Raise FileError where files of the source are missing, can't be read, or are written by the flow itself."""
+    if settings.source.scheme == "file":
+        settings.source.open(**_source_limits(settings)).check()
+
+
+def open_catalogs(settings: Settings) -> Catalogs:
+    """Return the catalogs of the store, with the settings' file applied.
+
+    A wrong file leaves the last good version in force; CatalogError where there was none.
+    """
+    log = settings.store.open_control()
+    noted = settings.data_dir / "recovery" / "catalog.json"
+    in_force = InForce(noted) if settings.recovery else None
+    if in_force is not None:
+        note_counted(log, in_force.noted.meters)
+    wrong = None
+    try:
+        apply_file(log, settings.catalog)
+    except CatalogError as error:
+        wrong = error
+    catalogs = Catalogs(log, in_force)
+    if wrong is not None:
+        if not catalogs.current.meters:
+            raise wrong
+        catalogs.file_problem = str(wrong)
+        logging.getLogger("tidegate.catalog").error(
+            "the catalog stays at version %d: %s", catalogs.newest, wrong
+        )
+    return catalogs
+
+
+def watch(settings: Settings, telemetry: Telemetry) -> int:
+    """Serves metrics and health, and tells of a stall as an alert in the store. The port, which grows by process."""
+    assert settings.metrics is not None
+    host, port = settings.metrics
+    process = recovery.process_id()
+
+    def tell(stalled: bool, behind: int) -> None:
+        state = "raised" if stalled else "resolved"
+        fields = {"kind": "stalled", "state": state, "process": process, "behind": behind}
+        now = wall_clock()
+        with closing(settings.store.open()) as store:
+            store.write([], [], [Note("alert", f"stalled/{process}", "", now, msgspec.json.encode(fields))])
+
+    watchdog = Watchdog(telemetry, settings.stall, tell)
+    return serve(telemetry, watchdog, host, port + int(process) if port and process.isdigit() else port)
+
+
+def build(
+    settings: Settings,
+    catalogs: Catalogs,
+    drain: Drain,
+    telemetry: Telemetry,
+    met: Callable[[], object] = lambda: None,
+) -> Dataflow:
+    """The flow for these settings, ready to run until its sources end or `drain` is asked.
+
+    `met` is called when all processes of its cluster have connected.
+    """
+    branches = settings.branches
+    # Decoded events are thousands of short-lived dicts without cycles, which the collector would visit for nothing.
+    gc.set_threshold(200_000, 50, 50)
+
+    metering = Dataflow("metering")
+    source = settings.source.open(**_source_limits(settings))
+
+    def begin() -> None:
+        met()
+        if settings.recovery:
+            recovery.begin(settings.data_dir)
+
+    steps = Steps(settings.data_dir if settings.recovery else None)
+    step = steps.name("source", settings.source.place)
+    drained = DrainedSource(source, drain, telemetry, begin, Marking(settings.source.place))
+    polls = op.input(step, metering, ResumedSource(drained, steps.partitions(step)))
+    decoding = Decoding(settings, catalogs, telemetry)
+    chunks = op.flat_map_batch("decode", polls, decoding.chunks)
+    control = op.input("control", metering, DrainedSource(_control(settings, catalogs, telemetry), drain))
+    inputs = op.merge("inputs", chunks, op.flat_map("direct", control, decoding.direct))
+    naps = Naps()
+    naps.install()
+    storing = Storing(
+        _writers(settings),
+        _aside(settings),
+        telemetry,
+        live=settings.now == "wall",
+        large=settings.store_aside,
+        epoch=settings.epoch,
+    )
+
+    @reported
+    def metered(position: Position | None) -> ShardLogic:
+        naps.begin()
+        return ShardLogic(settings, catalogs, telemetry, storing, position, recovery.process_id())
+
+    emissions = op.stateful_batch("meter", inputs, metered)
+    if "store" in branches:
+        storing.attach(emissions)
+    if "alerts" in branches:
+        for number, address in enumerate(settings.alerts, 1):
+            alerts = op.flat_map(f"alert_{number}", emissions, partial(_alerts, address))
+            before = sum(other.place == address.place for other in settings.alerts[: number - 1])
+            place = f"{address.place}#{before + 1}" if before else address.place
+            step = steps.name("alerts", place, first="alerts_1") if settings.recovery else f"alerts_{number}"
+            op.output(step, alerts, reported_sink(_alert_sink(address, settings)))
+    dead = op.flat_map("dead", emissions, lambda keyed: _lines(keyed[0], keyed[1].dead, encode_dead_letter))
+    step = steps.name("dead_letters", settings.dead_letters.place)
+    op.output(step, dead, reported_sink(_sink(settings.dead_letters, settings)))
+    if "billing" in branches:
+        step = steps.name("billing", settings.billing.place)
+        _bill(step, emissions, settings, catalogs, telemetry)
+    return metering
+
+
+def _bill(
+    step: str,
+    emissions: KeyedStream[Emission],
+    settings: Settings,
+    catalogs: Catalogs,
+    telemetry: Telemetry,
+) -> None:
+    """The branch of accepted events: line by line to files, packed to a biller, which maps customers by the catalog."""
+    if settings.billing.scheme == "file":
+        lines = op.flat_map(
+            "bill", emissions, lambda keyed: _lines(keyed[0], keyed[1].accepted, encode_accepted)
+        )
+        op.output(step, lines, reported_sink(_sink(settings.billing, settings, parts=settings.shards)))
+        return
+    if settings.billing.rollup != "none" and not settings.recovery:
+        # What is read again after a restart would be added to windows again, whose sums the biller cannot compare.
+        raise SettingsError(
+            ["TIDEGATE_BILLING: rollup needs TIDEGATE_RECOVERY, or a restart would bill usage twice"]
+        )
+    packs = op.flat_map("bill", emissions, lambda keyed: _lines(keyed[0], _full(keyed[1].accepted), pack))
+    sink = settings.billing.open(
+        api_key=settings.dodo_api_key,
+        data_dir=settings.data_dir,
+        parts=settings.shards,
+        catalog=lambda: catalogs.current,
+        sync=settings.sync,
+        open_store=settings.store.open,
+    )
+    op.output(step, packs, reported_sink(sink))
+    telemetry.outbox = partial(_standing, settings.billing.outbox_path(settings.data_dir))
+
+
+def _standing(outbox: Path) -> Standing:
+    with closing(OutboxReader(outbox)) as reader:
+        return reader.standing()
+
+
+def _full(accepted: list[Accepted]) -> list[list[Accepted]]:
+    return [accepted] if accepted else []
+
+
+def _control(settings: Settings, catalogs: Catalogs, telemetry: Telemetry) -> ControlSource:
+    watched = FileWatch(settings.catalog, problem=catalogs.file_problem)
+
+    def look(log: ControlLog) -> int:
+        catalogs.file_problem = watched.look(log)
+        return catalogs.follow()
+
+    return ControlSource(
+        settings.store.open_control,
+        endless=settings.source.endless,
+        catalog_number=catalogs.newest,
+        look=look,
+        asking=telemetry.asking_store,
+    )
+
+
+@reported
+def _lines(key: str, records: list[Any], encode: Callable[[Any], bytes]) -> list[tuple[str, bytes]]:
+    shard = str(shard_of_name(key))
+    return [(shard, encode(record)) for record in records]
+
+
+def _writers(settings: Settings) -> Callable[[int], StoreWriter]:
+    """What opens the store for a worker, given by its number."""
+    store, folder = settings.store, settings.data_dir
+    if not settings.recovery:
+        return lambda worker: store.open_writer(resumed=False)
+    # With a journal from before there are totals, which a store without any has lost.
+    resumed = (folder / "journal").exists()
+    return lambda worker: store.open_writer(resumed=resumed, numbers=folder / "store" / f"worker-{worker}")
+
+
+def _aside(settings: Settings) -> Callable[[], StoreWriter] | None:
+    """What opens the store in a process of its own; None where that is not wanted, or there is one core only."""
+    if "store" not in settings.branches or not settings.store_aside or _cores() == 1:
+        return None
+    opener = settings.store.aside()
+    return None if opener is None else lambda: AsideWriter(opener)
+
+
+def _cores() -> int | None:
+    """How many cores this process may run on, None where the system does not say."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _own_files(settings: Settings) -> OwnFiles:
+    """What the flow writes, wherever its settings say, so that it never reads it."""
+    addresses = (settings.store, *settings.alerts, settings.dead_letters, settings.billing)
+    return OwnFiles([path for address in addresses for path in address.written()], settings.data_dir)
+
+
+def _source_limits(settings: Settings) -> dict[str, Any]:
+    match settings.source.scheme:
+        case "file":
+            return {"poll_bytes": settings.poll_bytes, "own": _own_files(settings)}
+        case "kafka":
+            return {"poll_bytes": settings.poll_bytes, "starts": _starts(settings)}
+        case _:
+            return {}
+
+
+@reported
+def _alerts(address: Routed, keyed: tuple[str, Emission]) -> list[tuple[str, bytes]]:
+    """The alerts that an address wants, by shard, or by their ids where they are delivered one by one."""
+    key, emission = keyed
+    wanted = [
+        (alert.id, line) for alert, line in emission.alerts if address.wants(alert.kind, alert.customer)
+    ]
+    if isinstance(address, Delivered):
+        return wanted
+    shard = str(shard_of_name(key))
+    return [(shard, line) for _, line in wanted]
+
+
+def _alert_sink(address: Any, settings: Settings) -> Any:
+    if not isinstance(address, Delivered):
+        return _sink(address, settings)
+    queue = settings.data_dir / f"deliveries-{recovery.process_id()}.db"
+    return address.open(queue=queue, secrets=settings.delivery_secrets)
+
+
+def _starts(settings: Settings) -> Path | None:
+    """Where it is kept what Kafka's topics were like when the recovery store began, with which it lives and dies."""
+    return settings.data_dir / "recovery" / "kafka-starts.json" if settings.recovery else None
+
+
+def _sink(address: Any, settings: Settings, **given: Any) -> Any:
+    """A sink that does not repeat what a resume replays, where it can: files and Kafka do not."""
+    if address.scheme == "kafka":
+        return address.open(starts=_starts(settings), **given)
+    if address.scheme != "file":
+        return address.open(**given)
+    lineage = recovery.lineage(settings.data_dir) if settings.recovery else ""
+    return address.open(lineage=lineage, fsync=settings.sync, **given)

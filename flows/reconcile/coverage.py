@@ -1,0 +1,314 @@
+"""The proof that each unit is billed once: our totals that no subscription bills, and all lines at a run's end.
+
+It starts from what the store has, not from what the provider lists: an unknown customer, a lapsed subscription, a
+product without the meter or a gap between two periods leave nothing there that could be compared.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from typing import NamedTuple
+
+import msgspec
+
+from tidegate.connectors.outbox.billing_records import Books, Way
+from tidegate.connectors.reconciliation.conflicts import conflict_of
+from tidegate.connectors.reconciliation.findings import PROOF, Book, Task
+from tidegate.flows.reconcile.compare import LAG, Look, Seen, Terms, Theirs, Uncovered, known_by, quantity_of
+from tidegate.operators.billing.acknowledgements import OPEN
+from tidegate.operators.billing.coverage import (
+    BilledCycle,
+    Line,
+    Price,
+    billed_of,
+    gap_of,
+    price_of,
+    units_of,
+    worth_of,
+)
+from tidegate.operators.billing.drift import Bracket, Span
+from tidegate.operators.billing.drift_status import Standing
+from tidegate.operators.billing.outgoing import Rules
+from tidegate.operators.billing.provider import Matched, Unmatched
+from tidegate.operators.model.aggregates import ADDITIVE, AT_PROVIDER
+from tidegate.operators.model.catalog import Catalog, Meter
+from tidegate.operators.model.periods import MIN_AT, SECOND, exact_period_of
+from tidegate.operators.model.ports import StoredTotal, StoreReader
+from tidegate.operators.model.records import Total
+
+
+class Own(NamedTuple):
+    """A total of ours, with what of it is in flight and held back."""
+
+    customer: str
+    meter: Meter
+    span: Span
+    quantity: int
+    in_flight: int
+    held_back: int
+    is_settled: bool
+
+    @property
+    def unbilled(self) -> int:
+        if self.meter.kind in ADDITIVE:
+            return self.quantity - self.in_flight - self.held_back
+        # A level that waits or is held back may be all there is.
+        return 0 if max(self.in_flight, self.held_back) >= self.quantity else self.quantity
+
+
+class Prover:
+    """Finds what nobody bills; one thread at a time. `is_skipping` leaves out customers without a billing id."""
+
+    def __init__(
+        self,
+        store: StoreReader,
+        open_books: Callable[[], Books],
+        catalog: Callable[[], Catalog],
+        book: Book,
+        terms: Terms,
+        clock: Callable[[], int],
+        *,
+        is_skipping: bool,
+    ) -> None:
+        self._store, self._open_books, self._catalog, self._book = store, open_books, catalog, book
+        self._terms, self._clock, self._is_skipping = terms, clock, is_skipping
+
+    def prove(self, task: Task, theirs: Theirs) -> Seen:
+        """Look for totals that no cycle of this run bills, and for such findings of before that are over."""
+        cycles, unread = self._book.cycles(task.number), self._unread(task.number)
+        left = [
+            stored
+            for stored in self._totals(theirs)
+            if stored.total.customer not in unread and not self._is_billed(cycles, stored)
+        ]
+        looks = [self._look(own, cycles, theirs) for own in self._weighed(left)]
+        looks += self._over(
+            cycles, unread, {(look.customer, look.meter.ours.name, look.ours.start) for look in looks}
+        )
+        return Seen(task, tuple(looks))
+
+    def lines(self, number: int, theirs: Theirs) -> Iterator[Line]:
+        """Yield the proof line by line, with what the comparisons of this run found."""
+        cycles, unread = self._book.cycles(number), self._unread(number)
+        differing: list[StoredTotal] = []
+        used: set[tuple[str, str, int]] = set()
+        for stored in self._totals(theirs):
+            total = stored.total
+            used.add((total.customer, total.meter, total.start))
+            billed = self._billed(cycles, stored)
+            if billed != quantity_of(total.total):
+                differing.append(stored)
+                continue
+            price = self._price(cycles, total.customer, total.meter)
+            yield _line(total.customer, total.meter, Span(total.start, total.end), billed, billed, price)
+        weighed = [*self._weighed(differing), *self._unused(cycles, used)]
+        for own in weighed:
+            yield self._differing_line(own, cycles, unread)
+
+    def _unused(
+        self, cycles: Mapping[str, Sequence[BilledCycle]], used: set[tuple[str, str, int]]
+    ) -> Iterator[Own]:
+        """Yield, as totals of nothing, what cycles bill that have no total here."""
+        meters = {meter.name: meter for meter in self._catalog().meters}
+        for cycle in (one for some in cycles.values() for one in some):
+            for charge in cycle.charges:
+                key = cycle.customer, charge.meter, cycle.ours
+                if charge.quantity and charge.meter in meters and key not in used:
+                    used.add(key)
+                    yield Own(cycle.customer, meters[charge.meter], cycle.span, 0, 0, 0, True)
+
+    def _differing_line(
+        self, own: Own, cycles: Mapping[str, Sequence[BilledCycle]], unread: set[str]
+    ) -> Line:
+        whose = cycles.get(own.customer, ())
+        charges = billed_of(whose, own.meter.name, known_by(own.span))
+        starts = {c.span.start for c in whose if c.ours == known_by(own.span)} | {own.span.start}
+        standing = self._standing(own, starts)
+        billed = units_of(charges)
+        price = self._price(cycles, own.customer, own.meter.name)
+        line = _line(own.customer, own.meter.name, own.span, own.quantity, billed, price)
+        if own.customer in unread:
+            return line._replace(cause="unread")
+        if standing is None or standing.status not in OPEN:
+            # The comparison allows for it: it waits, was just acknowledged, or came meanwhile.
+            return line._replace(in_flight=own.quantity - billed - own.held_back, held_back=own.held_back)
+        line = line._replace(in_flight=own.in_flight, held_back=own.held_back, cause=_causes(standing))
+        worth = worth_of(charges, line.unbilled)
+        if worth is None and price is not None:
+            worth = price.worth(billed, line.unbilled)
+        return line._replace(worth=worth, is_acknowledged=standing.status == "acknowledged")
+
+    def _standing(self, own: Own, starts: Iterable[int]) -> Standing | None:
+        found = [self._book.standing(own.customer, own.meter.name, start) for start in sorted(starts)]
+        return next((one for one in found if one and one.status != "ok"), None)
+
+    def _totals(self, theirs: Theirs) -> Iterator[StoredTotal]:
+        """Yield our totals of periods that may still be looked into, of meters that the provider has or had."""
+        catalog, since = self._catalog(), self._clock() - self._terms.looked_back
+        billable = _billable(catalog, theirs)
+        rules = Rules(catalog)
+        for stored in self._store.totals():
+            total = stored.total
+            if total.window != "period" or total.end <= since or total.meter not in billable:
+                continue
+            if self._is_skipping and rules.billing_id(total.customer) is None:
+                continue
+            if quantity_of(total.total):
+                yield stored
+
+    def _weighed(self, stored: Sequence[StoredTotal]) -> list[Own]:
+        """Return these totals with what of them is in flight and held back."""
+        now = self._clock()
+        meters = {meter.name: meter for meter in self._catalog().meters}
+        customers = {one.total.customer for one in stored}
+        with closing(self._open_books()) as books:
+            ways = books.on_their_way(customers, now - self._terms.settle_us)
+            held = books.held_back(customers)
+        return [
+            self._own(one, meters[one.total.meter], ways[one.total.customer], held[one.total.customer], now)
+            for one in stored
+        ]
+
+    def _own(self, stored: StoredTotal, meter: Meter, way: Way, held: Way, now: int) -> Own:
+        total = stored.total
+        span, same = self._span(total), _ours_alone(meter)
+        fold = sum if meter.kind in ADDITIVE else lambda values: max(values, default=0)
+        in_flight = fold(flight.quantity for flight in way.flights(same, span))
+        held_back = fold(flight.quantity for flight in held.flights(same, span))
+        is_settled = stored.written_at <= now - LAG
+        return Own(total.customer, meter, span, quantity_of(total.total), in_flight, held_back, is_settled)
+
+    def _span(self, total: Total) -> Span:
+        """Return the period of a total to the microsecond, as the catalog has it."""
+        catalog = self._catalog()
+        policy, zone = catalog.period_of(total.customer), catalog.zone_of(total.customer)
+        exact = Span(*exact_period_of(policy, zone, max(total.start, MIN_AT) + SECOND))
+        return exact if known_by(exact) == total.start else Span(total.start, total.end)
+
+    def _look(self, own: Own, cycles: Mapping[str, Sequence[BilledCycle]], theirs: Theirs) -> Look:
+        whose = cycles.get(own.customer, ())
+        likes = {one.id: one.why for one in theirs.others.values() if own.meter.name in one.like}
+        cause, words = gap_of(whose, own.span, own.meter.name, likes)
+        if cause == "boundary" and (conflict := conflict_of(self._store, own.customer)):
+            cause, words = "second_subscription", conflict
+        billed_as = Rules(self._catalog()).billing_id(own.customer)
+        if cause == "no_subscription":
+            words = f"{words}; it is billed as {billed_as}" if billed_as else f"{words}, and no billing_id"
+        off: int | None = own.unbilled
+        if not own.is_settled and own.unbilled != own.quantity:
+            # Store and outbox are read one after the other, so a part of a total that moves decides nothing.
+            off = None if own.unbilled else 0
+        price = self._price(cycles, own.customer, own.meter.name)
+        return _pseudo_look(
+            own.customer,
+            billed_as or "",
+            own.meter,
+            own.span,
+            own.quantity,
+            off,
+            price,
+            Uncovered(cause, words),
+        )
+
+    def _over(
+        self, cycles: Mapping[str, Sequence[BilledCycle]], unread: set[str], found: set[tuple[str, str, int]]
+    ) -> list[Look]:
+        """Return a look that resolves each open finding that this run neither compared nor found again."""
+        compared = {
+            (one.customer, charge.meter, one.span.start)
+            for some in cycles.values()
+            for one in some
+            for charge in one.charges
+        }
+        meters = {meter.name: meter for meter in self._catalog().meters}
+        return [
+            _pseudo_look(
+                one.customer, "", meters.get(one.meter, Meter(one.meter, "", "count")), one.span, 0, 0, None,
+                Uncovered(None, "no longer found"),
+            )
+            for one in self._book.open()
+            if (key := (one.customer, one.meter, one.span.start)) not in compared
+            and key not in found
+            and one.customer not in unread
+        ]  # fmt: skip
+
+    def _unread(self, number: int) -> set[str]:
+        """Return our customers of whom a subscription could not be read."""
+        catalog = self._catalog()
+        billed = {c.billing_id: name for name, c in catalog.customers.items() if c.billing_id}
+        return {name for id in self._book.unread(number) for name in (id, billed.get(id, id))}
+
+    def _is_billed(self, cycles: Mapping[str, Sequence[BilledCycle]], stored: StoredTotal) -> bool:
+        total = stored.total
+        return bool(billed_of(cycles.get(total.customer, ()), total.meter, total.start))
+
+    def _billed(self, cycles: Mapping[str, Sequence[BilledCycle]], stored: StoredTotal) -> int:
+        total = stored.total
+        charges = billed_of(cycles.get(total.customer, ()), total.meter, total.start)
+        return units_of(charges)
+
+    def _price(self, cycles: Mapping[str, Sequence[BilledCycle]], customer: str, meter: str) -> Price | None:
+        """Return the customer's own price of a meter, else that of any other: an estimate."""
+        own = price_of(cycles.get(customer, ()), meter)
+        if own is not None:
+            return own
+        return next((price for some in cycles.values() if (price := price_of(some, meter))), None)
+
+
+def _pseudo_look(
+    customer: str,
+    billed_as: str,
+    meter: Meter,
+    span: Span,
+    quantity: int,
+    off: int | None,
+    price: Price | None,
+    why: Uncovered,
+) -> Look:
+    return Look(
+        subscription_id=PROOF,
+        customer=customer,
+        billed_as=billed_as,
+        meter=_ours_alone(meter),
+        ours=span,
+        theirs=span,
+        total=0,
+        before=quantity,
+        after=quantity,
+        bracket=None if off is None else Bracket(off, off),
+        off=off,
+        is_listed=False,
+        price=price,
+        uncovered=why,
+    )
+
+
+def _ours_alone(meter: Meter) -> Matched:
+    return Matched("", meter, meter, meter.kind, 0)
+
+
+def _billable(catalog: Catalog, theirs: Theirs) -> set[str]:
+    """Return our meters that the provider counts, counted, or counts otherwise; the others are ours alone."""
+    like: Iterator[Unmatched] = (one for one in theirs.others.values() if not one.is_archived)
+    known = {one.ours.name for one in theirs.matched.values()} | {name for one in like for name in one.like}
+    return {meter.name for meter in catalog.meters if meter.kind in AT_PROVIDER and meter.name in known}
+
+
+def _line(customer: str, meter: str, span: Span, ours: int, billed: int, price: Price | None) -> Line:
+    return Line(
+        customer,
+        meter,
+        span,
+        ours,
+        billed,
+        0,
+        0,
+        "",
+        price.currency if price else "",
+        price and price.worth(0, 0),
+    )
+
+
+def _causes(standing: Standing) -> str:
+    found = msgspec.json.decode(standing.findings)
+    causes = [one["cause"] for one in found.get("findings", ()) if one["cause"] != "in_flight"]
+    return ", ".join(dict.fromkeys(causes)) or str(found.get("uncovered") or "") or "to be looked at again"

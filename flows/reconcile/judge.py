@@ -1,0 +1,475 @@
+"""From what was seen of a subscription to what is said and done about it: standings, causes, repairs."""
+
+from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+from xxhash import xxh3_128_hexdigest
+
+from tidegate.connectors.dodo.client import DodoError
+from tidegate.connectors.dodo.reads import DodoReads
+from tidegate.connectors.reconciliation.credit_entries import (
+    CreditTerms,
+    deductions,
+    given_back,
+    keys_of,
+    refills,
+)
+from tidegate.connectors.reconciliation.findings import Book, Outcome, Task
+from tidegate.connectors.reconciliation.repairer import Repairer, Subject
+from tidegate.flows.reconcile.compare import Explained, Look, Looker, Seen, quantity_of, span_of
+from tidegate.operators.billing.acknowledgements import CONFIRMED, OPEN, Acknowledgements, Found, acknowledge
+from tidegate.operators.billing.coverage import BilledCycle, money, worth_of
+from tidegate.operators.billing.credit_excess import AMOUNTS, add_amounts, excess
+from tidegate.operators.billing.drift_status import Standing, judged
+from tidegate.operators.billing.outgoing import instant
+from tidegate.operators.billing.provider import LedgerEntry
+from tidegate.operators.billing.repairs import ADVICE, Circumstances, Repair, repairs
+from tidegate.operators.columns.quantity import scaled, text
+from tidegate.operators.model.ports import Note, StoreWriter
+
+SECOND = 1_000_000
+# Of one finding in notes and lines; the journal has all that were acted on.
+IDS_SHOWN = 100
+# An explanation costs listings, so it holds for a while: longer if nothing moved.
+HOLDS_FOR, HOLDS_AT_LEAST = 6 * 3600 * SECOND, 1800 * SECOND
+# What the flow was asked to write again is in the store by then, and so is what it replayed after a start.
+REWRITTEN_AFTER = 180 * SECOND
+
+
+class Verdict(NamedTuple):
+    """A total after a look: how it stood and stands, why it is off, what may be done."""
+
+    look: Look
+    before: Standing | None
+    standing: Standing
+    explained: Explained | None = None
+    problem: str = ""
+    acts: tuple[Repair, ...] = ()
+    credit: CreditTerms | None = None
+
+
+class Judged(NamedTuple):
+    """What came of a task: how many totals were compared, and those of which there is something to say."""
+
+    task: Task
+    problem: str
+    compared: int
+    verdicts: tuple[Verdict, ...]
+    cycles: tuple[BilledCycle, ...] = ()
+
+
+class AlertOut(Protocol):
+    """Takes `(id, kind, customer, line)` of an alert; on return it is not lost."""
+
+    def __call__(self, id: str, kind: str, customer: str, line: bytes) -> None: ...
+
+
+class Lines(Protocol):
+    def write(self, lines: Sequence[bytes]) -> None: ...
+
+
+class Judge:
+    """Compares with what was known: off twice in a row is drift. Up to `tolerance` (×10²⁴) is not off."""
+
+    def __init__(self, book: Book, apart: int, clock: Callable[[], int], tolerance: int = 0) -> None:
+        self._book, self._apart, self._clock, self._tolerance = book, apart, clock, tolerance
+
+    def judge(self, seen: Seen) -> Judged:
+        now = self._clock()
+        verdicts = []
+        for look in seen.looks:
+            name = look.meter.ours.name
+            if look.off is not None and abs(look.off) <= self._tolerance:
+                look = look._replace(off=0)
+            before = self._book.standing(look.customer, name, look.theirs.start)
+            if before is None and look.off == 0:
+                continue
+            standing = judged(before, look.customer, name, look.theirs, look.off, now, self._apart)
+            verdicts.append(Verdict(look, before, standing))
+        compared = sum(look.uncovered is None for look in seen.looks)
+        return Judged(seen.task, seen.problem, compared, tuple(verdicts), seen.cycles)
+
+
+class Explainer:
+    """Looks into what has drifted, event by event, and decides what may be done about it."""
+
+    def __init__(
+        self,
+        looker: Looker,
+        reads: DodoReads,
+        repairer: Repairer,
+        acknowledged: Callable[[], Acknowledgements],
+        clock: Callable[[], int],
+        *,
+        in_credits: bool,
+        repair: bool,
+        tolerance: int = 0,
+    ) -> None:
+        self._looker, self._reads, self._repairer = looker, reads, repairer
+        self._acknowledged, self._tolerance = acknowledged, tolerance
+        self._clock, self._in_credits, self._repair = clock, in_credits, repair
+
+    def explain(self, found: Judged) -> Judged:
+        return found._replace(verdicts=tuple(map(self._explained, found.verdicts)))
+
+    def _explained(self, verdict: Verdict) -> Verdict:
+        look = verdict.look
+        if verdict.standing.status != "drift" or not look.off or self._holds(verdict):
+            return verdict
+        try:
+            explained = self._looker.explain(look)
+        except DodoError as error:
+            return verdict._replace(problem=str(error))
+        if all(one.cause == "in_flight" for one in explained.findings):
+            # It came right while it was looked into, or is about to.
+            standing = verdict.standing._replace(status="ok", misses=0, first_at=None)
+            return verdict._replace(look=explained.look, standing=standing)
+        if self._is_acknowledged(explained):
+            # Who accepted it has settled it some other way, or wants it so.
+            return verdict._replace(look=explained.look, explained=explained)
+        if look.uncovered is not None:
+            # Nothing bills it, so there is nothing that our total could be set to.
+            return verdict._replace(look=explained.look, explained=explained)
+        credit = self._credit_terms(explained)
+        acts = repairs(explained.findings, self._circumstances(verdict.standing, explained, credit))
+        return verdict._replace(look=explained.look, explained=explained, acts=tuple(acts), credit=credit)
+
+    def _holds(self, verdict: Verdict) -> bool:
+        """Whether what was found before still says it all."""
+        before, look = verdict.before, verdict.look
+        if before is None or before.status not in CONFIRMED:
+            return False
+        if self._repair and before.status == "drift":
+            return False
+        known = _findings(before)
+        is_same = (known.get("ours"), known.get("billers")) == (text(look.after), text(look.total))
+        explained_at: int = known.get("explained_at", 0)
+        return self._clock() - explained_at < (HOLDS_FOR if is_same else HOLDS_AT_LEAST)
+
+    def _is_acknowledged(self, explained: Explained) -> bool:
+        look = explained.look
+        causes = dict.fromkeys(one.cause for one in explained.findings if one.cause != "in_flight")
+        if look.uncovered is not None and look.uncovered.cause is not None:
+            causes = {look.uncovered.cause: None}
+        name, off = look.meter.ours.name, look.off or 0
+        found = Found(look.customer, name, look.theirs.start, list(causes), off, self._tolerance)
+        return self._acknowledged().covering(found) is not None
+
+    def _circumstances(
+        self, standing: Standing, explained: Explained, credit: CreditTerms | None
+    ) -> Circumstances:
+        look, now = explained.look, self._clock()
+        done = self._repairer.journal.of(look.customer, look.meter.ours.name, instant(look.ours.start))
+        resent = {id for entry in done if entry.act in ("resend", "late", "debit") for id in entry.ids}
+        missing = [id for one in explained.findings if one.cause == "missing_there" for id in one.ids]
+        resent |= self._repairer.sent_again(missing)
+        adjusting = [
+            e for e in done if e.act == "adjust" and e.state != "refused" and e.id not in explained.applied
+        ]
+        return Circumstances(
+            kind=look.meter.kind,
+            now=now,
+            ours=look.ours,
+            theirs=look.theirs,
+            own=explained.own,
+            listed=explained.listed,
+            is_calm=explained.is_calm,
+            rewritten=(standing.first_at or now) < explained.rewritten_at < now - REWRITTEN_AFTER,
+            resent=frozenset(resent),
+            adopted=explained.adopted,
+            is_adjusting=bool(adjusting),
+            in_credits=credit is not None,
+            has_arrived=explained.has_arrived,
+        )
+
+    def _credit_terms(self, explained: Explained) -> CreditTerms | None:
+        """How the meter is paid in credits, where it is and entries are allowed."""
+        causes = {finding.cause for finding in explained.findings}
+        if not self._in_credits or not causes & {"doubled_there", "late_after_close", "missing_there"}:
+            return None
+        try:
+            return credit_terms(self._reads, explained)
+        except DodoError:
+            return None
+
+
+def credit_terms(reads: DodoReads, explained: Explained) -> CreditTerms | None:
+    """Return how a meter of a subscription is paid in credits; None where it is not."""
+    look = explained.look
+    whole = reads.subscription(look.subscription_id)
+    paid = {one.meter_id: one for one in whole.meter_credit_entitlement_cart}
+    if (own := paid.get(look.meter.id)) is None:
+        return None
+    places = reads.credit_places(own.credit_entitlement_id)
+    free = {one.meter_id: scaled(one.free_threshold) for one in whole.meters}
+    terms = {
+        id: CreditTerms(
+            id, one.credit_entitlement_id, free.get(id, 0), Decimal(one.meter_units_per_credit), places
+        )
+        for id, one in paid.items()
+        if one.credit_entitlement_id == own.credit_entitlement_id
+    }
+    mine = terms.pop(look.meter.id)
+    ledger = reads.ledger(mine.entitlement_id, look.billed_as, look.theirs.start)
+    over = (
+        _over_of_several(reads, explained, mine, terms, ledger)
+        if terms
+        else _over_of_one(explained, mine, ledger)
+    )
+    return mine._replace(excess=AMOUNTS.subtract(over, given_back(ledger)), entered=keys_of(ledger))
+
+
+def _over_of_one(explained: Explained, terms: CreditTerms, ledger: Sequence[LedgerEntry]) -> Decimal:
+    """Return how much of the deductions is too much, where the credits pay for this meter alone."""
+    period = explained.look.theirs
+    arrived = [
+        (own.settled_at or own.at, own.quantity or 0)
+        for own in explained.own.values()
+        if own.at in period and own.id in explained.listed
+    ]
+    return excess(deductions(ledger, period.end), refills(ledger), arrived, terms.credits)
+
+
+def _over_of_several(
+    reads: DodoReads,
+    explained: Explained,
+    terms: CreditTerms,
+    others: Mapping[str, CreditTerms],
+    ledger: Sequence[LedgerEntry],
+) -> Decimal:
+    """Do the same where they pay for several meters: only what is beyond all that is due is too much."""
+    look = explained.look
+    doubled = sum(one.quantity or 0 for one in explained.findings if one.cause == "doubled_there")
+    own = terms.credits(look.total + doubled)
+    shared = [
+        others[usage.id].credits(quantity_of(usage.consumed_units))
+        for cycle in reads.history(look.subscription_id)
+        for usage in cycle.meters
+        if span_of(cycle).start == look.theirs.start and usage.id in others
+    ]
+    deducted = add_amounts(amount for _, amount in deductions(ledger, look.theirs.end))
+    return AMOUNTS.subtract(deducted, add_amounts([own, *shared]))
+
+
+class Settler:
+    """Makes the repairs, tells of it everywhere, and only then has the book say that the task is done."""
+
+    def __init__(
+        self,
+        book: Book,
+        repairer: Repairer,
+        store: StoreWriter,
+        alert: AlertOut,
+        report: Lines | None,
+        reads: DodoReads,
+        acknowledged: Callable[[], Acknowledgements],
+        clock: Callable[[], int],
+        *,
+        repair: bool,
+        tolerance: int = 0,
+    ) -> None:
+        self._acknowledged, self._tolerance = acknowledged, tolerance
+        self._book, self._repairer, self._store, self._alert = book, repairer, store, alert
+        self._report, self._reads, self._clock, self._repair = report, reads, clock, repair
+        self._counted = reads.requests
+
+    def settle(self, found: Judged) -> None:
+        now = self._clock()
+        standings, notes, lines, told = [], [], [], []
+        figures = {"unread": int(bool(found.problem))}
+        if found.task.round == 1 and found.task.subscription is not None:
+            figures |= {"subscriptions": 1, "totals": found.compared}
+        for verdict in found.verdicts:
+            made = self._made(found.task, verdict)
+            standing = self._written(found.task, verdict, made, now)
+            verdict = verdict._replace(standing=standing)
+            standings.append(standing)
+            for name in (f"made_{act.act}" for act, state in made if state in ("made", "done")):
+                figures[name] = figures.get(name, 0) + 1
+            if is_news(verdict):
+                line = standing.findings
+                id = f"{standing.customer}/{standing.meter}/{standing.span.start}"
+                # What is resolved leaves the list that the API and the dashboard show.
+                is_open = standing.status in OPEN
+                notes.append(Note("drift", id, standing.customer, now, line if is_open else b""))
+                lines.append(line)
+            if state := change_of(verdict):
+                told.append(alert_of(standing, state, now))
+        if found.problem:
+            lines.append(_unread(found, now))
+        notes += [Note("alert", id, customer, now, line) for id, customer, line in told]
+        self._store.write([], [], notes)
+        if self._report is not None:
+            self._report.write(lines)
+        for id, customer, line in told:
+            self._alert(id, "drift", customer, line)
+        asked, self._counted = self._reads.requests - self._counted, self._reads.requests
+        outcome: Outcome = "unread" if found.problem else "compared" if found.compared else "nothing"
+        figures["requests"] = asked
+        self._book.settle(found.task, outcome, standings, figures, found.problem, found.cycles)
+
+    def _made(self, task: Task, verdict: Verdict) -> list[tuple[Repair, str]]:
+        """The repairs and what became of each: made, or only named."""
+        look = verdict.look
+        subject = Subject(
+            look.customer,
+            look.billed_as,
+            look.meter.ours.name,
+            look.ours,
+            look.after,
+            look.total,
+        )
+        made = []
+        for act in verdict.acts:
+            if not self._repair:
+                made.append((act, self._repairer.state_of(act, subject, verdict.credit)))
+                continue
+            made.append((act, self._repairer.repair(act, subject, verdict.credit)))
+        return made
+
+    def _written(self, task: Task, verdict: Verdict, made: list[tuple[Repair, str]], now: int) -> Standing:
+        """The standing with its findings: new ones, or as they were."""
+        look, standing = verdict.look, verdict.standing
+        known = _findings(verdict.before) if verdict.before else {}
+        kept = {name: known[name] for name in ("findings", "repairs", "explained_at") if name in known}
+        if verdict.explained is not None:
+            kept = {
+                "findings": [_finding(one) for one in verdict.explained.findings],
+                "repairs": [_repair(act, state) for act, state in made],
+                "explained_at": now,
+            }
+        elif standing.status not in CONFIRMED:
+            kept = {}
+        fields = {
+            "pass": task.number,
+            "status": standing.status,
+            "customer": look.customer,
+            "billed_as": look.billed_as,
+            "subscription": look.subscription_id,
+            "meter": standing.meter,
+            "period_start": instant(standing.span.start),
+            "period_end": instant(standing.span.end),
+            "ours": text(look.after),
+            "billers": text(look.total),
+            "drift": text(look.after - look.total),
+            "uncovered": look.uncovered.cause if look.uncovered else None,
+            **_worth(look),
+            "low": None if look.bracket is None else text(look.bracket.low),
+            "high": None if look.bracket is None else text(look.bracket.high),
+            "misses": standing.misses,
+            "first_at": None if standing.first_at is None else instant(standing.first_at),
+            "looked_at": instant(now),
+            "problem": verdict.problem,
+        }
+        off = known.get("off") if look.off is None else text(look.off)
+        fields |= {"off": off, "tolerance": text(self._tolerance)} | kept
+        return _acknowledged(standing, verdict.before, acknowledge(fields, self._acknowledged()))
+
+
+def _acknowledged(standing: Standing, before: Standing | None, fields: dict[str, Any]) -> Standing:
+    """Return a standing with the status that its acknowledgements give it; it is raised again once it is too large."""
+    turn = standing.turn
+    if before is not None and standing.status in CONFIRMED:
+        turn = before.turn + (fields["status"] == "drift" != before.status)
+    return standing._replace(status=fields["status"], turn=turn, findings=msgspec.json.encode(fields))
+
+
+def _worth(look: Look) -> dict[str, str]:
+    """Return what the drift is worth, in the currency's smallest unit, where the price is known."""
+    if look.price is None or look.off is None:
+        return {}
+    worth = worth_of(look.charges, look.off) if look.charges else look.price.worth(look.total, look.off)
+    if worth is None:
+        return {}
+    return {
+        "currency": look.price.currency,
+        "worth": f"{worth:f}",
+        "money": money(worth, look.price.currency),
+    }
+
+
+def is_news(verdict: Verdict) -> bool:
+    """Whether anybody should hear of it: it is off, or no longer is."""
+    was = verdict.before.status if verdict.before else "ok"
+    return verdict.standing.status in OPEN or was in OPEN
+
+
+def change_of(verdict: Verdict) -> str | None:
+    """`raised` where a total became drift, `resolved` where it was, also where it was acknowledged, else None."""
+    was = verdict.before.status == "drift" if verdict.before else False
+    is_drift = verdict.standing.status == "drift"
+    return None if was == is_drift else "raised" if is_drift else "resolved"
+
+
+def alert_of(standing: Standing, state: str, now: int) -> tuple[str, str, bytes]:
+    """An alert: its id, which repeats where the same change is told again, the customer, and its line of JSON."""
+    parts = ["drift", standing.customer, standing.meter, standing.span.start, state, standing.turn]
+    id = xxh3_128_hexdigest(msgspec.json.encode(parts))
+    found = _findings(standing)
+    causes = ", ".join(
+        finding["cause"] for finding in found.get("findings", ()) if finding["cause"] != "in_flight"
+    )
+    words = f"differs from the biller's total by {found['drift']}" + (f" ({causes})" if causes else "")
+    line = {
+        "id": id,
+        "kind": "drift",
+        "state": state,
+        "customer": standing.customer,
+        "meter": standing.meter,
+        "period_start": instant(standing.span.start),
+        "period_end": instant(standing.span.end),
+        "level": causes or "unexplained",
+        "limit": found["billers"],
+        "total": found["ours"],
+        "at": instant(now),
+        "limit_version": "",
+        "turn": standing.turn,
+        "text": words if state == "raised" else _over(found),
+    }
+    return id, standing.customer, msgspec.json.encode(line)
+
+
+def _over(found: Mapping[str, Any]) -> str:
+    if said := found.get("acknowledged"):
+        return f"is acknowledged by {said['by']}: {said['reason']}"
+    return "agrees with the biller's total again"
+
+
+def _findings(standing: Standing) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = msgspec.json.decode(standing.findings)
+    return found
+
+
+def _finding(one: Any) -> dict[str, Any]:
+    return {
+        "cause": one.cause,
+        "quantity": None if one.quantity is None else text(one.quantity),
+        "events": len(one.ids),
+        "ids": list(one.ids[:IDS_SHOWN]),
+        "detail": one.detail,
+        "advice": ADVICE[one.cause],
+    }
+
+
+def _repair(act: Repair, state: str) -> dict[str, Any]:
+    return {
+        "act": act.act,
+        "state": state,
+        "why": act.why,
+        "quantity": text(act.quantity),
+        "events": len(act.ids),
+    }
+
+
+def _unread(found: Judged, now: int) -> bytes:
+    fields = {
+        "pass": found.task.number,
+        "status": "unread",
+        "subscription": found.task.id,
+        "customer": found.task.subscription.customer.customer_id if found.task.subscription else "",
+        "looked_at": instant(now),
+        "problem": found.problem,
+    }
+    return msgspec.json.encode(fields)

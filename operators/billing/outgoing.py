@@ -1,0 +1,227 @@
+"""What may be sent to the biller, in which shape, how many at once, and what becomes of what may not.
+
+An accepted event becomes an ingest event: a safe id, the biller's customer, the time in UTC and a flat `metadata`.
+What a meter of the catalog reads must get there exactly, or the event is refused with a reason. Properties that no
+meter reads are left out where the platform could not take them; they bill nothing.
+Source: Dodo Payments, events; the limits are those of the API reference, with a margin on ages.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+
+from tidegate.operators.events.filters import keys_of
+from tidegate.operators.events.readings import number_of, value_of
+from tidegate.operators.events.validate import data_of
+from tidegate.operators.model.aggregates import ORDERED
+from tidegate.operators.model.catalog import Catalog
+from tidegate.operators.model.periods import exact_period_of
+from tidegate.operators.model.records import Accepted
+
+EVENTS_MAX = 1000
+BYTES_MAX = 1 << 20
+ENVELOPE_BYTES = len(b'{"events":[]}')
+PAIRS_MAX, KEY_MAX, VALUE_MAX = 50, 100, 500
+INT_MIN, INT_MAX = -(2**63), 2**63 - 1
+
+SECOND = 1_000_000
+MINUTE = 60 * SECOND
+# The platform takes an hour back and five minutes ahead; what is on its way needs some of both.
+AGE_MAX, AHEAD_MAX = 55 * MINUTE, 4 * MINUTE
+# A restamped event is of the period in which it arrives.
+PERIOD_MARGIN = 2 * MINUTE
+# How far the provider's clock may be apart from ours while nobody has measured it.
+CLOCKS_APART = 5 * MINUTE
+ORIGINAL_TIME = "orig_ts"
+PLATFORM_PREFIX = "cus_"
+
+Late = Literal["restamp", "park"]
+_EPOCH = datetime(1970, 1, 1)
+_MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_PACK, _UNPACK = msgspec.msgpack.Encoder(), msgspec.msgpack.Decoder(list[Accepted])
+_NO_DATA = msgspec.Raw(b"{}")
+
+
+class Refusal(NamedTuple):
+    """Why an event cannot be billed: a code of docs/semantics.md, and what was expected and what came."""
+
+    reason: str
+    detail: str
+
+
+class Fields(NamedTuple):
+    """What billing reads of an event, whichever shape it came in."""
+
+    name: str
+    properties: msgspec.Raw
+
+
+class Outgoing(NamedTuple):
+    """An event as it goes out. `trimmed` says how many properties that nobody reads were left out."""
+
+    body: bytes
+    trimmed: int
+
+
+class Rules:
+    """What the catalog says of billing: which properties are read, who is which customer, in which period."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._needed: dict[str, frozenset[str]] = {}
+        self._texts: dict[str, frozenset[str]] = {}
+        self._ordered = {meter.event_name for meter in catalog.meters if meter.kind in ORDERED}
+        for meter in catalog.meters:
+            keys = {meter.key} if meter.key is not None else set()
+            keys |= keys_of(meter.filter) if meter.filter else set()
+            self._needed[meter.event_name] = self._needed.get(meter.event_name, frozenset()) | keys
+            if meter.numbers == "text":
+                texts = self._texts.get(meter.event_name, frozenset())
+                self._texts[meter.event_name] = texts | {meter.key or ""}
+
+    def billing_id(self, customer: str) -> str | None:
+        """The biller's id of a customer: the catalog's, or the customer's own where it plainly is one."""
+        known = self._catalog.customers.get(customer)
+        if known and known.billing_id:
+            return known.billing_id
+        return customer if customer.startswith(PLATFORM_PREFIX) else None
+
+    def may_restamp(self, customer: str, at: int, now: int, ahead: int | None = 0) -> bool:
+        """Whether an event of then, taken for one of now, is billed in the same period.
+
+        `ahead` is how far the provider's clock is ahead of ours, None if nobody knows.
+        """
+        catalog = self._catalog
+        start, end = exact_period_of(catalog.period_of(customer), catalog.zone_of(customer), at)
+        if ahead is None:
+            return start + CLOCKS_APART <= now < end - PERIOD_MARGIN - CLOCKS_APART
+        return start <= now + ahead < end - PERIOD_MARGIN
+
+    def is_ordered(self, payload: bytes) -> bool:
+        """Return whether a `last` meter may read the event, so that a later time would make it the newest value."""
+        return bool(self._ordered) and fields_of(payload).name in self._ordered
+
+    def outgoing(
+        self, id: str, billing_id: str, at: int, payload: bytes, *, restamp: bool = False
+    ) -> Outgoing | Refusal:
+        """The event as bytes. Restamped it has no time but the platform's, and the original one as a property."""
+        name, properties = fields_of(payload)
+        needed = self._needed.get(name, frozenset())
+        metadata, trimmed = _metadata(properties, needed, self._texts.get(name, frozenset()))
+        if isinstance(metadata, Refusal):
+            return metadata
+        event: dict[str, Any] = {"event_id": id, "customer_id": billing_id, "event_name": name}
+        if restamp:
+            if ORIGINAL_TIME in needed or (len(metadata) == PAIRS_MAX and needed.issuperset(metadata)):
+                detail = (
+                    f"needs room for {ORIGINAL_TIME!r} among {PAIRS_MAX} properties, which meters read all"
+                )
+                return Refusal("no_room_for_original_time", detail)
+            trimmed += _make_room(metadata, needed)
+            metadata[ORIGINAL_TIME] = instant(at)
+        else:
+            event["timestamp"] = instant(at)
+        event["metadata"] = metadata
+        return Outgoing(msgspec.json.encode(event), trimmed)
+
+
+def pack(events: Sequence[Accepted]) -> bytes:
+    """Accepted events as one byte string, as they cross between workers."""
+    return _PACK.encode(events)
+
+
+def unpack(packed: bytes) -> list[Accepted]:
+    """The inverse of `pack`."""
+    return _UNPACK.decode(packed)
+
+
+def fields_of(payload: bytes) -> Fields:
+    """Name and properties of an event that was accepted, so is known to have them."""
+    event = _MEMBERS.decode(payload)
+    cloud = "specversion" in event
+    name, properties = ("type", data_of(event)) if cloud else ("event_name", event.get("metadata", _NO_DATA))
+    return Fields(value_of(event[name]), properties if bytes(properties) != b"null" else _NO_DATA)
+
+
+def instant(at: int) -> str:
+    """Microseconds since the epoch as RFC 3339, UTC, with `Z`."""
+    return f"{(_EPOCH + timedelta(microseconds=at)).isoformat(timespec='microseconds')}Z"
+
+
+def sendable(value: int | Decimal) -> int | float | None:
+    """The number as JSON gives it to the platform, or None where it would not arrive exactly.
+
+    A decimal is exact if the shortest text of its double is the same number, which holds up to 15 digits.
+    """
+    if isinstance(value, int):
+        return value if INT_MIN <= value <= INT_MAX else None
+    if not value.is_finite() or value.adjusted() > 300:
+        return None
+    number = float(value)
+    return number if Decimal(repr(number)) == value else None
+
+
+def batches(sizes: Sequence[int], events_max: int = EVENTS_MAX, bytes_max: int = BYTES_MAX) -> list[slice]:
+    """Parts of a row of events of these sizes in bytes, none with too many or, but for a single one, too large."""
+    parts: list[slice] = []
+    start, total = 0, ENVELOPE_BYTES
+    for place, size in enumerate(sizes):
+        if place > start and (place - start == events_max or total + size + 1 > bytes_max):
+            parts.append(slice(start, place))
+            start, total = place, ENVELOPE_BYTES
+        total += size + 1
+    return [*parts, slice(start, len(sizes))] if sizes else []
+
+
+def _metadata(
+    properties: msgspec.Raw, needed: frozenset[str], texts: frozenset[str]
+) -> tuple[dict[str, Any] | Refusal, int]:
+    """The properties that are sent, those that meters read before all others; how many are not.
+
+    Of `texts` those that are numbers are sent as numbers: our meters read them, the provider's would not.
+    """
+    members = _MEMBERS.decode(properties)
+    # Stable, so that the others keep their order.
+    ordered = sorted(members, key=lambda key: key not in needed)
+    metadata: dict[str, Any] = {}
+    for key in ordered:
+        value = _sent(key, members[key], as_number=key in texts)
+        if not isinstance(value, Refusal) and len(metadata) == PAIRS_MAX:
+            value = Refusal("too_many_properties", f"needs {PAIRS_MAX} properties at most that meters read")
+        if not isinstance(value, Refusal):
+            metadata[key] = value
+        elif key in needed and value.reason != "not_scalar":
+            return value, 0
+    return metadata, len(members) - len(metadata)
+
+
+def _sent(key: str, raw: msgspec.Raw, *, as_number: bool = False) -> str | int | float | bool | Refusal:
+    """A property as it is sent. Neither null nor a list nor an object is a value to any meter, here or there."""
+    if bytes(raw)[:1] in (b"{", b"[", b"n"):
+        return Refusal("not_scalar", f"{key}: needs a text, a number or a boolean")
+    if not 0 < len(key) <= KEY_MAX:
+        return Refusal("key_too_long", f"{key[:40]}…: needs 1 to {KEY_MAX} characters, got {len(key)}")
+    value = number_of(value_of(raw)) if as_number else value_of(raw)
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        if len(value) <= VALUE_MAX:
+            return value
+        return Refusal("value_too_long", f"{key}: needs {VALUE_MAX} characters at most, got {len(value)}")
+    number = sendable(value)
+    if number is None:
+        return Refusal(
+            "number_not_exact", f"{key}: {str(value)[:40]} fits neither 64 bits nor a double exactly"
+        )
+    return number
+
+
+def _make_room(metadata: dict[str, Any], needed: Mapping[str, Any] | frozenset[str]) -> int:
+    """Drops the last property that nobody reads where there is no place for another; how many it dropped."""
+    if ORIGINAL_TIME in metadata or len(metadata) < PAIRS_MAX:
+        return 0
+    del metadata[next(key for key in reversed(metadata) if key not in needed)]
+    return 1

@@ -1,0 +1,294 @@
+"""Totals per key and window, in flat columns, changed a batch at a time.
+
+A key is a row number that the shard gives to each pair of customer and meter. A batch is sorted once by key
+and event time and folded into runs: neighbours of one key, hour and period. Hours, days and periods all grow
+with time, so each of their windows is a few neighbouring runs, and what is left to do per window works on runs
+instead of readings.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tidegate.operators.columns.hash_table import Table, Words
+from tidegate.operators.columns.quantity import HI_MAX, LIMBS, UNIT, carry, joined, may_overflow, split_total
+from tidegate.operators.events.chunk import Ints
+from tidegate.operators.model.aggregates import ADD, LAST, MAX
+from tidegate.operators.model.periods import SECOND
+from tidegate.operators.model.records import Window
+
+HOUR_WINDOW, DAY_WINDOW, PERIOD_WINDOW = 0, 1, 2
+WINDOW_NAMES: tuple[Window, ...] = ("hour", "day", "period")
+
+UNSAVED, UNSENT = np.uint8(1), np.uint8(2)
+
+# Limbs beside `hi` and wider counts are added to a table once a row needs them.
+COLUMNS = {
+    "hi": np.int64,
+    "events": np.uint32,
+    "late": np.uint32,
+    "corrected": np.uint32,
+    "as_of": np.int64,
+    "dirty": np.uint8,
+}
+PERIOD_COLUMNS = {**COLUMNS, "end": np.int64, "next_up": np.int64}
+
+_KEY, _START = 34, 0xFFFFFFFF
+KEYS_MAX = 1 << 30
+_COUNT_MAX = 0xFFFFFFFF
+
+Flags = NDArray[np.bool_]
+Limbs = dict[str, Ints]
+"""Quantities as columns by limb, those that are in use, from the most significant one."""
+
+
+class Batch(NamedTuple):
+    """Readings as columns, in order of arrival. `fold` is ADD, MAX or LAST; `mid` and `lo` may be None."""
+
+    key: Ints
+    at: Ints
+    fold: Ints
+    hi: Ints
+    mid: Ints | None
+    lo: Ints | None
+    late: Flags
+    corrected: Flags
+
+    def limbs(self) -> Limbs:
+        """The quantities, with as many limbs as are in use."""
+        if self.mid is None:
+            return {"hi": self.hi}
+        limbs = {"hi": self.hi, "mid": self.mid}
+        return limbs if self.lo is None else {**limbs, "lo": self.lo}
+
+
+class Runs(NamedTuple):
+    """A batch folded into runs. `limbs` has the quantities per kind of window, since `unique` counts differ.
+
+    Run i holds the readings `order[cuts[i]:cuts[i + 1]]` of the batch, by event time; `cuts` has one more entry
+    than there are runs. `first` is each run's first reading in the batch.
+    """
+
+    order: Ints
+    cuts: Ints
+    first: Ints
+    key: Ints
+    fold: Ints
+    limbs: list[Limbs]
+    last_at: Ints
+    late: Ints | None
+    corrected: Ints | None
+
+
+class Adjusted(NamedTuple):
+    """The adjustments of one window: how many times, and their sum times 10²⁴."""
+
+    times: int
+    amount: int
+
+
+class Touched(NamedTuple):
+    """Rows that a batch changed, one per window, and what stood there before.
+
+    The readings of row i are `order[starts[i]:starts[i + 1]]` of the batch. `limbs` are those in use before.
+    """
+
+    rows: Ints
+    new: Flags
+    first: Ints
+    order: Ints
+    starts: Ints
+    limbs: Limbs
+    as_of: Ints
+    corrected: Ints
+
+
+def window_key(key: Ints, window: int, start: Ints) -> Words:
+    """One 64-bit word for key, kind of window and start: 30 bits, 2 bits, 32 bits of seconds since 1970."""
+    packed = (key << _KEY) | (window << 32) | (start // SECOND)
+    return packed.view(np.uint64)
+
+
+def key_of(words: Words) -> Ints:
+    """The key of each word."""
+    return (words >> np.uint64(_KEY)).astype(np.int64)
+
+
+def unpacked(word: int) -> tuple[int, int]:
+    """The key and the start (µs since the epoch) of one word."""
+    return word >> _KEY, (word & _START) * SECOND
+
+
+def place_of(words: Words, number: Ints) -> Words:
+    """The words with another number in place of the key, such as the customer's: equal for all meters of one window."""
+    return (words & np.uint64((1 << _KEY) - 1)) | (number.astype(np.uint64) << np.uint64(_KEY))
+
+
+def window_of(words: Words) -> Ints:
+    """The kind of window of each word."""
+    return ((words >> np.uint64(32)) & np.uint64(3)).astype(np.int64)
+
+
+def start_of(words: Words) -> Ints:
+    """The start of each word's window, µs since the epoch."""
+    return (words & np.uint64(_START)).astype(np.int64) * SECOND
+
+
+def runs_of(batch: Batch, hour: Ints, period: Ints, his: list[Ints] | None) -> Runs:
+    """Folds a batch. `hour` and `period` are each reading's windows, `his` its `hi` per kind of window."""
+    order = np.lexsort((batch.at, batch.key))
+    key, hour, period = batch.key[order], hour[order], period[order]
+    changes = (key[1:] != key[:-1]) | (hour[1:] != hour[:-1]) | (period[1:] != period[:-1])
+    starts = np.concatenate(([0], np.flatnonzero(changes) + 1))
+    fold = batch.fold[order]
+    limbs = {name: limb[order] for name, limb in batch.limbs().items()}
+    split = _split if may_overflow(batch.hi) else _as_is
+    if his is None:
+        folded = [_folded(split(limbs, fold), fold, starts)] * 3
+    else:
+        folded = [_folded(split({**limbs, "hi": hi[order]}, fold), fold, starts) for hi in his]
+    cuts = np.append(starts, len(order))
+    return Runs(
+        order=order,
+        cuts=cuts,
+        first=order[starts],
+        key=key[starts],
+        fold=fold[starts],
+        limbs=folded,
+        last_at=batch.at[order[cuts[1:] - 1]],
+        late=_counted(batch.late, order, starts),
+        corrected=_counted(batch.corrected, order, starts),
+    )
+
+
+def add(table: Table, runs: Runs, windows: list[tuple[int, Ints]]) -> Touched:
+    """Adds runs to their windows. `windows` are kinds of window with the start of each run's window."""
+    words = [window_key(runs.key, window, start) for window, start in windows]
+    firsts = [np.concatenate(([0], np.flatnonzero(word[1:] != word[:-1]) + 1)) for word in words]
+    folded = [
+        _folded(runs.limbs[window], runs.fold, first)
+        for (window, _), first in zip(windows, firsts, strict=True)
+    ]
+    limbs = {name: np.concatenate([part[name] for part in folded]) for name in folded[0]}
+    ends = np.concatenate([np.append(first[1:], len(runs.key)) for first in firsts])
+    first = np.concatenate(firsts)
+    rows, new = table.claim(np.concatenate([word[at] for word, at in zip(words, firsts, strict=True)]))
+
+    columns = table.columns
+    before = _limbs_at(table, rows)
+    as_of, corrected = columns["as_of"][rows], columns["corrected"][rows].astype(np.int64)
+    last_at = runs.last_at[ends - 1]
+    _put(table, rows, _merged(before, limbs, runs.fold[first], last_at >= as_of))
+    _count(table, "events", rows, runs.cuts[ends] - runs.cuts[first])
+    for name, counts in (("late", runs.late), ("corrected", runs.corrected)):
+        if counts is not None:
+            so_far = np.concatenate(([0], np.cumsum(counts)))
+            _count(table, name, rows, so_far[ends] - so_far[first])
+    columns["as_of"][rows] = np.maximum(as_of, last_at)
+    columns["dirty"][rows] = UNSAVED | UNSENT
+    starts = np.append(runs.cuts[first], len(runs.order))
+    return Touched(rows, new, runs.first[first], runs.order, starts, before, as_of, corrected)
+
+
+def total_at(table: Table, word: Words) -> int:
+    """The total of one window times 10²⁴, 0 where there is none."""
+    (row,) = table.find(word)
+    return 0 if row < 0 else joined(**{name: int(limb[0]) for name, limb in _limbs_at(table, [row]).items()})
+
+
+def add_amount(table: Table, word: Words, amount: int) -> tuple[int, bool]:
+    """Add an amount, times 10²⁴ and perhaps negative, to one window that adds up. Its row, and whether it is new."""
+    total = total_at(table, word) + amount
+    rows, new = table.claim(word)
+    _put(table, rows, {name: np.array([limb]) for name, limb in split_total(total).items() if limb})
+    table.columns["dirty"][rows] = UNSAVED | UNSENT
+    return int(rows[0]), bool(new[0])
+
+
+def normalize(table: Table) -> None:
+    """Move what is too large for `hi` into `top`, in rows of a version that let `hi` grow further."""
+    rows = np.flatnonzero(table.columns["hi"][: len(table)] >= HI_MAX)
+    if len(rows):
+        limbs = _limbs_at(table, rows)
+        carry(limbs)
+        _put(table, rows, limbs)
+
+
+def _limbs_at(table: Table, rows: Ints | list[int]) -> Limbs:
+    return {name: table.columns[name][rows] for name in LIMBS if name in table.columns}
+
+
+def _put(table: Table, rows: Ints, limbs: Limbs) -> None:
+    """Set the quantities of rows; limbs that are not given are 0."""
+    columns = table.columns
+    for name in LIMBS:
+        if name in limbs and name not in columns:
+            table.add_column(name, np.int64)
+        if name in columns:
+            columns[name][rows] = limbs.get(name, 0)
+
+
+def _count(table: Table, name: str, rows: Ints, more: Ints) -> None:
+    """Add to a column of counts, which is made wider once one outgrows it."""
+    counts = table.columns[name][rows] + more
+    if table.columns[name].dtype == np.uint32 and counts.max() > _COUNT_MAX:
+        table.columns[name] = table.columns[name].astype(np.int64)
+    table.columns[name][rows] = counts
+
+
+def _counted(flags: Flags, order: Ints, starts: Ints) -> Ints | None:
+    return np.add.reduceat(flags[order].astype(np.int64), starts) if flags.any() else None
+
+
+def _as_is(limbs: Limbs, fold: Ints) -> Limbs:
+    return limbs
+
+
+def _split(limbs: Limbs, fold: Ints) -> Limbs:
+    """The same quantities with parts of `hi` small enough to be added up any number of times."""
+    top = np.where(fold == ADD, limbs["hi"] // UNIT, 0)
+    return {"top": top, **limbs, "hi": limbs["hi"] - top * UNIT}
+
+
+def _folded(limbs: Limbs, fold: Ints, starts: Ints) -> Limbs:
+    """Fold neighbours, from each start to the next, into one by their kind of fold. Sums are not carried."""
+    if len(starts) == len(fold):
+        return limbs
+    folded = {name: np.add.reduceat(limb, starts) for name, limb in limbs.items()}
+    kinds = fold[starts]
+    if not kinds.any():
+        return folded
+    ends = np.append(starts[1:], len(fold))
+    last = np.flatnonzero(kinds == LAST)
+    for name, limb in limbs.items():
+        folded[name][last] = limb[ends[last] - 1]
+    greatest = np.flatnonzero(kinds == MAX)
+    if not len(greatest):
+        return folded
+    if any(total[greatest].any() for name, total in folded.items() if name != "hi"):
+        for i in greatest.tolist():
+            values = zip(*(limb[starts[i] : ends[i]].tolist() for limb in limbs.values()), strict=True)
+            for total, part in zip(folded.values(), max(values), strict=True):
+                total[i] = part
+    else:
+        folded["hi"][greatest] = np.maximum.reduceat(limbs["hi"], starts)[greatest]
+    return folded
+
+
+def _merged(before: Limbs, limbs: Limbs, fold: Ints, newer: Flags) -> Limbs:
+    """Merge totals as they stood with what came, by their kind of fold."""
+    nothing = np.zeros(len(fold), np.int64)
+    names = [name for name in LIMBS if name in before or name in limbs]
+    pairs = [(before.get(name, nothing), limbs.get(name, nothing)) for name in names]
+    totals = {name: old + limb for name, (old, limb) in zip(names, pairs, strict=True)}
+    if fold.any():
+        # From the last limb to the first, so that the highest one decides.
+        greater = np.zeros(len(fold), np.bool_)
+        for old, limb in reversed(pairs):
+            greater = (limb > old) | ((limb == old) & greater)
+        taken = np.where(fold == MAX, greater, newer)
+        for total, (old, limb) in zip(totals.values(), pairs, strict=True):
+            total[fold != ADD] = np.where(taken, limb, old)[fold != ADD]
+    carry(totals)
+    return totals

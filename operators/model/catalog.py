@@ -1,0 +1,209 @@
+"""The catalog: meters, plans, caps, periods and customers, as values.
+
+`settings/catalog/file.py` reads it from YAML; the flow, the gate and the reports ask it here. Nothing in it
+changes after it is built, so any two readers that hold the same catalog decide alike.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Literal
+
+from tidegate.operators.model.periods import Calendar, Policy
+
+Kind = Literal["count", "sum", "max", "last", "unique"]
+OnCap = Literal["block", "allow", "warn"]
+Numbers = Literal["strict", "text"]
+OnUnmetered = Literal["count", "dead_letter"]
+Fail = Literal["open", "closed"]
+Operator = Literal[
+    "equals",
+    "not_equals",
+    "greater_than",
+    "greater_than_or_equals",
+    "less_than",
+    "less_than_or_equals",
+    "contains",
+    "does_not_contain",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One comparison of an event's property with a constant."""
+
+    key: str
+    operator: Operator
+    value: str | int | Decimal | bool
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Conditions and nested filters under one conjunction; at most three levels, ten clauses each."""
+
+    conjunction: Literal["and", "or"]
+    clauses: tuple["Condition | Filter", ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Meter:
+    """What is counted: the events of one name that pass the filter, under one aggregation.
+
+    `key` names the property that is aggregated; only `count` has none. `numbers` says whether a text that is a number
+    as JSON writes it is read as that number.
+    """
+
+    name: str
+    event_name: str
+    kind: Kind
+    key: str | None = None
+    filter: Filter | None = None
+    unit: str = ""
+    numbers: Numbers = "strict"
+
+
+def meter_clash(old: Meter, new: Meter) -> str | None:
+    """Why `new` can't go on with what `old`, of the same name, has counted; None where it can."""
+    if (old.kind, old.key) == (new.kind, new.key):
+        return None
+    counted = f"{old.kind} of {old.key!r}" if old.key is not None else old.kind
+    return (
+        f"meter {new.name!r}: its aggregation is fixed once it has counted, as {counted}; "
+        "give the new one another name"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """Overage up to `up_to` units past the included quantity (None: without end) costs `price` each."""
+
+    up_to: Decimal | None
+    price: Decimal
+
+
+@dataclass(frozen=True, slots=True)
+class Threshold:
+    """A level that is told: `percent` of the limit, or an `absolute` quantity. One of the two is set."""
+
+    percent: Decimal | None = None
+    absolute: Decimal | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """What a customer may use of one meter in one period, and what happens on the way there.
+
+    `max_lag` (µs) is how old totals may be before `fail` decides; None trusts totals of any age.
+    """
+
+    included: Decimal | None = None
+    cap: Decimal | None = None
+    on_cap: OnCap = "block"
+    grace_pct: Decimal = Decimal(0)
+    fail: Fail = "open"
+    shadow: bool = False
+    thresholds: tuple[Threshold, ...] = ()
+    hysteresis_pct: Decimal = Decimal(0)
+    tiers: tuple[Tier, ...] = ()
+    max_lag: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SpendCap:
+    """What a customer's overage of all meters may cost in one period, in the unit of the tiers' prices.
+
+    Without a cap it is not limited, whatever the plan says.
+    """
+
+    cap: Decimal | None = None
+    on_cap: OnCap = "block"
+    grace_pct: Decimal = Decimal(0)
+    fail: Fail = "open"
+    shadow: bool = False
+    max_lag: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The limits that customers share, per meter and of money, and the period they are billed by.
+
+    `billing_id` is the billing provider's product that the plan stands for.
+    """
+
+    name: str
+    period: Policy = field(default_factory=lambda: Calendar("month"))
+    zone: str | None = None
+    limits: Mapping[str, Limit] = field(default_factory=dict)
+    spend_cap: SpendCap | None = None
+    billing_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BilledBy:
+    """The provider's subscription that a customer's period is of, and its product."""
+
+    subscription: str
+    product: str
+
+
+@dataclass(frozen=True, slots=True)
+class Customer:
+    """A customer's plan and what differs from it. `limits` and `spend_cap` are whole, not patches: they replace."""
+
+    name: str
+    plan: str
+    zone: str | None = None
+    period: Policy | None = None
+    limits: Mapping[str, Limit] = field(default_factory=dict)
+    billing_id: str | None = None
+    spend_cap: SpendCap | None = None
+    billed_by: BilledBy | None = None
+
+
+NO_PLAN = Plan("")
+NO_LIMIT = Limit()
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """Everything that may be chosen about metering, validated as a whole.
+
+    `meters` keep the file's order. A customer who is not named has the default plan; without one, the
+    customer is metered by calendar month in UTC and has no limits. `on_unmetered` says what becomes of an event that
+    no meter reads: it is accepted and counted, or it is a dead letter.
+    """
+
+    meters: tuple[Meter, ...] = ()
+    plans: Mapping[str, Plan] = field(default_factory=dict)
+    customers: Mapping[str, Customer] = field(default_factory=dict)
+    default_plan: str | None = None
+    on_unmetered: OnUnmetered = "count"
+
+    def plan_of(self, customer: str) -> Plan:
+        """The customer's plan; the default one, or one without limits, for a stranger."""
+        known = self.customers.get(customer)
+        name = known.plan if known else self.default_plan
+        return NO_PLAN if name is None else self.plans[name]
+
+    def zone_of(self, customer: str) -> str:
+        """The IANA zone of the customer's days and periods: the customer's, else the plan's, else UTC."""
+        known = self.customers.get(customer)
+        return (known and known.zone) or self.plan_of(customer).zone or "UTC"
+
+    def period_of(self, customer: str) -> Policy:
+        """What the customer is billed by."""
+        known = self.customers.get(customer)
+        return (known and known.period) or self.plan_of(customer).period
+
+    def limit_of(self, customer: str, meter: str) -> Limit:
+        """The limit that holds for a customer and meter; `NO_LIMIT` where none is set."""
+        known = self.customers.get(customer)
+        if known and meter in known.limits:
+            return known.limits[meter]
+        return self.plan_of(customer).limits.get(meter, NO_LIMIT)
+
+    def spend_cap_of(self, customer: str) -> SpendCap | None:
+        """What the customer's overage may cost, None where that is not limited."""
+        known = self.customers.get(customer)
+        found = (known and known.spend_cap) or self.plan_of(customer).spend_cap
+        return found if found and found.cap is not None else None

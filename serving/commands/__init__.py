@@ -1,1 +1,0 @@
-"""The commands of `tidegate` that have modules of their own; serving/cli.py puts them together."""

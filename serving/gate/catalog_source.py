@@ -1,0 +1,81 @@
+"""The catalog that a gate decides by: the store's newest version, else the one it was given."""
+
+from collections.abc import Callable
+from threading import Event, Lock, Thread
+
+from tidegate.operators.gate.customer_limits import Bounds
+from tidegate.operators.model.catalog import Catalog
+from tidegate.operators.model.ports import Holds, StoreError
+from tidegate.serving.gate.tally import LOG
+from tidegate.settings.catalog.file import CatalogError, parse_catalog
+
+UNKNOWN = -1
+
+
+class Catalogs:
+    """Follows the store's newest version. A version is read on a thread of its own, as it may be large.
+
+    `bounds` is what decisions go by, None as long as no catalog is known. `problem` says why the newest version is
+    not it, else it is empty. `changed` is called after each change of `bounds`.
+    """
+
+    def __init__(self, store: Holds, given: Catalog | None, changed: Callable[[], None]) -> None:
+        self._store = store
+        self._changed = changed
+        self._given = Bounds(given, 0) if given is not None else None
+        self._lock = Lock()
+        self._loading: Event | None = None
+        self._lives = 0
+        self._number = UNKNOWN if given is None else 0
+        self.bounds = self._given
+        self.problem = ""
+
+    def follow(self, number: int, patience: float) -> None:
+        """Makes the newest version the current one, if its `number` says that it is not; waits so many seconds."""
+        if number == self._number:
+            return
+        with self._lock:
+            done = self._loading
+            if done is None:
+                done = self._loading = Event()
+                Thread(target=self._load, args=(number, done), name="tidegate-catalog", daemon=True).start()
+        done.wait(patience)
+
+    def forget(self) -> None:
+        """The store may be another one now, and its numbers say nothing of those before."""
+        self._lives += 1
+        self._number = UNKNOWN
+
+    def _load(self, number: int, done: Event) -> None:
+        lives = self._lives
+        try:
+            self._take(number)
+        except Exception as error:
+            # Whatever it was, the old catalog goes on; unless its text is wrong, the next to ask tries again.
+            why = error.problems[0] if isinstance(error, CatalogError) else error
+            problem = f"the newest catalog cannot be used: {why}"
+            if problem != self.problem:
+                LOG.warning(problem)
+            self.problem = problem
+            if isinstance(error, StoreError):
+                self._number = UNKNOWN
+        finally:
+            with self._lock:
+                self._loading = None
+                if lives != self._lives:
+                    self._number = UNKNOWN
+            done.set()
+
+    def _take(self, number: int) -> None:
+        version = self._store.catalog() if number else None
+        self._number = version.number if version else 0
+        if version is not None:
+            bounds = Bounds(
+                parse_catalog(version.text, f"catalog {version.number}", is_applied=True), version.number
+            )
+        elif self._given is not None:
+            bounds = self._given
+        else:
+            raise LookupError("there is none in the store; apply one, or give the gate one")
+        self.bounds, self.problem = bounds, ""
+        self._changed()

@@ -1,0 +1,249 @@
+"""All customers at a glance: who sends most, who is near a limit, how fast, and how it stands with the books.
+
+It is brought up to date when somebody looks, at most once a second, from the store's feed: what has not changed is not
+read again. Of each customer a row is kept, of the newest period that has begun; of CUSTOMERS_MAX of them.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import timedelta
+from decimal import Decimal
+from heapq import nlargest
+from itertools import groupby
+from typing import Final, NamedTuple
+
+from tidegate.operators.model.catalog import Catalog
+from tidegate.operators.model.ports import StoredTotal, StoreReader
+from tidegate.operators.model.records import Total
+from tidegate.serving.gate.freshness import Freshness
+from tidegate.serving.http.readers.dead_letter_counts import Letters
+from tidegate.serving.http.readers.outbox_status import outbox_of
+from tidegate.serving.http.readers.processes import Processes
+from tidegate.serving.http.readers.store_executor import Desk
+from tidegate.serving.http.readers.store_follower import Live
+from tidegate.serving.http.readers.unmetered import read_unmetered
+from tidegate.serving.http.readers.usage import LEVELS, period
+from tidegate.serving.http.schemas import FlowBody, OverviewBody, ProcessBody, Standing, UnmeteredBody, exact
+from tidegate.serving.http.serialization import bodies, flow_body, maybe, when
+from tidegate.serving.views.balance import summed, unbalanced
+from tidegate.serving.views.formatting import US, instant
+from tidegate.serving.views.limit_status import Level, bill, worst
+from tidegate.settings.serving import ServingSettings
+
+CUSTOMERS_MAX: Final = 200_000
+SHOWN: Final = 20
+NOTES_SHOWN: Final = 20
+CAUSES_SHOWN: Final = 20
+EVERY_S: Final = 1.0
+RATE_OVER_US: Final = 10 * US
+
+
+class Row(NamedTuple):
+    """A customer as of `at` (µs). `events` are those in the present period.
+
+    `marks` are two earlier readings, times and events, the first about RATE_OVER_US ago: the rate is from there on.
+    """
+
+    customer: str
+    plan: str
+    meter: str
+    total: Decimal
+    share: Decimal | None
+    level: Level
+    words: str
+    events: int
+    bill: Decimal
+    at: int
+    marks: tuple[tuple[int, int], tuple[int, int]]
+
+
+class Board:
+    """One reader's: each `refresh` reads what has changed since the one before. One thread at a time."""
+
+    def __init__(
+        self,
+        settings: ServingSettings,
+        clock: Callable[[], int],
+        decided: Callable[[], dict[str, int]] = dict,
+    ) -> None:
+        """`decided` are a gate's counters."""
+        self._settings, self._clock, self._decided = settings, clock, decided
+        self._letters = Letters(settings)
+        self._rows: dict[str, Row] = {}
+        self._seq, self._number = 0, -1
+        self._moments: deque[tuple[int, int]] = deque()
+        self._as_of = self._written_at = self._wrote_at = 0
+        self._unmetered: list[UnmeteredBody] = []
+        self._freshness = Freshness(clock)
+
+    def refresh(
+        self, reader: StoreReader, number: int, catalog: Catalog, processes: Sequence[ProcessBody] = ()
+    ) -> OverviewBody:
+        """As of now, under this catalog."""
+        now = self._clock()
+        changes = reader.changes(self._seq)
+        if changes.complete and number == self._number and self._seq:
+            for customer in changes.customers:
+                if customer:
+                    self._take(catalog, customer, reader.read(customer, now), now)
+        else:
+            for customer, stored in groupby(reader.totals(), lambda one: one.total.customer):
+                self._take(catalog, customer, stored, now)
+        # Notes that are nobody's announce themselves under the empty name.
+        if not changes.complete or "" in changes.customers or not self._seq:
+            self._unmetered = read_unmetered(reader, None, CAUSES_SHOWN)
+        self._seq, self._number = changes.seq, number
+        sums = summed(reader.counters())
+        flow = self._flow(reader)
+        rate = self._rate(now, sums["events"])
+        rows = self._rows.values()
+        top = nlargest(SHOWN, rows, key=lambda row: (_rate_now(row, now), row.events))
+        near = nlargest(SHOWN, rows, key=lambda row: (row.level, row.share or Decimal(0)))
+        return OverviewBody(
+            instant(now),
+            number,
+            len(self._rows),
+            rate,
+            sums,
+            not unbalanced(sums),
+            self._unmetered,
+            when(self._as_of or None),
+            when(self._wrote_at or None),
+            max(self._written_at - self._as_of, 0) / US if self._as_of else None,
+            flow,
+            [_standing(row, now) for row in top],
+            [_standing(row, now) for row in near if row.level > Level.FREE or row.share],
+            bodies(reader.notes("alert", None, NOTES_SHOWN)),
+            bodies(reader.notes("drift", None, NOTES_SHOWN)),
+            outbox_of(self._settings, now),
+            self._letters.counts(),
+            self._decided(),
+            next(iter(bodies(reader.notes("reconciliation", None, 1))), None),
+            list(processes),
+        )
+
+    def _flow(self, reader: StoreReader) -> FlowBody:
+        """Return how the flow is doing, by the heartbeats in the store."""
+        now = time.monotonic()
+        self._freshness.take(reader.heartbeats(), now)
+        most = self._settings.max_lag // timedelta(microseconds=1)
+        return flow_body(self._freshness.state(now, most))
+
+    def _take(self, catalog: Catalog, customer: str, stored: Iterable[StoredTotal], now: int) -> None:
+        before = self._rows.get(customer)
+        if before is None and len(self._rows) >= CUSTOMERS_MAX:
+            return
+        start, _ = period(catalog, customer, now)
+        current = {}
+        for one in stored:
+            self._wrote_at = max(self._wrote_at, one.written_at)
+            if one.total.as_of >= self._as_of:
+                self._as_of, self._written_at = one.total.as_of, one.written_at
+            if one.total.window == "period" and one.total.start == start:
+                current[one.total.meter] = one.total
+        totals = {meter: Decimal(total.total) for meter, total in current.items()}
+        events = _events(catalog, current)
+
+        def total_of(_: str, meter: str) -> Decimal:
+            return totals.get(meter, Decimal(0))
+
+        stands = worst(catalog, customer, total_of)
+        self._rows[customer] = Row(
+            customer,
+            catalog.plan_of(customer).name,
+            stands.meter,
+            stands.total,
+            stands.share,
+            stands.level,
+            stands.words,
+            events,
+            bill(catalog, customer, total_of),
+            now,
+            _marks(before, now, events),
+        )
+
+    def _rate(self, now: int, events: int) -> float:
+        """Events per second over the last ten seconds or so."""
+        moments = self._moments
+        moments.append((now, events))
+        while len(moments) > 2 and moments[1][0] <= now - RATE_OVER_US:
+            moments.popleft()
+        (first_at, first), (last_at, last) = moments[0], moments[-1]
+        return round((last - first) * US / (last_at - first_at), 1) if last_at > first_at else 0.0
+
+
+def _events(catalog: Catalog, current: Mapping[str, Total]) -> int:
+    """How many events these totals are of: one that feeds several meters is one, as far as the totals can tell."""
+    most: dict[str, int] = {}
+    for meter in catalog.meters:
+        if meter.name in current:
+            most[meter.event_name] = max(most.get(meter.event_name, 0), current[meter.name].events)
+    return sum(most.values())
+
+
+def _marks(before: Row | None, now: int, events: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The readings to count from; the second takes the first's place when that has grown old."""
+    if before is None or events < before.events:
+        return (now, events), (now, events)
+    first, second = before.marks
+    if now - second[0] < RATE_OVER_US / 2:
+        return first, second
+    return (second if now - first[0] >= RATE_OVER_US else first), (before.at, before.events)
+
+
+class SharedBoard:
+    """A board for one event loop, read on a desk's thread, for everybody who looks."""
+
+    def __init__(
+        self,
+        settings: ServingSettings,
+        live: Live,
+        clock: Callable[[], int],
+        monotonic: Callable[[], float],
+        decided: Callable[[], dict[str, int]],
+    ) -> None:
+        self._live, self._monotonic = live, monotonic
+        self._board = Board(settings, clock, decided)
+        self._processes = Processes(settings, monotonic)
+        self._desk: Desk[StoreReader] = Desk("board", settings.store.open_reader)
+        self._lock = asyncio.Lock()
+        self._told: OverviewBody | None = None
+        self._told_at = float("-inf")
+
+    async def overview(self) -> OverviewBody:
+        """As of a second ago at most. A Problem of status 503 where the store does not answer."""
+        async with self._lock:
+            if self._told is None or self._monotonic() - self._told_at >= EVERY_S:
+                number, catalog = self._live.number, self._live.catalog
+                processes = await self._processes.states()
+                self._told = await self._desk.ask(
+                    lambda reader: self._board.refresh(reader, number, catalog, processes)
+                )
+                self._told_at = self._monotonic()
+            return self._told
+
+    def close(self) -> None:
+        self._desk.close()
+
+
+def _rate_now(row: Row, now: int) -> float:
+    """Events per second. A row that no longer changes has come to rest."""
+    at, events = row.marks[0]
+    return (row.events - events) * US / (now - at) if now > at and now - row.at < RATE_OVER_US else 0.0
+
+
+def _standing(row: Row, now: int) -> Standing:
+    return Standing(
+        row.customer,
+        row.plan,
+        row.meter,
+        exact(row.total),
+        maybe(row.share),
+        LEVELS[row.level],
+        row.words,
+        row.events,
+        round(_rate_now(row, now), 1),
+        exact(row.bill),
+    )

@@ -1,0 +1,19 @@
+"""The simulator as an ASGI application: the API, and the control plane under its prefix."""
+
+import httpx
+from starlette.applications import Starlette
+
+from simulator import api
+from simulator.http.gateway import Gateway
+from simulator.routes import control
+from simulator.routes.webhook_deliveries import Sender
+from simulator.state.platform import Platform
+
+
+def build(platform: Platform, receivers: httpx.AsyncBaseTransport | None = None) -> tuple[Starlette, Sender]:
+    """An application for a server, or for `inprocess.AppTransport`, and what sends its webhooks.
+
+    `receivers` takes them where they are not to go over a socket.
+    """
+    gateway, sender = Gateway(platform), Sender(platform, receivers)
+    return Starlette(routes=[*control.routes(gateway, sender), *api.routes(gateway)]), sender

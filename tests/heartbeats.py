@@ -1,6 +1,0 @@
-"""Heartbeats for stores that no flow writes in a test."""
-
-from operators.freshness import Heartbeat
-
-ENDED = Heartbeat(0, 1, "0", 1, 1, {}, ended=True)
-"""Of a flow whose input has ended: the totals are as fresh as they will ever be."""
