@@ -43,6 +43,7 @@ from tidegate.operators.billing.provider import (
 )
 from tidegate.operators.columns.quantity import rounded, scaled
 from tidegate.operators.events.keys import shard_of
+from tidegate.operators.model.aggregates import fold_readings
 from tidegate.operators.model.catalog import Catalog
 from tidegate.operators.model.periods import MAX_AT, MIN_AT, Billing, exact_period_of
 from tidegate.operators.model.ports import StoredTotal, StoreReader
@@ -663,13 +664,7 @@ def _folded(meter: Matched, theirs: Span, listed: Sequence[There]) -> int:
     values = [
         (event.at, event.quantity) for event in listed if event.at in theirs and event.quantity is not None
     ]
-    match meter.kind:
-        case "max":
-            return max((value for _, value in values), default=0)
-        case "last":
-            return max(values)[1] if values else 0
-        case _:
-            return sum(value for _, value in values)
+    return fold_readings(meter.kind, values)
 
 
 def _mark(event: ListedEvent) -> bytes:

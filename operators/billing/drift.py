@@ -12,8 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from itertools import accumulate
 from typing import Literal, NamedTuple
 
-from tidegate.operators.model.aggregates import ADDITIVE
-from tidegate.operators.model.catalog import Kind
+from tidegate.operators.model.aggregates import ADDITIVE, AGGREGATES, Kind, fold_readings
 
 Cause = Literal[
     "in_flight",
@@ -102,7 +101,7 @@ def bracket(
             if (one.sent_at is None or one.sent_at > answered_at) and one.came_at <= answered_at - lag
         )
         return Bracket(low, max(after - unsent + sum(sent_lately), low))
-    if kind == "max":
+    if AGGREGATES[kind].fold == "greatest":
         # A greatest value that is not on its way has arrived; one that is may be all there is.
         arrived = all(one.quantity < before for one in flights)
         return Bracket(before if arrived else 0, max([after, *sent_lately]))
@@ -439,10 +438,10 @@ def _compare_extremes(sight: Sight, events: _Events, found: _Found) -> None:
     values = {there.id: there.quantity or 0 for there in sight.there}
     values |= {own.id: own.quantity or 0 for own in sight.own}
     # Below either side's greatest value nothing changes anything.
-    least = min(sight.total, sight.after) if sight.kind == "max" else -1
+    least = min(sight.total, sight.after) if AGGREGATES[sight.kind].fold == "greatest" else -1
     found.keep(lambda id: values[id] > least)
-    theirs = _extreme(sight.kind, [(e.at, e.quantity) for e in events.inside if e.quantity is not None])
-    ours = _extreme(sight.kind, [(e.at, e.quantity) for e in events.here if e.quantity is not None])
+    theirs = fold_readings(sight.kind, [(e.at, e.quantity) for e in events.inside if e.quantity is not None])
+    ours = fold_readings(sight.kind, [(e.at, e.quantity) for e in events.here if e.quantity is not None])
     if theirs != sight.total:
         found.add("skewed_there", theirs - sight.total, (), "its total is not what its events come to")
     if ours != sight.after and sight.ours.start >= sight.since:
@@ -451,9 +450,3 @@ def _compare_extremes(sight: Sight, events: _Events, found: _Found) -> None:
         found.add("in_flight", None, [event.id for event in events.flying])
     if not found:
         found.add("unexplained", sight.after - sight.total)
-
-
-def _extreme(kind: Kind, values: list[tuple[int, int]]) -> int:
-    if not values:
-        return 0
-    return max(value for _, value in values) if kind == "max" else max(values)[1]

@@ -17,8 +17,8 @@ from tidegate.operators.billing.rollup import SUFFIX
 from tidegate.operators.columns.quantity import rounded, scaled
 from tidegate.operators.events.filters import compile_filter, kind_of
 from tidegate.operators.events.readings import number_of
-from tidegate.operators.model.aggregates import ADDITIVE, AGGREGATES, AT_PROVIDER
-from tidegate.operators.model.catalog import Catalog, Condition, Filter, Kind, Meter
+from tidegate.operators.model.aggregates import ADDITIVE, AGGREGATES, AT_PROVIDER, Kind
+from tidegate.operators.model.catalog import Catalog, Condition, Filter, Meter
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 

@@ -10,8 +10,7 @@ from typing import Literal, NamedTuple
 
 from tidegate.operators.billing.drift import OF_ANOTHER, Cause, Finding, Own, Span
 from tidegate.operators.billing.outgoing import AGE_MAX, PERIOD_MARGIN
-from tidegate.operators.model.aggregates import ADDITIVE, ORDERED
-from tidegate.operators.model.catalog import Kind
+from tidegate.operators.model.aggregates import ADDITIVE, ORDERED, Kind
 
 Act = Literal["resend", "late", "rewrite", "adjust", "credit", "debit"]
 # Causes that our own total is to be set right for, as it differs from both sides' events.

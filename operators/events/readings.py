@@ -15,8 +15,8 @@ from tidegate.operators.columns.quantity import QUANTITY_MAX, limb_columns, limb
 from tidegate.operators.events.chunk import NO_READINGS, Ints, Readings, concatenated
 from tidegate.operators.events.filters import Columns, Predicate, compile_filter, keys_of, unique_digest
 from tidegate.operators.events.unmetered import NOTHING_UNREAD, Unread, is_number, reason_of
-from tidegate.operators.model.aggregates import AGGREGATES
-from tidegate.operators.model.catalog import Kind, Meter
+from tidegate.operators.model.aggregates import AGGREGATES, Kind
+from tidegate.operators.model.catalog import Meter
 from tidegate.operators.model.numbers import Far, read_number
 
 

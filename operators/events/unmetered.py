@@ -12,8 +12,8 @@ import numpy as np
 from msgspec import UNSET
 from numpy.typing import NDArray
 
-from tidegate.operators.model.aggregates import AGGREGATES
-from tidegate.operators.model.catalog import Kind, Meter
+from tidegate.operators.model.aggregates import AGGREGATES, Kind
+from tidegate.operators.model.catalog import Meter
 
 Ints = NDArray[np.int64]
 

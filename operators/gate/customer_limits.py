@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from tidegate.operators.columns.quantity import scaled
 from tidegate.operators.gate.caps import edge_of
-from tidegate.operators.model.aggregates import LEVELS
-from tidegate.operators.model.catalog import Catalog, Fail, Kind, Limit, SpendCap
+from tidegate.operators.model.aggregates import LEVELS, Kind
+from tidegate.operators.model.catalog import Catalog, Fail, Limit, SpendCap
 from tidegate.operators.model.periods import Policy, period_of
 from tidegate.operators.model.ports import Scope
 

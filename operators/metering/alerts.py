@@ -18,6 +18,9 @@ from tidegate.operators.events.chunk import Ints
 from tidegate.operators.metering.key_index import Roster
 from tidegate.operators.metering.thresholds import NEVER_NEXT, Change, Rules, State, alert_id, review, step
 from tidegate.operators.metering.windows import (
+    ADD,
+    GREATEST,
+    LEAST,
     Batch,
     Flags,
     Limbs,
@@ -26,7 +29,6 @@ from tidegate.operators.metering.windows import (
     start_of,
     unpacked,
 )
-from tidegate.operators.model.aggregates import ADD, LAST, MAX
 from tidegate.operators.model.records import Alert
 
 Held = list[tuple[str, int, int]]
@@ -50,7 +52,7 @@ class Watch:
             zip(np.unique(rules).tolist(), (r.next_up(r.fresh()) // SCALE for r in used), strict=True)
         )
         waits = np.array([first[number] for number in rules.tolist()], np.int64)
-        # The last reading may also fall, so a key of that kind with levels is always looked at.
+        # Totals that may fall are always looked at, where there are levels.
         falls = self._roster.falls[self._roster.key_meter.values[keys]]
         waits[falls & (waits < NEVER_NEXT)] = -1
         self._periods.columns["next_up"][rows] = waits
@@ -305,6 +307,8 @@ def _replayed(batch: Batch, touched: Touched, passed: _Passed) -> tuple[list[int
     else:
         total, values, unit = total // SCALE, limbs["hi"].tolist(), SCALE
     times = batch.at[readings].tolist()
+    if touched.new[i] and passed.fold == LEAST:
+        total = values[0]
     totals = list(_running(passed.fold, total, values, times, int(touched.as_of[i])))
     return readings.tolist(), times, totals, unit
 
@@ -313,8 +317,8 @@ def _running(fold: int, total: int, values: list[int], times: list[int], as_of: 
     """The total after each reading."""
     if fold == ADD:
         yield from islice(accumulate(values, initial=total), 1, None)
-    elif fold == MAX:
-        yield from islice(accumulate(values, max, initial=total), 1, None)
+    elif fold in (GREATEST, LEAST):
+        yield from islice(accumulate(values, max if fold == GREATEST else min, initial=total), 1, None)
     else:
         for value, at in zip(values, times, strict=True):
             if at >= as_of:
@@ -326,7 +330,7 @@ def _changes(
     fold: int, rules: Rules, state: State, totals: list[int], unit: int
 ) -> Iterator[tuple[int, Change]]:
     """Where the state moves, and how."""
-    if fold == LAST or len(totals) == 1:
+    if fold not in (ADD, GREATEST) or len(totals) == 1:
         for place, total in enumerate(totals):
             for change in step(rules, state, total * unit):
                 yield place, change

@@ -14,7 +14,7 @@ from tidegate.operators.columns.grouping import groups
 from tidegate.operators.events.chunk import Chunk, Ints
 from tidegate.operators.metering.thresholds import Rules, rules_of
 from tidegate.operators.metering.windows import KEYS_MAX
-from tidegate.operators.model.aggregates import AGGREGATES
+from tidegate.operators.model.aggregates import AGGREGATES, FOLD_CODES
 from tidegate.operators.model.catalog import Catalog, Meter, meter_clash
 from tidegate.operators.model.periods import MIN_AT, Buckets, Periods, Policy, buckets
 
@@ -107,8 +107,8 @@ class Roster:
                 place = UNCOUNTED
             numbers.append(place)
         self.numbers[number] = np.array(numbers, np.int64)
-        self.fold_of = np.array([AGGREGATES[meter.kind].fold for meter in self.meters], np.int64)
-        self.falls = np.array([AGGREGATES[meter.kind].is_ordered for meter in self.meters], np.bool_)
+        self.fold_of = np.array([FOLD_CODES[AGGREGATES[meter.kind].fold] for meter in self.meters], np.int64)
+        self.falls = np.array([AGGREGATES[meter.kind].may_fall for meter in self.meters], np.bool_)
         more = np.full((len(self.meters) - len(self._keys), self._keys.shape[1]), -1, np.int64)
         self._keys = np.concatenate((self._keys, more))
 

@@ -25,6 +25,7 @@ from tidegate.operators.metering.shard_state import ShardState
 from tidegate.operators.metering.totals import Totals, taken
 from tidegate.operators.metering.unmetered_rows import unmetered_alert
 from tidegate.operators.metering.windows import (
+    ADD,
     DAY_WINDOW,
     HOUR_WINDOW,
     PERIOD_WINDOW,
@@ -42,7 +43,6 @@ from tidegate.operators.metering.windows import (
     window_key,
 )
 from tidegate.operators.model.adjustments import FULL, USED_BEFORE, fault_of, fingerprint_of
-from tidegate.operators.model.aggregates import ADD
 from tidegate.operators.model.catalog import Catalog, Meter
 from tidegate.operators.model.periods import HOUR
 from tidegate.operators.model.ports import Adjustment, Settled, StreamMark

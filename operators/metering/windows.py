@@ -6,7 +6,8 @@ with time, so each of their windows is a few neighbouring runs, and what is left
 instead of readings.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from tidegate.operators.columns.hash_table import Table, Words
 from tidegate.operators.columns.quantity import HI_MAX, LIMBS, UNIT, carry, joined, may_overflow, split_total
 from tidegate.operators.events.chunk import Ints
-from tidegate.operators.model.aggregates import ADD, LAST, MAX
+from tidegate.operators.model.aggregates import FOLD_CODES
 from tidegate.operators.model.periods import SECOND
 from tidegate.operators.model.records import Window
 
@@ -38,13 +39,15 @@ _KEY, _START = 34, 0xFFFFFFFF
 KEYS_MAX = 1 << 30
 _COUNT_MAX = 0xFFFFFFFF
 
+ADD, GREATEST, LEAST, LATEST = (FOLD_CODES[fold] for fold in ("add", "greatest", "least", "latest"))
+
 Flags = NDArray[np.bool_]
 Limbs = dict[str, Ints]
 """Quantities as columns by limb, those that are in use, from the most significant one."""
 
 
 class Batch(NamedTuple):
-    """Readings as columns, in order of arrival. `fold` is ADD, MAX or LAST; `mid` and `lo` may be None."""
+    """Readings as columns, in order of arrival. `fold` is a code of FOLD_CODES; `mid` and `lo` may be None."""
 
     key: Ints
     at: Ints
@@ -179,7 +182,7 @@ def add(table: Table, runs: Runs, windows: list[tuple[int, Ints]]) -> Touched:
     before = _limbs_at(table, rows)
     as_of, corrected = columns["as_of"][rows], columns["corrected"][rows].astype(np.int64)
     last_at = runs.last_at[ends - 1]
-    _put(table, rows, _merged(before, limbs, runs.fold[first], last_at >= as_of))
+    _put(table, rows, _merged(before, limbs, runs.fold[first], last_at >= as_of, new))
     _count(table, "events", rows, runs.cuts[ends] - runs.cuts[first])
     for name, counts in (("late", runs.late), ("corrected", runs.corrected)):
         if counts is not None:
@@ -251,44 +254,51 @@ def _split(limbs: Limbs, fold: Ints) -> Limbs:
     return {"top": top, **limbs, "hi": limbs["hi"] - top * UNIT}
 
 
+_EXTREMES: Final[tuple[tuple[int, Callable[[Iterable[Any]], Any], Callable[[Ints, Ints], Ints]], ...]] = (
+    (GREATEST, max, np.maximum.reduceat),
+    (LEAST, min, np.minimum.reduceat),
+)
+
+
 def _folded(limbs: Limbs, fold: Ints, starts: Ints) -> Limbs:
     """Fold neighbours, from each start to the next, into one by their kind of fold. Sums are not carried."""
     if len(starts) == len(fold):
         return limbs
     folded = {name: np.add.reduceat(limb, starts) for name, limb in limbs.items()}
     kinds = fold[starts]
-    if not kinds.any():
+    if (kinds == ADD).all():
         return folded
     ends = np.append(starts[1:], len(fold))
-    last = np.flatnonzero(kinds == LAST)
+    latest = np.flatnonzero(kinds == LATEST)
     for name, limb in limbs.items():
-        folded[name][last] = limb[ends[last] - 1]
-    greatest = np.flatnonzero(kinds == MAX)
-    if not len(greatest):
-        return folded
-    if any(total[greatest].any() for name, total in folded.items() if name != "hi"):
-        for i in greatest.tolist():
-            values = zip(*(limb[starts[i] : ends[i]].tolist() for limb in limbs.values()), strict=True)
-            for total, part in zip(folded.values(), max(values), strict=True):
-                total[i] = part
-    else:
-        folded["hi"][greatest] = np.maximum.reduceat(limbs["hi"], starts)[greatest]
+        folded[name][latest] = limb[ends[latest] - 1]
+    for code, extreme, reduceat in _EXTREMES:
+        rows = np.flatnonzero(kinds == code)
+        if any(total[rows].any() for name, total in folded.items() if name != "hi"):
+            for i in rows.tolist():
+                values = zip(*(limb[starts[i] : ends[i]].tolist() for limb in limbs.values()), strict=True)
+                for total, part in zip(folded.values(), extreme(values), strict=True):
+                    total[i] = part
+        elif len(rows):
+            folded["hi"][rows] = reduceat(limbs["hi"], starts)[rows]
     return folded
 
 
-def _merged(before: Limbs, limbs: Limbs, fold: Ints, newer: Flags) -> Limbs:
-    """Merge totals as they stood with what came, by their kind of fold."""
+def _merged(before: Limbs, limbs: Limbs, fold: Ints, newer: Flags, new: Flags) -> Limbs:
+    """Merge totals as they stood with what came, by their fold; `new` marks those that stand for nothing yet."""
     nothing = np.zeros(len(fold), np.int64)
     names = [name for name in LIMBS if name in before or name in limbs]
     pairs = [(before.get(name, nothing), limbs.get(name, nothing)) for name in names]
     totals = {name: old + limb for name, (old, limb) in zip(names, pairs, strict=True)}
-    if fold.any():
+    replaced = fold != ADD
+    if replaced.any():
         # From the last limb to the first, so that the highest one decides.
-        greater = np.zeros(len(fold), np.bool_)
+        greater = less = np.zeros(len(fold), np.bool_)
         for old, limb in reversed(pairs):
             greater = (limb > old) | ((limb == old) & greater)
-        taken = np.where(fold == MAX, greater, newer)
+            less = (limb < old) | ((limb == old) & less)
+        taken = new | np.select([fold == GREATEST, fold == LEAST], [greater, less], newer)
         for total, (old, limb) in zip(totals.values(), pairs, strict=True):
-            total[fold != ADD] = np.where(taken, limb, old)[fold != ADD]
+            total[replaced] = np.where(taken, limb, old)[replaced]
     carry(totals)
     return totals

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Literal
 
+from tidegate.operators.model.aggregates import Kind
 from tidegate.operators.model.periods import Calendar, Policy
 
-Kind = Literal["count", "sum", "max", "last", "unique"]
 OnCap = Literal["block", "allow", "warn"]
 Numbers = Literal["strict", "text"]
 OnUnmetered = Literal["count", "dead_letter"]

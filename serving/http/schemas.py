@@ -13,6 +13,7 @@ from tidegate.operators.billing.statement import StatementLine
 from tidegate.operators.columns.quantity import QUANTITY_MAX
 from tidegate.operators.gate.decision import Why
 from tidegate.operators.gate.tokens import SECONDS_MAX, SECONDS_MIN
+from tidegate.operators.model.aggregates import Kind
 from tidegate.serving.http.routing import Nothing
 
 DECIMAL: Final = r"^((0|[1-9][0-9]{0,14})(\.[0-9]{1,24})?|1000000000000000)$"
@@ -255,11 +256,15 @@ class LimitBody(msgspec.Struct, frozen=True):
 
 
 class MeterUsage(msgspec.Struct, frozen=True):
-    """One meter in the period. `standing` says in words how the total stands to the limit."""
+    """One meter in the period. `standing` says in words how the total stands to the limit.
+
+    `adds_up` says that totals of parts of the period add up to it, so that a rate and the time to a cap mean something.
+    """
 
     meter: str
     unit: str
-    kind: Literal["count", "sum", "max", "last", "unique"]
+    kind: Kind
+    adds_up: bool
     total: Number
     events: int
     late: int

@@ -8,8 +8,8 @@ from typing import NamedTuple
 from tidegate.operators.columns.quantity import scaled
 from tidegate.operators.gate.caps import decide
 from tidegate.operators.gate.overage import EXACT, add_up, live_bill
-from tidegate.operators.model.aggregates import AGGREGATES
-from tidegate.operators.model.catalog import Catalog, Kind, Limit
+from tidegate.operators.model.aggregates import AGGREGATES, Kind
+from tidegate.operators.model.catalog import Catalog, Limit
 
 HUNDRED = Decimal(100)
 

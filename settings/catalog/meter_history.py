@@ -14,7 +14,8 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from tidegate.operators.model.catalog import Catalog, Kind, Meter, meter_clash
+from tidegate.operators.model.aggregates import Kind
+from tidegate.operators.model.catalog import Catalog, Meter, meter_clash
 from tidegate.operators.model.ports import ControlLog
 from tidegate.settings.catalog.file import CatalogError, Problem, parse_meters
 

@@ -8,8 +8,8 @@ from pydantic import Discriminator, Field, PlainValidator, Tag, ValidationInfo, 
 from pydantic_core import PydanticCustomError
 
 from tidegate.operators.events.filters import keys_of
-from tidegate.operators.model.aggregates import AGGREGATES
-from tidegate.operators.model.catalog import Condition, Filter, Kind, Meter, Numbers, Operator
+from tidegate.operators.model.aggregates import AGGREGATES, Kind
+from tidegate.operators.model.catalog import Condition, Filter, Meter, Numbers, Operator
 from tidegate.settings.catalog.fields import Label, MeterName, Name
 from tidegate.settings.catalog.numbers import read_constant
 from tidegate.settings.problems import MISSING, Strict

@@ -5,6 +5,7 @@ from decimal import Decimal
 from typing import Any, Final
 
 from tidegate.operators.gate.overage import EXACT, add_up, left_of, live_bill
+from tidegate.operators.model.aggregates import AGGREGATES
 from tidegate.operators.model.catalog import Catalog, Limit, Meter
 from tidegate.operators.model.periods import DAY, HOUR, NEVER_END, period_of
 from tidegate.operators.model.ports import StoredTotal
@@ -86,6 +87,7 @@ def _meter(catalog: Catalog, customer: str, meter: Meter, found: StoredTotal | N
         meter.name,
         meter.unit,
         meter.kind,
+        AGGREGATES[meter.kind].is_additive,
         exact(total),
         record.events if record else 0,
         record.late if record else 0,

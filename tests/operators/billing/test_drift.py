@@ -19,7 +19,7 @@ from tidegate.operators.billing.drift import (
     explain,
     is_ours,
 )
-from tidegate.operators.model.catalog import Kind
+from tidegate.operators.model.aggregates import Kind
 
 SECOND = 1_000_000
 HOUR = 3600 * SECOND

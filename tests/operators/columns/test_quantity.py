@@ -24,8 +24,7 @@ from tidegate.operators.columns.quantity import (
     text,
     text_of,
 )
-from tidegate.operators.metering.windows import COLUMNS, PERIOD_WINDOW, Batch, add, runs_of
-from tidegate.operators.model.aggregates import ADD
+from tidegate.operators.metering.windows import ADD, COLUMNS, PERIOD_WINDOW, Batch, add, runs_of
 
 BEYOND = ["1e999999999", "-1e999999999", "1e-999999999", "Infinity"]
 READINGS = st.one_of(

@@ -7,7 +7,8 @@ import pytest
 
 from tidegate.operators.events.decode import Decoder
 from tidegate.operators.metering.shard import Shard
-from tidegate.operators.model.catalog import Catalog, Kind, Limit, Meter, Plan, Threshold
+from tidegate.operators.model.aggregates import Kind
+from tidegate.operators.model.catalog import Catalog, Limit, Meter, Plan, Threshold
 from tidegate.operators.model.periods import Calendar
 from tidegate.operators.model.ports import Payloads
 from tidegate.operators.model.records import Alert

@@ -137,7 +137,7 @@ def test_a_large_total_still_has_a_pace(page: Page) -> None:
 def test_the_time_to_the_cap_is_that_of_the_last_minute(page: Page) -> None:
     run = """async () => {
         const { Pace, timeToCap } = await import("/static/js/pace.js");
-        const pace = new Pace(), meter = { meter: "m", kind: "sum", remaining: "600", limit: { on_cap: "block" } };
+        const pace = new Pace(), meter = { meter: "m", adds_up: true, remaining: "600", limit: { on_cap: "block" } };
         const told = [];
         for (let second = 0; second <= 120; second += 1) {
             // Five a second for a minute, then one.
@@ -147,7 +147,7 @@ def test_the_time_to_the_cap_is_that_of_the_last_minute(page: Page) -> None:
         const left = [
             timeToCap(meter, 5, null, 0),
             timeToCap(meter, 5, 60000, 0),
-            timeToCap({ ...meter, kind: "last" }, 5, null, 0),
+            timeToCap({ ...meter, adds_up: false }, 5, null, 0),
             timeToCap({ ...meter, remaining: "0" }, 5, null, 0),
             timeToCap(meter, 0, null, 0),
         ];

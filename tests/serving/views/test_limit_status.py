@@ -3,7 +3,8 @@ from fractions import Fraction
 
 import pytest
 
-from tidegate.operators.model.catalog import Catalog, Kind, Limit, Meter, Plan, Threshold, Tier
+from tidegate.operators.model.aggregates import Kind
+from tidegate.operators.model.catalog import Catalog, Limit, Meter, Plan, Threshold, Tier
 from tidegate.serving.views.limit_status import Level, bill, standing, worst
 from tidegate.settings.catalog.file import parse_catalog
 

@@ -40,10 +40,8 @@ export class Pace {
   }
 }
 
-const USED_UP = new Set(["count", "sum"]);
-
-/** Whether a meter only grows towards its cap; the others are levels. */
-export const isUsedUp = (meter) => USED_UP.has(meter.kind);
+/** Whether a meter only grows towards its cap, at a rate that its buckets show. */
+export const isUsedUp = (meter) => meter.adds_up;
 
 /** Seconds until the cap at this rate; null where that will not happen in this period, or means nothing. */
 export function timeToCap(meter, rate, periodEnd, now) {
