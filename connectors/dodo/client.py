@@ -217,7 +217,7 @@ class DodoClient:
     def _admit(self) -> None:
         while True:
             with self._lock:
-                wait = self._pace.take(self._clock())
+                wait = self._pace.admit(self._clock())
             if not wait:
                 return
             self._sleep(wait / SECOND)

@@ -19,14 +19,14 @@ import msgspec
 from tidegate.connectors.dodo.client import Answer, DodoClient, DodoError, part
 from tidegate.operators.billing.outgoing import instant
 from tidegate.operators.billing.provider import (
-    BillerMeter,
     CreditKind,
     Cycle,
     LedgerEntry,
     ListedEvent,
     Payment,
+    ProviderMeter,
     Subscription,
-    micros,
+    to_micros,
 )
 
 ATTEMPTS_MAX = 6
@@ -71,13 +71,13 @@ class DodoReads:
         self._client, self._sleep, self._uniform = client, sleep, uniform
         self.requests = 0
 
-    def meters(self) -> list[BillerMeter]:
+    def meters(self) -> list[ProviderMeter]:
         """All meters that are not archived."""
-        return _read(self._all("/meters"), BillerMeter)
+        return _read(self._all("/meters"), ProviderMeter)
 
-    def archived_meters(self) -> list[BillerMeter]:
+    def archived_meters(self) -> list[ProviderMeter]:
         """Return the meters that count no more, marked so."""
-        found = _read(self._all("/meters", {"archived": "true"}), BillerMeter)
+        found = _read(self._all("/meters", {"archived": "true"}), ProviderMeter)
         return [msgspec.structs.replace(meter, archived=True) for meter in found]
 
     def subscriptions(self, customer_id: str | None = None) -> list[Subscription]:
@@ -174,7 +174,7 @@ class DodoReads:
             "end": instant(end + OVERLAP),
         }
         found = _read(self._all("/events", asked), ListedEvent)
-        return [event for event in found if start <= micros(event.timestamp) < end]
+        return [event for event in found if start <= to_micros(event.timestamp) < end]
 
     def _all(self, path: str, params: Mapping[str, str | int] | None = None) -> Iterator[Any]:
         for number in range(PAGES_MAX):

@@ -31,12 +31,12 @@ from tidegate.operators.billing.outgoing import (
     EVENTS_MAX,
     MINUTE,
     SECOND,
+    BillingRules,
     Late,
     Refusal,
-    Rules,
-    batches,
+    split_batches,
 )
-from tidegate.operators.billing.rollup import unfit
+from tidegate.operators.billing.rollup import list_unfit_meters
 from tidegate.operators.model.catalog import Catalog
 
 # The first retries come soon, as most faults are short; the rate limit holds for them too.
@@ -120,7 +120,7 @@ class Sender:
         self._outbox, self._platform, self._catalog, self._terms = outbox, platform, catalog, terms
         self._clock, self._sleep, self._uniform, self._pool = clock, sleep, uniform, pool
         self._known_catalog: Catalog | None = None
-        self._rules = Rules(Catalog())
+        self._rules = BillingRules(Catalog())
         self._rollup: Rollup | None = None
         self._turns = 0
         self._tried: list[int] = []
@@ -216,7 +216,7 @@ class Sender:
 
     def _judge(self, row: Row, now: int) -> tuple[Item | tuple[State, str, str], int]:
         """The event as it can be sent now, or what becomes of it and why; and how many properties are left out."""
-        billing_id = self._rules.billing_id(row.customer)
+        billing_id = self._rules.find_billing_id(row.customer)
         if billing_id is None:
             state = State.parked if self._terms.unmapped == "park" else State.skipped
             return (state, UNMAPPED, "its customer has no billing_id in the catalog"), 0
@@ -234,7 +234,7 @@ class Sender:
         if restamp and not self._rules.may_restamp(row.customer, row.at, now, ahead):
             words = "older than 55 minutes, and its billing period has closed, or does within minutes"
             return (State.parked, PERIOD_CLOSED, words), 0
-        made = self._rules.outgoing(row.id, billing_id, row.at, row.body, restamp=restamp)
+        made = self._rules.build_event(row.id, billing_id, row.at, row.body, restamp=restamp)
         if isinstance(made, Refusal):
             # It may go once the catalog reads less of it, unlike what the platform itself turns down.
             return (State.refused, made.reason, made.detail), 0
@@ -242,7 +242,7 @@ class Sender:
 
     def _send_all(self, items: Sequence[Item]) -> None:
         sizes = [len(item.body) for item in items]
-        parts = [items[part] for part in batches(sizes, self._terms.events_max, self._bytes_max)]
+        parts = [items[part] for part in split_batches(sizes, self._terms.events_max, self._bytes_max)]
         if self._pool and len(parts) > 1:
             list(self._pool.map(self._deliver, parts))
         else:
@@ -336,21 +336,21 @@ class Sender:
         """Sends on the good ones of a refused batch and settles the others, within bounds of requests and patience."""
         bisection = Bisection(items)
         requests = failed = 0
-        while piece := bisection.piece():
+        while piece := bisection.next_batch():
             if requests:
                 if not all(self._fits(item, self._clock()) for item in piece):
-                    bisection.without({i for i in items if not self._fits(i, self._clock())})
+                    bisection.exclude({i for i in items if not self._fits(i, self._clock())})
                     continue
                 answer, _ = self._send(piece)
             requests += 1
             match answer.kind:
                 case "ok":
-                    bisection.tell("good")
+                    bisection.report("good")
                 case "refused" | "too_large":
-                    bisection.tell("bad" if answer.kind == "refused" else "too_large")
+                    bisection.report("bad" if answer.kind == "refused" else "too_large")
                     if len(piece) == 1:
                         gone = self._settle_refused(piece[0], answer, items)
-                        bisection.without(gone)
+                        bisection.exclude(gone)
                 case _:
                     failed += 1
                     if failed == ATTEMPTS_MAX or self._unauthorized:
@@ -392,7 +392,7 @@ class Sender:
         """Keeps an event back that may have arrived, unless the platform turns out to have it."""
         if not self._is_missing(row):
             return
-        billing_id = self._rules.billing_id(row.customer) if state is State.refused else None
+        billing_id = self._rules.find_billing_id(row.customer) if state is State.refused else None
         match self._strangers.standing(billing_id) if billing_id else "known":
             case "known":
                 self._outbox.keep_back([row], state, *refusal)
@@ -422,13 +422,13 @@ class Sender:
         catalog = self._catalog()
         if catalog is self._known_catalog:
             return
-        self._known_catalog, self._rules = catalog, Rules(catalog)
+        self._known_catalog, self._rules = catalog, BillingRules(catalog)
         if self._terms.rollup is not None:
             self._rollup = Rollup(self._outbox, catalog, self._terms.rollup, self._terms.linger)
-            names = unfit(catalog)
+            names = list_unfit_meters(catalog)
             text = f"max and last do not add up, so these meters are not billed: {', '.join(names)}"
             self._outbox.alert("not_rolled_up", text if names else None)
-        mapped = [who for who in self._outbox.parked_for(UNMAPPED) if self._rules.billing_id(who)]
+        mapped = [who for who in self._outbox.parked_for(UNMAPPED) if self._rules.find_billing_id(who)]
         self._outbox.release(UNMAPPED, mapped)
         self._strangers.forget()
         self._outbox.release(STRANGER, self._outbox.parked_for(STRANGER))
@@ -452,7 +452,9 @@ class Sender:
         found = self._strangers.turned_up()
         if found is not None:
             parked = self._outbox.parked_for(STRANGER)
-            self._outbox.release(STRANGER, [who for who in parked if self._rules.billing_id(who) == found])
+            self._outbox.release(
+                STRANGER, [who for who in parked if self._rules.find_billing_id(who) == found]
+            )
         age = self._terms.alert_age
         text = (
             f"events wait that are older than {age}; after 55 minutes they cannot be billed at their own time"

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 from tidegate.connectors.outbox.ledger import Kept, LedgerReader, ledger_path
 from tidegate.connectors.outbox.outbox import State
 from tidegate.connectors.outbox.reader import Entry, OutboxReader
-from tidegate.operators.billing.drift import Fate, Flight, Own, Span
-from tidegate.operators.billing.outgoing import fields_of
-from tidegate.operators.billing.provider import Matched, Reading
+from tidegate.operators.billing.drift import Fate, InFlight, OwnEvent, Span
+from tidegate.operators.billing.outgoing import read_fields
+from tidegate.operators.billing.provider import MatchedMeter, MeterReader
 from tidegate.operators.events.readings import value_of
 from tidegate.operators.model.records import Accepted
 
@@ -33,18 +33,18 @@ class Way(NamedTuple):
     events: list[tuple[Entry, str, Mapping[str, Any]]]
     rolling: list[tuple[str, int, int]]
 
-    def flights(self, meter: Matched, span: Span) -> list[Flight]:
+    def flights(self, meter: MatchedMeter, span: Span) -> list[InFlight]:
         """What the meter reads of it in this period."""
         reads = _Reads(meter)
         found = [
-            Flight(quantity, entry.came_at, entry.sent_at)
+            InFlight(quantity, entry.came_at, entry.sent_at)
             for entry, name, properties in self.events
             if entry.at in span and (quantity := reads.of(name, properties)) is not None
         ]
         open_windows = (
-            Flight(quantity, at, None)
+            InFlight(quantity, at, None)
             for name, at, quantity in self.rolling
-            if name == meter.ours.name and at in span
+            if name == meter.own_meter.name and at in span
         )
         return [*found, *open_windows]
 
@@ -82,12 +82,12 @@ class Books:
                     ways[entry.customer].events.append((entry, *_read(entry.body)))
         return ways
 
-    def events(self, customer: str, meter: Matched, span: Span) -> tuple[list[Own], int]:
+    def events(self, customer: str, meter: MatchedMeter, span: Span) -> tuple[list[OwnEvent], int]:
         """Our events around this period, each once, and what is being rolled up in it without an event yet."""
         reads = _Reads(meter)
         entries = {e.id: e for e in self._outbox.of(customer, *_around(span))} if self._outbox else {}
         kept = {e.id: e for e in self._ledger.events(customer, *_around(span))} if self._ledger else {}
-        own: dict[str, Own] = {id: _of_ledger(event, reads) for id, event in kept.items()}
+        own: dict[str, OwnEvent] = {id: _of_ledger(event, reads) for id, event in kept.items()}
         pending = 0
         for entry in entries.values():
             if entry.state is State.unfolded:
@@ -102,7 +102,7 @@ class Books:
                 )
                 own[entry.id] = _of_outbox(entry, body, reads)
         rolling = self._outbox.rolling_up([customer]) if self._outbox else []
-        pending += sum(w.quantity for w in rolling if w.meter == meter.ours.name and w.at in span)
+        pending += sum(w.quantity for w in rolling if w.meter == meter.own_meter.name and w.at in span)
         return list(own.values()), pending
 
     def bodies(self, customer: str, ids: Iterable[str], span: Span) -> list[Accepted]:
@@ -128,16 +128,16 @@ class Books:
 class _Reads:
     """What a meter reads of events as they came, or as they are rolled up."""
 
-    def __init__(self, meter: Matched) -> None:
+    def __init__(self, meter: MatchedMeter) -> None:
         # The same name only where nothing is rolled up, and then both read alike: texts are sent as numbers.
-        theirs = replace(meter.theirs, numbers=meter.ours.numbers)
-        self._by_name = {one.event_name: Reading(one) for one in (meter.ours, theirs)}
+        theirs = replace(meter.provider_meter, numbers=meter.own_meter.numbers)
+        self._by_name = {one.event_name: MeterReader(one) for one in (meter.own_meter, theirs)}
 
     def of(self, name: str, properties: Mapping[str, Any]) -> int | None:
         reading = self._by_name.get(name)
         # More digits than any meter takes are no reading of the flow's either.
         with suppress(ValueError):
-            return reading.of([properties])[0] if reading else None
+            return reading.read([properties])[0] if reading else None
         return None
 
     def of_body(self, body: bytes | None) -> int | None:
@@ -145,7 +145,7 @@ class _Reads:
 
 
 def _read(body: bytes) -> tuple[str, Mapping[str, Any]]:
-    name, raw = fields_of(body)
+    name, raw = read_fields(body)
     properties = value_of(raw)
     return name, properties if isinstance(properties, dict) else {}
 
@@ -154,10 +154,10 @@ def _around(span: Span) -> tuple[int, int]:
     return span.start - AROUND, span.end + AROUND
 
 
-def _of_ledger(event: Kept, reads: _Reads) -> Own:
+def _of_ledger(event: Kept, reads: _Reads) -> OwnEvent:
     there_at = event.at if event.restamped_at is None else event.restamped_at
     quantity = reads.of_body(event.body)
-    return Own(
+    return OwnEvent(
         event.id,
         event.at,
         there_at,
@@ -170,9 +170,9 @@ def _of_ledger(event: Kept, reads: _Reads) -> Own:
     )
 
 
-def _of_outbox(entry: Entry, body: bytes | None, reads: _Reads) -> Own:
+def _of_outbox(entry: Entry, body: bytes | None, reads: _Reads) -> OwnEvent:
     there_at = entry.at if entry.restamped_at is None else entry.restamped_at
-    return Own(
+    return OwnEvent(
         entry.id,
         entry.at,
         there_at,

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 from tidegate.connectors.outbox.outbox import Outbox, State
 from tidegate.operators.billing.outgoing import AGE_MAX, MINUTE
-from tidegate.operators.billing.rollup import Readings, Window, event, parts
+from tidegate.operators.billing.rollup import RollupReader, RollupWindow, build_event, split_exact
 from tidegate.operators.model.catalog import Catalog
 
 FOLDED_AT_ONCE = 5000
@@ -21,7 +21,7 @@ class Rollup:
 
     def __init__(self, outbox: Outbox, catalog: Catalog, length: timedelta, grace: timedelta) -> None:
         self._outbox = outbox
-        self._readings = Readings(catalog)
+        self._readings = RollupReader(catalog)
         self._length = length // timedelta(microseconds=1)
         self._grace = grace // timedelta(microseconds=1)
 
@@ -30,10 +30,10 @@ class Rollup:
         with self._outbox.transaction() as db:
             query = "SELECT seq, customer, at, body FROM events WHERE state = 6 ORDER BY seq LIMIT ?"
             rows = db.execute(query, (FOLDED_AT_ONCE,)).fetchall()
-            added: dict[Window, list[int]] = {}
-            for place, meter, quantity in self._readings.of([row[3] for row in rows]):
+            added: dict[RollupWindow, list[int]] = {}
+            for place, meter, quantity in self._readings.read([row[3] for row in rows]):
                 _, customer, at, _ = rows[place]
-                sums = added.setdefault(self._readings.window(customer, meter, at, self._length), [0, 0])
+                sums = added.setdefault(self._readings.find_window(customer, meter, at, self._length), [0, 0])
                 sums[0] += quantity
                 sums[1] += 1
             for window, (quantity, count) in added.items():
@@ -50,7 +50,7 @@ class Rollup:
                 FROM rollups WHERE due_at <= ? ORDER BY due_at LIMIT ?"""
             rows = db.execute(query, (now, EMITTED_AT_ONCE)).fetchall()
             for *key, total, billed, count, revision in rows:
-                window = Window._make(key)
+                window = RollupWindow._make(key)
                 made = self._outgo(window, int(total) - int(billed), count, revision, now)
                 db.execute(
                     """UPDATE rollups SET billed = total, billed_events = events, revision = ?, due_at = NULL
@@ -59,7 +59,7 @@ class Rollup:
                 )
         return len(rows) == EMITTED_AT_ONCE
 
-    def _add(self, window: Window, quantity: int, count: int, now: int) -> None:
+    def _add(self, window: RollupWindow, quantity: int, count: int, now: int) -> None:
         with self._outbox.transaction() as db:
             where = "customer = ? AND meter = ? AND start = ? AND length = ? AND at = ?"
             known = db.execute(f"SELECT total, due_at FROM rollups WHERE {where}", window).fetchone()
@@ -75,14 +75,14 @@ class Rollup:
                 (*window, str(total + quantity), count, due_at),
             )
 
-    def _outgo(self, window: Window, more: int, count: int, revision: int, now: int) -> int:
+    def _outgo(self, window: RollupWindow, more: int, count: int, revision: int, now: int) -> int:
         """Puts the events for a difference into the outbox; how many they are."""
         if not more:
             return 0
-        quantities = parts(more) if more > 0 else [-one for one in parts(-more)]
+        quantities = split_exact(more) if more > 0 else [-one for one in split_exact(-more)]
         for place, quantity in enumerate(quantities):
-            id, body = event(window, quantity, 0 if place else count, revision + place)
+            id, body = build_event(window, quantity, 0 if place else count, revision + place)
             state = State.waiting if more > 0 else State.parked
-            at, reason = self._readings.event_at(window), "" if more > 0 else "not_positive"
+            at, reason = self._readings.compute_event_time(window), "" if more > 0 else "not_positive"
             self._outbox.put(id, window.customer, at, body, state, reason)
         return len(quantities)

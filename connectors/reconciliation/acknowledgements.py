@@ -22,7 +22,7 @@ class AcknowledgementFollower:
             for position, record in records:
                 self._position = position
                 if isinstance(record, Acknowledgement):
-                    self._known.take(record)
+                    self._known.apply(record)
                     self._new.append(record)
         return self._known
 

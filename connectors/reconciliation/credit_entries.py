@@ -13,7 +13,7 @@ from typing import NamedTuple
 from tidegate.connectors.dodo.reads import DodoReads
 from tidegate.connectors.reconciliation.repair_journal import Entry
 from tidegate.operators.billing.credit_excess import AMOUNTS, add_amounts
-from tidegate.operators.billing.provider import LedgerEntry, micros
+from tidegate.operators.billing.provider import LedgerEntry, to_micros
 from tidegate.operators.columns.quantity import decimal
 
 KEY = "tidegate_act"
@@ -72,7 +72,7 @@ def settle(reads: DodoReads, entry: Entry) -> str:
     if Decimal(how.get("worth", how["amount"])) <= 0:
         return "nothing to enter: it was all free"
     ledger = reads.ledger(
-        how["entitlement"], how["billed_as"], micros(datetime.fromisoformat(entry.period_start))
+        how["entitlement"], how["billed_as"], to_micros(datetime.fromisoformat(entry.period_start))
     )
     if entry.id in keys_of(ledger):
         return "was entered before: the provider's ledger has it"
@@ -97,15 +97,15 @@ def keys_of(ledger: Sequence[LedgerEntry]) -> frozenset[str]:
 def deductions(ledger: Sequence[LedgerEntry], until: int) -> list[tuple[int, Decimal]]:
     """Return what was deducted for usage of before `until` (µs), as (time in µs, credits)."""
     return [
-        (micros(one.created_at), one.amount)
+        (to_micros(one.created_at), one.amount)
         for one in ledger
-        if one.transaction_type == "credit_deducted" and micros(one.created_at) < until + DEDUCTED_UNTIL
+        if one.transaction_type == "credit_deducted" and to_micros(one.created_at) < until + DEDUCTED_UNTIL
     ]
 
 
 def refills(ledger: Sequence[LedgerEntry]) -> list[int]:
     """Return the times (µs) at which an empty balance got credits."""
-    return [micros(one.created_at) for one in ledger if one.is_credit and one.balance_before <= 0]
+    return [to_micros(one.created_at) for one in ledger if one.is_credit and one.balance_before <= 0]
 
 
 def given_back(ledger: Sequence[LedgerEntry]) -> Decimal:

@@ -18,7 +18,7 @@ import msgspec
 from tidegate.connectors.files.private_files import make_private_file, make_private_folder
 from tidegate.operators.billing.coverage import BilledCycle
 from tidegate.operators.billing.drift import Span
-from tidegate.operators.billing.drift_status import Standing
+from tidegate.operators.billing.drift_status import DriftStatus
 from tidegate.operators.billing.provider import Subscription
 
 SCHEMA = 1
@@ -183,7 +183,7 @@ class Book:
         self,
         task: Task,
         outcome: Outcome,
-        standings: Sequence[Standing],
+        standings: Sequence[DriftStatus],
         figures: Mapping[str, int],
         detail: str = "",
         cycles: Sequence[BilledCycle] = (),
@@ -243,11 +243,11 @@ class Book:
         rows = self._db.execute(query, (number, PROOF))
         return {msgspec.json.decode(record, type=Subscription).customer.customer_id for (record,) in rows}
 
-    def open(self) -> list[Standing]:
+    def open(self) -> list[DriftStatus]:
         """Return all that is suspect, drift or acknowledged."""
         return list(map(_standing, self._db.execute(_OPEN)))
 
-    def standing(self, customer: str, meter: str, start: int) -> Standing | None:
+    def standing(self, customer: str, meter: str, start: int) -> DriftStatus | None:
         """What is known of this total."""
         query = "SELECT * FROM standings WHERE customer = ? AND meter = ? AND start = ?"
         row = self._db.execute(query, (customer, meter, start)).fetchone()
@@ -320,7 +320,7 @@ class BookReader:
         ).fetchone()[0]
         return found
 
-    def open(self) -> list[Standing]:
+    def open(self) -> list[DriftStatus]:
         """Return all that is suspect, drift or acknowledged, by customer, meter and period."""
         return list(map(_standing, self._db.execute(f"{_OPEN} ORDER BY customer, meter, start")))
 
@@ -364,12 +364,13 @@ def _check(path: Path, db: sqlite3.Connection) -> None:
         raise BookError(f"book {str(path)!r}: needs schema {SCHEMA}, got another file; move it away")
 
 
-def _row(one: Standing) -> tuple[Any, ...]:
+def _row(one: DriftStatus) -> tuple[Any, ...]:
     return (
-        one.customer, one.meter, *one.span, one.status, one.misses, one.looked_at, one.first_at, one.turn, one.findings
-    )  # fmt: skip
+        *(one.customer, one.meter, *one.span, one.status),
+        *(one.misses, one.compared_at, one.first_at, one.turn, one.findings),
+    )
 
 
-def _standing(row: tuple[Any, ...]) -> Standing:
+def _standing(row: tuple[Any, ...]) -> DriftStatus:
     customer, meter, start, end, *rest = row
-    return Standing(customer, meter, Span(start, end), *rest)
+    return DriftStatus(customer, meter, Span(start, end), *rest)

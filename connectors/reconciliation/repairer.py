@@ -24,7 +24,7 @@ from tidegate.connectors.reconciliation.credit_entries import CreditTerms, Enter
 from tidegate.connectors.reconciliation.repair_journal import Entry, Journal, State
 from tidegate.operators.billing.drift import Span
 from tidegate.operators.billing.outgoing import instant
-from tidegate.operators.billing.provider import micros
+from tidegate.operators.billing.provider import to_micros
 from tidegate.operators.billing.repairs import Repair
 from tidegate.operators.columns.quantity import text
 from tidegate.operators.model.ports import Adjustment, ControlLog, Resend, StoreReader
@@ -286,4 +286,4 @@ def _adjustment(entry: Entry) -> Adjustment:
 
 
 def _micros(written: str) -> int:
-    return micros(datetime.fromisoformat(written))
+    return to_micros(datetime.fromisoformat(written))

@@ -19,8 +19,8 @@ from rich.text import Text
 
 from tidegate.connectors.files.private_files import make_private_folder
 from tidegate.connectors.reconciliation.findings import Pass
-from tidegate.operators.billing.coverage import Line, Sum, money
-from tidegate.operators.billing.drift_status import Standing
+from tidegate.operators.billing.coverage import CoverageLine, CoverageSum, format_money
+from tidegate.operators.billing.drift_status import DriftStatus
 from tidegate.operators.billing.outgoing import instant
 from tidegate.operators.columns.quantity import text
 
@@ -58,7 +58,7 @@ def console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, width=None if is_terminal else PIPE_COLUMNS, highlight=False)
 
 
-def table(standings: Sequence[Standing]) -> Table:
+def table(standings: Sequence[DriftStatus]) -> Table:
     """All that is off: whose, by how much, why, and what is done about it."""
     made = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for name in ("", "customer", "meter", "period (UTC)", "ours", "biller's", "drift", "why", "repair"):
@@ -69,7 +69,7 @@ def table(standings: Sequence[Standing]) -> Table:
     return made
 
 
-def proof_table(sums: Sequence[Sum]) -> Table:
+def proof_table(sums: Sequence[CoverageSum]) -> Table:
     """The proof added up by meter: what was used, and what became of it."""
     made = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold", title="coverage", title_justify="left")
     names = (
@@ -86,7 +86,7 @@ def proof_table(sums: Sequence[Sum]) -> Table:
     for name in names:
         made.add_column(name, justify="left" if name == "meter" else "right", no_wrap=True)
     for one in sums:
-        worth = money(one.worth, one.currency) if one.currency else "no price known"
+        worth = format_money(one.worth, one.currency) if one.currency else "no price known"
         units = map(
             text, (one.ours, one.billed, one.in_flight, one.held_back, one.unbilled, one.acknowledged)
         )
@@ -94,7 +94,7 @@ def proof_table(sums: Sequence[Sum]) -> Table:
     return made
 
 
-def proof_line(number: int, line: Line) -> bytes:
+def proof_line(number: int, line: CoverageLine) -> bytes:
     """A line of the proof as JSON; units as decimal text, `worth` in the currency's smallest unit."""
     fields = {
         "pass": number,
@@ -116,13 +116,13 @@ def proof_line(number: int, line: Line) -> bytes:
     return msgspec.json.encode(fields)
 
 
-def _state(line: Line) -> str:
+def _state(line: CoverageLine) -> str:
     if not line.cause:
         return "billed" if line.ours == line.billed else "in flight"
     return "named, acknowledged" if line.is_acknowledged else "named"
 
 
-def sum_fields(one: Sum) -> dict[str, Any]:
+def sum_fields(one: CoverageSum) -> dict[str, Any]:
     """A sum of the proof, for JSON."""
     units = {
         name: text(getattr(one, name))
@@ -132,7 +132,7 @@ def sum_fields(one: Sum) -> dict[str, Any]:
     return {"meter": one.meter, "totals": one.totals, **units, **worth}
 
 
-def summary(last: Pass, standings: Sequence[Standing], unread: int) -> str:
+def summary(last: Pass, standings: Sequence[DriftStatus], unread: int) -> str:
     """One line about a pass, and what is off after it."""
     figures = last.figures
     counts = Counter(one.status for one in standings)
@@ -150,7 +150,7 @@ def summary(last: Pass, standings: Sequence[Standing], unread: int) -> str:
     return ", ".join(parts)
 
 
-def _row(one: Standing) -> tuple[Text, ...]:
+def _row(one: DriftStatus) -> tuple[Text, ...]:
     found = msgspec.json.decode(one.findings, type=dict[str, Any])
     period = f"{_day(found.get('period_start'))} – {_day(found.get('period_end'))}"
     why = "\n".join(

@@ -14,32 +14,32 @@ from tidegate.connectors.dodo.reads import DodoReads, Unauthorized
 from tidegate.connectors.outbox.billing_records import Books, Way
 from tidegate.connectors.reconciliation.conflicts import conflict_of
 from tidegate.connectors.reconciliation.findings import Task
-from tidegate.operators.billing.coverage import BilledCycle, Charge, Gap, Price, mark_repeated, units_of
+from tidegate.operators.billing.coverage import BilledCycle, Charge, Gap, Price, mark_repeated, sum_units
 from tidegate.operators.billing.drift import (
-    IN_ANOTHER,
-    KEPT_BACK,
+    HELD_BACK_CAUSES,
+    IN_ANOTHER_PERIOD,
     Bracket,
+    Evidence,
     Finding,
-    Own,
-    Sight,
+    OwnEvent,
+    ProviderEvent,
     Span,
-    There,
-    bracket,
+    compute_bracket,
     explain,
-    is_ours,
+    is_own_id,
     name_gaps,
 )
 from tidegate.operators.billing.outgoing import instant
 from tidegate.operators.billing.provider import (
     Cycle,
     ListedEvent,
-    Matched,
+    MatchedMeter,
+    MeterReader,
     MeterUsage,
-    Reading,
     Subscription,
-    Unmatched,
-    exact,
-    micros,
+    UnmatchedMeter,
+    to_exact,
+    to_micros,
 )
 from tidegate.operators.columns.quantity import rounded, scaled
 from tidegate.operators.events.keys import shard_of
@@ -104,7 +104,7 @@ class Look(NamedTuple):
     subscription_id: str
     customer: str
     billed_as: str
-    meter: Matched
+    meter: MatchedMeter
     ours: Span
     theirs: Span
     total: int
@@ -139,7 +139,7 @@ class Explained(NamedTuple):
 
     look: Look
     findings: tuple[Finding, ...]
-    own: Mapping[str, Own]
+    own: Mapping[str, OwnEvent]
     listed: Mapping[str, int]
     is_calm: bool
     adopted: int
@@ -151,7 +151,7 @@ class Explained(NamedTuple):
 class _Answered(NamedTuple):
     """A total as the platform said it, with ours of before and after; µs when it was asked and answered."""
 
-    meter: Matched
+    meter: MatchedMeter
     theirs: Span
     total: int
     before: int
@@ -176,8 +176,8 @@ class Theirs(NamedTuple):
     `siblings` are, by id, the customer's other subscriptions whose period begins with that one's.
     """
 
-    matched: Mapping[str, Matched]
-    others: Mapping[str, Unmatched]
+    matched: Mapping[str, MatchedMeter]
+    others: Mapping[str, UnmatchedMeter]
     siblings: Mapping[str, tuple[str, ...]] = {}
 
 
@@ -223,7 +223,7 @@ class Looker:
             return self._explain_uncovered(look, look.uncovered)
         if known_by(look.ours) != known_by(look.theirs):
             return Explained(look, (self._elsewhere(look),), {}, {}, False, 0, frozenset(), 0)
-        before = self._total(look.customer, look.meter.ours.name, known_by(look.ours))
+        before = self._total(look.customer, look.meter.own_meter.name, known_by(look.ours))
         asked_at = self._clock()
         total = self._told_again(look)
         listed = self._listed(look.billed_as, look.meter, look.theirs)
@@ -232,33 +232,33 @@ class Looker:
             now = self._clock()
             own += self._moved_far(books, look, listed, own, now)
             since = books.since(now)
-        after = self._total(look.customer, look.meter.ours.name, known_by(look.ours))
+        after = self._total(look.customer, look.meter.own_meter.name, known_by(look.ours))
         adopted, applied = self._adjustments(look)
-        sight = Sight(
+        sight = Evidence(
             kind=look.meter.kind,
-            ours=look.ours,
-            theirs=look.theirs,
+            own_period=look.ours,
+            provider_period=look.theirs,
             before=before[0],
             after=after[0],
             adjusted=after[1],
             adopted=adopted,
-            total=_folded(look.meter, look.theirs, listed) if look.is_listed else total,
-            there=listed,
-            own=own,
-            since=since,
-            quiet=asked_at - self._terms.settle_us,
-            now=now,
-            lag=self._terms.lag,
-            pending=pending,
-            met=look.meter.created_at,
+            provider_total=_folded(look.meter, look.theirs, listed) if look.is_listed else total,
+            provider_events=listed,
+            own_events=own,
+            records_since=since,
+            shown_until=asked_at - self._terms.settle_us,
+            read_at=now,
+            store_lag=self._terms.lag,
+            pending_rollup=pending,
+            meter_created_at=look.meter.created_at,
             is_archived=look.meter.is_archived,
         )
-        is_calm = before == after and not any(event.came_at > asked_at - self._terms.lag for event in own)
-        look = look._replace(total=sight.total, before=sight.before, after=sight.after)
+        is_calm = before == after and not any(event.queued_at > asked_at - self._terms.lag for event in own)
+        look = look._replace(total=sight.provider_total, before=sight.before, after=sight.after)
         own_by_id = {event.id: event for event in own}
         is_twice = bool(look.twice) and look.total > look.after
         findings = _billed_twice(look, listed) if is_twice else tuple(explain(sight))
-        if any(one.detail == IN_ANOTHER for one in findings):
+        if any(one.detail == IN_ANOTHER_PERIOD for one in findings):
             spans = [span for _, span in self._billed_spans(look.billed_as)]
             findings = tuple(name_gaps(findings, own_by_id, spans))
         if look.total > look.after and any(_is_more_there(one) for one in findings):
@@ -275,11 +275,11 @@ class Looker:
             self._has_arrived(look, findings, own_by_id),
         )
 
-    def _has_arrived(self, look: Look, findings: Sequence[Finding], own: Mapping[str, Own]) -> bool:
+    def _has_arrived(self, look: Look, findings: Sequence[Finding], own: Mapping[str, OwnEvent]) -> bool:
         """Return whether all that our total has of other periods is in their totals, so that it may leave this one."""
         more = [one for one in findings if one.cause == "boundary" and one.quantity and one.quantity > 0]
         moved = [own[id] for one in more for id in one.ids if id in own]
-        places = {one.there_at if one.at in look.ours else one.at for one in moved}
+        places = {one.provider_at if one.at in look.ours else one.at for one in moved}
         spans = {self._ours(look.customer, Span(at, at + 1)) for at in places} - {look.ours}
         return all(self._has_its_events(look, span) for span in spans)
 
@@ -287,7 +287,7 @@ class Looker:
         with closing(self._open_books()) as books:
             own, _ = books.events(look.customer, look.meter, span)
         booked = sum(one.quantity or 0 for one in own if one.at in span)
-        return self._total(look.customer, look.meter.ours.name, known_by(span))[0] >= booked
+        return self._total(look.customer, look.meter.own_meter.name, known_by(span))[0] >= booked
 
     def _elsewhere(self, look: Look) -> Finding:
         """Name what a cycle bills that begins where none of our periods does; what is used here is named beside it."""
@@ -328,11 +328,11 @@ class Looker:
         ]
 
     def _moved_far(
-        self, books: Books, look: Look, listed: Sequence[There], own: Sequence[Own], now: int
-    ) -> list[Own]:
+        self, books: Books, look: Look, listed: Sequence[ProviderEvent], own: Sequence[OwnEvent], now: int
+    ) -> list[OwnEvent]:
         """Return our events of another time that the platform lists in this period: it moved them, not we."""
         known = {event.id for event in own}
-        unknown = {event.id for event in listed if event.id not in known and is_ours(event.id)}
+        unknown = {event.id for event in listed if event.id not in known and is_own_id(event.id)}
         if not unknown:
             return []
         everything = Span(now - self._terms.looked_back, now + AHEAD)
@@ -353,7 +353,7 @@ class Looker:
         for reason in sorted({event.reason for event in held}):
             some = [event for event in held if event.reason == reason]
             quantity = sum(event.quantity or 0 for event in some)
-            cause = KEPT_BACK.get(reason, "rejected")
+            cause = HELD_BACK_CAUSES.get(reason, "rejected")
             findings.append(Finding(cause, quantity, tuple(e.id for e in some), reason))
         return Explained(look, tuple(findings), {e.id: e for e in own}, {}, False, 0, frozenset(), 0)
 
@@ -386,7 +386,7 @@ class Looker:
                     billing = dict.fromkeys(BilledBy(id, c.meter_id) for id, c in lines)
                     twice = tuple(billing) if len(billing) > 1 else ()
                     times = asked_at, answered_at
-                    total = units_of(some)
+                    total = sum_units(some)
                     answered.append(_Answered(meter, span, total, *ours, *times, False, some, twice))
             listed, open_cycles = self._unlisted(subscription, customer, cycles, theirs)
             return _Answers(answered + listed, kept + open_cycles)
@@ -435,11 +435,11 @@ class Looker:
             meter = theirs.matched.get(priced.meter_id)
             if meter is None:
                 continue
-            before = self._total(customer, meter.ours.name, start)[0]
+            before = self._total(customer, meter.own_meter.name, start)[0]
             asked_at = self._clock()
             total = _folded(meter, current, self._listed(subscription.customer.customer_id, meter, current))
             answered_at = self._clock()
-            after = self._total(customer, meter.ours.name, start)[0]
+            after = self._total(customer, meter.own_meter.name, start)[0]
             charges[-1] = charges[-1]._replace(quantity=total)
             answered.append(_Answered(meter, current, total, before, after, asked_at, answered_at, True))
         return answered, [self._cycle(subscription, customer, current, start, tuple(charges))]
@@ -459,7 +459,9 @@ class Looker:
         found: Bracket | None = Bracket(one.total, one.total)
         if one.total != one.before or one.total != one.after:
             flights = way.flights(one.meter, ours) if way else []
-            found = bracket(one.meter.kind, one.before, one.after, flights, one.answered_at, self._terms.lag)
+            found = compute_bracket(
+                one.meter.kind, one.before, one.after, flights, one.answered_at, self._terms.lag
+            )
         return Look(
             subscription_id=subscription.subscription_id,
             customer=customer,
@@ -471,7 +473,7 @@ class Looker:
             before=one.before,
             after=one.after,
             bracket=found,
-            off=None if found is None else found.off(one.total),
+            off=None if found is None else found.distance_to(one.total),
             is_listed=one.is_listed,
             price=one.charges[0].price if one.charges else None,
             twice=one.twice,
@@ -546,17 +548,17 @@ class Looker:
                     found += [many for meter, many in dict.fromkeys(units) if BilledBy(id, meter) in lines]
         return sum(found) if found else look.total
 
-    def _listed(self, billed_as: str, meter: Matched, theirs: Span) -> list[There]:
+    def _listed(self, billed_as: str, meter: MatchedMeter, theirs: Span) -> list[ProviderEvent]:
         now = self._clock()
-        reading = Reading(meter.theirs, is_foreign=True)
-        name = meter.theirs.event_name
+        reading = MeterReader(meter.provider_meter, is_foreign=True)
+        name = meter.provider_meter.event_name
         # Beyond the edges too: what was restamped there or moved is billed in the period beside this one.
         start, end = theirs.start - BESIDE, min(theirs.end + BESIDE, now + AHEAD)
         events = self.reads.events(billed_as, name, start, end, now)
-        properties = [{key: exact(value) for key, value in (e.metadata or {}).items()} for e in events]
-        quantities = reading.of(properties)
+        properties = [{key: to_exact(value) for key, value in (e.metadata or {}).items()} for e in events]
+        quantities = reading.read(properties)
         return [
-            There(e.event_id, micros(e.timestamp), quantity, _mark(e))
+            ProviderEvent(e.event_id, to_micros(e.timestamp), quantity, _mark(e))
             for e, quantity in zip(events, quantities, strict=True)
         ]
 
@@ -567,7 +569,7 @@ class Looker:
         for note in self._store.notes("adjustment", look.customer, NOTES_LOOKED_AT):
             made = json.loads(note.body)
             applied.add(note.id)
-            is_of_this = made["meter"] == look.meter.ours.name and made["at"] in look.ours
+            is_of_this = made["meter"] == look.meter.own_meter.name and made["at"] in look.ours
             if made["by"] == BY and made["refused"] is None and is_of_this:
                 adopted += scaled(Decimal(made["quantity"]))
         return adopted, frozenset(applied)
@@ -589,7 +591,7 @@ def charge_of(usage: MeterUsage, theirs: Theirs) -> Charge:
     meter, other = theirs.matched.get(usage.id), theirs.others.get(usage.id)
     return Charge(
         usage.id,
-        meter.ours.name if meter else "",
+        meter.own_meter.name if meter else "",
         usage.name or (other.name if other else ""),
         quantity,
         price,
@@ -623,7 +625,7 @@ def _is_more_there(one: Finding) -> bool:
     return one.cause in ("missing_here", "boundary") and one.quantity is not None and one.quantity < 0
 
 
-def _billed_twice(look: Look, listed: Sequence[There]) -> tuple[Finding, ...]:
+def _billed_twice(look: Look, listed: Sequence[ProviderEvent]) -> tuple[Finding, ...]:
     words = f"{len(look.twice)} lines bill it: {', '.join(map(str, look.twice))}"
     ids = tuple(dict.fromkeys(event.id for event in listed if event.quantity is not None))
     return (Finding("billed_twice", look.after - look.total, ids, words),)
@@ -631,12 +633,12 @@ def _billed_twice(look: Look, listed: Sequence[There]) -> tuple[Finding, ...]:
 
 def span_of(cycle: Cycle) -> Span:
     """The period of an item of the usage history, to the microsecond."""
-    return Span(micros(cycle.start_date), micros(cycle.end_date))
+    return Span(to_micros(cycle.start_date), to_micros(cycle.end_date))
 
 
 def current_of(subscription: Subscription) -> Span:
     """Return the period that a subscription is in."""
-    return Span(micros(subscription.previous_billing_date), micros(subscription.next_billing_date))
+    return Span(to_micros(subscription.previous_billing_date), to_micros(subscription.next_billing_date))
 
 
 def known_by(span: Span) -> int:
@@ -659,7 +661,7 @@ def _decimal(text: str) -> Decimal:
         raise DodoError(f"dodo: needs a price, got {text[:40]!r}") from error
 
 
-def _folded(meter: Matched, theirs: Span, listed: Sequence[There]) -> int:
+def _folded(meter: MatchedMeter, theirs: Span, listed: Sequence[ProviderEvent]) -> int:
     """What the platform's events come to."""
     values = [
         (event.at, event.quantity) for event in listed if event.at in theirs and event.quantity is not None
@@ -670,4 +672,4 @@ def _folded(meter: Matched, theirs: Span, listed: Sequence[There]) -> int:
 def _mark(event: ListedEvent) -> bytes:
     """Equal for events of equal name, time and properties."""
     properties = sorted((event.metadata or {}).items())
-    return msgspec.json.encode([event.event_name, micros(event.timestamp), properties])
+    return msgspec.json.encode([event.event_name, to_micros(event.timestamp), properties])

@@ -17,18 +17,18 @@ from tidegate.flows.reconcile.compare import LAG, Look, Seen, Terms, Theirs, Unc
 from tidegate.operators.billing.acknowledgements import OPEN
 from tidegate.operators.billing.coverage import (
     BilledCycle,
-    Line,
+    CoverageLine,
     Price,
-    billed_of,
-    gap_of,
-    price_of,
-    units_of,
-    worth_of,
+    compute_undercharge,
+    explain_gap,
+    find_price,
+    select_charges,
+    sum_units,
 )
 from tidegate.operators.billing.drift import Bracket, Span
-from tidegate.operators.billing.drift_status import Standing
-from tidegate.operators.billing.outgoing import Rules
-from tidegate.operators.billing.provider import Matched, Unmatched
+from tidegate.operators.billing.drift_status import DriftStatus
+from tidegate.operators.billing.outgoing import BillingRules
+from tidegate.operators.billing.provider import MatchedMeter, UnmatchedMeter
 from tidegate.operators.model.aggregates import ADDITIVE, AT_PROVIDER
 from tidegate.operators.model.catalog import Catalog, Meter
 from tidegate.operators.model.periods import MIN_AT, SECOND, exact_period_of
@@ -82,11 +82,11 @@ class Prover:
         ]
         looks = [self._look(own, cycles, theirs) for own in self._weighed(left)]
         looks += self._over(
-            cycles, unread, {(look.customer, look.meter.ours.name, look.ours.start) for look in looks}
+            cycles, unread, {(look.customer, look.meter.own_meter.name, look.ours.start) for look in looks}
         )
         return Seen(task, tuple(looks))
 
-    def lines(self, number: int, theirs: Theirs) -> Iterator[Line]:
+    def lines(self, number: int, theirs: Theirs) -> Iterator[CoverageLine]:
         """Yield the proof line by line, with what the comparisons of this run found."""
         cycles, unread = self._book.cycles(number), self._unread(number)
         differing: list[StoredTotal] = []
@@ -118,12 +118,12 @@ class Prover:
 
     def _differing_line(
         self, own: Own, cycles: Mapping[str, Sequence[BilledCycle]], unread: set[str]
-    ) -> Line:
+    ) -> CoverageLine:
         whose = cycles.get(own.customer, ())
-        charges = billed_of(whose, own.meter.name, known_by(own.span))
+        charges = select_charges(whose, own.meter.name, known_by(own.span))
         starts = {c.span.start for c in whose if c.ours == known_by(own.span)} | {own.span.start}
         standing = self._standing(own, starts)
-        billed = units_of(charges)
+        billed = sum_units(charges)
         price = self._price(cycles, own.customer, own.meter.name)
         line = _line(own.customer, own.meter.name, own.span, own.quantity, billed, price)
         if own.customer in unread:
@@ -132,12 +132,12 @@ class Prover:
             # The comparison allows for it: it waits, was just acknowledged, or came meanwhile.
             return line._replace(in_flight=own.quantity - billed - own.held_back, held_back=own.held_back)
         line = line._replace(in_flight=own.in_flight, held_back=own.held_back, cause=_causes(standing))
-        worth = worth_of(charges, line.unbilled)
+        worth = compute_undercharge(charges, line.unbilled)
         if worth is None and price is not None:
-            worth = price.worth(billed, line.unbilled)
+            worth = price.compute_worth(billed, line.unbilled)
         return line._replace(worth=worth, is_acknowledged=standing.status == "acknowledged")
 
-    def _standing(self, own: Own, starts: Iterable[int]) -> Standing | None:
+    def _standing(self, own: Own, starts: Iterable[int]) -> DriftStatus | None:
         found = [self._book.standing(own.customer, own.meter.name, start) for start in sorted(starts)]
         return next((one for one in found if one and one.status != "ok"), None)
 
@@ -145,12 +145,12 @@ class Prover:
         """Yield our totals of periods that may still be looked into, of meters that the provider has or had."""
         catalog, since = self._catalog(), self._clock() - self._terms.looked_back
         billable = _billable(catalog, theirs)
-        rules = Rules(catalog)
+        rules = BillingRules(catalog)
         for stored in self._store.totals():
             total = stored.total
             if total.window != "period" or total.end <= since or total.meter not in billable:
                 continue
-            if self._is_skipping and rules.billing_id(total.customer) is None:
+            if self._is_skipping and rules.find_billing_id(total.customer) is None:
                 continue
             if quantity_of(total.total):
                 yield stored
@@ -187,10 +187,10 @@ class Prover:
     def _look(self, own: Own, cycles: Mapping[str, Sequence[BilledCycle]], theirs: Theirs) -> Look:
         whose = cycles.get(own.customer, ())
         likes = {one.id: one.why for one in theirs.others.values() if own.meter.name in one.like}
-        cause, words = gap_of(whose, own.span, own.meter.name, likes)
+        cause, words = explain_gap(whose, own.span, own.meter.name, likes)
         if cause == "boundary" and (conflict := conflict_of(self._store, own.customer)):
             cause, words = "second_subscription", conflict
-        billed_as = Rules(self._catalog()).billing_id(own.customer)
+        billed_as = BillingRules(self._catalog()).find_billing_id(own.customer)
         if cause == "no_subscription":
             words = f"{words}; it is billed as {billed_as}" if billed_as else f"{words}, and no billing_id"
         off: int | None = own.unbilled
@@ -239,19 +239,19 @@ class Prover:
 
     def _is_billed(self, cycles: Mapping[str, Sequence[BilledCycle]], stored: StoredTotal) -> bool:
         total = stored.total
-        return bool(billed_of(cycles.get(total.customer, ()), total.meter, total.start))
+        return bool(select_charges(cycles.get(total.customer, ()), total.meter, total.start))
 
     def _billed(self, cycles: Mapping[str, Sequence[BilledCycle]], stored: StoredTotal) -> int:
         total = stored.total
-        charges = billed_of(cycles.get(total.customer, ()), total.meter, total.start)
-        return units_of(charges)
+        charges = select_charges(cycles.get(total.customer, ()), total.meter, total.start)
+        return sum_units(charges)
 
     def _price(self, cycles: Mapping[str, Sequence[BilledCycle]], customer: str, meter: str) -> Price | None:
         """Return the customer's own price of a meter, else that of any other: an estimate."""
-        own = price_of(cycles.get(customer, ()), meter)
+        own = find_price(cycles.get(customer, ()), meter)
         if own is not None:
             return own
-        return next((price for some in cycles.values() if (price := price_of(some, meter))), None)
+        return next((price for some in cycles.values() if (price := find_price(some, meter))), None)
 
 
 def _pseudo_look(
@@ -282,19 +282,21 @@ def _pseudo_look(
     )
 
 
-def _ours_alone(meter: Meter) -> Matched:
-    return Matched("", meter, meter, meter.kind, 0)
+def _ours_alone(meter: Meter) -> MatchedMeter:
+    return MatchedMeter("", meter, meter, meter.kind, 0)
 
 
 def _billable(catalog: Catalog, theirs: Theirs) -> set[str]:
     """Return our meters that the provider counts, counted, or counts otherwise; the others are ours alone."""
-    like: Iterator[Unmatched] = (one for one in theirs.others.values() if not one.is_archived)
-    known = {one.ours.name for one in theirs.matched.values()} | {name for one in like for name in one.like}
+    like: Iterator[UnmatchedMeter] = (one for one in theirs.others.values() if not one.is_archived)
+    known = {one.own_meter.name for one in theirs.matched.values()} | {
+        name for one in like for name in one.like
+    }
     return {meter.name for meter in catalog.meters if meter.kind in AT_PROVIDER and meter.name in known}
 
 
-def _line(customer: str, meter: str, span: Span, ours: int, billed: int, price: Price | None) -> Line:
-    return Line(
+def _line(customer: str, meter: str, span: Span, ours: int, billed: int, price: Price | None) -> CoverageLine:
+    return CoverageLine(
         customer,
         meter,
         span,
@@ -304,11 +306,11 @@ def _line(customer: str, meter: str, span: Span, ours: int, billed: int, price: 
         0,
         "",
         price.currency if price else "",
-        price and price.worth(0, 0),
+        price and price.compute_worth(0, 0),
     )
 
 
-def _causes(standing: Standing) -> str:
+def _causes(standing: DriftStatus) -> str:
     found = msgspec.json.decode(standing.findings)
     causes = [one["cause"] for one in found.get("findings", ()) if one["cause"] != "in_flight"]
     return ", ".join(dict.fromkeys(causes)) or str(found.get("uncovered") or "") or "to be looked at again"

@@ -46,11 +46,11 @@ from tidegate.flows.reconcile.follow_subscriptions import NOTES_READ, Follower
 from tidegate.flows.reconcile.judge import Explainer, Judge, Judged, Settler
 from tidegate.flows.reconcile.schedule import AGAIN_AFTER_S, Passes, meters_of
 from tidegate.flows.reconcile.statement import Accountant
-from tidegate.operators.billing.acknowledgements import Acknowledgements, shown
-from tidegate.operators.billing.coverage import Line, add_up
+from tidegate.operators.billing.acknowledgements import Acknowledgements, render_acknowledgement
+from tidegate.operators.billing.coverage import CoverageLine, add_up
 from tidegate.operators.billing.outgoing import instant
-from tidegate.operators.billing.provider import matched
-from tidegate.operators.billing.subscriptions import siblings_of
+from tidegate.operators.billing.provider import match_meters
+from tidegate.operators.billing.subscriptions import find_siblings
 from tidegate.operators.columns.quantity import scaled
 from tidegate.operators.model.catalog import Catalog
 from tidegate.operators.model.ports import Acknowledgement, Note
@@ -197,11 +197,11 @@ class _Works:
     def _theirs(self, number: int) -> Theirs:
         catalog = self._catalog()
         if self._meters is None or self._meters[:2] != (catalog, number):
-            found, others = matched(catalog, meters_of(self._book))
+            found, others = match_meters(catalog, meters_of(self._book))
             for other in others:
                 if not other.is_archived:
                     _log.warning("meter %s (%s) is not compared: %s", other.id, other.name, other.why)
-            siblings = siblings_of(self._book.subscriptions(number))
+            siblings = find_siblings(self._book.subscriptions(number))
             self._meters = catalog, number, Theirs(found, {other.id: other for other in others}, siblings)
         return self._meters[2]
 
@@ -259,12 +259,12 @@ class _Works:
 class _Proof:
     """The proof of a run: its sums, and its lines as JSON; of a great many only those that are not plainly billed."""
 
-    def __init__(self, number: int, lines: Iterable[Line]) -> None:
+    def __init__(self, number: int, lines: Iterable[CoverageLine]) -> None:
         self.lines: list[tuple[str, bytes]] = []
-        self.whole: list[Line] = []
+        self.whole: list[CoverageLine] = []
         self.sums = add_up(self._kept(number, lines))
 
-    def _kept(self, number: int, lines: Iterable[Line]) -> Iterator[Line]:
+    def _kept(self, number: int, lines: Iterable[CoverageLine]) -> Iterator[CoverageLine]:
         for line in lines:
             self.whole.append(line)
             if line.ours != line.billed or len(self.lines) < PLAIN_LINES_MAX:
@@ -273,7 +273,7 @@ class _Proof:
 
 
 def _note_of(one: Acknowledgement) -> Note:
-    body = shown(one) | {"is_withdrawn": one.is_withdrawn}
+    body = render_acknowledgement(one) | {"is_withdrawn": one.is_withdrawn}
     return Note("acknowledgement", one.id, one.customer, one.at, msgspec.json.encode(body))
 
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from tidegate.connectors.dodo.client import DodoError
 from tidegate.connectors.dodo.reads import DodoReads
 from tidegate.connectors.reconciliation.conflicts import KIND, alert_of, known_in, note_of, over_of
-from tidegate.operators.billing.provider import BillerMeter, Subscription
-from tidegate.operators.billing.subscriptions import Conflict, is_settled, metered_by_customer
+from tidegate.operators.billing.provider import ProviderMeter, Subscription
+from tidegate.operators.billing.subscriptions import Conflict, group_metered, is_recorded
 from tidegate.operators.model.catalog import Catalog
 from tidegate.operators.model.ports import CatalogConflict, ControlLog, Note, StoreReader, StoreWriter
 from tidegate.settings.catalog.file import CatalogError, parse_catalog
@@ -36,7 +36,7 @@ class Follower:
         self._reads, self._control, self._store, self._reader = reads, control, store, reader
         self._alert, self._clock, self._applies = alert, clock, applies
 
-    def follow(self, subscriptions: Sequence[Subscription], meters: Sequence[BillerMeter]) -> None:
+    def follow(self, subscriptions: Sequence[Subscription], meters: Sequence[ProviderMeter]) -> None:
         """Take the subscriptions over, if that is wanted; a catalog that cannot be changed now stays as it is."""
         newest = self._control.catalog()
         if newest is None:
@@ -52,7 +52,7 @@ class Follower:
             _log.warning("%s", warning)
         self._report(made.conflicts)
 
-    def _followed(self, text: str, whole: Sequence[Subscription], meters: Sequence[BillerMeter]) -> Pulled:
+    def _followed(self, text: str, whole: Sequence[Subscription], meters: Sequence[ProviderMeter]) -> Pulled:
         if self._applies:
             return apply_periods(self._control, whole, BY, meters=meters)
         return pulled(text, meters, whole, adds_meters=False)
@@ -61,8 +61,8 @@ class Follower:
         """Return the subscriptions, each with its meters where they decide anything; one request for each of those."""
         ours = {one.billing_id: name for name, one in catalog.customers.items() if one.billing_id}
         unread = set()
-        for billed_as, some in metered_by_customer(listed).items():
-            is_plain = len(some) == 1 and is_settled(catalog, ours.get(billed_as, billed_as), some[0])
+        for billed_as, some in group_metered(listed).items():
+            is_plain = len(some) == 1 and is_recorded(catalog, ours.get(billed_as, billed_as), some[0])
             if len(some) > 1 or (self._applies and not is_plain):
                 unread |= {one.subscription_id for one in some}
         return [

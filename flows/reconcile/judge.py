@@ -19,13 +19,19 @@ from tidegate.connectors.reconciliation.credit_entries import (
 from tidegate.connectors.reconciliation.findings import Book, Outcome, Task
 from tidegate.connectors.reconciliation.repairer import Repairer, Subject
 from tidegate.flows.reconcile.compare import Explained, Look, Looker, Seen, quantity_of, span_of
-from tidegate.operators.billing.acknowledgements import CONFIRMED, OPEN, Acknowledgements, Found, acknowledge
-from tidegate.operators.billing.coverage import BilledCycle, money, worth_of
-from tidegate.operators.billing.credit_excess import AMOUNTS, add_amounts, excess
-from tidegate.operators.billing.drift_status import Standing, judged
+from tidegate.operators.billing.acknowledgements import (
+    CONFIRMED,
+    OPEN,
+    Acknowledgements,
+    OpenDrift,
+    acknowledge,
+)
+from tidegate.operators.billing.coverage import BilledCycle, compute_undercharge, format_money
+from tidegate.operators.billing.credit_excess import AMOUNTS, add_amounts, compute_excess
+from tidegate.operators.billing.drift_status import DriftStatus, update_status
 from tidegate.operators.billing.outgoing import instant
 from tidegate.operators.billing.provider import LedgerEntry
-from tidegate.operators.billing.repairs import ADVICE, Circumstances, Repair, repairs
+from tidegate.operators.billing.repairs import ADVICE, Circumstances, Repair, plan_repairs
 from tidegate.operators.columns.quantity import scaled, text
 from tidegate.operators.model.ports import Note, StoreWriter
 
@@ -42,8 +48,8 @@ class Verdict(NamedTuple):
     """A total after a look: how it stood and stands, why it is off, what may be done."""
 
     look: Look
-    before: Standing | None
-    standing: Standing
+    before: DriftStatus | None
+    standing: DriftStatus
     explained: Explained | None = None
     problem: str = ""
     acts: tuple[Repair, ...] = ()
@@ -80,13 +86,13 @@ class Judge:
         now = self._clock()
         verdicts = []
         for look in seen.looks:
-            name = look.meter.ours.name
+            name = look.meter.own_meter.name
             if look.off is not None and abs(look.off) <= self._tolerance:
                 look = look._replace(off=0)
             before = self._book.standing(look.customer, name, look.theirs.start)
             if before is None and look.off == 0:
                 continue
-            standing = judged(before, look.customer, name, look.theirs, look.off, now, self._apart)
+            standing = update_status(before, look.customer, name, look.theirs, look.off, now, self._apart)
             verdicts.append(Verdict(look, before, standing))
         compared = sum(look.uncovered is None for look in seen.looks)
         return Judged(seen.task, seen.problem, compared, tuple(verdicts), seen.cycles)
@@ -133,7 +139,7 @@ class Explainer:
             # Nothing bills it, so there is nothing that our total could be set to.
             return verdict._replace(look=explained.look, explained=explained)
         credit = self._credit_terms(explained)
-        acts = repairs(explained.findings, self._circumstances(verdict.standing, explained, credit))
+        acts = plan_repairs(explained.findings, self._circumstances(verdict.standing, explained, credit))
         return verdict._replace(look=explained.look, explained=explained, acts=tuple(acts), credit=credit)
 
     def _holds(self, verdict: Verdict) -> bool:
@@ -153,15 +159,15 @@ class Explainer:
         causes = dict.fromkeys(one.cause for one in explained.findings if one.cause != "in_flight")
         if look.uncovered is not None and look.uncovered.cause is not None:
             causes = {look.uncovered.cause: None}
-        name, off = look.meter.ours.name, look.off or 0
-        found = Found(look.customer, name, look.theirs.start, list(causes), off, self._tolerance)
-        return self._acknowledged().covering(found) is not None
+        name, off = look.meter.own_meter.name, look.off or 0
+        found = OpenDrift(look.customer, name, look.theirs.start, list(causes), off, self._tolerance)
+        return self._acknowledged().find_covering(found) is not None
 
     def _circumstances(
-        self, standing: Standing, explained: Explained, credit: CreditTerms | None
+        self, standing: DriftStatus, explained: Explained, credit: CreditTerms | None
     ) -> Circumstances:
         look, now = explained.look, self._clock()
-        done = self._repairer.journal.of(look.customer, look.meter.ours.name, instant(look.ours.start))
+        done = self._repairer.journal.of(look.customer, look.meter.own_meter.name, instant(look.ours.start))
         resent = {id for entry in done if entry.act in ("resend", "late", "debit") for id in entry.ids}
         missing = [id for one in explained.findings if one.cause == "missing_there" for id in one.ids]
         resent |= self._repairer.sent_again(missing)
@@ -171,13 +177,13 @@ class Explainer:
         return Circumstances(
             kind=look.meter.kind,
             now=now,
-            ours=look.ours,
-            theirs=look.theirs,
-            own=explained.own,
-            listed=explained.listed,
+            own_period=look.ours,
+            provider_period=look.theirs,
+            own_events=explained.own,
+            provider_quantities=explained.listed,
             is_calm=explained.is_calm,
-            rewritten=(standing.first_at or now) < explained.rewritten_at < now - REWRITTEN_AFTER,
-            resent=frozenset(resent),
+            is_republished=(standing.first_at or now) < explained.rewritten_at < now - REWRITTEN_AFTER,
+            resent_ids=frozenset(resent),
             adopted=explained.adopted,
             is_adjusting=bool(adjusting),
             in_credits=credit is not None,
@@ -229,7 +235,7 @@ def _over_of_one(explained: Explained, terms: CreditTerms, ledger: Sequence[Ledg
         for own in explained.own.values()
         if own.at in period and own.id in explained.listed
     ]
-    return excess(deductions(ledger, period.end), refills(ledger), arrived, terms.credits)
+    return compute_excess(deductions(ledger, period.end), refills(ledger), arrived, terms.credits)
 
 
 def _over_of_several(
@@ -316,7 +322,7 @@ class Settler:
         subject = Subject(
             look.customer,
             look.billed_as,
-            look.meter.ours.name,
+            look.meter.own_meter.name,
             look.ours,
             look.after,
             look.total,
@@ -329,7 +335,7 @@ class Settler:
             made.append((act, self._repairer.repair(act, subject, verdict.credit)))
         return made
 
-    def _written(self, task: Task, verdict: Verdict, made: list[tuple[Repair, str]], now: int) -> Standing:
+    def _written(self, task: Task, verdict: Verdict, made: list[tuple[Repair, str]], now: int) -> DriftStatus:
         """The standing with its findings: new ones, or as they were."""
         look, standing = verdict.look, verdict.standing
         known = _findings(verdict.before) if verdict.before else {}
@@ -368,7 +374,7 @@ class Settler:
         return _acknowledged(standing, verdict.before, acknowledge(fields, self._acknowledged()))
 
 
-def _acknowledged(standing: Standing, before: Standing | None, fields: dict[str, Any]) -> Standing:
+def _acknowledged(standing: DriftStatus, before: DriftStatus | None, fields: dict[str, Any]) -> DriftStatus:
     """Return a standing with the status that its acknowledgements give it; it is raised again once it is too large."""
     turn = standing.turn
     if before is not None and standing.status in CONFIRMED:
@@ -380,13 +386,17 @@ def _worth(look: Look) -> dict[str, str]:
     """Return what the drift is worth, in the currency's smallest unit, where the price is known."""
     if look.price is None or look.off is None:
         return {}
-    worth = worth_of(look.charges, look.off) if look.charges else look.price.worth(look.total, look.off)
+    worth = (
+        compute_undercharge(look.charges, look.off)
+        if look.charges
+        else look.price.compute_worth(look.total, look.off)
+    )
     if worth is None:
         return {}
     return {
         "currency": look.price.currency,
         "worth": f"{worth:f}",
-        "money": money(worth, look.price.currency),
+        "money": format_money(worth, look.price.currency),
     }
 
 
@@ -403,7 +413,7 @@ def change_of(verdict: Verdict) -> str | None:
     return None if was == is_drift else "raised" if is_drift else "resolved"
 
 
-def alert_of(standing: Standing, state: str, now: int) -> tuple[str, str, bytes]:
+def alert_of(standing: DriftStatus, state: str, now: int) -> tuple[str, str, bytes]:
     """An alert: its id, which repeats where the same change is told again, the customer, and its line of JSON."""
     parts = ["drift", standing.customer, standing.meter, standing.span.start, state, standing.turn]
     id = xxh3_128_hexdigest(msgspec.json.encode(parts))
@@ -437,7 +447,7 @@ def _over(found: Mapping[str, Any]) -> str:
     return "agrees with the biller's total again"
 
 
-def _findings(standing: Standing) -> Mapping[str, Any]:
+def _findings(standing: DriftStatus) -> Mapping[str, Any]:
     found: Mapping[str, Any] = msgspec.json.decode(standing.findings)
     return found
 

@@ -15,7 +15,7 @@ from tidegate.connectors.dodo.client import DodoError
 from tidegate.connectors.dodo.reads import DodoReads
 from tidegate.connectors.engine import FixedPartitionedSource, StatefulSourcePartition
 from tidegate.connectors.reconciliation.findings import Book, Task
-from tidegate.operators.billing.provider import BillerMeter, Subscription, micros
+from tidegate.operators.billing.provider import ProviderMeter, Subscription, to_micros
 from tidegate.settings.reconciliation import ReconciliationSettings
 
 SECOND = 1_000_000
@@ -42,7 +42,7 @@ class Passes(FixedPartitionedSource[Task, None]):
         settings: ReconciliationSettings,
         book: Book,
         reads: DodoReads,
-        began: Callable[[list[Subscription], list[BillerMeter]], None],
+        began: Callable[[list[Subscription], list[ProviderMeter]], None],
         ended: Callable[[int], None],
         clock: Callable[[], int],
         sleep: Callable[[float], object],
@@ -62,7 +62,7 @@ class _Partition(StatefulSourcePartition[Task, None]):
         settings: ReconciliationSettings,
         book: Book,
         reads: DodoReads,
-        began: Callable[[list[Subscription], list[BillerMeter]], None],
+        began: Callable[[list[Subscription], list[ProviderMeter]], None],
         ended: Callable[[int], None],
         clock: Callable[[], int],
         sleep: Callable[[float], object],
@@ -127,7 +127,9 @@ class _Partition(StatefulSourcePartition[Task, None]):
 
     def _is_looked_at(self, one: Subscription, now: int) -> bool:
         """Whether a subscription has, or lately had, usage to be billed."""
-        ended = one.status in ("cancelled", "expired") and micros(one.next_billing_date) < now - LOOKED_BACK
+        ended = (
+            one.status in ("cancelled", "expired") and to_micros(one.next_billing_date) < now - LOOKED_BACK
+        )
         return one.status in LOOKED_AT and not ended
 
     def _end(self, number: int, now: int) -> None:
@@ -139,10 +141,10 @@ class _Partition(StatefulSourcePartition[Task, None]):
         self._sleep(min(max(us / SECOND, 0.001), SLICE_S))
 
 
-def meters_of(book: Book) -> list[BillerMeter]:
+def meters_of(book: Book) -> list[ProviderMeter]:
     """The platform's meters as the pass that is under way found them."""
     found = book.under_way()
-    return msgspec.json.decode(found[1], type=list[BillerMeter]) if found else []
+    return msgspec.json.decode(found[1], type=list[ProviderMeter]) if found else []
 
 
 def _key(task: Task) -> tuple[int, int, str]:

@@ -11,11 +11,11 @@ from tidegate.connectors.dodo.reads import DodoReads
 from tidegate.connectors.reconciliation.evidence import sign_run
 from tidegate.connectors.reconciliation.repair_journal import Journal
 from tidegate.connectors.reconciliation.statement_store import write_statement
-from tidegate.operators.billing.coverage import BilledCycle, Line
-from tidegate.operators.billing.drift_status import Standing
+from tidegate.operators.billing.coverage import BilledCycle, CoverageLine
+from tidegate.operators.billing.drift_status import DriftStatus
 from tidegate.operators.billing.outgoing import instant
 from tidegate.operators.billing.provider import Payment
-from tidegate.operators.billing.statement import Repaired, statement_of
+from tidegate.operators.billing.statement import RepairRecord, build_statement
 
 _log = logging.getLogger("tidegate.reconciliation")
 
@@ -32,13 +32,13 @@ class Accountant:
         times: tuple[int, int],
         catalog: int,
         cycles: Mapping[str, Sequence[BilledCycle]],
-        proof: Sequence[Line],
-        findings: Sequence[Standing],
+        proof: Sequence[CoverageLine],
+        findings: Sequence[DriftStatus],
     ) -> None:
         """Write the statement of a run that is complete, and sign what it read and found; `times` in µs."""
         started_at, now = times
         payments = self._payments(now)
-        lines = statement_of(cycles, payments, proof, self._repairs(), run, now)
+        lines = build_statement(cycles, payments, proof, self._repairs(), run, now)
         write_statement(self._folder, lines, now - self._looked_back, now)
         billed = [msgspec.json.encode(one) for some in cycles.values() for one in some]
         used = [
@@ -57,10 +57,10 @@ class Accountant:
             _log.warning("the statement has no payments: %s", error)
             return []
 
-    def _repairs(self) -> dict[tuple[str, str, str], list[Repaired]]:
-        found: dict[tuple[str, str, str], list[Repaired]] = {}
+    def _repairs(self) -> dict[tuple[str, str, str], list[RepairRecord]]:
+        found: dict[tuple[str, str, str], list[RepairRecord]] = {}
         for one in self._journal.all():
-            made = Repaired(
+            made = RepairRecord(
                 act=one.act, state=one.state, quantity=one.quantity, events=len(one.ids), why=one.why
             )
             found.setdefault((one.customer, one.meter, one.period_start[:19]), []).append(made)

@@ -1,7 +1,8 @@
-"""Which drift an operator has acknowledged: known, accepted, and no alarm until it grows.
+"""Acknowledgements of drift: which differences an operator has accepted, so that they raise no alarm until they grow.
 
-An acknowledgement is of one finding, a customer's total of one period and meter, or of a cause with a meter, such as
-`not_on_plan` for a meter that is measured for ourselves alone. A later one of the same replaces it, or withdraws it.
+An acknowledgement covers either one finding (a customer, a meter and a period) or one cause of a meter, such as
+`not_on_plan` for a meter that is only measured internally. A later acknowledgement of the same finding or cause
+replaces or withdraws the earlier one.
 """
 
 from collections.abc import Collection, Mapping
@@ -15,15 +16,15 @@ from tidegate.operators.model.ports import Acknowledgement
 
 OPEN = ("suspect", "drift", "acknowledged", "conflict")
 CONFIRMED = ("drift", "acknowledged", "conflict")
-# A customer's subscriptions contradict each other, which has an alert of its own; so this raises none.
+# Contradicting subscriptions have an alert of their own, so drift with only these causes raises no second one.
 CONFLICTING = ("second_subscription",)
 Key = tuple[str, str, int | None, str]
 
 
-class Found(NamedTuple):
-    """A finding, as an acknowledgement is compared with it.
+class OpenDrift(NamedTuple):
+    """The drift of one total, in the form that acknowledgements are compared with.
 
-    `off` (×10²⁴) is ours minus the provider's beyond what is in flight; `start` is when the period begins (µs).
+    `off` (×10²⁴) is our total minus the provider's, beyond what is in flight; `start` is the start of the period (µs).
     """
 
     customer: str
@@ -35,35 +36,38 @@ class Found(NamedTuple):
 
 
 class Acknowledgements:
-    """The acknowledgements in force, as records of the control log come in."""
+    """The acknowledgements that are in force, built up from the records of the control log."""
 
     def __init__(self) -> None:
         self._known: dict[Key, Acknowledgement] = {}
 
-    def take(self, one: Acknowledgement) -> None:
+    def apply(self, one: Acknowledgement) -> None:
         """Add, replace or withdraw an acknowledgement."""
         if one.is_withdrawn:
-            self._known.pop(key_of(one), None)
+            self._known.pop(acknowledgement_key(one), None)
         else:
-            self._known[key_of(one)] = one
+            self._known[acknowledgement_key(one)] = one
 
-    def in_force(self) -> list[Acknowledgement]:
-        """Return all that are in force, the oldest first."""
+    def list_in_force(self) -> list[Acknowledgement]:
+        """Return all acknowledgements that are in force, oldest first."""
         return sorted(self._known.values(), key=lambda one: one.at)
 
     def get(self, key: Key) -> Acknowledgement | None:
-        """Return the one in force for a finding or a cause."""
+        """Return the acknowledgement in force for this finding or cause."""
         return self._known.get(key)
 
-    def covering(self, found: Found) -> Acknowledgement | None:
-        """Return what acknowledges a finding: its own, else one for each of its causes; None where it is too large."""
+    def find_covering(self, found: OpenDrift) -> Acknowledgement | None:
+        """Return the acknowledgement that covers this drift, None if there is none or the drift exceeds it.
+
+        The finding's own acknowledgement comes first; otherwise every one of its causes needs one.
+        """
         own = self._known.get((found.customer, found.meter, found.start, ""))
         if own is not None and _is_within(own, found):
             return own
-        rules = [self._rule(found, cause) for cause in found.causes]
+        rules = [self._find_rule(found, cause) for cause in found.causes]
         return next(iter(rules), None) if all(rules) else None
 
-    def _rule(self, found: Found, cause: str) -> Acknowledgement | None:
+    def _find_rule(self, found: OpenDrift, cause: str) -> Acknowledgement | None:
         for customer in (found.customer, ""):
             rule = self._known.get((customer, found.meter, None, cause))
             if rule is not None and _is_within(rule, found):
@@ -71,13 +75,13 @@ class Acknowledgements:
         return None
 
 
-def key_of(one: Acknowledgement) -> Key:
-    """Return what an acknowledgement is of."""
+def acknowledgement_key(one: Acknowledgement) -> Key:
+    """Return the key of the finding or cause that an acknowledgement covers."""
     return one.customer, one.meter, one.start, one.cause
 
 
-def found_in(fields: Mapping[str, Any]) -> Found | None:
-    """Return the finding that a JSON object of reconciliation describes; None where it is none, or has no amount."""
+def read_open_drift(fields: Mapping[str, Any]) -> OpenDrift | None:
+    """Read the drift from a JSON object of reconciliation; return None if it reports no drift or has no amount."""
     if fields.get("status") not in OPEN or "period_start" not in fields:
         return None
     amount = fields.get("off")
@@ -85,13 +89,13 @@ def found_in(fields: Mapping[str, Any]) -> Found | None:
         return None
     tolerance = rounded(Decimal(fields.get("tolerance", "0")))
     start = parse(fields["period_start"])
-    return Found(
-        fields["customer"], fields["meter"], start, causes_in(fields), rounded(Decimal(amount)), tolerance
+    return OpenDrift(
+        fields["customer"], fields["meter"], start, list_causes(fields), rounded(Decimal(amount)), tolerance
     )
 
 
-def causes_in(fields: Mapping[str, Any]) -> list[str]:
-    """Return the causes of a finding: why nothing bills it, else what its events say."""
+def list_causes(fields: Mapping[str, Any]) -> list[str]:
+    """Return the causes of a finding: the reason why nothing bills the total, otherwise the causes of its events."""
     if fields.get("uncovered"):
         return [fields["uncovered"]]
     causes = (one["cause"] for one in fields.get("findings", ()))
@@ -99,18 +103,18 @@ def causes_in(fields: Mapping[str, Any]) -> list[str]:
 
 
 def acknowledge(fields: dict[str, Any], known: Acknowledgements) -> dict[str, Any]:
-    """Return a finding with the status that it has under these acknowledgements: any of `CONFIRMED`."""
-    if fields.get("status") not in CONFIRMED or (found := found_in(fields)) is None:
+    """Return a finding with its status under these acknowledgements, if its status is one of `CONFIRMED`."""
+    if fields.get("status") not in CONFIRMED or (found := read_open_drift(fields)) is None:
         return fields
-    by = known.covering(found)
+    by = known.find_covering(found)
     if by is None:
         is_conflict = bool(found.causes) and all(one in CONFLICTING for one in found.causes)
         return fields | {"status": "conflict" if is_conflict else "drift", "acknowledged": None}
-    return fields | {"status": "acknowledged", "acknowledged": shown(by)}
+    return fields | {"status": "acknowledged", "acknowledged": render_acknowledgement(by)}
 
 
-def shown(one: Acknowledgement) -> dict[str, Any]:
-    """Return an acknowledgement for JSON."""
+def render_acknowledgement(one: Acknowledgement) -> dict[str, Any]:
+    """Return an acknowledgement as a JSON object."""
     return {
         "id": one.id,
         "customer": one.customer,
@@ -124,15 +128,15 @@ def shown(one: Acknowledgement) -> dict[str, Any]:
     }
 
 
-def amount_of(found: Found) -> str:
-    """Return the amount of a finding as decimal text, with its sign."""
+def format_amount(found: OpenDrift) -> str:
+    """Return the amount of a drift as signed decimal text."""
     return text(found.off)
 
 
-def _is_within(one: Acknowledgement, found: Found) -> bool:
+def _is_within(one: Acknowledgement, found: OpenDrift) -> bool:
     if one.up_to is None:
         return True
     most = rounded(Decimal(one.up_to))
-    # Of one finding the amount has a sign: usage that is not billed is not usage that is billed too much.
+    # The sign counts for a single finding: an accepted underbilling does not cover an overbilling.
     has_turned = one.start is not None and most * found.off < 0
     return not has_turned and abs(found.off) <= abs(most) + found.tolerance

@@ -1,7 +1,7 @@
-"""Finds the events for which a batch was refused, in few requests.
+"""Bisection: find the events that make the provider refuse a batch, in few requests.
 
-The platform refuses a batch as a whole and does not say why. One event is told from good ones by halving: with one
-culprit among 1,000 that takes 12 requests in all, with k among n at most `requests_max(n, k)`.
+The provider refuses a batch as a whole and does not say which event is at fault. Halving the batch finds one culprit
+among 1,000 events in 12 requests, and k culprits among n events in at most `max_requests(n, k)`.
 """
 
 from collections.abc import Sequence
@@ -9,48 +9,48 @@ from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
 T = TypeVar("T")
-Verdict = Literal["good", "bad", "too_large"]
-# While culprits are few, all that is still open goes out as one piece, which usually settles it.
+BatchResult = Literal["good", "bad", "too_large"]
+# While culprits are few, all undecided events are sent as one batch, because that batch is usually good.
 MERGES_MAX = 2
 
 
 @dataclass(slots=True)
 class _Piece(Generic[T]):
     items: list[T]
-    # What holds if this piece is good: that the one behind it is not.
-    tells: bool = False
+    # Whether the next piece must be bad if this one is good.
+    implicates_next: bool = False
     is_bad: bool = False
 
 
 class Bisection(Generic[T]):
-    """Asks which events to send next, and is told what came of it. `culprits` were refused alone."""
+    """Chooses which events to send next from the results so far. `culprits` were refused when sent alone."""
 
     def __init__(self, items: Sequence[T]) -> None:
         self.culprits: list[T] = []
         self._pieces = [_Piece(list(items))] if items else []
 
-    def piece(self) -> list[T]:
-        """What to send next; the same until `tell`, and empty at the end."""
+    def next_batch(self) -> list[T]:
+        """Return the events to send next: the same until `report` is called, empty when the search is over."""
         while self._pieces and self._pieces[-1].is_bad and len(self._pieces[-1].items) > 1:
             self._halve(self._pieces.pop(), tells=True)
         return self._pieces[-1].items if self._pieces else []
 
-    def tell(self, verdict: Verdict) -> None:
-        """What the platform said of `piece()`. A culprit is only who was refused alone."""
+    def report(self, verdict: BatchResult) -> None:
+        """Record the provider's answer to `next_batch()`. An event becomes a culprit only when it is refused alone."""
         piece = self._pieces.pop()
         if verdict == "good":
-            if piece.tells:
+            if piece.implicates_next:
                 self._pieces[-1].is_bad = True
         elif len(piece.items) > 1:
-            # Too large together, both halves may be good.
+            # If the batch was only too large, both halves may be good.
             self._halve(piece, tells=verdict == "bad")
         else:
             self.culprits += piece.items
             if len(self.culprits) <= MERGES_MAX:
                 self._merge(set())
 
-    def without(self, gone: set[T]) -> None:
-        """Leaves out events that are settled otherwise. Nothing is known any more of the rest."""
+    def exclude(self, gone: set[T]) -> None:
+        """Leave out events that were settled in another way, and forget what is known about the rest."""
         if gone:
             self._merge(gone)
 
@@ -63,8 +63,8 @@ class Bisection(Generic[T]):
         self._pieces = [_Piece(rest)] if rest else []
 
 
-def requests_max(items: int, culprits: int) -> int:
-    """How many requests a bisection takes at most."""
+def max_requests(items: int, culprits: int) -> int:
+    """Return the greatest number of requests that a bisection takes."""
     depth = (items - 1).bit_length()
     merged = min(culprits, MERGES_MAX)
     rest = culprits - merged

@@ -1,9 +1,9 @@
-"""The proof that each unit is billed once: our totals against what is billed, in flight, held back or named.
+"""Coverage: the proof that each unit is billed exactly once.
 
     ours = billed + in flight + held back + unbilled
 
-holds for each customer, meter and period. What is left over as `unbilled` gets a cause and what it is worth; it is
-below 0 where more is billed than was used. Quantities are times 10²⁴; money is in the currency's smallest unit.
+holds for each customer, meter and period. `unbilled` is the remainder: it gets a cause and a value, and is negative
+where more is billed than was used. Quantities are times 10²⁴; money is in the currency's smallest unit.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,27 +19,27 @@ MONEY_PLACES = {"JPY": 0, "KRW": 0, "VND": 0, "CLP": 0, "BHD": 3, "KWD": 3, "OMR
 
 
 class Price(NamedTuple):
-    """What a unit costs beyond `free` units (×10²⁴)."""
+    """The price of a unit beyond `free` units (×10²⁴)."""
 
     currency: str
     per_unit: Decimal
     free: int
 
-    def bill(self, quantity: int) -> Decimal:
+    def compute_charge(self, quantity: int) -> Decimal:
         """Return what a period's quantity costs."""
         return AMOUNTS.multiply(decimal(max(quantity - self.free, 0)), self.per_unit)
 
-    def worth(self, billed: int, missing: int) -> Decimal:
-        """Return what a quantity is worth that is missing beside what is billed; below 0 where it is too much."""
-        return AMOUNTS.subtract(self.bill(billed + missing), self.bill(billed))
+    def compute_worth(self, billed: int, missing: int) -> Decimal:
+        """Return the value of a quantity missing from what is billed; negative if the quantity is billed in excess."""
+        return AMOUNTS.subtract(self.compute_charge(billed + missing), self.compute_charge(billed))
 
 
 class Charge(NamedTuple):
-    """A meter's total in one billing cycle. `meter` is our name of it, "" where none of ours counts the same.
+    """A meter's total in one billing cycle. `meter` is the name of our equivalent meter, "" if there is none.
 
-    `label` is its name there, `why` what differs; `is_archived` says that it counts no more. `amount` is what the
-    provider charges, in the currency's smallest unit. `is_repeated` says that another line has these units too, as a
-    product may price one meter on several lines.
+    `label` is the meter's name at the provider, and `why` says what differs. `is_archived` says that the meter no
+    longer counts. `amount` is what the provider charges, in the currency's smallest unit. `is_repeated` says that an
+    earlier line already has these units, because a product may price one meter on several lines.
     """
 
     meter_id: str
@@ -54,7 +54,10 @@ class Charge(NamedTuple):
 
 
 class BilledCycle(NamedTuple):
-    """A billing cycle of a subscription as it was read. `ours` is the start that our totals of it are known by."""
+    """A billing cycle of a subscription as read from the provider.
+
+    `ours` is the start of our totals for the same period.
+    """
 
     subscription_id: str
     customer: str
@@ -65,10 +68,10 @@ class BilledCycle(NamedTuple):
     charges: tuple[Charge, ...]
 
 
-class Line(NamedTuple):
+class CoverageLine(NamedTuple):
     """One line of the proof.
 
-    `worth` is None where no price is known; `cause` says what the unbilled part comes from, `is_acknowledged` that an
+    `worth` is None if no price is known; `cause` says where the unbilled part comes from, `is_acknowledged` that an
     operator has accepted it.
     """
 
@@ -89,10 +92,10 @@ class Line(NamedTuple):
         return self.ours - self.billed - self.in_flight - self.held_back
 
 
-class Sum(NamedTuple):
-    """The lines of one meter and currency, added up.
+class CoverageSum(NamedTuple):
+    """The sum of the lines of one meter and currency.
 
-    `unpriced` is what is unbilled without a known price, `acknowledged` what of the unbilled was accepted.
+    `unpriced` is the unbilled quantity without a known price, `acknowledged` the unbilled quantity that was accepted.
     """
 
     meter: str
@@ -108,19 +111,19 @@ class Sum(NamedTuple):
     acknowledged: int
 
 
-def gap_of(
+def explain_gap(
     cycles: Sequence[BilledCycle], span: Span, meter: str, look_alikes: Mapping[str, str]
 ) -> tuple[Gap, str]:
-    """Return why no cycle of a customer bills a total of this meter and period, and in words.
+    """Return why no cycle of a customer bills a total of this meter and period, as a code and in words.
 
-    `cycles` are all that the customer's subscriptions have; `look_alikes` are the provider's meters, by id, that look
-    like ours and count otherwise, with what differs.
+    `cycles` are all cycles of the customer's subscriptions; `look_alikes` maps the ids of provider meters that resemble
+    ours but count differently to what differs.
     """
     if not cycles:
         return "no_subscription", "the customer has no subscription that the provider bills"
     beside = [one for one in cycles if one.span.start < span.end and span.start < one.span.end]
     if not beside:
-        return "gap", _where(cycles, span)
+        return "gap", _describe_gap(cycles, span)
     for cycle in beside:
         for charge in cycle.charges:
             if charge.meter_id in look_alikes:
@@ -131,7 +134,7 @@ def gap_of(
     return "not_on_plan", f"the customer's product {products} has no meter for it"
 
 
-def _where(cycles: Iterable[BilledCycle], span: Span) -> str:
+def _describe_gap(cycles: Iterable[BilledCycle], span: Span) -> str:
     before = any(one.span.end <= span.start for one in cycles)
     after = any(one.span.start >= span.end for one in cycles)
     if before and after:
@@ -141,13 +144,13 @@ def _where(cycles: Iterable[BilledCycle], span: Span) -> str:
     )
 
 
-def billed_of(cycles: Iterable[BilledCycle], meter: str, start: int) -> list[Charge]:
-    """Return what is billed of our period that begins at `start`."""
+def select_charges(cycles: Iterable[BilledCycle], meter: str, start: int) -> list[Charge]:
+    """Return the charges for our period that begins at `start`."""
     return [c for cycle in cycles if cycle.ours == start for c in cycle.charges if c.meter == meter]
 
 
 def mark_repeated(charges: Iterable[Charge]) -> tuple[Charge, ...]:
-    """Return a cycle's charges, with those marked that price the units of an earlier line of the same meter."""
+    """Return a cycle's charges, marking those that price the units of an earlier line of the same meter."""
     seen: set[tuple[str, int]] = set()
     found = []
     for one in charges:
@@ -156,27 +159,28 @@ def mark_repeated(charges: Iterable[Charge]) -> tuple[Charge, ...]:
     return tuple(found)
 
 
-def units_of(charges: Iterable[Charge]) -> int:
-    """Return the units that lines of one meter of ours bill."""
+def sum_units(charges: Iterable[Charge]) -> int:
+    """Return the units that the lines of one of our meters bill."""
     return sum(one.quantity for one in charges if not one.is_repeated)
 
 
-def worth_of(charges: Sequence[Charge], missing: int) -> Decimal | None:
-    """Return what lines of one meter of ours charge too little, where `missing` units are (below 0: too many).
+def compute_undercharge(charges: Sequence[Charge], missing: int) -> Decimal | None:
+    """Return how much too little the lines of one of our meters charge.
 
-    The first meter's lines are what should be charged; None where a price is not known.
+    `missing` is the quantity that should be billed and is not (negative: a surplus). The first meter's lines define
+    what should be charged. Returns None if a price is unknown.
     """
     prices = [one.price for one in charges if one.price is not None]
     if not prices or len(prices) < len(charges):
         return None
     own = [c.price for c in charges if c.meter_id == charges[0].meter_id and c.is_repeated]
-    due = units_of(charges) + missing
-    should = [price.bill(due) for price in (charges[0].price, *own) if price is not None]
-    does = [one.price.bill(one.quantity) for one in charges if one.price is not None]
+    due = sum_units(charges) + missing
+    should = [price.compute_charge(due) for price in (charges[0].price, *own) if price is not None]
+    does = [one.price.compute_charge(one.quantity) for one in charges if one.price is not None]
     return AMOUNTS.subtract(sum(should, Decimal(0)), sum(does, Decimal(0)))
 
 
-def price_of(cycles: Iterable[BilledCycle], meter: str) -> Price | None:
+def find_price(cycles: Iterable[BilledCycle], meter: str) -> Price | None:
     """Return the last price that these cycles have for a meter."""
     found = None
     for cycle in sorted(cycles, key=lambda one: one.span.start):
@@ -185,12 +189,12 @@ def price_of(cycles: Iterable[BilledCycle], meter: str) -> Price | None:
     return found
 
 
-def add_up(lines: Iterable[Line]) -> list[Sum]:
+def add_up(lines: Iterable[CoverageLine]) -> list[CoverageSum]:
     """Return the sums of the lines, by meter and currency."""
-    sums: dict[tuple[str, str], Sum] = {}
+    sums: dict[tuple[str, str], CoverageSum] = {}
     for line in lines:
         key = line.meter, line.currency
-        old = sums.get(key, Sum(*key, 0, 0, 0, 0, 0, 0, Decimal(0), 0, 0))
+        old = sums.get(key, CoverageSum(*key, 0, 0, 0, 0, 0, 0, Decimal(0), 0, 0))
         sums[key] = old._replace(
             totals=old.totals + 1,
             ours=old.ours + line.ours,
@@ -205,7 +209,7 @@ def add_up(lines: Iterable[Line]) -> list[Sum]:
     return [sums[key] for key in sorted(sums)]
 
 
-def money(amount: Decimal, currency: str) -> str:
-    """Return an amount of the smallest unit as text: 1050 of USD is 10.50 USD, halves of a cent rounded."""
+def format_money(amount: Decimal, currency: str) -> str:
+    """Return an amount in the smallest unit as text: 1050 of USD is 10.50 USD; halves of a cent are rounded."""
     places = MONEY_PLACES.get(currency, 2)
     return f"{amount.scaleb(-places, AMOUNTS):,.{places}f} {currency}"

@@ -1,8 +1,8 @@
-"""What a credit balance was charged beyond the usage that was rightly there: the most that may be given back.
+"""Credit excess: how much a credit balance was charged beyond the usage that belongs there, and so may be refunded.
 
-The provider's worker takes new usage about once a minute, from credits that are there. What an empty balance cannot
-give is passed over for good, so a deduction belongs to usage that arrived since the one before it, or since an empty
-balance was filled again. Any more was taken for usage that should not be there.
+The provider's worker deducts new usage about once a minute from the available credits. Usage that an empty balance
+cannot cover is skipped for good. A deduction therefore belongs to usage that arrived since the previous deduction, or
+since an empty balance was refilled; anything beyond that was charged for usage that should not exist.
 Source: Dodo Payments, credit-based billing.
 """
 
@@ -12,28 +12,28 @@ from decimal import ROUND_DOWN, Context, Decimal
 from functools import reduce
 from itertools import accumulate
 
-# How long the worker may take, and how far its clock may be apart from ours.
-WORKER_TAKES, CLOCKS_APART = 10 * 60_000_000, 5 * 60_000_000
-# Decimal's own operators round to 28 digits, which balances outgrow. Longer amounts than this are rounded and no error,
-# as they are input.
+# How long the worker may take, and how far its clock may differ from ours, in µs.
+WORKER_TAKES, CLOCK_SKEW_MAX = 10 * 60_000_000, 5 * 60_000_000
+# Decimal's own operators round to 28 digits, which balances exceed. Amounts longer than 200 digits are rounded without
+# an error, because they are input.
 AMOUNTS = Context(prec=200, rounding=ROUND_DOWN)
 
 
 def add_amounts(amounts: Iterable[Decimal]) -> Decimal:
-    """Return the sum of amounts of credits, not rounded."""
+    """Return the sum of amounts of credits, unrounded."""
     return reduce(AMOUNTS.add, amounts, Decimal(0))
 
 
-def excess(
+def compute_excess(
     deductions: Iterable[tuple[int, Decimal]],
     refills: Iterable[int],
     arrived: Sequence[tuple[int, int]],
     credits: Callable[[int], Decimal],
 ) -> Decimal:
-    """Return how much of `deductions`, as (time in µs, credits), no rightful usage explains.
+    """Return how much of `deductions`, given as (time in µs, credits), is not explained by legitimate usage.
 
-    `refills` are the times at which an empty balance got credits; `arrived` are the rightful events, as (time of
-    arrival there, quantity ×10²⁴); `credits` gives what a total comes to.
+    `refills` are the times at which an empty balance received credits; `arrived` are the legitimate events, as (time of
+    arrival at the provider, quantity ×10²⁴); `credits` converts a total quantity into credits.
     """
     rightful = sorted(arrived)
     times = [at for at, _ in rightful]
@@ -47,7 +47,7 @@ def excess(
     for at, amount in sorted(deductions):
         refill = bisect_right(filled, at)
         since = max(explained_until, filled[refill - 1] - WORKER_TAKES if refill else -1)
-        until = max(since, at + CLOCKS_APART)
+        until = max(since, at + CLOCK_SKEW_MAX)
         due = AMOUNTS.subtract(due_until(until), due_until(since))
         found = AMOUNTS.add(found, max(AMOUNTS.subtract(amount, due), Decimal(0)))
         explained_until = until

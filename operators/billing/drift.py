@@ -1,9 +1,10 @@
-"""Drift: what our total and the biller's differ by, allowing for what is on its way; and what each part comes of.
+"""Drift: by how much our total and the billing provider's total differ, and what causes each part of the difference.
 
-Neither side has a total as of an instant. So first a bracket: whatever the biller may rightly say between the two
-instants around the question, given what waits here and what was acknowledged too lately to show there. Only what lies
-outside is looked into, event by event: both sides' ids are compared, and each difference gets a cause. Quantities are
-integers, times 10²⁴, so nothing rounds; drift is ours minus the biller's.
+Neither side can state its total as of an instant. The comparison therefore starts with a bracket: the range of totals
+that the provider may correctly report between two instants, given what waits in the outbox and what was acknowledged
+too recently to be visible. Only a total outside its bracket is examined event by event: the ids of both sides are
+compared, and each difference gets a cause. Quantities are integers times 10²⁴, so nothing is rounded; drift is our
+total minus the provider's.
 Source: Dodo Payments' reads have no as-of parameter, see docs/semantics.md, "Drift".
 """
 
@@ -38,14 +39,14 @@ Cause = Literal[
     "unexplained",
 ]
 Fate = Literal["waiting", "acknowledged", "parked", "refused", "dropped"]
-# How far the biller's clock may be apart from ours, in µs.
-CLOCKS_APART = 300_000_000
-# In words, of an event that the biller lists beyond the period.
-IN_ANOTHER = "the biller has it in another period"
-# Of an event that our total has, and that is of another of our periods.
-OF_ANOTHER = "counted here, of another period"
-# Why the outbox keeps an event back, and what that is called here; all else is `rejected`.
-KEPT_BACK: dict[str, Cause] = {
+# How far the provider's clock may differ from ours, in µs.
+CLOCK_SKEW_MAX = 300_000_000
+# The detail of an event that the provider lists outside the period.
+IN_ANOTHER_PERIOD = "the provider has it in another period"
+# The detail of an event that our total includes although it belongs to another of our periods.
+OF_ANOTHER_PERIOD = "counted here, of another period"
+# The outbox's reasons for holding an event back, as causes; every other reason is `rejected`.
+HELD_BACK_CAUSES: dict[str, Cause] = {
     "too_old": "too_old",
     "last_value": "too_old",
     "period_closed": "late_after_close",
@@ -53,7 +54,7 @@ KEPT_BACK: dict[str, Cause] = {
 
 
 class Span(NamedTuple):
-    """[start, end) in µs since the epoch."""
+    """A half-open period [start, end) in µs since the epoch."""
 
     start: int
     end: int
@@ -62,112 +63,116 @@ class Span(NamedTuple):
         return isinstance(at, int) and self.start <= at < self.end
 
 
-class Flight(NamedTuple):
-    """A quantity that is on its way: when it came into the outbox, and when it was first given to a request."""
+class InFlight(NamedTuple):
+    """A quantity in flight: when the event entered the outbox, and when a request first carried it."""
 
     quantity: int
-    came_at: int
+    queued_at: int
     sent_at: int | None
 
 
 class Bracket(NamedTuple):
-    """What the biller may rightly say, both ends included."""
+    """The range of totals that the provider may correctly report, both ends included."""
 
     low: int
     high: int
 
-    def off(self, total: int) -> int:
-        """How far a total lies outside: above 0 where the biller has too little, below where too much."""
+    def distance_to(self, total: int) -> int:
+        """Return how far a total lies outside: positive if the provider has too little, negative if it has too much."""
         return max(self.low - total, 0) + min(self.high - total, 0)
 
 
-def bracket(
-    kind: Kind, before: int, after: int, flights: Iterable[Flight], answered_at: int, lag: int
+def compute_bracket(
+    kind: Kind, before: int, after: int, flights: Iterable[InFlight], answered_at: int, lag: int
 ) -> Bracket | None:
-    """The bracket of a total that was `before` when the biller was asked and `after` when it had answered.
+    """Return the bracket of a total that was `before` when the provider was asked and `after` when it had answered.
 
-    `flights` are all that waited or was acknowledged too lately to be shown, as read after the answer; `lag` is how
-    long the store may take to show what the outbox has. None where nothing can be said, as the total moves.
+    `flights` are all events that waited or were acknowledged too recently to be visible, as read after the answer;
+    `lag` is how long the store may take to show what the outbox has. Returns None if nothing can be said because the
+    total is changing.
     """
     flights = list(flights)
-    # What came lately may be at the biller already, and in our total only later.
-    lately = [one for one in flights if one.came_at > answered_at - lag]
+    # An event queued recently may already be at the provider and enter our total only later.
+    lately = [one for one in flights if one.queued_at > answered_at - lag]
     sent_lately = [one.quantity for one in lately if one.sent_at is not None and one.sent_at <= answered_at]
     if kind in ADDITIVE:
         low = before - sum(one.quantity for one in flights)
         unsent = sum(
             one.quantity
             for one in flights
-            if (one.sent_at is None or one.sent_at > answered_at) and one.came_at <= answered_at - lag
+            if (one.sent_at is None or one.sent_at > answered_at) and one.queued_at <= answered_at - lag
         )
         return Bracket(low, max(after - unsent + sum(sent_lately), low))
     if AGGREGATES[kind].fold == "greatest":
-        # A greatest value that is not on its way has arrived; one that is may be all there is.
+        # The greatest value has arrived unless it is in flight; then the provider may have nothing at all.
         arrived = all(one.quantity < before for one in flights)
         return Bracket(before if arrived else 0, max([after, *sent_lately]))
     return Bracket(after, after) if before == after and not flights else None
 
 
-class Own(NamedTuple):
-    """An event as our books know it.
+class OwnEvent(NamedTuple):
+    """An event as our billing records have it.
 
-    `there_at` is where in time the biller has it, which differs from `at` if it went out late without its own time.
-    `quantity` is what the meter reads of it, None for nothing or if its bytes are gone.
+    `provider_at` is the event's time at the provider, which differs from `at` if it was sent late without its own time.
+    `quantity` is what the meter reads from it, None if it reads nothing or the event's bytes are gone.
     """
 
     id: str
     at: int
-    there_at: int
+    provider_at: int
     fate: Fate
     reason: str
     quantity: int | None
-    came_at: int
+    queued_at: int
     sent_at: int | None = None
     settled_at: int | None = None
 
 
-class There(NamedTuple):
-    """An event as the biller lists it. `mark` is equal for events of equal name, time and properties."""
+class ProviderEvent(NamedTuple):
+    """An event as the provider lists it. `fingerprint` is equal for events of equal name, time and properties."""
 
     id: str
     at: int
     quantity: int | None
-    mark: bytes
+    fingerprint: bytes
 
 
-class Sight(NamedTuple):
-    """All that is known of a customer, meter and period, read in the order `before`, `total`, `there`, `own`, `after`.
+class Evidence(NamedTuple):
+    """All that is known about a total of a customer, meter and period.
 
-    - `ours`, `theirs`: the period here and there, which should be the same.
-    - `before`, `after`: our total, adjustments included, which come to `adjusted`, by reconciliation `adopted` of it.
-    - `total`: the biller's; `there`: its events in `theirs` and somewhat beyond, doubles and all.
-    - `own`: our events in `ours` and `theirs` and somewhat beyond; whole for events of `since` or later.
-    - `pending`: what is being rolled up and has no event yet.
-    - `quiet`: what was acknowledged after this may not show yet; `lag` as for the bracket, `now` when `own` was read.
-    - `met`: when the biller made the meter: it counts nothing that came before; `is_archived`: it counts no more.
+    It is read in the order `before`, `provider_total`, `provider_events`, `own_events`, `after`.
+
+    - `own_period`, `provider_period`: the period on both sides, which should be the same.
+    - `before`, `after`: our total including adjustments of `adjusted` in all, `adopted` of them by reconciliation.
+    - `provider_total`: the provider's total; `provider_events`: its events in and around its period, with copies.
+    - `own_events`: our events in and around both periods; complete for events of `records_since` or later.
+    - `pending_rollup`: the quantity that is being rolled up and has no event yet.
+    - `shown_until`: events acknowledged later than this may not be visible yet.
+    - `store_lag`: the `lag` of the bracket; `read_at`: when `own_events` was read.
+    - `meter_created_at`: the provider's meter counts nothing that arrived earlier; `is_archived`: it no longer counts.
     """
 
     kind: Kind
-    ours: Span
-    theirs: Span
+    own_period: Span
+    provider_period: Span
     before: int
     after: int
     adjusted: int
     adopted: int
-    total: int
-    there: Sequence[There]
-    own: Sequence[Own]
-    since: int
-    quiet: int
-    now: int
-    lag: int = 0
-    pending: int = 0
-    met: int = 0
+    provider_total: int
+    provider_events: Sequence[ProviderEvent]
+    own_events: Sequence[OwnEvent]
+    records_since: int
+    shown_until: int
+    read_at: int
+    store_lag: int = 0
+    pending_rollup: int = 0
+    meter_created_at: int = 0
     is_archived: bool = False
 
 
 class Finding(NamedTuple):
-    """One cause: the part of the drift that comes of it, None where it cannot be told, and the events that show it."""
+    """One cause of drift, its part of the quantity (None if unknown), and the events that show it."""
 
     cause: Cause
     quantity: int | None
@@ -175,75 +180,80 @@ class Finding(NamedTuple):
     detail: str = ""
 
 
-def explain(sight: Sight) -> list[Finding]:
-    """The causes of the drift of one total; their quantities add up to it, as far as they can be told.
+def explain(evidence: Evidence) -> list[Finding]:
+    """Return the causes of the drift of one total; their quantities add up to the drift as far as they are known.
 
-    `unexplained` is what is left, with 0 or more `in_flight` where something is on its way. For `max` and `last`,
-    which do not add up, only the events that differ are named.
+    `unexplained` is the remainder; `in_flight` covers 0 or more if something is in flight. For `max` and `last`, which
+    do not add up, only the events that differ are named.
     """
-    found = _Found()
-    events = _Events(sight)
-    _compare(sight, events, found)
-    if sight.kind in ADDITIVE:
-        _compare_history(sight, events, found)
-        _compare_store(sight, events, found)
-        if sight.adjusted:
-            found.add("adjusted_here", sight.adjusted)
-        _settle_rest(sight, events, found)
+    found = _FindingsBuilder()
+    events = _EventIndex(evidence)
+    _compare_ids(evidence, events, found)
+    if evidence.kind in ADDITIVE:
+        _compare_history(evidence, events, found)
+        _compare_store(evidence, events, found)
+        if evidence.adjusted:
+            found.add("adjusted_here", evidence.adjusted)
+        _explain_rest(evidence, events, found)
     else:
-        _compare_extremes(sight, events, found)
-    return found.findings()
+        _compare_extremes(evidence, events, found)
+    return found.build()
 
 
-def name_gaps(findings: Iterable[Finding], own: Mapping[str, Own], billed: Collection[Span]) -> list[Finding]:
-    """Return the findings with those events as a `gap` that the biller has in none of its `billed` periods."""
+def name_gaps(
+    findings: Iterable[Finding], own: Mapping[str, OwnEvent], billed: Collection[Span]
+) -> list[Finding]:
+    """Return the findings, with events that lie in none of the provider's `billed` periods split off as `gap`."""
     found: list[Finding] = []
     for one in findings:
-        lost = [id for id in one.ids if id in own and not any(own[id].there_at in span for span in billed)]
-        if one.detail != IN_ANOTHER or not lost:
+        lost = [id for id in one.ids if id in own and not any(own[id].provider_at in span for span in billed)]
+        if one.detail != IN_ANOTHER_PERIOD or not lost:
             found.append(one)
             continue
         quantity = None if one.quantity is None else sum(own[id].quantity or 0 for id in lost)
         if kept := tuple(id for id in one.ids if id not in lost):
             rest = None if one.quantity is None or quantity is None else one.quantity - quantity
             found.append(one._replace(quantity=rest, ids=kept))
-        found.append(Finding("gap", quantity, tuple(lost), "the biller has it in none of its periods"))
+        found.append(Finding("gap", quantity, tuple(lost), "the provider has it in none of its periods"))
     return found
 
 
-class _Found:
-    """Findings as they are gathered, by cause and detail."""
+class _FindingsBuilder:
+    """Collects findings by cause and detail."""
 
     def __init__(self) -> None:
         self._ids: dict[tuple[Cause, str], list[str]] = {}
         self._sums: dict[tuple[Cause, str], int | None] = {}
 
     def add(self, cause: Cause, quantity: int | None, ids: Iterable[str] = (), detail: str = "") -> None:
+        """Add a quantity and events to the finding of this cause and detail; None makes the quantity unknown."""
         key = cause, detail
         known = self._sums.setdefault(key, 0)
         self._sums[key] = None if known is None or quantity is None else known + quantity
         self._ids.setdefault(key, []).extend(ids)
 
-    def told(self) -> int:
-        """What is explained so far."""
+    def sum_explained(self) -> int:
+        """Return the quantity that is explained so far."""
         return sum(quantity for quantity in self._sums.values() if quantity is not None)
 
-    def open(self) -> list[tuple[Cause, str]]:
-        """Those whose quantity cannot be told from their events."""
+    def list_unquantified(self) -> list[tuple[Cause, str]]:
+        """Return the findings whose quantity does not follow from their events."""
         return [key for key, quantity in self._sums.items() if quantity is None]
 
-    def close(self, key: tuple[Cause, str], quantity: int) -> None:
+    def set_quantity(self, key: tuple[Cause, str], quantity: int) -> None:
+        """Set the quantity of one finding."""
         self._sums[key] = quantity
 
-    def findings(self) -> list[Finding]:
+    def build(self) -> list[Finding]:
+        """Return the findings that have a quantity or events."""
         return [
             Finding(cause, quantity, tuple(self._ids[cause, detail]), detail)
             for (cause, detail), quantity in self._sums.items()
             if quantity != 0 or self._ids[cause, detail]
         ]
 
-    def keep(self, matters: Callable[[str], bool]) -> None:
-        """Drops the events that do not matter, and all quantities, as they do not add up."""
+    def keep_events(self, matters: Callable[[str], bool]) -> None:
+        """Drop the events that do not matter, and all quantities, because they do not add up."""
         for key, ids in list(self._ids.items()):
             self._sums[key], self._ids[key] = None, [id for id in ids if matters(id)]
             if not self._ids[key]:
@@ -253,116 +263,137 @@ class _Found:
         return bool(self._sums)
 
 
-class _Events:
-    """Both sides' events by id, and what may be on its way."""
+class _EventIndex:
+    """The events of both sides by id, and those in flight."""
 
-    def __init__(self, sight: Sight) -> None:
-        self.own = {event.id: event for event in sight.own}
-        self.here = [event for event in self.own.values() if event.at in sight.ours]
-        self.listed: dict[str, There] = {}
-        for event in sight.there:
-            self.listed.setdefault(event.id, event)
-        self.inside = [event for event in sight.there if event.at in sight.theirs]
-        self.times = Counter(event.id for event in self.inside)
-        self.flying = [event for event in self.here if self._flies(event, sight.quiet)]
-        self.flying_ids = {event.id for event in self.flying}
-        # Of before our books begin, what looks like ours is taken for ours.
-        self.unbooked = [
-            event
-            for event in self.once_inside()
-            if event.id not in self.own and event.at < sight.since and is_ours(event.id)
+    def __init__(self, evidence: Evidence) -> None:
+        self.own_by_id = {event.id: event for event in evidence.own_events}
+        self.own_inside = [event for event in self.own_by_id.values() if event.at in evidence.own_period]
+        self.provider_by_id: dict[str, ProviderEvent] = {}
+        for event in evidence.provider_events:
+            self.provider_by_id.setdefault(event.id, event)
+        self.provider_inside = [
+            event for event in evidence.provider_events if event.at in evidence.provider_period
         ]
-        self.unbooked_ids = {event.id for event in self.unbooked}
+        self.copies = Counter(event.id for event in self.provider_inside)
+        self.in_flight = [
+            event for event in self.own_inside if self._is_in_flight(event, evidence.shown_until)
+        ]
+        self.in_flight_ids = {event.id for event in self.in_flight}
+        # Before our billing records begin, an event whose id looks like ours counts as ours.
+        self.unrecorded = [
+            event
+            for event in self.list_distinct_inside()
+            if event.id not in self.own_by_id and event.at < evidence.records_since and is_own_id(event.id)
+        ]
+        self.unrecorded_ids = {event.id for event in self.unrecorded}
 
     @staticmethod
-    def _flies(event: Own, quiet: int) -> bool:
+    def _is_in_flight(event: OwnEvent, quiet: int) -> bool:
         if event.fate == "waiting":
             return True
         return event.fate == "acknowledged" and event.settled_at is not None and event.settled_at > quiet
 
-    def once_inside(self) -> Iterator[There]:
-        """What the biller has in the period, doubles once."""
-        return iter({event.id: event for event in self.inside}.values())
+    def list_distinct_inside(self) -> Iterator[ProviderEvent]:
+        """Return the provider's events in the period, copies once."""
+        return iter({event.id: event for event in self.provider_inside}.values())
 
-    def strangers(self) -> list[There]:
-        """What the biller has in the period, each once, that is on none of our books."""
-        known = self.own.keys() | self.unbooked_ids
-        return [event for event in self.once_inside() if event.id not in known]
+    def list_unknown(self) -> list[ProviderEvent]:
+        """Return the provider's events in the period that our billing records do not have, copies once."""
+        known = self.own_by_id.keys() | self.unrecorded_ids
+        return [event for event in self.list_distinct_inside() if event.id not in known]
 
 
-def is_ours(id: str) -> bool:
-    """Whether an id looks like one that we make: 32 hex digits, and the hour or a revision."""
+def is_own_id(id: str) -> bool:
+    """Return whether an id looks like one that we assign: 32 hex digits, then the hour or a revision."""
     digest, dash, rest = id.partition("-")
     return len(digest) == 32 and bool(dash and rest) and all(c in "0123456789abcdef" for c in digest)
 
 
-def _compare(sight: Sight, events: _Events, found: _Found) -> None:
-    """Ids against ids."""
-    for event in events.here:
-        listed = events.listed.get(event.id)
-        if listed is not None and listed.at in sight.theirs:
+def _compare_ids(evidence: Evidence, events: _EventIndex, found: _FindingsBuilder) -> None:
+    """Find the events that only one side has, or that the sides have differently."""
+    for event in events.own_inside:
+        listed = events.provider_by_id.get(event.id)
+        if listed is not None and listed.at in evidence.provider_period:
             if None not in (listed.quantity, event.quantity) and listed.quantity != event.quantity:
                 found.add("differs_there", (event.quantity or 0) - (listed.quantity or 0), [event.id])
         elif event.fate in ("parked", "refused", "dropped"):
             if event.quantity is not None or event.fate == "dropped":
-                kept = KEPT_BACK.get(event.reason, "rejected")
-                if kept == "too_old" and event.came_at >= sight.theirs.end:
+                kept = HELD_BACK_CAUSES.get(event.reason, "rejected")
+                if kept == "too_old" and event.queued_at >= evidence.provider_period.end:
                     kept = "late_after_close"
                 found.add(kept, event.quantity, [event.id], event.reason)
-        elif event.id in events.flying_ids or event.quantity is None:
+        elif event.id in events.in_flight_ids or event.quantity is None:
             continue
-        elif listed is not None or event.there_at not in sight.theirs:
+        elif listed is not None or event.provider_at not in evidence.provider_period:
             is_same = listed is None or listed.at == event.at
-            found.add("boundary" if is_same else "billed_elsewhere", event.quantity, [event.id], IN_ANOTHER)
+            found.add(
+                "boundary" if is_same else "billed_elsewhere", event.quantity, [event.id], IN_ANOTHER_PERIOD
+            )
         else:
             found.add("missing_there", event.quantity, [event.id])
-    for there in events.once_inside():
+    for there in events.list_distinct_inside():
         if there.quantity is None:
             continue
-        if (more := events.times[there.id] - 1) > 0:
-            # The id once for each copy too many, as each is settled by itself.
+        if (more := events.copies[there.id] - 1) > 0:
+            # The id is repeated for each surplus copy, because each copy is settled separately.
             found.add("doubled_there", -there.quantity * more, [there.id] * more, "twice under one id")
-        known = events.own.get(there.id)
-        if known is not None and known.at not in sight.ours:
+        known = events.own_by_id.get(there.id)
+        if known is not None and known.at not in evidence.own_period:
             cause: Cause = "boundary" if known.at == there.at else "billed_elsewhere"
             found.add(cause, -there.quantity, [there.id], "counted here in another period")
     marks = {
-        there.mark for there in events.inside if there.id in events.own or there.id in events.unbooked_ids
+        there.fingerprint
+        for there in events.provider_inside
+        if there.id in events.own_by_id or there.id in events.unrecorded_ids
     }
-    for there in events.strangers():
+    for there in events.list_unknown():
         if there.quantity is not None:
-            is_twin = there.mark in marks
+            is_twin = there.fingerprint in marks
             words = "the same event under another id" if is_twin else ""
             found.add("doubled_there" if is_twin else "extra_there", -there.quantity, [there.id], words)
 
 
-def _compare_history(sight: Sight, events: _Events, found: _Found) -> None:
-    """The biller's total against the events that it lists."""
-    listed = sum(event.quantity or 0 for event in events.inside)
-    settled = sum(event.quantity or 0 for event in events.inside if event.id not in events.flying_ids)
-    if sight.total > listed:
-        found.add("skewed_there", listed - sight.total, (), "its total is more than its events come to")
-    lacking = settled - sight.total
+def _compare_history(evidence: Evidence, events: _EventIndex, found: _FindingsBuilder) -> None:
+    """Compare the provider's total with the events that it lists."""
+    listed = sum(event.quantity or 0 for event in events.provider_inside)
+    settled = sum(
+        event.quantity or 0 for event in events.provider_inside if event.id not in events.in_flight_ids
+    )
+    if evidence.provider_total > listed:
+        found.add(
+            "skewed_there",
+            listed - evidence.provider_total,
+            (),
+            "its total is greater than the sum of its events",
+        )
+    lacking = settled - evidence.provider_total
     if lacking <= 0:
         return
-    counted = [event for event in events.inside if event.quantity]
-    late = [event for event in counted if _came_late(events.own.get(event.id), sight.theirs)]
-    early = [event for event in counted if event.at < sight.met]
-    if sight.is_archived and (ids := _last_settled(counted, events.own, lacking)):
-        found.add("meter_archived", lacking, ids, "they came after its meter was archived")
-    elif sight.is_archived:
-        found.add("meter_archived", lacking, (), "its meter is archived, and counts no more")
-    elif late and (ids := _last_settled(late, events.own, lacking)):
-        found.add("late_after_close", lacking, ids, "it lists them, and does not count them any more")
+    counted = [event for event in events.provider_inside if event.quantity]
+    late = [
+        event
+        for event in counted
+        if _is_late_arrival(events.own_by_id.get(event.id), evidence.provider_period)
+    ]
+    early = [event for event in counted if event.at < evidence.meter_created_at]
+    if evidence.is_archived and (ids := _find_last_settled(counted, events.own_by_id, lacking)):
+        found.add("meter_archived", lacking, ids, "they arrived after its meter was archived")
+    elif evidence.is_archived:
+        found.add("meter_archived", lacking, (), "its meter is archived and no longer counts")
+    elif late and (ids := _find_last_settled(late, events.own_by_id, lacking)):
+        found.add("late_after_close", lacking, ids, "it lists them but no longer counts them")
     elif early and sum(event.quantity or 0 for event in early) == lacking:
         ids = [event.id for event in early]
-        found.add("skewed_there", lacking, ids, "it lists them, and made the meter only later")
+        found.add("skewed_there", lacking, ids, "it lists them but created the meter later")
     else:
-        found.add("skewed_there", lacking, (), "its total is less than its events come to")
+        found.add("skewed_there", lacking, (), "its total is less than the sum of its events")
 
 
-def _last_settled(counted: Iterable[There], own: Mapping[str, Own], quantity: int) -> list[str]:
-    """Return the events that arrived last and come to just this quantity."""
+def _find_last_settled(
+    counted: Iterable[ProviderEvent], own: Mapping[str, OwnEvent], quantity: int
+) -> list[str]:
+    """Return the events that arrived last and add up to exactly this quantity, none if there are no such events."""
     known = [(own[one.id].settled_at or 0, one) for one in counted if one.id in own]
     known.sort(key=lambda pair: pair[0], reverse=True)
     totals = accumulate(one.quantity or 0 for _, one in known)
@@ -372,59 +403,67 @@ def _last_settled(counted: Iterable[There], own: Mapping[str, Own], quantity: in
     return []
 
 
-def _came_late(event: Own | None, theirs: Span) -> bool:
-    # The period ended by the biller's clock, so the last minutes before its end by ours count too.
+def _is_late_arrival(event: OwnEvent | None, theirs: Span) -> bool:
+    # The period ends by the provider's clock, so the last minutes before its end by our clock count too.
     return (
-        event is not None and event.settled_at is not None and event.settled_at >= theirs.end - CLOCKS_APART
+        event is not None and event.settled_at is not None and event.settled_at >= theirs.end - CLOCK_SKEW_MAX
     )
 
 
-def _compare_store(sight: Sight, events: _Events, found: _Found) -> None:
-    """Our total against our events."""
-    counted = [event for event in events.here if event.quantity is not None]
-    booked = sum(event.quantity or 0 for event in counted) + sight.pending
-    booked += sum(event.quantity or 0 for event in events.unbooked)
-    # What just came need not be in the store.
-    fresh = sum(event.quantity or 0 for event in counted if event.came_at > sight.now - sight.lag)
-    before, after = sight.before - sight.adjusted, sight.after - sight.adjusted
+def _compare_store(evidence: Evidence, events: _EventIndex, found: _FindingsBuilder) -> None:
+    """Compare our total with our events."""
+    counted = [event for event in events.own_inside if event.quantity is not None]
+    booked = sum(event.quantity or 0 for event in counted) + evidence.pending_rollup
+    booked += sum(event.quantity or 0 for event in events.unrecorded)
+    # Events queued within the store's lag need not be in the store yet.
+    fresh = sum(
+        event.quantity or 0 for event in counted if event.queued_at > evidence.read_at - evidence.store_lag
+    )
+    before, after = evidence.before - evidence.adjusted, evidence.after - evidence.adjusted
     if booked - fresh > after:
         lacking = booked - after
-        moved = _moved(sight, events.own.values(), lacking, inside=True)
+        moved = _find_moved(evidence, events.own_by_id.values(), lacking, inside=True)
         words = "counted here in another period" if moved else ""
         found.add("boundary" if moved else "missing_here", -lacking, moved, words)
-    elif booked < before and not any(event.fate == "dropped" for event in events.here):
+    elif booked < before and not any(event.fate == "dropped" for event in events.own_inside):
         beyond = before - booked
-        moved = _moved(sight, events.own.values(), beyond, inside=False)
+        moved = _find_moved(evidence, events.own_by_id.values(), beyond, inside=False)
         if moved:
-            found.add("boundary", beyond, moved, OF_ANOTHER)
-        elif sight.ours.start >= sight.since:
-            found.add("unexplained", beyond, (), "our total has more than our books")
+            found.add("boundary", beyond, moved, OF_ANOTHER_PERIOD)
+        elif evidence.own_period.start >= evidence.records_since:
+            found.add("unexplained", beyond, (), "our total is greater than our billing records")
 
 
-def _moved(sight: Sight, own: Iterable[Own], quantity: int, *, inside: bool) -> list[str]:
-    """The events next to an edge that come to just this quantity: those that came before the edge was moved there."""
+def _find_moved(evidence: Evidence, own: Iterable[OwnEvent], quantity: int, *, inside: bool) -> list[str]:
+    """Return the events next to a boundary that add up to exactly this quantity, none if there are no such events.
+
+    They were counted before the boundary moved to its present place.
+    """
     own = [event for event in own if event.quantity]
     if inside:
-        beside = [event for event in own if event.at in sight.ours]
-        if not any(event.at < sight.ours.start for event in own):
-            # There was no period before the edge to count them.
+        beside = [event for event in own if event.at in evidence.own_period]
+        if not any(event.at < evidence.own_period.start for event in own):
+            # No period before the boundary can have counted them.
             return []
     else:
-        beside = [event for event in own if event.at >= sight.ours.end]
-    beside.sort(key=lambda event: event.came_at)
+        beside = [event for event in own if event.at >= evidence.own_period.end]
+    beside.sort(key=lambda event: event.queued_at)
     for count, total in enumerate(accumulate(event.quantity or 0 for event in beside), 1):
         if total == quantity:
             return [event.id for event in beside[:count]]
     return []
 
 
-def _settle_rest(sight: Sight, events: _Events, found: _Found) -> None:
-    """What is left is on its way, or of the one cause whose events no longer tell their quantity, or unexplained."""
-    low, high = sight.before - sight.total - found.told(), sight.after - sight.total - found.told()
-    flying = sum(event.quantity or 0 for event in events.flying) + sight.pending
-    ids = [event.id for event in events.flying if event.quantity]
-    if len(open := found.open()) == 1:
-        found.close(open[0], low if flying == 0 else low - min(max(low, 0), flying))
+def _explain_rest(evidence: Evidence, events: _EventIndex, found: _FindingsBuilder) -> None:
+    """Attribute what is left: to events in flight, to the only finding of unknown quantity, or to `unexplained`."""
+    low, high = (
+        evidence.before - evidence.provider_total - found.sum_explained(),
+        evidence.after - evidence.provider_total - found.sum_explained(),
+    )
+    flying = sum(event.quantity or 0 for event in events.in_flight) + evidence.pending_rollup
+    ids = [event.id for event in events.in_flight if event.quantity]
+    if len(open := found.list_unquantified()) == 1:
+        found.set_quantity(open[0], low if flying == 0 else low - min(max(low, 0), flying))
         return
     if flying > 0:
         found.add("in_flight", min(max(high, 0), flying), ids)
@@ -433,20 +472,29 @@ def _settle_rest(sight: Sight, events: _Events, found: _Found) -> None:
         found.add("unexplained", low if low > 0 else high)
 
 
-def _compare_extremes(sight: Sight, events: _Events, found: _Found) -> None:
-    """For totals that do not add up: what the events of either side come to, and who disagrees with them."""
-    values = {there.id: there.quantity or 0 for there in sight.there}
-    values |= {own.id: own.quantity or 0 for own in sight.own}
-    # Below either side's greatest value nothing changes anything.
-    least = min(sight.total, sight.after) if AGGREGATES[sight.kind].fold == "greatest" else -1
-    found.keep(lambda id: values[id] > least)
-    theirs = fold_readings(sight.kind, [(e.at, e.quantity) for e in events.inside if e.quantity is not None])
-    ours = fold_readings(sight.kind, [(e.at, e.quantity) for e in events.here if e.quantity is not None])
-    if theirs != sight.total:
-        found.add("skewed_there", theirs - sight.total, (), "its total is not what its events come to")
-    if ours != sight.after and sight.ours.start >= sight.since:
-        found.add("missing_here", sight.after - ours, (), "our total is not what our events come to")
-    if events.flying and not found:
-        found.add("in_flight", None, [event.id for event in events.flying])
+def _compare_extremes(evidence: Evidence, events: _EventIndex, found: _FindingsBuilder) -> None:
+    """Compare totals that do not add up with the events of either side.
+
+    The side whose total does not match its own events is named.
+    """
+    values = {there.id: there.quantity or 0 for there in evidence.provider_events}
+    values |= {own.id: own.quantity or 0 for own in evidence.own_events}
+    # Values below the greatest value of either side cannot change a total.
+    least = (
+        min(evidence.provider_total, evidence.after) if AGGREGATES[evidence.kind].fold == "greatest" else -1
+    )
+    found.keep_events(lambda id: values[id] > least)
+    theirs = fold_readings(
+        evidence.kind, [(e.at, e.quantity) for e in events.provider_inside if e.quantity is not None]
+    )
+    ours = fold_readings(
+        evidence.kind, [(e.at, e.quantity) for e in events.own_inside if e.quantity is not None]
+    )
+    if theirs != evidence.provider_total:
+        found.add("skewed_there", theirs - evidence.provider_total, (), "its total does not match its events")
+    if ours != evidence.after and evidence.own_period.start >= evidence.records_since:
+        found.add("missing_here", evidence.after - ours, (), "our total does not match our events")
+    if events.in_flight and not found:
+        found.add("in_flight", None, [event.id for event in events.in_flight])
     if not found:
-        found.add("unexplained", sight.after - sight.total)
+        found.add("unexplained", evidence.after - evidence.provider_total)

@@ -1,8 +1,8 @@
-"""What may be sent to the biller, in which shape, how many at once, and what becomes of what may not.
+"""Outgoing events: what may be sent to the billing provider, in which form, and in what batches.
 
-An accepted event becomes an ingest event: a safe id, the biller's customer, the time in UTC and a flat `metadata`.
-What a meter of the catalog reads must get there exactly, or the event is refused with a reason. Properties that no
-meter reads are left out where the platform could not take them; they bill nothing.
+An accepted event becomes an ingest event: a safe id, the provider's customer, the time in UTC and a flat `metadata`.
+The properties that a meter of the catalog reads must arrive exactly, or the event is refused with a reason. Properties
+that no meter reads are left out if the provider could not take them, because they bill nothing.
 Source: Dodo Payments, events; the limits are those of the API reference, with a margin on ages.
 """
 
@@ -29,14 +29,14 @@ INT_MIN, INT_MAX = -(2**63), 2**63 - 1
 
 SECOND = 1_000_000
 MINUTE = 60 * SECOND
-# The platform takes an hour back and five minutes ahead; what is on its way needs some of both.
+# The provider accepts times from an hour ago to five minutes ahead; the margin allows for time in flight.
 AGE_MAX, AHEAD_MAX = 55 * MINUTE, 4 * MINUTE
-# A restamped event is of the period in which it arrives.
+# A restamped event is billed in the period in which it arrives, so it must not be sent shortly before the end.
 PERIOD_MARGIN = 2 * MINUTE
-# How far the provider's clock may be apart from ours while nobody has measured it.
-CLOCKS_APART = 5 * MINUTE
+# How far the provider's clock may differ from ours until it has been measured.
+CLOCK_SKEW_MAX = 5 * MINUTE
 ORIGINAL_TIME = "orig_ts"
-PLATFORM_PREFIX = "cus_"
+PROVIDER_ID_PREFIX = "cus_"
 
 Late = Literal["restamp", "park"]
 _EPOCH = datetime(1970, 1, 1)
@@ -46,28 +46,28 @@ _NO_DATA = msgspec.Raw(b"{}")
 
 
 class Refusal(NamedTuple):
-    """Why an event cannot be billed: a code of docs/semantics.md, and what was expected and what came."""
+    """Why an event cannot be billed: a code of docs/semantics.md, and what was expected and found."""
 
     reason: str
     detail: str
 
 
-class Fields(NamedTuple):
-    """What billing reads of an event, whichever shape it came in."""
+class BillableFields(NamedTuple):
+    """The fields that billing reads from an event of either form."""
 
     name: str
     properties: msgspec.Raw
 
 
-class Outgoing(NamedTuple):
-    """An event as it goes out. `trimmed` says how many properties that nobody reads were left out."""
+class OutgoingEvent(NamedTuple):
+    """An event in the form in which it is sent. `trimmed` is the number of unread properties that were left out."""
 
     body: bytes
     trimmed: int
 
 
-class Rules:
-    """What the catalog says of billing: which properties are read, who is which customer, in which period."""
+class BillingRules:
+    """The catalog's rules for billing: what is read, which provider customer is billed, in which period."""
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
@@ -82,35 +82,38 @@ class Rules:
                 texts = self._texts.get(meter.event_name, frozenset())
                 self._texts[meter.event_name] = texts | {meter.key or ""}
 
-    def billing_id(self, customer: str) -> str | None:
-        """The biller's id of a customer: the catalog's, or the customer's own where it plainly is one."""
+    def find_billing_id(self, customer: str) -> str | None:
+        """Return the provider's id of a customer: the catalog's, or the customer's own id if it has its prefix."""
         known = self._catalog.customers.get(customer)
         if known and known.billing_id:
             return known.billing_id
-        return customer if customer.startswith(PLATFORM_PREFIX) else None
+        return customer if customer.startswith(PROVIDER_ID_PREFIX) else None
 
     def may_restamp(self, customer: str, at: int, now: int, ahead: int | None = 0) -> bool:
-        """Whether an event of then, taken for one of now, is billed in the same period.
+        """Return whether an event of time `at` is billed in the same period if it takes the time `now` instead.
 
-        `ahead` is how far the provider's clock is ahead of ours, None if nobody knows.
+        `ahead` is how far the provider's clock is ahead of ours (µs), None if unknown.
         """
         catalog = self._catalog
         start, end = exact_period_of(catalog.period_of(customer), catalog.zone_of(customer), at)
         if ahead is None:
-            return start + CLOCKS_APART <= now < end - PERIOD_MARGIN - CLOCKS_APART
+            return start + CLOCK_SKEW_MAX <= now < end - PERIOD_MARGIN - CLOCK_SKEW_MAX
         return start <= now + ahead < end - PERIOD_MARGIN
 
     def is_ordered(self, payload: bytes) -> bool:
         """Return whether a `last` meter may read the event, so that a later time would make it the newest value."""
-        return bool(self._ordered) and fields_of(payload).name in self._ordered
+        return bool(self._ordered) and read_fields(payload).name in self._ordered
 
-    def outgoing(
+    def build_event(
         self, id: str, billing_id: str, at: int, payload: bytes, *, restamp: bool = False
-    ) -> Outgoing | Refusal:
-        """The event as bytes. Restamped it has no time but the platform's, and the original one as a property."""
-        name, properties = fields_of(payload)
+    ) -> OutgoingEvent | Refusal:
+        """Return the event as bytes to send, or why it is refused.
+
+        A restamped event has no time, so the provider assigns one; its original time becomes a property.
+        """
+        name, properties = read_fields(payload)
         needed = self._needed.get(name, frozenset())
-        metadata, trimmed = _metadata(properties, needed, self._texts.get(name, frozenset()))
+        metadata, trimmed = _select_metadata(properties, needed, self._texts.get(name, frozenset()))
         if isinstance(metadata, Refusal):
             return metadata
         event: dict[str, Any] = {"event_id": id, "customer_id": billing_id, "event_name": name}
@@ -125,25 +128,25 @@ class Rules:
         else:
             event["timestamp"] = instant(at)
         event["metadata"] = metadata
-        return Outgoing(msgspec.json.encode(event), trimmed)
+        return OutgoingEvent(msgspec.json.encode(event), trimmed)
 
 
 def pack(events: Sequence[Accepted]) -> bytes:
-    """Accepted events as one byte string, as they cross between workers."""
+    """Encode accepted events as one byte string, for the exchange between workers."""
     return _PACK.encode(events)
 
 
 def unpack(packed: bytes) -> list[Accepted]:
-    """The inverse of `pack`."""
+    """Decode what `pack` encoded."""
     return _UNPACK.decode(packed)
 
 
-def fields_of(payload: bytes) -> Fields:
-    """Name and properties of an event that was accepted, so is known to have them."""
+def read_fields(payload: bytes) -> BillableFields:
+    """Return the name and properties of an accepted event, which is known to have them."""
     event = _MEMBERS.decode(payload)
     cloud = "specversion" in event
     name, properties = ("type", data_of(event)) if cloud else ("event_name", event.get("metadata", _NO_DATA))
-    return Fields(value_of(event[name]), properties if bytes(properties) != b"null" else _NO_DATA)
+    return BillableFields(value_of(event[name]), properties if bytes(properties) != b"null" else _NO_DATA)
 
 
 def instant(at: int) -> str:
@@ -151,10 +154,10 @@ def instant(at: int) -> str:
     return f"{(_EPOCH + timedelta(microseconds=at)).isoformat(timespec='microseconds')}Z"
 
 
-def sendable(value: int | Decimal) -> int | float | None:
-    """The number as JSON gives it to the platform, or None where it would not arrive exactly.
+def to_exact_number(value: int | Decimal) -> int | float | None:
+    """Return the number as JSON carries it to the provider, or None if it would not arrive exactly.
 
-    A decimal is exact if the shortest text of its double is the same number, which holds up to 15 digits.
+    A decimal arrives exactly if the shortest text of its double is the same number, which holds for up to 15 digits.
     """
     if isinstance(value, int):
         return value if INT_MIN <= value <= INT_MAX else None
@@ -164,8 +167,10 @@ def sendable(value: int | Decimal) -> int | float | None:
     return number if Decimal(repr(number)) == value else None
 
 
-def batches(sizes: Sequence[int], events_max: int = EVENTS_MAX, bytes_max: int = BYTES_MAX) -> list[slice]:
-    """Parts of a row of events of these sizes in bytes, none with too many or, but for a single one, too large."""
+def split_batches(
+    sizes: Sequence[int], events_max: int = EVENTS_MAX, bytes_max: int = BYTES_MAX
+) -> list[slice]:
+    """Return slices of events of these sizes in bytes, within both limits; a larger event stands alone."""
     parts: list[slice] = []
     start, total = 0, ENVELOPE_BYTES
     for place, size in enumerate(sizes):
@@ -176,19 +181,20 @@ def batches(sizes: Sequence[int], events_max: int = EVENTS_MAX, bytes_max: int =
     return [*parts, slice(start, len(sizes))] if sizes else []
 
 
-def _metadata(
+def _select_metadata(
     properties: msgspec.Raw, needed: frozenset[str], texts: frozenset[str]
 ) -> tuple[dict[str, Any] | Refusal, int]:
-    """The properties that are sent, those that meters read before all others; how many are not.
+    """Return the properties to send, those that meters read first, and how many are left out.
 
-    Of `texts` those that are numbers are sent as numbers: our meters read them, the provider's would not.
+    Numbers written as text under a key in `texts` are sent as numbers, because our meters read them and the provider's
+    would not.
     """
     members = _MEMBERS.decode(properties)
     # Stable, so that the others keep their order.
     ordered = sorted(members, key=lambda key: key not in needed)
     metadata: dict[str, Any] = {}
     for key in ordered:
-        value = _sent(key, members[key], as_number=key in texts)
+        value = _convert_property(key, members[key], as_number=key in texts)
         if not isinstance(value, Refusal) and len(metadata) == PAIRS_MAX:
             value = Refusal("too_many_properties", f"needs {PAIRS_MAX} properties at most that meters read")
         if not isinstance(value, Refusal):
@@ -198,8 +204,10 @@ def _metadata(
     return metadata, len(members) - len(metadata)
 
 
-def _sent(key: str, raw: msgspec.Raw, *, as_number: bool = False) -> str | int | float | bool | Refusal:
-    """A property as it is sent. Neither null nor a list nor an object is a value to any meter, here or there."""
+def _convert_property(
+    key: str, raw: msgspec.Raw, *, as_number: bool = False
+) -> str | int | float | bool | Refusal:
+    """Return a property as it is sent, or why it cannot be. A null, a list or an object is no value to any meter."""
     if bytes(raw)[:1] in (b"{", b"[", b"n"):
         return Refusal("not_scalar", f"{key}: needs a text, a number or a boolean")
     if not 0 < len(key) <= KEY_MAX:
@@ -211,7 +219,7 @@ def _sent(key: str, raw: msgspec.Raw, *, as_number: bool = False) -> str | int |
         if len(value) <= VALUE_MAX:
             return value
         return Refusal("value_too_long", f"{key}: needs {VALUE_MAX} characters at most, got {len(value)}")
-    number = sendable(value)
+    number = to_exact_number(value)
     if number is None:
         return Refusal(
             "number_not_exact", f"{key}: {str(value)[:40]} fits neither 64 bits nor a double exactly"
@@ -220,7 +228,7 @@ def _sent(key: str, raw: msgspec.Raw, *, as_number: bool = False) -> str | int |
 
 
 def _make_room(metadata: dict[str, Any], needed: Mapping[str, Any] | frozenset[str]) -> int:
-    """Drops the last property that nobody reads where there is no place for another; how many it dropped."""
+    """Drop the last unread property if there is no room for another one; return how many were dropped."""
     if ORIGINAL_TIME in metadata or len(metadata) < PAIRS_MAX:
         return 0
     del metadata[next(key for key in reversed(metadata) if key not in needed)]

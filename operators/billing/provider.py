@@ -1,7 +1,8 @@
-"""The biller's side as values: its meters, subscriptions and events, and which of its meters is which of ours.
+"""The billing provider's meters, subscriptions and events as values, and the matching of its meters to ours.
 
-A meter is the same if it counts the same: event name, aggregation, key and filter. Names are for people, and differ.
-Where usage is rolled up (operators/billing/rollup.py), the biller sums up what we counted: that is the same meter too.
+Two meters are the same if they count the same: event name, aggregation, key and filter. Names are for people, and may
+differ. Where usage is rolled up (operators/billing/rollup.py), the provider adds up what we counted: that meter is the
+same too.
 Source: Dodo Payments, meters and subscriptions; openapi 1.53.2.
 """
 
@@ -24,12 +25,14 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Aggregation(msgspec.Struct, frozen=True):
+    """A meter's aggregation in the API."""
+
     type: str
     key: str | None = None
 
 
-class BillerMeter(msgspec.Struct, frozen=True, kw_only=True):
-    """A meter as the API has it."""
+class ProviderMeter(msgspec.Struct, frozen=True, kw_only=True):
+    """A meter in the API."""
 
     id: str
     name: str
@@ -38,12 +41,12 @@ class BillerMeter(msgspec.Struct, frozen=True, kw_only=True):
     created_at: datetime
     measurement_unit: str = ""
     filter: dict[str, Any] | None = None
-    # Not the API's own field: only the list that a meter is found in says it.
+    # Not a field of the API: it depends on which list the meter was found in.
     archived: bool = False
 
 
 class SubscribedMeter(msgspec.Struct, frozen=True, kw_only=True):
-    """What a subscription says of a meter; only the full form has it."""
+    """A meter of a subscription; only the full form of a subscription has it."""
 
     meter_id: str
     name: str = ""
@@ -59,18 +62,20 @@ class CreditMeter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SubscribedCustomer(msgspec.Struct, frozen=True):
+    """The customer of a subscription."""
+
     customer_id: str
 
 
 class ScheduledChange(msgspec.Struct, frozen=True):
-    """A change of plan that is to come."""
+    """A change of plan that is scheduled."""
 
     product_id: str = ""
     effective_at: datetime | None = None
 
 
 class Subscription(msgspec.Struct, frozen=True, kw_only=True):
-    """A subscription as the API has it. Its current period is [previous_billing_date, next_billing_date)."""
+    """A subscription in the API. Its current period is [previous_billing_date, next_billing_date)."""
 
     subscription_id: str
     status: str
@@ -82,17 +87,17 @@ class Subscription(msgspec.Struct, frozen=True, kw_only=True):
     scheduled_change: ScheduledChange | None = None
     meters: tuple[SubscribedMeter, ...] = ()
     meter_credit_entitlement_cart: tuple[CreditMeter, ...] = ()
-    # Not the API's own field: the list's short form leaves the meters out.
+    # Not a field of the API: the short form in lists leaves the meters out.
     is_short: bool = False
 
     @property
     def is_metered(self) -> bool:
-        """Return whether usage is billed by it; of the short form nobody knows, so that counts as yes."""
+        """Whether the subscription bills usage; the short form does not say, so it counts as metered."""
         return self.is_short or bool(self.meters or self.meter_credit_entitlement_cart)
 
 
 class MeterUsage(msgspec.Struct, frozen=True, kw_only=True):
-    """A meter's total in one period, and its price per unit in the smallest unit. The price there is rounded."""
+    """A meter's total in one period, and its price per unit in the smallest unit, which the API rounds."""
 
     id: str
     consumed_units: str
@@ -112,7 +117,7 @@ class Cycle(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ServicePeriod(msgspec.Struct, frozen=True):
-    """What a payment pays for, of one subscription."""
+    """The period of a subscription that a payment pays for."""
 
     subscription_id: str
     starts_at: datetime
@@ -120,7 +125,7 @@ class ServicePeriod(msgspec.Struct, frozen=True):
 
 
 class Payment(msgspec.Struct, frozen=True, kw_only=True):
-    """A payment as the API has it. A renewal's usage is that of the cycle before its service period."""
+    """A payment in the API. A renewal bills the usage of the cycle before its service period."""
 
     payment_id: str
     created_at: datetime
@@ -142,7 +147,7 @@ class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CreditKind(msgspec.Struct, frozen=True):
-    """A credit entitlement: how many decimal places its amounts have."""
+    """A credit entitlement and the number of decimal places of its amounts."""
 
     id: str
     precision: int
@@ -158,24 +163,24 @@ class ListedEvent(msgspec.Struct, frozen=True, kw_only=True):
     metadata: dict[str, Any] | None = None
 
 
-class Matched(NamedTuple):
-    """A meter of the biller, `theirs`, and ours that counts the same; `kind` is how its total adds up there.
+class MatchedMeter(NamedTuple):
+    """A meter of the provider and our meter that counts the same; `kind` is how its total adds up at the provider.
 
-    `is_archived` says that it counts no more.
+    `is_archived` says that it no longer counts.
     """
 
     id: str
-    ours: Meter
-    theirs: Meter
+    own_meter: Meter
+    provider_meter: Meter
     kind: Kind
     created_at: int
     is_archived: bool = False
 
 
-class Unmatched(NamedTuple):
-    """A meter of the biller that none of ours counts like; `why` says what differs.
+class UnmatchedMeter(NamedTuple):
+    """A meter of the provider that none of our meters matches; `why` says what differs.
 
-    `like` are those of ours that read the same events, or have its name.
+    `like` names our meters that read the same events or have the same name.
     """
 
     id: str
@@ -185,85 +190,92 @@ class Unmatched(NamedTuple):
     is_archived: bool = False
 
 
-def matched(catalog: Catalog, meters: Iterable[BillerMeter]) -> tuple[dict[str, Matched], list[Unmatched]]:
-    """Which of the biller's meters are which of ours, by their ids; and those that are none."""
-    found: dict[str, Matched] = {}
-    others: list[Unmatched] = []
+def match_meters(
+    catalog: Catalog, meters: Iterable[ProviderMeter]
+) -> tuple[dict[str, MatchedMeter], list[UnmatchedMeter]]:
+    """Return which of the provider's meters are which of ours, by the provider's ids, and those that match none."""
+    found: dict[str, MatchedMeter] = {}
+    others: list[UnmatchedMeter] = []
     for meter in meters:
-        read = meter_of(meter)
+        read = convert_meter(meter)
         if read is None:
             why = f"its aggregation {meter.aggregation.type!r} is unknown"
-            others.append(_unmatched(catalog, meter, why))
+            others.append(_build_unmatched(catalog, meter, why))
             continue
-        ours = [own for own in catalog.meters if is_same(own, read)]
+        ours = [own for own in catalog.meters if is_same_meter(own, read)]
         rolled = [own for own in catalog.meters if _is_rolled_up(own, read)]
         if ours or rolled:
-            # Two of ours that count the same are equally right; the one of this name is what people expect.
+            # If two of our meters count the same, people expect the one of this name.
             own = next((own for own in ours if own.name == meter.name), (ours or rolled)[0])
             kind: Kind = "sum" if rolled and not ours else own.kind
-            found[meter.id] = Matched(meter.id, own, read, kind, micros(meter.created_at), meter.archived)
+            found[meter.id] = MatchedMeter(
+                meter.id, own, read, kind, to_micros(meter.created_at), meter.archived
+            )
         else:
-            others.append(_unmatched(catalog, meter, _difference(catalog, read)))
+            others.append(_build_unmatched(catalog, meter, _describe_difference(catalog, read)))
     return found, others
 
 
-def _unmatched(catalog: Catalog, meter: BillerMeter, why: str) -> Unmatched:
+def _build_unmatched(catalog: Catalog, meter: ProviderMeter, why: str) -> UnmatchedMeter:
     like = {
         own.name
         for own in catalog.meters
         if own.name == meter.name or meter.event_name in (own.event_name, own.name + SUFFIX)
     }
-    return Unmatched(meter.id, meter.name, why, frozenset(like), meter.archived)
+    return UnmatchedMeter(meter.id, meter.name, why, frozenset(like), meter.archived)
 
 
-def meter_of(meter: BillerMeter) -> Meter | None:
-    """The meter in our words; None where its aggregation is none that we know."""
+def convert_meter(meter: ProviderMeter) -> Meter | None:
+    """Return a meter of the provider in our form; None if its aggregation is unknown."""
     kind, key = meter.aggregation.type, meter.aggregation.key
     if kind not in AT_PROVIDER or (AGGREGATES[kind].reads != "nothing" and not key):
         return None
-    wanted = filter_of(meter.filter) if meter.filter else None
+    wanted = convert_filter(meter.filter) if meter.filter else None
     reads = None if AGGREGATES[kind].reads == "nothing" else key
     return Meter(meter.name, meter.event_name, kind, reads, wanted, meter.measurement_unit)
 
 
-def filter_of(found: Mapping[str, Any]) -> Filter:
-    """A filter as the API has it; conditions and filters may be mixed."""
+def convert_filter(found: Mapping[str, Any]) -> Filter:
+    """Return a filter of the provider in our form; conditions and nested filters may be mixed."""
     clauses = tuple(
-        filter_of(clause)
+        convert_filter(clause)
         if "clauses" in clause
-        else Condition(clause["key"], clause["operator"], exact(clause["value"]))
+        else Condition(clause["key"], clause["operator"], to_exact(clause["value"]))
         for clause in found["clauses"]
     )
     return Filter(found["conjunction"], clauses)
 
 
-def exact(value: Any) -> Any:
-    """A JSON value with its floats as the decimals that were written."""
+def to_exact(value: Any) -> Any:
+    """Return a JSON value with a float replaced by the decimal that was written."""
     return Decimal(repr(value)) if isinstance(value, float) else value
 
 
-def is_same(ours: Meter, theirs: Meter) -> bool:
-    """Whether both count the same."""
+def is_same_meter(ours: Meter, theirs: Meter) -> bool:
+    """Return whether both meters count the same."""
     return _definition(ours) == _definition(theirs)
 
 
-class Reading:
-    """What a meter reads of events, one by one.
+class MeterReader:
+    """Reads the quantities of one meter from events.
 
-    `is_foreign` events may be of other producers, so that numbers of more than 24 places are rounded.
+    With `is_foreign`, events may come from other producers, so numbers of more than 24 places are rounded.
     """
 
     def __init__(self, meter: Meter, *, is_foreign: bool = False) -> None:
         self.event_name = meter.event_name
-        self._scaled = rounded if is_foreign else scaled
+        self._scale = rounded if is_foreign else scaled
         self._kind, self._key = meter.kind, meter.key or ""
         self._takes_text = meter.numbers == "text"
         self._passes = compile_filter(meter.filter) if meter.filter else None
 
-    def of(self, properties: Sequence[Mapping[str, Any]]) -> list[int | None]:
-        """The quantity of each event times 10²⁴, None where the meter reads none of it.
+    def read(self, properties: Sequence[Mapping[str, Any]]) -> list[int | None]:
+        """Return the quantity of each event times 10²⁴, None if the meter reads nothing from it.
 
-        Properties are integers, decimals, texts and booleans; more than 24 places raise ValueError, unless foreign.
+        Properties are integers, decimals, texts and booleans.
+
+        Raises:
+            ValueError: a number has more than 24 decimal places and the events are not foreign.
         """
         passed = (
             self._passes(lambda key: [found.get(key, UNSET) for found in properties])
@@ -271,16 +283,17 @@ class Reading:
             else [True] * len(properties)
         )
         return [
-            self._one(found) if passes else None for found, passes in zip(properties, passed, strict=True)
+            self._read_one(found) if passes else None
+            for found, passes in zip(properties, passed, strict=True)
         ]
 
-    def _one(self, properties: Mapping[str, Any]) -> int | None:
+    def _read_one(self, properties: Mapping[str, Any]) -> int | None:
         if AGGREGATES[self._kind].reads == "nothing":
             return scaled(1)
         value = properties.get(self._key)
         if self._takes_text:
             value = number_of(value)
-        return self._scaled(value) if kind_of(value) == "number" else None  # type: ignore[arg-type]
+        return self._scale(value) if kind_of(value) == "number" else None  # type: ignore[arg-type]
 
 
 def _is_rolled_up(ours: Meter, theirs: Meter) -> bool:
@@ -296,11 +309,11 @@ def _definition(meter: Meter) -> tuple[object, ...]:
 def _clause(clause: Condition | Filter) -> tuple[object, ...]:
     if isinstance(clause, Filter):
         return clause.conjunction, *map(_clause, clause.clauses)
-    # With the kind, as True equals 1.
+    # The kind is included because True equals 1 in Python.
     return clause.key, clause.operator, kind_of(clause.value), clause.value
 
 
-def _difference(catalog: Catalog, theirs: Meter) -> str:
+def _describe_difference(catalog: Catalog, theirs: Meter) -> str:
     same_name = [own for own in catalog.meters if own.event_name == theirs.event_name]
     if not same_name:
         return f"no meter of the catalog reads {theirs.event_name!r}"
@@ -315,6 +328,6 @@ def _difference(catalog: Catalog, theirs: Meter) -> str:
     return f"its filter differs from that of {ours.name!r} in the catalog"
 
 
-def micros(at: datetime) -> int:
-    """An aware time as microseconds since the epoch."""
+def to_micros(at: datetime) -> int:
+    """Return an aware time as microseconds since the epoch."""
     return (at - _EPOCH) // timedelta(microseconds=1)

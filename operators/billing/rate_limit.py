@@ -1,9 +1,9 @@
-"""How many requests may leave, under a burst and a sustained limit that both hold at every instant.
+"""A rate limiter: how many requests may be sent under a burst limit and a sustained limit that hold at every instant.
 
-The platform counts requests per second and per minute. Three rules admit a request together: in any second and in
-any minute, wherever they begin, no more than their number; and a bucket of one burst that fills at the sustained
-rate, so that a minute's share is not spent in its first seconds. Source: Dodo Payments, rate limits; GCRA,
-ITU-T I.371, for the bucket.
+The provider counts requests per second and per minute. A request is admitted if three rules allow it: no second and no
+minute, wherever it begins, has more requests than its limit; and a bucket of one burst that fills at the sustained rate
+has room, so that a minute's share is not spent in its first seconds.
+Source: Dodo Payments, rate limits; GCRA, ITU-T I.371, for the bucket.
 """
 
 from collections import deque
@@ -12,18 +12,18 @@ from typing import NamedTuple
 
 SECOND = 1_000_000
 MINUTE = 60 * SECOND
-# Requests travel for differing times, so windows at the far end may be shorter than ours.
+# Requests take different times to arrive, so the provider may see them in a shorter window than ours.
 BURST_SLACK, MINUTE_SLACK = SECOND // 4, 3 * SECOND // 2
 
 
 class Rate(NamedTuple):
-    """Requests per second and per minute; both hold."""
+    """Requests per second and per minute; both limits hold."""
 
     burst: int
     sustained: int
 
-    def share(self, part: float) -> "Rate":
-        """This part of it, of which at least one request a second and a minute is left."""
+    def scale(self, part: float) -> "Rate":
+        """Return this part of the rate, at least one request per second and minute."""
         return Rate(max(1, floor(self.burst * part)), max(1, floor(self.sustained * part)))
 
 
@@ -39,20 +39,20 @@ class Pace:
         self._admitted: deque[int] = deque(maxlen=rate.sustained)
         self._gap = MINUTE / rate.sustained
         self._slack = (burst - 1) * self._gap
-        # When the bucket will be full again.
+        # The time at which the bucket is full again, in µs.
         self._full_at = 0.0
 
-    def take(self, now: int) -> int:
-        """0 if a request may leave now, which is then counted; else the µs until one may."""
-        due = self._due(now)
+    def admit(self, now: int) -> int:
+        """Count a request and return 0 if it may be sent now, otherwise return the µs until one may."""
+        due = self._find_due(now)
         if due > now:
             return due - now
         self._admitted.append(now)
         self._full_at = max(self._full_at, now) + self._gap
         return 0
 
-    def _due(self, now: int) -> int:
-        # Rounded up, for a wait that ends too early would end in another.
+    def _find_due(self, now: int) -> int:
+        # Rounded up, because a wait that ends too early would only lead to another one.
         due = max(now, -floor(self._slack - self._full_at))
         for requests, length in self._windows:
             if len(self._admitted) >= requests:

@@ -1,8 +1,8 @@
-"""Usage rolled up for the biller: one event per customer, meter and window of a minute or five, exact.
+"""Rollup: exact usage for the provider as one event per customer, meter and window of one or five minutes.
 
-A window is cut where the customer's billing period ends, and its event lies in the window's last millisecond, so in
-the same period. What changes a window later goes out as a further event for the difference. Sums and counts can be
-rolled up so; a `unique` meter is unknown to the platform, and neither `max` nor `last` adds up.
+A window is cut at the end of the customer's billing period, and its event lies in the window's last millisecond, so in
+the same period. A later change of a window is sent as another event for the difference. Only sums and counts can be
+rolled up: the provider has no `unique` meters, and neither `max` nor `last` adds up.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import msgspec
 from xxhash import xxh3_128_hexdigest
 
-from tidegate.operators.billing.outgoing import INT_MAX, fields_of, instant, sendable
+from tidegate.operators.billing.outgoing import INT_MAX, instant, read_fields, to_exact_number
 from tidegate.operators.columns.quantity import QUANTITY_MAX, SCALE, decimal, scaled
 from tidegate.operators.events.readings import Name, number_of
 from tidegate.operators.model.aggregates import ADDITIVE, AGGREGATES, AT_PROVIDER
@@ -20,14 +20,14 @@ from tidegate.operators.model.catalog import Catalog, Meter
 from tidegate.operators.model.periods import exact_period_of
 
 SUFFIX = ".rollup"
-# Before the end of a window, so that a time cut to milliseconds stays in it.
+# The distance from the end of a window, so that a time cut to milliseconds stays inside it.
 BEFORE_END = 1_000
-# So many digits any double keeps.
+# Any double keeps this many decimal digits.
 DIGITS = 15
 
 
-class Window(NamedTuple):
-    """A window of a customer and meter: its start and length in µs, and the start of its part in one billing period."""
+class RollupWindow(NamedTuple):
+    """A window of a customer and meter: start and length in µs, and the start of its part within one billing period."""
 
     customer: str
     meter: str
@@ -36,13 +36,13 @@ class Window(NamedTuple):
     at: int
 
 
-def unfit(catalog: Catalog) -> list[str]:
-    """The meters that the platform would bill and that cannot be rolled up."""
+def list_unfit_meters(catalog: Catalog) -> list[str]:
+    """Return the names of the meters that the provider would bill and that cannot be rolled up."""
     return [meter.name for meter in catalog.meters if meter.kind in AT_PROVIDER - ADDITIVE]
 
 
-class Readings:
-    """What the sums and counts of a catalog read of accepted events."""
+class RollupReader:
+    """Reads the quantities of a catalog's sums and counts from accepted events."""
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
@@ -53,11 +53,11 @@ class Readings:
                 fed.setdefault(meter.event_name, []).append((place, meter))
         self._names = {name: Name(name, meters) for name, meters in fed.items()}
 
-    def of(self, payloads: Sequence[bytes]) -> Iterator[tuple[int, str, int]]:
-        """For each reading the event's place, the meter's name and the quantity times 10²⁴."""
+    def read(self, payloads: Sequence[bytes]) -> Iterator[tuple[int, str, int]]:
+        """Yield the event's index, the meter's name and the quantity times 10²⁴ of each reading."""
         by_name: dict[str, list[tuple[int, msgspec.Raw]]] = {}
         for place, payload in enumerate(payloads):
-            name, properties = fields_of(payload)
+            name, properties = read_fields(payload)
             if name in self._names:
                 by_name.setdefault(name, []).append((place, properties))
         for name, events in by_name.items():
@@ -69,27 +69,27 @@ class Readings:
                 if feed.takes_text:
                     values = list(map(number_of, values))
                 for (place, _), takes, value in zip(events, passed, values, strict=True):
-                    if takes and (quantity := _quantity(value)) is not None:
+                    if takes and (quantity := _to_quantity(value)) is not None:
                         yield place, self._meters[feed.meter].name, quantity
 
-    def window(self, customer: str, meter: str, at: int, length: int) -> Window:
-        """The window that holds an event of then."""
+    def find_window(self, customer: str, meter: str, at: int, length: int) -> RollupWindow:
+        """Return the window that contains an event of time `at`."""
         catalog = self._catalog
         start = at - at % length
         begun, _ = exact_period_of(catalog.period_of(customer), catalog.zone_of(customer), at)
-        return Window(customer, meter, start, length, max(start, begun))
+        return RollupWindow(customer, meter, start, length, max(start, begun))
 
-    def event_at(self, window: Window) -> int:
-        """Return the time (µs) of the window's events: just before it ends, or its part of the period does."""
+    def compute_event_time(self, window: RollupWindow) -> int:
+        """Return the time (µs) of the window's events: just before its end, or its part of the period's."""
         catalog = self._catalog
         policy, zone = catalog.period_of(window.customer), catalog.zone_of(window.customer)
         _, period_end = exact_period_of(policy, zone, window.at)
         return max(window.at, min(window.start + window.length, period_end) - BEFORE_END)
 
 
-def parts(whole: int) -> list[int | float]:
-    """A quantity times 10²⁴, above 0, as numbers that arrive exactly and add up to it; nearly always one."""
-    number = sendable(_plain(whole))
+def split_exact(whole: int) -> list[int | float]:
+    """Split a positive quantity times 10²⁴ into numbers that arrive exactly and add up to it; nearly always one."""
+    number = to_exact_number(_to_number(whole))
     if number is not None:
         return [number]
     units, rest = divmod(whole, SCALE)
@@ -99,7 +99,7 @@ def parts(whole: int) -> list[int | float]:
         found.append(some)
         units -= some
     while rest:
-        # The leading digits of what is left.
+        # Each step takes the leading digits of the rest.
         cut = 10 ** max(len(str(rest)) - DIGITS, 0)
         head = rest - rest % cut
         found.append(float(decimal(head)))
@@ -107,8 +107,8 @@ def parts(whole: int) -> list[int | float]:
     return found
 
 
-def event(window: Window, quantity: int | float, count: int, revision: int) -> tuple[str, bytes]:
-    """The id and the bytes, in Dodo's shape, of the event that adds this much to a window."""
+def build_event(window: RollupWindow, quantity: int | float, count: int, revision: int) -> tuple[str, bytes]:
+    """Return the id and the bytes, in Dodo's form, of the event that adds this quantity to a window."""
     id = xxh3_128_hexdigest(msgspec.msgpack.encode((*window, revision))) + f"-r{revision}"
     metadata = {
         "sum": quantity,
@@ -122,8 +122,11 @@ def event(window: Window, quantity: int | float, count: int, revision: int) -> t
     return id, msgspec.json.encode(body)
 
 
-def _quantity(value: object) -> int | None:
-    """A reading times 10²⁴. None where it is none, also where only a later catalog would read it and turn it down."""
+def _to_quantity(value: object) -> int | None:
+    """Return a reading times 10²⁴, None if it is not a quantity.
+
+    That includes values that only a later catalog reads, and would reject.
+    """
     if type(value) is not int and type(value) is not Decimal:
         return None
     try:
@@ -133,5 +136,5 @@ def _quantity(value: object) -> int | None:
     return whole if 0 <= whole <= QUANTITY_MAX * SCALE else None
 
 
-def _plain(whole: int) -> int | Decimal:
+def _to_number(whole: int) -> int | Decimal:
     return whole // SCALE if whole % SCALE == 0 else decimal(whole)

@@ -1,8 +1,8 @@
-"""The statement: what each customer is billed for usage, line by line, beside what is not billed and why.
+"""The statement: what each customer is billed for usage, line by line, and what is not billed and why.
 
 A line is one meter of one billing cycle, as the provider has it, with the payment that bills it: a renewal bills the
-usage of the cycle before, so it is the one whose service period begins where the cycle ends. Usage that no cycle bills
-is a line without a subscription. Units are decimal text; amounts are in the currency's smallest unit.
+usage of the previous cycle, so its service period begins where that cycle ends. Usage that no cycle bills is a line
+without a subscription. Units are decimal text; amounts are in the currency's smallest unit.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,9 +11,9 @@ from typing import Any
 
 import msgspec
 
-from tidegate.operators.billing.coverage import BilledCycle, Charge, Line
+from tidegate.operators.billing.coverage import BilledCycle, Charge, CoverageLine
 from tidegate.operators.billing.outgoing import instant
-from tidegate.operators.billing.provider import Payment, micros
+from tidegate.operators.billing.provider import Payment, to_micros
 from tidegate.operators.columns.quantity import text
 
 SECOND = 1_000_000
@@ -21,8 +21,8 @@ SECOND = 1_000_000
 APART = 3600 * SECOND
 
 
-class Repaired(msgspec.Struct, frozen=True, kw_only=True):
-    """An act about one total: sent again, adopted, credited, debited; and its outcome."""
+class RepairRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A repair of one total: sent again, adopted, credited or debited; and its outcome."""
 
     act: str
     state: str
@@ -34,8 +34,8 @@ class Repaired(msgspec.Struct, frozen=True, kw_only=True):
 class StatementLine(msgspec.Struct, frozen=True, kw_only=True):
     """One meter of one billing cycle. `units` are billed, `ours` is what was used here.
 
-    `invoice` and `payment` are empty while the cycle is open, or where no payment is known. `amount` is None where no
-    price is known. `unbilled` is below 0 where more is billed than was used; `cause` says what it comes from.
+    `invoice` and `payment` are empty while the cycle is open, or if no payment is known. `amount` is None if no price
+    is known. `unbilled` is negative if more is billed than was used; `cause` says where it comes from.
     """
 
     customer: str
@@ -58,21 +58,21 @@ class StatementLine(msgspec.Struct, frozen=True, kw_only=True):
     held_back: str
     unbilled: str
     cause: str
-    repaired: tuple[Repaired, ...]
+    repaired: tuple[RepairRecord, ...]
     run: int
     as_of: str
 
     @property
     def key(self) -> str:
-        """What the line is known by, from run to run."""
+        """The key that identifies the line across reconciliation runs."""
         return "/".join((self.customer, self.subscription, self.meter_id or self.meter, self.period_start))
 
 
-def statement_of(
+def build_statement(
     cycles: Mapping[str, Sequence[BilledCycle]],
     payments: Iterable[Payment],
-    proof: Iterable[Line],
-    repairs: Mapping[tuple[str, str, str], Sequence[Repaired]],
+    proof: Iterable[CoverageLine],
+    repairs: Mapping[tuple[str, str, str], Sequence[RepairRecord]],
     run: int,
     now: int,
 ) -> list[StatementLine]:
@@ -80,33 +80,35 @@ def statement_of(
 
     `repairs` are by customer, meter and start of our period, as an RFC 3339 time without fraction and zone.
     """
-    paid = _by_subscription(payments)
-    proven = {(one.customer, one.meter, _whole(one.span.start)): one for one in proof}
+    paid = _group_by_subscription(payments)
+    proven = {(one.customer, one.meter, _cut_to_second(one.span.start)): one for one in proof}
     lines = []
     for some in cycles.values():
         for cycle in some:
-            payment = _payment_of(paid.get(cycle.subscription_id, ()), cycle.subscription_id, cycle.span.end)
+            payment = _find_payment(
+                paid.get(cycle.subscription_id, ()), cycle.subscription_id, cycle.span.end
+            )
             for charge in cycle.charges:
                 own = proven.pop((cycle.customer, charge.meter, cycle.ours), None)
                 acts = repairs.get((cycle.customer, charge.meter, instant(cycle.span.start)[:19]), ())
-                lines.append(_billed(cycle, charge, payment, own, tuple(acts), run, now))
-    lines += [_unbilled(one, run, now) for one in proven.values() if not one.billed]
+                lines.append(_build_billed_line(cycle, charge, payment, own, tuple(acts), run, now))
+    lines += [_build_unbilled_line(one, run, now) for one in proven.values() if not one.billed]
     return sorted(lines, key=lambda one: (one.customer, one.period_start, one.meter, one.subscription))
 
 
-def _billed(
+def _build_billed_line(
     cycle: BilledCycle,
     charge: Charge,
     payment: Payment | None,
-    own: Line | None,
-    acts: tuple[Repaired, ...],
+    own: CoverageLine | None,
+    acts: tuple[RepairRecord, ...],
     run: int,
     now: int,
 ) -> StatementLine:
     price = charge.price
     amount = charge.amount
     if amount is None and price is not None:
-        amount = int(price.bill(charge.quantity).to_integral_value(ROUND_HALF_UP))
+        amount = int(price.compute_charge(charge.quantity).to_integral_value(ROUND_HALF_UP))
     return StatementLine(
         customer=cycle.customer,
         subscription=cycle.subscription_id,
@@ -123,14 +125,14 @@ def _billed(
         invoice=(payment.invoice_id or "") if payment else "",
         payment=payment.payment_id if payment else "",
         payment_status=(payment.status or "") if payment else "",
-        **_own_fields(own),
+        **_build_own_fields(own),
         repaired=acts,
         run=run,
         as_of=instant(now),
     )
 
 
-def _unbilled(own: Line, run: int, now: int) -> StatementLine:
+def _build_unbilled_line(own: CoverageLine, run: int, now: int) -> StatementLine:
     return StatementLine(
         customer=own.customer,
         subscription="",
@@ -147,21 +149,21 @@ def _unbilled(own: Line, run: int, now: int) -> StatementLine:
         invoice="",
         payment="",
         payment_status="",
-        **_own_fields(own),
+        **_build_own_fields(own),
         repaired=(),
         run=run,
         as_of=instant(now),
     )
 
 
-def _own_fields(own: Line | None) -> dict[str, Any]:
+def _build_own_fields(own: CoverageLine | None) -> dict[str, Any]:
     if own is None:
         return {name: "0" for name in ("ours", "in_flight", "held_back", "unbilled")} | {"cause": ""}
     units = {name: text(getattr(own, name)) for name in ("ours", "in_flight", "held_back", "unbilled")}
     return units | {"cause": own.cause}
 
 
-def _by_subscription(payments: Iterable[Payment]) -> dict[str, list[Payment]]:
+def _group_by_subscription(payments: Iterable[Payment]) -> dict[str, list[Payment]]:
     found: dict[str, list[Payment]] = {}
     for one in payments:
         for period in one.service_periods:
@@ -169,16 +171,16 @@ def _by_subscription(payments: Iterable[Payment]) -> dict[str, list[Payment]]:
     return found
 
 
-def _payment_of(payments: Sequence[Payment], subscription: str, end: int) -> Payment | None:
-    """Return the payment whose service period begins where a cycle ends: of several, one that succeeded, the last."""
+def _find_payment(payments: Sequence[Payment], subscription: str, end: int) -> Payment | None:
+    """Return the payment whose service period begins where a cycle ends; of several the last one that succeeded."""
     found = [
         one
         for one in payments
         for period in one.service_periods
-        if period.subscription_id == subscription and 0 <= micros(period.starts_at) - end <= APART
+        if period.subscription_id == subscription and 0 <= to_micros(period.starts_at) - end <= APART
     ]
     return max(found, key=lambda one: (one.status == "succeeded", one.created_at), default=None)
 
 
-def _whole(at: int) -> int:
+def _cut_to_second(at: int) -> int:
     return at - at % SECOND

@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 from tidegate.operators.billing.acknowledgements import (
     Acknowledgements,
-    Found,
+    OpenDrift,
     acknowledge,
-    amount_of,
-    found_in,
-    key_of,
+    acknowledgement_key,
+    format_amount,
+    read_open_drift,
 )
 from tidegate.operators.billing.outgoing import instant
 from tidegate.operators.model.ports import Acknowledgement
@@ -68,7 +68,7 @@ def record_of(
         at=at,
         is_withdrawn=asked.is_withdrawn,
     )
-    if one.is_withdrawn and known.get(key_of(one)) is None:
+    if one.is_withdrawn and known.get(acknowledgement_key(one)) is None:
         raise Unfit("none is in force for it")
     return one
 
@@ -78,8 +78,8 @@ def as_acknowledged(findings: Iterable[dict[str, Any]], known: Acknowledgements)
     return [acknowledge(one, known) for one in findings]
 
 
-def _the_one(asked: Asked, findings: Iterable[Mapping[str, Any]]) -> Found:
-    known = [found for one in findings if (found := found_in(one)) is not None]
+def _the_one(asked: Asked, findings: Iterable[Mapping[str, Any]]) -> OpenDrift:
+    known = [found for one in findings if (found := read_open_drift(one)) is not None]
     known = [one for one in known if (one.customer, one.meter) == (asked.customer, asked.meter)]
     if asked.start is not None:
         known = [one for one in known if one.start == asked.start]
@@ -92,10 +92,10 @@ def _the_one(asked: Asked, findings: Iterable[Mapping[str, Any]]) -> Found:
     return known[0]
 
 
-def _signed(up_to: str | None, found: Found) -> str:
+def _signed(up_to: str | None, found: OpenDrift) -> str:
     """Return the amount with the sign of the drift."""
     if up_to is None:
-        return amount_of(found)
+        return format_amount(found)
     amount = Decimal(up_to).copy_abs()
     return f"{-amount if found.off < 0 else amount:f}"
 
@@ -103,7 +103,7 @@ def _signed(up_to: str | None, found: Found) -> str:
 def _withdrawn_start(asked: Asked, known: Acknowledgements) -> int:
     starts = [
         one.start
-        for one in known.in_force()
+        for one in known.list_in_force()
         if (one.customer, one.meter) == (asked.customer, asked.meter)
         and one.start is not None
         and asked.start in (None, one.start)

@@ -138,9 +138,9 @@ class Dodo(Address):
 
     def rates(self) -> tuple[Rate, Rate]:
         """What sending may use of the account's limit, and what is left to reading."""
-        whole = TIERS[self.tier].share(self.share)
+        whole = TIERS[self.tier].scale(self.share)
         part = min(self.reads / whole.sustained, 0.9)
-        return whole.share(1 - part), whole.share(part)
+        return whole.scale(1 - part), whole.scale(part)
 
     def open(self, *, api_key: SecretStr | None = None, data_dir: Path = Path("data"), **given: Any) -> Any:
         """The sink; `given` are the number of parts, where the catalog is from, and the flow's own choices."""

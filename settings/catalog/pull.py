@@ -16,16 +16,22 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-from tidegate.operators.billing.provider import BillerMeter, Subscription, is_same, matched, meter_of
+from tidegate.operators.billing.provider import (
+    ProviderMeter,
+    Subscription,
+    convert_meter,
+    is_same_meter,
+    match_meters,
+)
 from tidegate.operators.billing.rollup import SUFFIX
 from tidegate.operators.billing.subscriptions import (
     Basis,
     Conflict,
-    basis_of,
-    free_of,
-    is_moved,
-    metered_by_customer,
-    plan_for,
+    choose_basis,
+    find_plan,
+    group_metered,
+    has_changed_product,
+    read_free_quantities,
 )
 from tidegate.operators.model.catalog import NO_LIMIT, BilledBy, Catalog, Condition, Filter, Meter
 from tidegate.operators.model.periods import Billing
@@ -52,7 +58,7 @@ class Pulled(NamedTuple):
 
 def pulled(
     text: str,
-    meters: Iterable[BillerMeter],
+    meters: Iterable[ProviderMeter],
     subscriptions: Iterable[Subscription],
     *,
     is_complete: bool = True,
@@ -72,7 +78,7 @@ def pulled(
     changes = [f"meter {meter.name}: new, reads {meter.event_name}" for meter in new]
     known = None if is_complete else {one.subscription_id for one in subscriptions}
     following = _Following(catalog, _names(catalog, new, meters), known)
-    for billed_as, metered in metered_by_customer(subscriptions).items():
+    for billed_as, metered in group_metered(subscriptions).items():
         following.follow(billed_as, metered)
     edit.put(following.edits())
     changes += following.changes
@@ -86,7 +92,7 @@ def apply_periods(
     subscriptions: Sequence[Subscription],
     by: str,
     *,
-    meters: Sequence[BillerMeter] = (),
+    meters: Sequence[ProviderMeter] = (),
     is_complete: bool = True,
 ) -> Pulled:
     """Write the subscriptions' periods and plans into the newest catalog, also where others change it at the same time.
@@ -131,11 +137,11 @@ class _Following:
     def follow(self, billed_as: str, metered: Sequence[Subscription]) -> None:
         """Give a customer what its metered subscriptions say, or name why not."""
         name = self._ours.get(billed_as, billed_as)
-        basis = basis_of(self._catalog, name, metered, self._known_ids)
+        basis = choose_basis(self._catalog, name, metered, self._known_ids)
         if isinstance(basis, Conflict):
             self.conflicts.append(basis)
             return
-        free, warnings = free_of(basis, self._names)
+        free, warnings = read_free_quantities(basis, self._names)
         self.warnings += warnings
         by = BilledBy(basis.main.subscription_id, basis.main.product_id)
         self._warn_of_change(name, basis.main)
@@ -157,7 +163,7 @@ class _Following:
         if period != self._catalog.period_of(name):
             own["period"] = _written(period)
             self._say(name, f"period {_edge(period.edges[-2])} to {_edge(period.edges[-1])}")
-        if is_moved(self._catalog, name, by.product):
+        if has_changed_product(self._catalog, name, by.product):
             self._move(name, own, basis, free)
         elif not basis.main.is_short:
             for meter, included in self._included(name, free).items():
@@ -174,7 +180,7 @@ class _Following:
         change = main.scheduled_change
         if change is None or change.effective_at is None:
             return
-        plan = plan_for(self._catalog, change.product_id)
+        plan = find_plan(self._catalog, change.product_id)
         words = f"its plan becomes {plan.name}" if plan else "no plan has that billing_id yet"
         at = f"{change.effective_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
         self.warnings.append(f"customer {name}: its product becomes {change.product_id} at {at}; {words}")
@@ -196,7 +202,7 @@ class _Following:
     def _plan(self, basis: Basis, free: Mapping[str, int]) -> str:
         """Return the name of the product's plan, which is made where there is none."""
         product = basis.main.product_id
-        if (known := plan_for(self._catalog, product)) is not None:
+        if (known := find_plan(self._catalog, product)) is not None:
             return known.name
         if product not in self._plans:
             limits = {meter: {"included": units, "on_cap": "allow"} for meter, units in free.items() if units}
@@ -225,13 +231,17 @@ def edges_of(known: Sequence[datetime], start: datetime, end: datetime) -> tuple
     return (*before, start, end)[-EDGES_KEPT:]
 
 
-def _new_meters(catalog: Catalog, meters: Iterable[BillerMeter]) -> list[Meter]:
+def _new_meters(catalog: Catalog, meters: Iterable[ProviderMeter]) -> list[Meter]:
     taken = {meter.name for meter in catalog.meters}
     found: list[Meter] = []
     for theirs in meters:
-        meter = meter_of(theirs)
+        meter = convert_meter(theirs)
         is_rolled_up = theirs.event_name.endswith(SUFFIX)
-        if meter is None or is_rolled_up or any(is_same(own, meter) for own in (*catalog.meters, *found)):
+        if (
+            meter is None
+            or is_rolled_up
+            or any(is_same_meter(own, meter) for own in (*catalog.meters, *found))
+        ):
             continue
         base = UNSAFE.sub("_", theirs.name).strip("_")[:90] or "meter"
         name = next(name for name in _numbered(base) if name not in taken)
@@ -248,10 +258,10 @@ def _numbered(base: str) -> Iterable[str]:
         number += 1
 
 
-def _names(catalog: Catalog, new: Sequence[Meter], meters: Iterable[BillerMeter]) -> dict[str, str]:
+def _names(catalog: Catalog, new: Sequence[Meter], meters: Iterable[ProviderMeter]) -> dict[str, str]:
     """Our names of the biller's meters, by their ids."""
     whole = Catalog((*catalog.meters, *new))
-    return {id: found.ours.name for id, found in matched(whole, meters)[0].items()}
+    return {id: found.own_meter.name for id, found in match_meters(whole, meters)[0].items()}
 
 
 def _period(catalog: Catalog, name: str, found: Subscription) -> Billing:

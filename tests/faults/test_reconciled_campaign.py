@@ -20,7 +20,7 @@ from tests.faults.support.reconciler import Kill, reconcile_apart
 from tests.flows.reconcile.metered import BEGIN, END, MINUTE, NOON, SECOND, System, edge_of, system, written
 from tidegate.connectors.dodo.reads import DodoReads
 from tidegate.operators.billing.outgoing import instant
-from tidegate.operators.billing.provider import micros
+from tidegate.operators.billing.provider import to_micros
 from tidegate.operators.billing.subscriptions import LIVE
 from tidegate.operators.events.rfc3339 import parse
 from tidegate.settings.catalog.file import parse_catalog
@@ -108,7 +108,7 @@ def restart(m: System, rng: random.Random, acme: str, ids: list[str]) -> None:
 
 def come_back(m: System, rng: random.Random, acme: str, ids: list[str]) -> None:
     again = m.simulator.product([{"meter_id": id} | PRICED for id in m.meters.values()])
-    start, end = edge_of(NOON + timedelta(microseconds=m.clock.now - micros(NOON))), edge_of(END)
+    start, end = edge_of(NOON + timedelta(microseconds=m.clock.now - to_micros(NOON))), edge_of(END)
     m.subscriptions[acme] = m.simulator.subscription(acme, again, start=start, end=end)
 
 
@@ -365,4 +365,4 @@ def customer_that_renews(m: System, rng: random.Random) -> tuple[str, int]:
     end = NOON + timedelta(minutes=rng.randrange(15, 60), microseconds=rng.randrange(1_000_000))
     customer = m.customer(end=end)
     m.edges[customer].append(edge_of(end.replace(month=12)))
-    return customer, micros(end)
+    return customer, to_micros(end)

@@ -11,7 +11,7 @@ import typer
 
 from tidegate.connectors.clock import wall_clock
 from tidegate.connectors.reconciliation.acknowledgements import read_acknowledgements
-from tidegate.operators.billing.acknowledgements import shown
+from tidegate.operators.billing.acknowledgements import render_acknowledgement
 from tidegate.operators.events.rfc3339 import parse
 from tidegate.operators.model.ports import ControlLog
 from tidegate.serving.cli.output import AsJson, Failed, print_lines, print_table
@@ -62,9 +62,9 @@ def unack(
 def acks(as_json: AsJson = False) -> None:
     """List the acknowledgements in force, the oldest first."""
     with closing(_control(load_reconciliation_settings())) as log:
-        found = read_acknowledgements(log).in_force()
+        found = read_acknowledgements(log).list_in_force()
     if as_json:
-        print_lines(msgspec.json.encode(shown(one)) for one in found)
+        print_lines(msgspec.json.encode(render_acknowledgement(one)) for one in found)
         return
     columns = ("at (UTC)", "meter", "customer", "period or cause", "up to", "by", "why")
     rows = [
@@ -105,7 +105,7 @@ def _append(asked: Asked, why: str, as_json: bool) -> None:
             raise Failed(str(error)) from None
         log.append(record)
     if as_json:
-        print_lines([msgspec.json.encode(shown(record))])
+        print_lines([msgspec.json.encode(render_acknowledgement(record))])
     else:
         print(words_of(record))
 

@@ -23,7 +23,7 @@ from tidegate.connectors.files.dead_letters import Letter, LetterAct, LetterErro
 from tidegate.connectors.outbox.outbox import KEPT_BACK, Outbox
 from tidegate.connectors.outbox.reader import Entry, OutboxReader
 from tidegate.operators.billing.outgoing import instant
-from tidegate.operators.billing.provider import Reading
+from tidegate.operators.billing.provider import MeterReader
 from tidegate.operators.columns.quantity import text
 from tidegate.operators.events.chunk import Reject
 from tidegate.operators.events.readings import value_of
@@ -162,7 +162,7 @@ def adjustments(catalog: Catalog, letter: Letter, by: str, why: str) -> list[Adj
     for meter in catalog.meters:
         if meter.event_name != fields.name or meter.kind not in ADDITIVE:
             continue
-        quantity = Reading(meter).of([properties if isinstance(properties, dict) else {}])[0]
+        quantity = MeterReader(meter).read([properties if isinstance(properties, dict) else {}])[0]
         if quantity:
             made.append(
                 Adjustment(

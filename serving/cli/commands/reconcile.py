@@ -25,7 +25,7 @@ from tidegate.connectors.reconciliation.evidence import verify_runs
 from tidegate.connectors.reconciliation.findings import BookError, BookReader, Pass
 from tidegate.connectors.reconciliation.report import console, summary, table
 from tidegate.operators.billing.acknowledgements import Acknowledgements, acknowledge
-from tidegate.operators.billing.drift_status import Standing
+from tidegate.operators.billing.drift_status import DriftStatus
 from tidegate.operators.billing.outgoing import instant
 from tidegate.operators.model.ports import StoreError
 from tidegate.serving.cli.commands.acknowledge import ack, acks, unack
@@ -126,7 +126,7 @@ class _Shown:
         self._known = _acknowledgements(settings)
         self.found = [self._taken(one) for one in found]
 
-    def _taken(self, one: Standing) -> Standing:
+    def _taken(self, one: DriftStatus) -> DriftStatus:
         if self._known is None:
             return one
         fields = acknowledge(msgspec.json.decode(one.findings, type=dict[str, Any]), self._known)
@@ -161,7 +161,7 @@ class _Shown:
         }
 
 
-def _names(one: Standing) -> tuple[str, str]:
+def _names(one: DriftStatus) -> tuple[str, str]:
     fields = msgspec.json.decode(one.findings, type=dict[str, Any])
     return one.customer, fields.get("billed_as", "")
 

@@ -16,10 +16,10 @@ from rich.text import Text
 from tidegate.connectors.outbox.billing_records import Books
 from tidegate.connectors.reconciliation.findings import BookError, BookReader
 from tidegate.connectors.reconciliation.statement_store import read_statement
-from tidegate.operators.billing.coverage import money
-from tidegate.operators.billing.drift import Own, Span
+from tidegate.operators.billing.coverage import format_money
+from tidegate.operators.billing.drift import OwnEvent, Span
 from tidegate.operators.billing.outgoing import instant
-from tidegate.operators.billing.provider import Matched, micros
+from tidegate.operators.billing.provider import MatchedMeter, to_micros
 from tidegate.operators.billing.statement import StatementLine
 from tidegate.operators.columns.quantity import text
 from tidegate.operators.model.catalog import Catalog
@@ -44,7 +44,7 @@ class Event(NamedTuple):
 
     line: StatementLine
     event: str
-    own: Own
+    own: OwnEvent
     finding: str
 
 
@@ -127,7 +127,8 @@ def _sums(lines: Sequence[StatementLine]) -> str:
         if line.currency:
             sums[line.currency] = sums.get(line.currency, 0) + (line.amount or 0)
     return (
-        ", ".join(money(Decimal(amount), currency) for currency, amount in sorted(sums.items())) or "no price"
+        ", ".join(format_money(Decimal(amount), currency) for currency, amount in sorted(sums.items()))
+        or "no price"
     )
 
 
@@ -171,8 +172,8 @@ def _behind(settings: ReconciliationSettings, lines: Sequence[StatementLine]) ->
             if (meter := meters.get(line.meter)) is None:
                 continue
             span = Span(_micros(line.period_start), _micros(line.period_end))
-            own, _ = books.events(line.customer, Matched("", meter, meter, meter.kind, 0), span)
-            inside = [one for one in own if one.quantity is not None and one.there_at in span]
+            own, _ = books.events(line.customer, MatchedMeter("", meter, meter, meter.kind, 0), span)
+            inside = [one for one in own if one.quantity is not None and one.provider_at in span]
             names = {
                 one.id: _name(one.payload)
                 for one in books.bodies(line.customer, (o.id for o in inside), span)
@@ -222,7 +223,7 @@ def _amount(line: StatementLine, *, spaced: bool = False) -> str:
     """Return the amount in whole currency, as people and spreadsheets expect it."""
     if line.amount is None:
         return ""
-    written = money(Decimal(line.amount), line.currency)
+    written = format_money(Decimal(line.amount), line.currency)
     return written if spaced else written.rpartition(" ")[0].replace(",", "")
 
 
@@ -246,4 +247,4 @@ def _print_csv(columns: Sequence[str], rows: Iterator[list[str]]) -> None:
 
 
 def _micros(at: str) -> int:
-    return micros(datetime.fromisoformat(at))
+    return to_micros(datetime.fromisoformat(at))

@@ -9,7 +9,7 @@ from msgspec import UNSET
 
 from tidegate.connectors.reconciliation.findings import BookError
 from tidegate.connectors.reconciliation.statement_store import FILE, read_statement
-from tidegate.operators.billing.acknowledgements import shown
+from tidegate.operators.billing.acknowledgements import render_acknowledgement
 from tidegate.operators.events.keys import shard_of
 from tidegate.operators.model.adjustments import fault_of
 from tidegate.operators.model.aggregates import ADJUSTABLE
@@ -194,9 +194,12 @@ def _name_of(event: dict[str, Any]) -> Any:
 
 
 async def get_acknowledgements(service: Service, call: Call[Nothing, Nothing, None]) -> Answer:
-    known = await service.control.ask(lambda log: service.acknowledged(log).in_force())
+    known = await service.control.ask(lambda log: service.acknowledged(log).list_in_force())
     return json(
-        200, AcknowledgementsBody([msgspec.convert(shown(one), AcknowledgementShown) for one in known])
+        200,
+        AcknowledgementsBody(
+            [msgspec.convert(render_acknowledgement(one), AcknowledgementShown) for one in known]
+        ),
     )
 
 

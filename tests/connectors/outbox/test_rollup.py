@@ -18,7 +18,7 @@ from tidegate.connectors.outbox.outbox import Outbox, State
 from tidegate.connectors.outbox.reader import OutboxReader
 from tidegate.connectors.outbox.rollup import Rollup
 from tidegate.operators.billing.outgoing import instant
-from tidegate.operators.billing.rollup import Window
+from tidegate.operators.billing.rollup import RollupWindow
 from tidegate.operators.model.catalog import Catalog, Meter
 from tidegate.operators.model.records import Accepted
 
@@ -155,7 +155,7 @@ def test_a_difference_below_nothing_is_parked(tmp_path: Path) -> None:
     rollup = Rollup(outbox, Catalog(), timedelta(minutes=1), timedelta(0))
     # More digits than a float has, so it takes several numbers.
     fall = Decimal("5.000000000000000000000001")
-    window = Window("acme", "tokens", NOON - MINUTE, MINUTE, NOON - MINUTE)
+    window = RollupWindow("acme", "tokens", NOON - MINUTE, MINUTE, NOON - MINUTE)
     rollup._outgo(window, int(fall.scaleb(24)) * -1, 1, 1, now)
     outbox.close()
     with closing(OutboxReader(tmp_path / "o.db")) as reader:

@@ -27,8 +27,8 @@ from tidegate.connectors.reconciliation.findings import BookReader
 from tidegate.connectors.sqlite.control import SqliteControl
 from tidegate.connectors.sqlite.store import SqliteReader, SqliteWriter
 from tidegate.flows.reconcile.dataflow import Outside, build
-from tidegate.operators.billing.drift_status import Standing
-from tidegate.operators.billing.provider import micros
+from tidegate.operators.billing.drift_status import DriftStatus
+from tidegate.operators.billing.provider import to_micros
 from tidegate.operators.billing.rate_limit import TIERS, Rate
 from tidegate.operators.columns.quantity import scaled, text
 from tidegate.operators.events.keys import identity, shard_of
@@ -72,7 +72,7 @@ class Clock:
     """One time for everybody, µs since the epoch; what sleeps lets it pass, and others work meanwhile."""
 
     def __init__(self, now: datetime = NOON) -> None:
-        self.now = micros(now)
+        self.now = to_micros(now)
         self.meanwhile: Callable[[], object] = lambda: None
         self._busy = False
 
@@ -287,7 +287,7 @@ class System:
             (one.customer, one.meter): json.loads(one.findings) | {"status": one.status} for one in standings
         }
 
-    def standings(self) -> list[Standing]:
+    def standings(self) -> list[DriftStatus]:
         with closing(BookReader(self.data / "reconciliation")) as reader:
             return reader.open()
 

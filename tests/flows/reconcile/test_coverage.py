@@ -12,7 +12,7 @@ import pytest
 from tests.flows.reconcile.metered import BEGIN, END, METERS, MINUTE, System, causes, system, written
 from tidegate.flows.reconcile.coverage import Prover
 from tidegate.operators.billing.outgoing import instant
-from tidegate.operators.billing.provider import micros
+from tidegate.operators.billing.provider import to_micros
 
 # 10 free, then 2 cents each.
 PRICED = {"price_per_unit": "2", "free_threshold": 10}
@@ -263,7 +263,7 @@ def test_a_kill_before_the_proof_leaves_it_to_the_next_start(
         metered.reconcile()
     monkeypatch.setattr(Prover, "prove", real)
     assert causes(metered.reconcile()[acme, "tokens"]) == {"not_on_plan": "30"}
-    assert metered.totals[acme, "tokens", micros(BEGIN)].total == "30"
+    assert metered.totals[acme, "tokens", to_micros(BEGIN)].total == "30"
 
 
 def test_a_second_subscription_of_other_dates_is_named_with_units_and_money(metered: System) -> None:

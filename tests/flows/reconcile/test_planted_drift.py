@@ -12,7 +12,7 @@ import pytest
 
 from tests.flows.reconcile.metered import BEGIN, END, MINUTE, NOON, System, causes, system, written
 from tidegate.connectors.outbox.reader import OutboxReader
-from tidegate.operators.billing.provider import micros
+from tidegate.operators.billing.provider import to_micros
 from tidegate.operators.model.ports import Adjustment
 
 HOUR = 60 * MINUTE
@@ -52,7 +52,7 @@ def elsewhere(customer: str, number: int, at: int, tokens: int | None = 9) -> di
     name, data = (
         ("api.call", {"n": number}) if tokens is None else ("llm.tokens", {"tokens": tokens, "n": number})
     )
-    when = written(NOON + timedelta(microseconds=at - micros(NOON)))
+    when = written(NOON + timedelta(microseconds=at - to_micros(NOON)))
     id = f"other-{customer}-{number}"
     return {"event_id": id, "customer_id": customer, "event_name": name, "timestamp": when, "metadata": data}
 
@@ -69,7 +69,7 @@ def early(metered: System, customer: str) -> int:
 
 def in_last_period(metered: System, customer: str) -> list[str]:
     """Usage of the closed period, on both sides from long ago."""
-    at = micros(LAST) + HOUR
+    at = to_micros(LAST) + HOUR
     ids = [metered.event(customer, tokens=n, at=at, booked=False) for n in (100, 200)]
     insert(
         metered,
@@ -115,7 +115,7 @@ PLANTED = [
             lambda m, c, i: insert(m, elsewhere(c, 1, early(m, c), None)),
             {"extra_there": "-1"}, lambda i: {i[-1]}, ("adjust",), True, meter="calls"),
     Planted("another producer, in a closed period", in_last_period,
-            lambda m, c, i: insert(m, elsewhere(c, 1, micros(LAST) + 2 * HOUR)),
+            lambda m, c, i: insert(m, elsewhere(c, 1, to_micros(LAST) + 2 * HOUR)),
             {"extra_there": "-9"}, lambda i: {i[-1]}, ("adjust",), True, past=True),
     Planted("doubled under its id", old, lambda m, c, i: m.simulator.double(i[2]) and [],
             {"doubled_there": "-11"}, lambda i: {i[2]}),
@@ -145,7 +145,7 @@ PLANTED = [
     Planted("dropped by an operator", old, lambda m, c, i: [dropped(m, c)],
             {"rejected": str(INEXACT)}, lambda i: {i[-1]}),
     Planted("late, after the period closed", in_last_period,
-            lambda m, c, i: [m.event(c, tokens=3, at=micros(LAST) + 5 * HOUR)],
+            lambda m, c, i: [m.event(c, tokens=3, at=to_micros(LAST) + 5 * HOUR)],
             {"late_after_close": "3"}, lambda i: {i[-1]}, past=True),
     # Periods
     Planted("a period that was closed early", old, lambda m, c, i: close_early(m, c),
@@ -171,7 +171,7 @@ def lose_young(metered: System, customer: str) -> str:
 def close(metered: System, customer: str) -> None:
     """The period ends now, on both sides."""
     metered.clock.sleep(1)
-    edge = written(NOON + timedelta(microseconds=metered.clock.now - micros(NOON)))
+    edge = written(NOON + timedelta(microseconds=metered.clock.now - to_micros(NOON)))
     metered.simulator.roll(metered.subscriptions[customer], at=edge, end=written(END))
     metered.edges[customer] = [written(BEGIN), edge, written(END)]
 
@@ -215,7 +215,7 @@ def first_come(metered: System, customer: str) -> str:
 
 def close_early(metered: System, customer: str) -> list[str]:
     """The platform begins a new period; our catalog does not know, and an event comes."""
-    edge = written(NOON + timedelta(microseconds=metered.clock.now - micros(NOON)))
+    edge = written(NOON + timedelta(microseconds=metered.clock.now - to_micros(NOON)))
     metered.simulator.roll(metered.subscriptions[customer], at=edge, end=written(END))
     metered.clock.sleep(2)
     return [metered.event(customer, tokens=8)]

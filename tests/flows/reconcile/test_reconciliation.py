@@ -44,7 +44,7 @@ from tidegate.connectors.reconciliation.findings import BookError, BookReader
 from tidegate.connectors.reconciliation.repair_journal import Entry, Journal
 from tidegate.flows.reconcile.dataflow import build
 from tidegate.operators.billing.outgoing import instant
-from tidegate.operators.billing.provider import micros
+from tidegate.operators.billing.provider import to_micros
 from tidegate.operators.billing.rate_limit import Rate
 from tidegate.settings.catalog.file import parse_catalog
 from tidegate.settings.catalog.pull import apply_periods
@@ -167,7 +167,7 @@ def test_the_sdks_paging_bug_is_not_ours(metered: System) -> None:
     by_sdk = {event.event_id for event in sdk.usage_events.list(customer_id=acme, page_size=100)}
     assert len(by_sdk) == 150
     ours = DodoReads(metered.client(), sleep=metered.clock.sleep).events(
-        acme, "llm.tokens", micros(BEGIN), metered.clock.now + 1, metered.clock.now
+        acme, "llm.tokens", to_micros(BEGIN), metered.clock.now + 1, metered.clock.now
     )
     assert {event.event_id for event in ours} == stored and len(ours) == 250
     assert metered.reconcile() == {}
@@ -207,7 +207,7 @@ def test_what_arrives_while_pages_are_turned_is_neither_lost_nor_doubled(metered
     metered.clock.meanwhile = arrive
     now = metered.clock.now
     reads = DodoReads(metered.client(Rate(1, 60)), sleep=metered.clock.sleep)
-    found = Counter(e.event_id for e in reads.events(acme, "llm.tokens", micros(BEGIN), now, now))
+    found = Counter(e.event_id for e in reads.events(acme, "llm.tokens", to_micros(BEGIN), now, now))
     assert max(found.values()) == 1 and len(found) >= 300
 
 
@@ -583,7 +583,7 @@ def test_what_came_after_the_close_is_debited_once_for_good(metered: System) -> 
     begun = BEGIN - timedelta(days=31)
     acme, entered = paid_in_credits(metered, 100, past=[(written(begun), written(BEGIN))])
     metered.park_late()
-    late = [metered.event(acme, tokens=n, at=micros(BEGIN) - HOUR) for n in (60, 30)]
+    late = [metered.event(acme, tokens=n, at=to_micros(BEGIN) - HOUR) for n in (60, 30)]
     metered.run(900, step=60)
     for _ in range(3):
         metered.reconcile(**WITH_CREDITS)
@@ -612,7 +612,7 @@ def test_an_adjustment_of_a_lost_book_is_applied_and_made_once(metered: System) 
         for _ in range(2):
             assert metered.reconcile(reconcile_repair="true") == {}
         shutil.rmtree(metered.data / "reconciliation")
-    assert metered.totals[acme, "tokens", micros(BEGIN)].total == "11"
+    assert metered.totals[acme, "tokens", to_micros(BEGIN)].total == "11"
 
 
 # Kills

@@ -4,23 +4,23 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tidegate.operators.billing.bisection import Bisection, Verdict, requests_max
+from tidegate.operators.billing.bisection import BatchResult, Bisection, max_requests
 
 # A busy machine is no bug.
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
-def run(items: list[int], judge: Callable[[list[int]], Verdict]) -> tuple[list[int], list[int], int]:
+def run(items: list[int], judge: Callable[[list[int]], BatchResult]) -> tuple[list[int], list[int], int]:
     """The culprits, the good ones and the number of requests."""
     bisection = Bisection(items)
     good: list[int] = []
     requests = 0
-    while piece := bisection.piece():
+    while piece := bisection.next_batch():
         requests += 1
         verdict = judge(piece)
         if verdict == "good":
             good += piece
-        bisection.tell(verdict)
+        bisection.report(verdict)
         assert requests <= 10 * len(items) + 10, "it does not end"
     return bisection.culprits, good, requests
 
@@ -35,7 +35,7 @@ def test_any_set_of_culprits_is_found_and_no_good_one_is_lost_within_the_bound(
     culprits, good, requests = run(list(range(count)), lambda piece: "bad" if poison & set(piece) else "good")
     assert sorted(culprits) == sorted(poison)
     assert sorted(good) == sorted(set(range(count)) - poison)
-    assert requests <= requests_max(count, len(poison))
+    assert requests <= max_requests(count, len(poison))
 
 
 @pytest.mark.parametrize("place", [0, 1, 311, 499, 500, 998, 999])
@@ -73,8 +73,8 @@ def test_a_platform_that_changes_its_mind_gets_nobody_declared_unheard(count: in
     """Only who was refused alone is a culprit, whatever was concluded before."""
     refused_alone: set[int] = set()
 
-    def judge(piece: list[int]) -> Verdict:
-        verdict: Verdict = random.choice(("good", "bad"))  # type: ignore[attr-defined]
+    def judge(piece: list[int]) -> BatchResult:
+        verdict: BatchResult = random.choice(("good", "bad"))  # type: ignore[attr-defined]
         if verdict == "bad" and len(piece) == 1:
             refused_alone.add(piece[0])
         return verdict
@@ -86,9 +86,9 @@ def test_a_platform_that_changes_its_mind_gets_nobody_declared_unheard(count: in
 
 def test_who_is_settled_otherwise_is_asked_for_no_more() -> None:
     bisection = Bisection(list(range(8)))
-    bisection.piece()
-    bisection.tell("bad")
-    bisection.without({0, 1, 2, 3})
-    assert bisection.piece() == [4, 5, 6, 7]
-    bisection.tell("good")
-    assert not bisection.piece()
+    bisection.next_batch()
+    bisection.report("bad")
+    bisection.exclude({0, 1, 2, 3})
+    assert bisection.next_batch() == [4, 5, 6, 7]
+    bisection.report("good")
+    assert not bisection.next_batch()

@@ -4,7 +4,7 @@ from decimal import Decimal
 
 import pytest
 
-from tidegate.operators.billing.credit_excess import add_amounts, excess
+from tidegate.operators.billing.credit_excess import add_amounts, compute_excess
 from tidegate.operators.columns.quantity import SCALE, decimal
 
 MINUTE = 60_000_000
@@ -28,7 +28,7 @@ MINUTE = 60_000_000
 def test_what_no_usage_explains_is_too_much(
     deductions: list[tuple[int, int]], refills: list[int], arrived: list[tuple[int, int]], too_much: int
 ) -> None:
-    found = excess(
+    found = compute_excess(
         [(at * MINUTE, Decimal(amount)) for at, amount in deductions],
         [at * MINUTE for at in refills],
         [(at * MINUTE, quantity * SCALE) for at, quantity in arrived],
@@ -43,9 +43,9 @@ LARGE = Decimal("9876543210987654321098765432.1")
 def test_amounts_beyond_28_digits_are_not_rounded() -> None:
     tiny = Decimal("0.000001")
     assert add_amounts([LARGE, tiny, LARGE.copy_negate()]) == tiny
-    assert excess([(1, LARGE), (2, LARGE)], [], [], decimal) == add_amounts([LARGE, LARGE])
+    assert compute_excess([(1, LARGE), (2, LARGE)], [], [], decimal) == add_amounts([LARGE, LARGE])
     assert (
-        excess(
+        compute_excess(
             [(1, add_amounts([LARGE, tiny]))], [], [(0, 10**24)], lambda total: LARGE if total else Decimal(0)
         )
         == tiny

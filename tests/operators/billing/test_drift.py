@@ -9,15 +9,15 @@ from hypothesis import strategies as st
 from tidegate.operators.billing.drift import (
     Bracket,
     Cause,
+    Evidence,
     Fate,
-    Flight,
-    Own,
-    Sight,
+    InFlight,
+    OwnEvent,
+    ProviderEvent,
     Span,
-    There,
-    bracket,
+    compute_bracket,
     explain,
-    is_ours,
+    is_own_id,
 )
 from tidegate.operators.model.aggregates import Kind
 
@@ -77,8 +77,8 @@ def test_a_healthy_biller_never_leaves_the_bracket(
     for s in steps:
         sent, acknowledged = s.accepted + s.wait, s.accepted + s.wait + s.answer
         if s.accepted <= read_at and (acknowledged > read_at or acknowledged > asked - SETTLE // SECOND):
-            flights.append(Flight(s.quantity, s.accepted, sent if sent <= read_at else None))
-    found = bracket(kind, before, after, flights, answered, lag=60)
+            flights.append(InFlight(s.quantity, s.accepted, sent if sent <= read_at else None))
+    found = compute_bracket(kind, before, after, flights, answered, lag=60)
     assert found is not None
     for at in range(asked, answered + 1):
         # It shows what was acknowledged `shown` ago, or earlier: even while the request was under way.
@@ -86,30 +86,30 @@ def test_a_healthy_biller_never_leaves_the_bracket(
             shown = [
                 s.quantity for s in steps if s.accepted + s.wait + (0 if early else s.answer + s.shown) <= at
             ]
-            assert found.off(fold(kind, shown)) == 0, (found, at, early)
+            assert found.distance_to(fold(kind, shown)) == 0, (found, at, early)
 
 
 def test_the_bracket_is_as_tight_as_what_is_on_its_way() -> None:
     """Or a loss would hide behind it for as long as the customer is busy."""
-    nothing = bracket("sum", 100, 100, [], 50, 0)
+    nothing = compute_bracket("sum", 100, 100, [], 50, 0)
     assert nothing == Bracket(100, 100)
-    waits, sent = Flight(7, 10, None), Flight(5, 10, 20)
-    assert bracket("sum", 100, 103, [waits, sent], 50, 0) == Bracket(88, 96)
-    assert bracket("max", 100, 100, [Flight(99, 10, None)], 50, 0) == Bracket(100, 100)
-    assert bracket("max", 100, 100, [Flight(100, 10, None)], 50, 0) == Bracket(0, 100)
+    waits, sent = InFlight(7, 10, None), InFlight(5, 10, 20)
+    assert compute_bracket("sum", 100, 103, [waits, sent], 50, 0) == Bracket(88, 96)
+    assert compute_bracket("max", 100, 100, [InFlight(99, 10, None)], 50, 0) == Bracket(100, 100)
+    assert compute_bracket("max", 100, 100, [InFlight(100, 10, None)], 50, 0) == Bracket(0, 100)
     # It came and was sent while our store was still behind.
-    assert bracket("max", 100, 100, [Flight(120, 45, 46)], 50, 60) == Bracket(0, 120)
-    assert bracket("sum", 100, 100, [Flight(20, 45, 46)], 50, 60) == Bracket(80, 120)
+    assert compute_bracket("max", 100, 100, [InFlight(120, 45, 46)], 50, 60) == Bracket(0, 120)
+    assert compute_bracket("sum", 100, 100, [InFlight(20, 45, 46)], 50, 60) == Bracket(80, 120)
 
 
 def test_a_last_value_is_judged_only_while_nothing_moves() -> None:
-    assert bracket("last", 5, 5, [], 50, 0) == Bracket(5, 5)
-    assert bracket("last", 5, 6, [], 50, 0) is None
-    assert bracket("last", 5, 5, [Flight(5, 1, 2)], 50, 0) is None
+    assert compute_bracket("last", 5, 5, [], 50, 0) == Bracket(5, 5)
+    assert compute_bracket("last", 5, 6, [], 50, 0) is None
+    assert compute_bracket("last", 5, 5, [InFlight(5, 1, 2)], 50, 0) is None
 
 
 def test_the_sign_says_who_has_too_little() -> None:
-    assert [Bracket(10, 20).off(total) for total in (7, 10, 20, 22)] == [3, 0, 0, -2]
+    assert [Bracket(10, 20).distance_to(total) for total in (7, 10, 20, 22)] == [3, 0, 0, -2]
 
 
 # Causes
@@ -120,8 +120,8 @@ class World:
 
     def __init__(self, kind: Kind = "sum") -> None:
         self.kind = kind
-        self.own: list[Own] = []
-        self.there: list[There] = []
+        self.own: list[OwnEvent] = []
+        self.there: list[ProviderEvent] = []
         self.store = self.skew = self.adjusted = 0
         self.planted: Counter[Cause] = Counter()
         self.since = START - HOUR
@@ -150,9 +150,9 @@ class World:
         shown_at = at if there_at is None else there_at
         settled = settled_at if fate != "waiting" else None
         if booked:
-            self.own.append(Own(id, at, shown_at, fate, reason, quantity, at + 1, at + 2, settled))
+            self.own.append(OwnEvent(id, at, shown_at, fate, reason, quantity, at + 1, at + 2, settled))
         if there:
-            self.there += [There(id, shown_at, quantity, f"{id}".encode())] * times
+            self.there += [ProviderEvent(id, shown_at, quantity, f"{id}".encode())] * times
         self.store += quantity if here and at in self.ours else 0
         if cause:
             self.planted[cause] += quantity * (
@@ -160,19 +160,20 @@ class World:
             )
         return id
 
-    def sight(self, **given: Any) -> Sight:
+    def evidence(self, **given: Any) -> Evidence:
         inside = [e.quantity or 0 for e in self.there if e.at in self.theirs]
         total = sum(inside) + self.skew
         store = self.store + self.adjusted
         fields = dict(
-            kind=self.kind, ours=self.ours, theirs=self.theirs, before=store, after=store, adjusted=self.adjusted,
-            adopted=0, total=total, there=self.there, own=self.own, since=self.since, quiet=NOW - SETTLE, now=NOW,
+            kind=self.kind, own_period=self.ours, provider_period=self.theirs, before=store, after=store,
+            adjusted=self.adjusted, adopted=0, provider_total=total, provider_events=self.there, own_events=self.own,
+            records_since=self.since, shown_until=NOW - SETTLE, read_at=NOW,
         )  # fmt: skip
-        return Sight(**{**fields, **given})
+        return Evidence(**{**fields, **given})
 
     def causes(self, **given: Any) -> dict[Cause, int | None]:
         found: dict[Cause, int | None] = {}
-        for finding in explain(self.sight(**given)):
+        for finding in explain(self.evidence(**given)):
             assert finding.cause not in found
             found[finding.cause] = finding.quantity
         return found
@@ -211,7 +212,7 @@ def plant(world: World, what: str, quantity: int) -> None:
             world.planted["doubled_there"] -= quantity
         case "twin":
             id = world.event(quantity)
-            world.there.append(There(f"evt_{id}", NOW - 10 * HOUR, quantity, id.encode()))
+            world.there.append(ProviderEvent(f"evt_{id}", NOW - 10 * HOUR, quantity, id.encode()))
             world.planted["doubled_there"] -= quantity
         case "boundary":
             world.event(quantity, "billed_elsewhere", there_at=END + 1)
@@ -224,15 +225,15 @@ def test_every_cause_is_told_with_its_quantity(planted: list[tuple[str, int]]) -
     world = World()
     for what, quantity in planted:
         plant(world, what, quantity)
-    found = explain(world.sight())
+    found = explain(world.evidence())
     sums: Counter[Cause] = Counter()
     for finding in found:
         sums[finding.cause] += finding.quantity or 0
     if world.planted["missing_here"] and not world.planted["billed_elsewhere"]:
         assert +sums["unexplained"] == 0
     assert {c: q for c, q in sums.items() if q} == {c: q for c, q in world.planted.items() if q}
-    sight = world.sight()
-    assert sum(sums.values()) == sight.after - sight.total
+    sight = world.evidence()
+    assert sum(sums.values()) == sight.after - sight.provider_total
 
 
 @given(st.lists(st.tuples(plants, st.integers(1, 100)), min_size=1, max_size=12))
@@ -250,7 +251,7 @@ def test_the_ids_are_those_of_the_events(planted: list[tuple[str, int]]) -> None
         if what not in ("fine", "missing_here"):
             expected.setdefault(named, set()).update(new)
     told: dict[str, set[str]] = {}
-    for finding in explain(world.sight()):
+    for finding in explain(world.evidence()):
         if finding.cause != "missing_here":
             told.setdefault(finding.cause, set()).update(finding.ids)
     assert told == expected
@@ -284,7 +285,7 @@ def test_a_frozen_period_leaves_out_what_came_after_it() -> None:
     world.event(100)
     late = world.event(9, settled_at=NOW - HOUR)
     world.skew = -9
-    (finding,) = explain(world.sight())
+    (finding,) = explain(world.evidence())
     assert (finding.cause, finding.quantity, finding.ids) == ("late_after_close", 9, (late,))
 
 
@@ -293,9 +294,9 @@ def test_events_of_before_the_meter_was_made_are_named() -> None:
     early = world.event(8, at=START + HOUR)
     world.event(100)
     world.skew = -8
-    (finding,) = explain(world.sight(met=START + 2 * HOUR))
+    (finding,) = explain(world.evidence(meter_created_at=START + 2 * HOUR))
     assert (finding.cause, finding.quantity, finding.ids) == ("skewed_there", 8, (early,))
-    assert "made the meter only later" in finding.detail
+    assert "created the meter later" in finding.detail
 
 
 def test_an_edge_that_was_moved_is_told_from_a_loss() -> None:
@@ -307,11 +308,11 @@ def test_an_edge_that_was_moved_is_told_from_a_loss() -> None:
     moved = [old.event(q, at=edge + n, here=False) for n, q in enumerate((3, 4))]
     after = old.event(6, at=NOW - HOUR, here=False)
     old.store += 7
-    assert [(f.cause, f.quantity, list(f.ids)) for f in explain(old.sight())] == [("boundary", 7, moved)]
+    assert [(f.cause, f.quantity, list(f.ids)) for f in explain(old.evidence())] == [("boundary", 7, moved)]
     new = World()
     new.ours = new.theirs = Span(edge, END)
     new.own, new.there, new.store = old.own, old.there, 6
-    assert [(f.cause, f.quantity, list(f.ids)) for f in explain(new.sight())] == [("boundary", -7, moved)]
+    assert [(f.cause, f.quantity, list(f.ids)) for f in explain(new.evidence())] == [("boundary", -7, moved)]
     assert after not in moved
 
 
@@ -329,7 +330,7 @@ def test_of_a_greatest_value_only_what_matters_is_named() -> None:
     world = World("max")
     world.event(50)
     small, great = world.event(10, there=False), world.event(90, there=False)
-    found = explain(world.sight(before=90, after=90, total=50))
+    found = explain(world.evidence(before=90, after=90, provider_total=50))
     assert [(f.cause, f.ids) for f in found] == [("missing_there", (great,))]
     assert small not in found[0].ids
 
@@ -338,10 +339,10 @@ def test_a_last_value_names_who_set_it() -> None:
     world = World("last")
     world.event(50, at=NOW - 20 * HOUR)
     lost = world.event(10, at=NOW - 10 * HOUR, there=False)
-    found = explain(world.sight(before=10, after=10, total=50))
+    found = explain(world.evidence(before=10, after=10, provider_total=50))
     assert [(f.cause, f.ids) for f in found] == [("missing_there", (lost,))]
 
 
 def test_an_id_of_ours_is_known_by_its_looks() -> None:
-    assert is_ours("0123456789abcdef0123456789abcdef-7a5f1") and is_ours("0" * 32 + "-r2")
-    assert not is_ours("evt_123") and not is_ours("0" * 32) and not is_ours("Z" * 32 + "-1")
+    assert is_own_id("0123456789abcdef0123456789abcdef-7a5f1") and is_own_id("0" * 32 + "-r2")
+    assert not is_own_id("evt_123") and not is_own_id("0" * 32) and not is_own_id("Z" * 32 + "-1")

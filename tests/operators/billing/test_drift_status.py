@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tidegate.operators.billing.drift import Span
-from tidegate.operators.billing.drift_status import Standing, judged
+from tidegate.operators.billing.drift_status import DriftStatus, update_status
 
 SPAN = Span(0, 100)
 APART = 10
@@ -12,11 +12,11 @@ APART = 10
 looks = st.lists(st.tuples(st.integers(1, 15), st.sampled_from([None, 0, 0, 3, -2])), max_size=20)
 
 
-def stand(looks: list[tuple[int, int | None]]) -> list[Standing]:
+def stand(looks: list[tuple[int, int | None]]) -> list[DriftStatus]:
     now, found, last = 0, [], None
     for after, off in looks:
         now += after
-        last = judged(last, "c", "m", SPAN, off, now, APART)
+        last = update_status(last, "c", "m", SPAN, off, now, APART)
         found.append(last)
     return found
 

@@ -16,13 +16,13 @@ from tidegate.operators.billing.outgoing import (
     INT_MAX,
     INT_MIN,
     MINUTE,
-    Outgoing,
+    BillingRules,
+    OutgoingEvent,
     Refusal,
-    Rules,
-    batches,
     instant,
     pack,
-    sendable,
+    split_batches,
+    to_exact_number,
     unpack,
 )
 from tidegate.operators.model.catalog import Catalog, Condition, Customer, Filter, Meter, Plan
@@ -31,7 +31,7 @@ from tidegate.operators.model.records import Accepted
 
 AT = 1_795_348_800_250_000  # 2026-11-22T12:00:00.250Z
 ID = "0123456789abcdef0123456789abcdef-77a2b"
-RULES = Rules(
+RULES = BillingRules(
     Catalog(
         meters=(
             Meter("tokens", "llm", "sum", "tokens"),
@@ -71,13 +71,13 @@ def event(data: dict[str, Any], name: str = "llm") -> bytes:
 
 
 def sent(data: dict[str, Any], **given: Any) -> dict[str, Any]:
-    made = RULES.outgoing(ID, "cus_1", AT, event(data), **given)
-    assert isinstance(made, Outgoing), made
+    made = RULES.build_event(ID, "cus_1", AT, event(data), **given)
+    assert isinstance(made, OutgoingEvent), made
     return json.loads(made.body)
 
 
 def refused(data: dict[str, Any], **given: Any) -> str:
-    made = RULES.outgoing(ID, "cus_1", AT, event(data), **given)
+    made = RULES.build_event(ID, "cus_1", AT, event(data), **given)
     assert isinstance(made, Refusal), made
     return made.reason
 
@@ -113,7 +113,7 @@ def breaks(event: dict[str, Any]) -> list[str]:
 )
 def test_what_is_sent_breaks_no_rule_and_changes_no_value(data: dict[str, Any], restamp: bool) -> None:
     """One event against the rules fails a thousand; one changed value is a wrong bill."""
-    made = RULES.outgoing(ID, "cus_1", AT, event(data), restamp=restamp)
+    made = RULES.build_event(ID, "cus_1", AT, event(data), restamp=restamp)
     if isinstance(made, Refusal):
         assert made.reason in ("number_not_exact", "value_too_long", "too_many_properties", "key_too_long")
         return
@@ -129,10 +129,10 @@ def test_what_is_sent_breaks_no_rule_and_changes_no_value(data: dict[str, Any], 
 
 
 def test_an_event_in_full() -> None:
-    made = RULES.outgoing(
+    made = RULES.build_event(
         ID, "cus_1", AT, event({"tokens": 812, "model": "small", "cached": False, "x": 0.1})
     )
-    assert isinstance(made, Outgoing)
+    assert isinstance(made, OutgoingEvent)
     assert json.loads(made.body) == {
         "event_id": ID,
         "customer_id": "cus_1",
@@ -145,11 +145,11 @@ def test_an_event_in_full() -> None:
 
 def test_the_platforms_own_shape_is_read_too() -> None:
     payload = b'{"event_id":"a","customer_id":"cus_9","event_name":"llm","metadata":{"tokens":1}}'
-    made = RULES.outgoing(ID, "cus_9", AT, payload)
-    assert isinstance(made, Outgoing)
+    made = RULES.build_event(ID, "cus_9", AT, payload)
+    assert isinstance(made, OutgoingEvent)
     assert json.loads(made.body)["metadata"] == {"tokens": 1}
     for none in (b"null", b"{}"):
-        assert RULES.outgoing(ID, "cus_9", AT, payload.replace(b'{"tokens":1}', none))
+        assert RULES.build_event(ID, "cus_9", AT, payload.replace(b'{"tokens":1}', none))
 
 
 @pytest.mark.parametrize(
@@ -171,9 +171,9 @@ def test_the_platforms_own_shape_is_read_too() -> None:
 )
 def test_a_number_goes_exactly_or_not_at_all(text: str, exact: bool) -> None:
     payload = event({"tokens": 0}).replace(b'"tokens": 0', b'"tokens": ' + text.encode())
-    made = RULES.outgoing(ID, "cus_1", AT, payload)
+    made = RULES.build_event(ID, "cus_1", AT, payload)
     if exact:
-        assert isinstance(made, Outgoing)
+        assert isinstance(made, OutgoingEvent)
         assert json.loads(made.body, parse_float=Decimal)["metadata"]["tokens"] == Decimal(text)
     else:
         assert isinstance(made, Refusal) and made.reason == "number_not_exact"
@@ -182,7 +182,7 @@ def test_a_number_goes_exactly_or_not_at_all(text: str, exact: bool) -> None:
 @patient
 @given(st.integers() | st.decimals(allow_nan=True, allow_infinity=True))
 def test_sendable_is_exact(value: int | Decimal) -> None:
-    number = sendable(value)
+    number = to_exact_number(value)
     if number is not None:
         assert Decimal(str(number)) == value
         assert isinstance(number, float) or INT_MIN <= number <= INT_MAX
@@ -191,8 +191,8 @@ def test_sendable_is_exact(value: int | Decimal) -> None:
 def test_what_no_meter_reads_is_left_out_where_it_cannot_go() -> None:
     """A prompt of a thousand characters is no reason not to bill its tokens."""
     data = {"tokens": 5, "prompt": "x" * 501, "tags": ["a"], "none": None, "k" * 101: 1, "huge": 2**70}
-    made = RULES.outgoing(ID, "cus_1", AT, event(data))
-    assert isinstance(made, Outgoing)
+    made = RULES.build_event(ID, "cus_1", AT, event(data))
+    assert isinstance(made, OutgoingEvent)
     assert json.loads(made.body)["metadata"] == {"tokens": 5}
     assert made.trimmed == 5
 
@@ -229,26 +229,26 @@ def test_room_is_made_for_the_time_of_a_restamped_event() -> None:
 def test_no_room_is_made_where_meters_read_it_all() -> None:
     needed = tuple(Condition(f"k{number}", "equals", number) for number in range(50))
     filters = tuple(Filter("and", needed[part : part + 10]) for part in range(0, 50, 10))
-    rules = Rules(Catalog(meters=(Meter("m", "llm", "count", filter=Filter("or", filters)),)))
+    rules = BillingRules(Catalog(meters=(Meter("m", "llm", "count", filter=Filter("or", filters)),)))
     payload = event({f"k{number}": number for number in range(50)})
-    made = rules.outgoing(ID, "cus_1", AT, payload, restamp=True)
+    made = rules.build_event(ID, "cus_1", AT, payload, restamp=True)
     assert isinstance(made, Refusal) and made.reason == "no_room_for_original_time"
-    assert isinstance(rules.outgoing(ID, "cus_1", AT, payload), Outgoing)
+    assert isinstance(rules.build_event(ID, "cus_1", AT, payload), OutgoingEvent)
 
 
 def test_more_than_fifty_that_meters_read_refuse_the_event() -> None:
     needed = tuple(Condition(f"k{number}", "equals", number) for number in range(60))
     filters = tuple(Filter("and", needed[part : part + 10]) for part in range(0, 60, 10))
-    rules = Rules(Catalog(meters=(Meter("m", "llm", "count", filter=Filter("or", filters)),)))
-    made = rules.outgoing(ID, "cus_1", AT, event({f"k{number}": number for number in range(60)}))
+    rules = BillingRules(Catalog(meters=(Meter("m", "llm", "count", filter=Filter("or", filters)),)))
+    made = rules.build_event(ID, "cus_1", AT, event({f"k{number}": number for number in range(60)}))
     assert isinstance(made, Refusal) and made.reason == "too_many_properties"
 
 
 def test_who_is_which_customer() -> None:
-    assert RULES.billing_id("acme") == "cus_1"
-    assert RULES.billing_id("nobody") is None
-    assert RULES.billing_id("stranger") is None
-    assert RULES.billing_id("cus_stranger") == "cus_stranger"
+    assert RULES.find_billing_id("acme") == "cus_1"
+    assert RULES.find_billing_id("nobody") is None
+    assert RULES.find_billing_id("stranger") is None
+    assert RULES.find_billing_id("cus_stranger") == "cus_stranger"
 
 
 HOUR = 60 * MINUTE
@@ -275,7 +275,7 @@ def test_usage_is_only_billed_late_within_its_own_period(customer: str, after: i
 @patient
 @given(st.lists(st.integers(1, 300_000), max_size=60), st.integers(1, 20))
 def test_batches_hold_every_event_once_in_order_within_both_limits(sizes: list[int], events_max: int) -> None:
-    parts = batches(sizes, events_max)
+    parts = split_batches(sizes, events_max)
     assert [place for part in parts for place in range(part.start, part.stop)] == list(range(len(sizes)))
     for part in parts:
         held = sizes[part]
@@ -287,7 +287,7 @@ def test_batches_hold_every_event_once_in_order_within_both_limits(sizes: list[i
 @patient
 @given(st.lists(st.integers(1, 300_000), max_size=60))
 def test_no_two_neighbouring_batches_would_have_fitted_in_one(sizes: list[int]) -> None:
-    parts = batches(sizes)
+    parts = split_batches(sizes)
     for first, second in pairwise(parts):
         both = [*sizes[first], sizes[second.start]]
         assert len(both) > 1000 or ENVELOPE_BYTES + sum(both) + len(both) > BYTES_MAX

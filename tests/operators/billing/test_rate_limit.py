@@ -24,7 +24,7 @@ def admitted(pace: Pace, until: int, pauses: random.Random | None = None) -> lis
     """When requests leave that are always waiting, or with pauses between."""
     now, times = 0, []
     while now < until:
-        wait = pace.take(now)
+        wait = pace.admit(now)
         if wait:
             now += wait
             continue
@@ -62,11 +62,11 @@ def test_what_it_asks_to_wait_for_is_not_longer_than_needed(rate: Rate) -> None:
     pace = Pace(rate)
     now = 0
     for _ in range(rate.sustained + 10):
-        wait = pace.take(now)
+        wait = pace.admit(now)
         if wait:
-            assert pace.take(now + wait - 1) == 1
+            assert pace.admit(now + wait - 1) == 1
             now += wait
-            assert pace.take(now) == 0
+            assert pace.admit(now) == 0
 
 
 @pytest.mark.parametrize("rate", TIERS)
@@ -83,5 +83,5 @@ def test_a_burst_leaves_at_once_and_the_minute_is_not_spent_in_its_first_seconds
 
 
 def test_a_share_is_never_nothing() -> None:
-    assert Rate(40, 240).share(0.5) == (20, 120)
-    assert Rate(40, 240).share(0.001) == (1, 1)
+    assert Rate(40, 240).scale(0.5) == (20, 120)
+    assert Rate(40, 240).scale(0.001) == (1, 1)

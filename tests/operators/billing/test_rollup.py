@@ -6,8 +6,14 @@ from fractions import Fraction
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tidegate.operators.billing.outgoing import sendable
-from tidegate.operators.billing.rollup import Readings, Window, event, parts, unfit
+from tidegate.operators.billing.outgoing import to_exact_number
+from tidegate.operators.billing.rollup import (
+    RollupReader,
+    RollupWindow,
+    build_event,
+    list_unfit_meters,
+    split_exact,
+)
 from tidegate.operators.columns.quantity import SCALE
 from tidegate.operators.model.catalog import Catalog, Condition, Customer, Filter, Meter, Plan
 from tidegate.operators.model.periods import Billing, period_of
@@ -37,27 +43,27 @@ def payload(data: str, name: str = "llm") -> bytes:
 @given(st.integers(1, 10**18 * SCALE) | st.integers(1, 10**30))
 def test_parts_arrive_exactly_and_add_up(whole: int) -> None:
     """What a double would round is sent in pieces that it does not."""
-    found = parts(whole)
+    found = split_exact(whole)
     assert sum(Fraction(Decimal(str(part))) for part in found) == Fraction(whole, SCALE)
     for part in found:
         assert part > 0
-        assert sendable(part if isinstance(part, int) else Decimal(str(part))) == part
+        assert to_exact_number(part if isinstance(part, int) else Decimal(str(part))) == part
 
 
 @patient
 @given(st.integers(1, 10**15))
 def test_a_whole_sum_is_one_part(units: int) -> None:
-    assert parts(units * SCALE) == [units]
+    assert split_exact(units * SCALE) == [units]
 
 
 def test_a_tenth_is_one_part() -> None:
-    assert parts(SCALE // 10) == [0.1]
+    assert split_exact(SCALE // 10) == [0.1]
 
 
 def test_sums_and_counts_are_read_as_the_meters_read_them() -> None:
-    readings = Readings(CATALOG)
+    readings = RollupReader(CATALOG)
     found = list(
-        readings.of(
+        readings.read(
             [
                 payload('{"tokens": 5, "model": "small"}'),
                 payload('{"tokens": 0.1, "model": "large"}'),
@@ -80,9 +86,9 @@ def test_sums_and_counts_are_read_as_the_meters_read_them() -> None:
 
 def test_a_window_is_cut_at_the_edge_of_the_billing_period() -> None:
     """Usage of the old period must not be billed in the new one, though both lie in one minute."""
-    readings = Readings(CATALOG)
+    readings = RollupReader(CATALOG)
     edge = int(EDGE.timestamp()) * 1_000_000
-    before, after = (readings.window("acme", "tokens", at, MINUTE) for at in (edge - 1, edge))
+    before, after = (readings.find_window("acme", "tokens", at, MINUTE) for at in (edge - 1, edge))
     assert before.start == after.start == before.at == edge - 44_000_000
     assert after.at == edge
     policy = CATALOG.period_of("acme")
@@ -92,14 +98,14 @@ def test_a_window_is_cut_at_the_edge_of_the_billing_period() -> None:
 @patient
 @given(st.integers(10_957 * 86_400_000_000, 40_000 * 86_400_000_000), st.sampled_from([MINUTE, 5 * MINUTE]))
 def test_a_window_holds_its_event(at: int, length: int) -> None:
-    window = Readings(CATALOG).window("acme", "tokens", at, length)
+    window = RollupReader(CATALOG).find_window("acme", "tokens", at, length)
     assert window.start <= window.at <= at < window.start + length
     assert window.start % length == 0
 
 
 def test_an_event_tells_what_it_sums_up_and_its_id_is_of_window_and_revision() -> None:
-    window = Window("acme", "tokens", 0, MINUTE, 0)
-    id, body = event(window, 12, 3, 0)
+    window = RollupWindow("acme", "tokens", 0, MINUTE, 0)
+    id, body = build_event(window, 12, 3, 0)
     assert json.loads(body) == {
         "event_id": id,
         "customer_id": "acme",
@@ -114,10 +120,10 @@ def test_an_event_tells_what_it_sums_up_and_its_id_is_of_window_and_revision() -
     }
     changes = ({"meter": "other"}, {"start": MINUTE, "at": MINUTE}, {"length": 5 * MINUTE})
     others = [window._replace(**change) for change in changes]
-    ids = {event(one, 12, 3, 0)[0] for one in (window, *others)} | {event(window, 12, 3, 1)[0]}
+    ids = {build_event(one, 12, 3, 0)[0] for one in (window, *others)} | {build_event(window, 12, 3, 1)[0]}
     assert len(ids) == 5
-    assert event(window, 99, 9, 0)[0] == id
+    assert build_event(window, 99, 9, 0)[0] == id
 
 
 def test_meters_that_do_not_add_up_are_named() -> None:
-    assert unfit(CATALOG) == ["peak"]
+    assert list_unfit_meters(CATALOG) == ["peak"]

@@ -9,9 +9,9 @@ from decimal import Decimal
 import msgspec
 import pytest
 
-from tidegate.operators.billing.outgoing import Outgoing, Rules
-from tidegate.operators.billing.provider import Reading
-from tidegate.operators.billing.rollup import Readings
+from tidegate.operators.billing.outgoing import BillingRules, OutgoingEvent
+from tidegate.operators.billing.provider import MeterReader
+from tidegate.operators.billing.rollup import RollupReader
 from tidegate.operators.columns.quantity import scaled
 from tidegate.operators.events.decode import Decoder
 from tidegate.operators.events.unmetered import NOTHING_MISSED, Cause
@@ -273,14 +273,14 @@ def test_texts_count_as_numbers_where_a_meter_says_so(
     assert "unmetered" not in shard.counts
     if reason is None:
         whole = scaled(Decimal(str(total)))
-        rolled = {meter: quantity for _, meter, quantity in Readings(TEXTS).of([payload])}
+        rolled = {meter: quantity for _, meter, quantity in RollupReader(TEXTS).read([payload])}
         assert rolled == {"tokens": whole}
-        out = Rules(TEXTS).outgoing("id", "cus_1", NOON, payload)
+        out = BillingRules(TEXTS).build_event("id", "cus_1", NOON, payload)
         # What the provider is sent is a number, as it would not read the text; where that is not exact, it says so.
-        if isinstance(out, Outgoing):
+        if isinstance(out, OutgoingEvent):
             sent = json.loads(out.body, parse_float=Decimal)["metadata"]["n"]
             assert type(sent) is not str and scaled(sent) == whole
-        assert Reading(TEXTS.meters[0]).of([{"n": value}]) == [whole]
+        assert MeterReader(TEXTS.meters[0]).read([{"n": value}]) == [whole]
 
 
 def test_a_dead_letter_of_what_no_meter_reads_says_why_and_may_come_again() -> None:

@@ -75,7 +75,7 @@ def test_a_key_that_cannot_be_one_is_refused_unseen(key: str | None) -> None:
 @pytest.mark.parametrize("reads", [0, 60, 3000])
 def test_sending_and_reading_together_keep_to_the_share(tier: int, share: float, reads: int) -> None:
     sending, reading = read(f"dodo:test?tier={tier}&share={share}&reads={reads}").rates()
-    whole = TIERS[tier].share(share)
+    whole = TIERS[tier].scale(share)
     if reads:
         # One request is the least of each.
         assert sending.sustained + reading.sustained <= max(whole.sustained, 2)

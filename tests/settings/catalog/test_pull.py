@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.support.places import ROOT
 from tidegate.operators.billing.provider import (
     Aggregation,
-    BillerMeter,
+    ProviderMeter,
     ScheduledChange,
     SubscribedCustomer,
     SubscribedMeter,
@@ -38,9 +38,9 @@ def subscription(customer: str, start: datetime = DAY, end: datetime = NEXT, **f
 
 def meter(
     name: str, event_name: str, type: str = "count", key: str | None = None, **fields: Any
-) -> BillerMeter:
+) -> ProviderMeter:
     made = Aggregation(type, key)
-    return BillerMeter(
+    return ProviderMeter(
         id=f"mtr_{name}", name=name, event_name=event_name, aggregation=made, created_at=DAY, **fields
     )
 

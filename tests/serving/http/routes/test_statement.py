@@ -7,7 +7,7 @@ import httpx
 
 from tests.serving.http.served import Served
 from tidegate.connectors.reconciliation.statement_store import write_statement
-from tidegate.operators.billing.statement import Repaired, StatementLine
+from tidegate.operators.billing.statement import RepairRecord, StatementLine
 
 
 def line(customer: str, invoice: str, **fields: Any) -> StatementLine:
@@ -29,7 +29,7 @@ def test_lines_are_found_by_customer_and_by_invoice(served: Served, api: httpx.C
     """An invoice's id or its payment's; without reconciliation on this machine there are none."""
     assert api.get("/v1/statement").json() == {"lines": []}
     (served.folder / "data" / "reconciliation").mkdir()
-    act = Repaired(act="resend", state="done", quantity="0", events=2, why="missing_there")
+    act = RepairRecord(act="resend", state="done", quantity="0", events=2, why="missing_there")
     keep(served.folder, line("acme", "inv_1", repaired=(act,)), line("other", "inv_2"))
     [found] = api.get("/v1/statement", params={"customer": "acme"}).json()["lines"]
     assert (found["invoice"], found["amount"], found["repaired"][0]["events"]) == ("inv_1", 1234, 2)
