@@ -51,7 +51,7 @@ def normal(name: str) -> str:
 
 
 def unlocked(installed: Mapping[str, str]) -> list[str]:
-    """What is not pinned with hashes, or installed otherwise than pinned."""
+    """Return the packages that are not pinned with hashes, or whose installed version differs from the pin."""
     known = {pin.name: pin for pin in pins(ALL)}
     wrong = [
         f"{pin.name}: is pinned without hashes" for path in (ALL, RUN) for pin in pins(path) if not pin.hashes
@@ -98,7 +98,7 @@ def is_allowed(expression: str, allowed: list[str]) -> bool:
 
 
 def unlicensed(installed: list[Distribution], rules: Mapping[str, Any]) -> list[str]:
-    """What has a licence that is not allowed, or none; and exceptions for what the image has."""
+    """Return packages with a forbidden or missing licence, and exceptions for packages that the image has."""
     shipped = {pin.name for pin in pins(RUN)}
     wrong = [
         f"{name}: is an exception for development, and in the image"
@@ -132,7 +132,7 @@ def accepted(rules: Mapping[str, Any], today: datetime.date) -> tuple[list[str],
 
 
 def vulnerable(rules: Mapping[str, Any]) -> list[str]:
-    """What pip-audit finds in what is pinned; a line and nothing where it, or its service, is out of reach."""
+    """Return what pip-audit finds in the pinned packages; print a line and return nothing if it is unreachable."""
     ids, wrong = accepted(rules, datetime.date.today())
     try:
         # One package first: where the service is out of reach, pip-audit tries each of them for long.

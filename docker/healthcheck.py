@@ -11,7 +11,7 @@ import urllib.request
 
 
 def process() -> int:
-    """The number of this process in its cluster, as `bytewax.run` finds it."""
+    """Return the number of this process in its cluster, in the way `bytewax.run` finds it."""
     pod, group = os.environ.get("BYTEWAX_POD_NAME", ""), os.environ.get("BYTEWAX_STATEFULSET_NAME", "")
     return int(os.environ.get("BYTEWAX_PROCESS_ID") or pod.removeprefix(f"{group}-") or 0)
 
