@@ -12,7 +12,7 @@ import gc
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -51,6 +51,7 @@ from tidegate.operators.model.records import Accepted
 from tidegate.operators.model.wire import encode_accepted, encode_dead_letter
 from tidegate.settings.addresses.alerts import Delivered, Routed
 from tidegate.settings.addresses.extras import missing
+from tidegate.settings.addresses.sinks import ProviderAddress
 from tidegate.settings.catalog.file import CatalogError
 from tidegate.settings.catalog.last_applied import InForce
 from tidegate.settings.catalog.meter_history import note_counted
@@ -108,8 +109,8 @@ def started(settings: Settings) -> Dataflow:
 
 def check_source(settings: Settings) -> None:
     """Raise FileError where files of the source are missing, can't be read, or are written by the flow itself."""
-    if settings.source.scheme == "file":
-        settings.source.open(**_source_limits(settings)).check()
+    if settings.source.is_checked:
+        settings.source.open_in_flow(_offers(settings)).check()
 
 
 def open_catalogs(settings: Settings) -> Catalogs:
@@ -171,7 +172,8 @@ def build(
     gc.set_threshold(200_000, 50, 50)
 
     metering = Dataflow("metering")
-    source = settings.source.open(**_source_limits(settings))
+    offers = _offers(settings, catalogs)
+    source = settings.source.open_in_flow(offers)
 
     def begin() -> None:
         met()
@@ -211,13 +213,13 @@ def build(
             before = sum(other.place == address.place for other in settings.alerts[: number - 1])
             place = f"{address.place}#{before + 1}" if before else address.place
             step = steps.name("alerts", place, first="alerts_1") if settings.recovery else f"alerts_{number}"
-            op.output(step, alerts, reported_sink(_alert_sink(address, settings)))
+            op.output(step, alerts, reported_sink(address.open_in_flow(offers)))
     dead = op.flat_map("dead", emissions, lambda keyed: _lines(keyed[0], keyed[1].dead, encode_dead_letter))
     step = steps.name("dead_letters", settings.dead_letters.place)
-    op.output(step, dead, reported_sink(_sink(settings.dead_letters, settings)))
+    op.output(step, dead, reported_sink(settings.dead_letters.open_in_flow(offers)))
     if "billing" in branches:
         step = steps.name("billing", settings.billing.place)
-        _bill(step, emissions, settings, catalogs, telemetry)
+        _bill(step, emissions, settings, offers, telemetry)
     return metering
 
 
@@ -225,15 +227,15 @@ def _bill(
     step: str,
     emissions: KeyedStream[Emission],
     settings: Settings,
-    catalogs: Catalogs,
+    offers: Mapping[str, Callable[[], Any]],
     telemetry: Telemetry,
 ) -> None:
     """The branch of accepted events: line by line to files, packed to a biller, which maps customers by the catalog."""
-    if settings.billing.scheme == "file":
+    if not isinstance(settings.billing, ProviderAddress):
         lines = op.flat_map(
             "bill", emissions, lambda keyed: _lines(keyed[0], keyed[1].accepted, encode_accepted)
         )
-        op.output(step, lines, reported_sink(_sink(settings.billing, settings, parts=settings.shards)))
+        op.output(step, lines, reported_sink(settings.billing.open_in_flow(offers)))
         return
     if settings.billing.rollup != "none" and not settings.recovery:
         # What is read again after a restart would be added to windows again, whose sums the biller cannot compare.
@@ -241,15 +243,7 @@ def _bill(
             ["TIDEGATE_BILLING: rollup needs TIDEGATE_RECOVERY, or a restart would bill usage twice"]
         )
     packs = op.flat_map("bill", emissions, lambda keyed: _lines(keyed[0], _full(keyed[1].accepted), pack))
-    sink = settings.billing.open(
-        api_key=settings.dodo_api_key,
-        data_dir=settings.data_dir,
-        parts=settings.shards,
-        catalog=lambda: catalogs.current,
-        sync=settings.sync,
-        open_store=settings.store.open,
-    )
-    op.output(step, packs, reported_sink(sink))
+    op.output(step, packs, reported_sink(settings.billing.open_in_flow(offers)))
     telemetry.outbox = partial(_standing, settings.billing.outbox_path(settings.data_dir))
 
 
@@ -313,14 +307,26 @@ def _own_files(settings: Settings) -> OwnFiles:
     return OwnFiles([path for address in addresses for path in address.written()], settings.data_dir)
 
 
-def _source_limits(settings: Settings) -> dict[str, Any]:
-    match settings.source.scheme:
-        case "file":
-            return {"poll_bytes": settings.poll_bytes, "own": _own_files(settings)}
-        case "kafka":
-            return {"poll_bytes": settings.poll_bytes, "starts": _starts(settings)}
-        case _:
-            return {}
+def _offers(settings: Settings, catalogs: Catalogs | None = None) -> dict[str, Callable[[], Any]]:
+    """What connectors may need of the flow, each made when it is wanted."""
+    folder, recovered = settings.data_dir, settings.recovery
+    return {
+        "api_key": lambda: settings.dodo_api_key,
+        "catalog": lambda: lambda: catalogs.current if catalogs else None,
+        "data_dir": lambda: folder,
+        "fsync": lambda: settings.sync,
+        # Without recovery nothing is ever replayed, and each start appends.
+        "lineage": lambda: recovery.lineage(folder) if recovered else "",
+        "open_store": lambda: settings.store.open,
+        "own": lambda: _own_files(settings),
+        "parts": lambda: settings.shards,
+        "poll_bytes": lambda: settings.poll_bytes,
+        "queue": lambda: folder / f"deliveries-{recovery.process_id()}.db",
+        "secrets": lambda: settings.delivery_secrets,
+        # What topics were like when the recovery store began, with which it lives and dies.
+        "starts": lambda: folder / "recovery" / "kafka-starts.json" if recovered else None,
+        "sync": lambda: settings.sync,
+    }
 
 
 @reported
@@ -334,25 +340,3 @@ def _alerts(address: Routed, keyed: tuple[str, Emission]) -> list[tuple[str, byt
         return wanted
     shard = str(shard_of_name(key))
     return [(shard, line) for _, line in wanted]
-
-
-def _alert_sink(address: Any, settings: Settings) -> Any:
-    if not isinstance(address, Delivered):
-        return _sink(address, settings)
-    queue = settings.data_dir / f"deliveries-{recovery.process_id()}.db"
-    return address.open(queue=queue, secrets=settings.delivery_secrets)
-
-
-def _starts(settings: Settings) -> Path | None:
-    """Where it is kept what Kafka's topics were like when the recovery store began, with which it lives and dies."""
-    return settings.data_dir / "recovery" / "kafka-starts.json" if settings.recovery else None
-
-
-def _sink(address: Any, settings: Settings, **given: Any) -> Any:
-    """A sink that does not repeat what a resume replays, where it can: files and Kafka do not."""
-    if address.scheme == "kafka":
-        return address.open(starts=_starts(settings), **given)
-    if address.scheme != "file":
-        return address.open(**given)
-    lineage = recovery.lineage(settings.data_dir) if settings.recovery else ""
-    return address.open(lineage=lineage, fsync=settings.sync, **given)

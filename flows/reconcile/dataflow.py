@@ -54,8 +54,7 @@ from tidegate.operators.billing.subscriptions import find_siblings
 from tidegate.operators.columns.quantity import scaled
 from tidegate.operators.model.catalog import Catalog
 from tidegate.operators.model.ports import Acknowledgement, Note
-from tidegate.settings.addresses.alerts import Delivered
-from tidegate.settings.addresses.sinks import Dodo
+from tidegate.settings.addresses.sinks import Dodo, FilePlace
 from tidegate.settings.catalog.file import load_catalog
 from tidegate.settings.catalog.versions import Catalogs
 from tidegate.settings.problems import SettingsError
@@ -329,15 +328,15 @@ class _AlertOut:
         return address, sink.build("alerts", 0, 1), False
 
     def _sink(self, address: Any) -> Any:
-        if isinstance(address, Delivered):
-            queue = self._settings.folder / "deliveries.db"
-            return address.open(queue=queue, secrets=self._settings.delivery_secrets)
-        if address.scheme == "file":
-            path = Path(address.path)
-            return address.model_copy(
-                update={"path": str(path.with_name(f"{path.stem}-drift{path.suffix}"))}
-            ).open()
-        return address.open(starts=None) if address.scheme == "kafka" else address.open()
+        """Open an alert sink. Nothing is replayed to it, so it needs no lineage and no start offsets."""
+        offers: dict[str, Callable[[], Any]] = {
+            "fsync": lambda: True,
+            "lineage": lambda: "",
+            "queue": lambda: self._settings.folder / "deliveries.db",
+            "secrets": lambda: self._settings.delivery_secrets,
+            "starts": lambda: None,
+        }
+        return (address.beside("drift") if isinstance(address, FilePlace) else address).open_in_flow(offers)
 
 
 def _client(settings: ReconciliationSettings) -> DodoClient:

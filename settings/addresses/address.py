@@ -14,7 +14,7 @@ client library of one system is no burden to the users of another.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from functools import partial
 from importlib import import_module
@@ -35,6 +35,24 @@ HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))
 CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 LOGIN: Final = "user and password need to be percent-encoded where they hold one of :/?#@%"
 MASK: Final = "***"
+OFFERED: Final = frozenset(
+    {
+        "api_key",
+        "catalog",
+        "data_dir",
+        "fsync",
+        "lineage",
+        "open_store",
+        "own",
+        "parts",
+        "poll_bytes",
+        "queue",
+        "secrets",
+        "starts",
+        "sync",
+    }
+)
+"""What a flow can give to a connector: docs/connectors.md says of each what it is."""
 
 
 class Host(NamedTuple):
@@ -55,6 +73,8 @@ class Address(Strict):
 
     secretive: ClassVar[bool] = True
     connector: ClassVar[str]
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """What of the flow the connector is given by name, out of OFFERED, beside what the address says."""
 
     @classmethod
     def choices(cls) -> tuple[str, ...]:
@@ -83,6 +103,13 @@ class Address(Strict):
         SettingsError where it cannot be imported.
         """
         return load(self.connector)(**self.arguments(), **given)
+
+    def open_in_flow(self, offers: Mapping[str, Callable[[], Any]]) -> Any:
+        """Return the connector, given what it needs of the flow. `offers` has a way to make each of OFFERED.
+
+        SettingsError where it cannot be imported.
+        """
+        return self.open(**{name: offers[name]() for name in sorted(self.needs)})
 
     def __str__(self) -> str:
         """The address as it may be written and logged: reads back the same but for its secrets."""

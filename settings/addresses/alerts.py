@@ -81,6 +81,7 @@ class Delivered(Routed):
     """What goes through the queue of deliveries: tried again for three days, and never in the flow's way."""
 
     connector: ClassVar[str] = "tidegate.connectors.alerts.sink:DeliverySink"
+    needs: ClassVar[frozenset[str]] = frozenset({"queue", "secrets"})
     deliverer: ClassVar[str]
 
     @property

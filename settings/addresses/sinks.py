@@ -23,11 +23,17 @@ TERMS: Final = (
 class FilePlace(Address):
     """What is written to files of its own: each path is another place."""
 
+    needs: ClassVar[frozenset[str]] = frozenset({"lineage", "fsync"})
     path: str
 
     @property
     def place(self) -> str:
         return f"file:{Path(self.path)}"
+
+    def beside(self, name: str) -> Self:
+        """Return the address of another file beside this one: a file is written by one flow alone."""
+        path = Path(self.path)
+        return self.model_copy(update={"path": str(path.with_name(f"{path.stem}-{name}{path.suffix}"))})
 
     def written(self) -> tuple[Path, ...]:
         path = Path(self.path)
@@ -53,6 +59,7 @@ class BillingFile(FilePlace):
     """`file:data/billing/`: a folder of accepted events, as they would be sent to the biller."""
 
     connector: ClassVar[str] = "tidegate.connectors.files.ndjson:DirSink"
+    needs: ClassVar[frozenset[str]] = frozenset({"lineage", "fsync", "parts"})
     scheme: Literal["file"] = "file"
     path: str = Field(min_length=1, description="The folder; it is made if need be.")
 
@@ -60,10 +67,28 @@ class BillingFile(FilePlace):
         return {"directory": self.path}
 
 
-class Dodo(Address):
+class ProviderAddress(Address):
+    """A billing provider: takes accepted events in packs, and keeps what waits for it in an outbox."""
+
+    rollup: Literal["none", "1m", "5m"] = Field(
+        "none", description="One event per customer, meter and window of this length instead of each event."
+    )
+    outbox: str | None = Field(
+        None, description="The outbox's file; `outbox.db` in the data directory if not given."
+    )
+
+    def outbox_path(self, data_dir: Path) -> Path:
+        """Return the outbox's file."""
+        return Path(self.outbox) if self.outbox else data_dir / "outbox.db"
+
+
+class Dodo(ProviderAddress):
     """`dodo:test`, `dodo:live`, or `dodo://127.0.0.1:8080?tls=false` for a simulator; the key is a setting."""
 
     connector: ClassVar[str] = "tidegate.connectors.dodo.sink:DodoSink"
+    needs: ClassVar[frozenset[str]] = frozenset(
+        {"api_key", "data_dir", "parts", "catalog", "sync", "open_store"}
+    )
     scheme: Literal["dodo"] = "dodo"
     path: Literal["test", "live"] | None = Field(None, description="The environment: test or live.")
     hosts: tuple[Host, ...] = Field((), max_length=1)
@@ -82,18 +107,12 @@ class Dodo(Address):
         "park",
         description="Usage of customers without a billing_id: kept until they have one, or not billed.",
     )
-    rollup: Literal["none", "1m", "5m"] = Field(
-        "none", description="One event per customer, meter and window of this length instead of each event."
-    )
     linger: Annotated[Duration, between("0", "1m")] = Field(
         timedelta(seconds=1), description="How long a batch may wait to fill up."
     )
     concurrency: int = Field(4, ge=1, le=32, description="Requests under way at once.")
     alert_age: Annotated[Duration, between("1m", "50m")] = Field(
         timedelta(minutes=20), description="Age of waiting usage from which an alert is raised."
-    )
-    outbox: str | None = Field(
-        None, description="The outbox's file; `outbox.db` in the data directory if not given."
     )
     bytes_max: ByteSize = Field(
         ByteSize(16 * GIB), ge=MIB, description="How large the outbox may grow before the flow stops."
@@ -131,10 +150,6 @@ class Dodo(Address):
         path = Path(self.outbox)
         names = (f"{path.name}{end}" for end in ("", "-wal", "-shm", ".sender"))
         return *(path.with_name(name) for name in names), path.with_name(f"{path.stem}-ledger.db")
-
-    def outbox_path(self, data_dir: Path) -> Path:
-        """The outbox's file."""
-        return Path(self.outbox) if self.outbox else data_dir / "outbox.db"
 
     def rates(self) -> tuple[Rate, Rate]:
         """What sending may use of the account's limit, and what is left to reading."""
@@ -174,6 +189,7 @@ def _plain(api_key: SecretStr | None) -> str:
 class KafkaSinkAddress(KafkaAddress):
     """`replays` says what becomes of records that a restart comes to again."""
 
+    needs: ClassVar[frozenset[str]] = frozenset({"starts"})
     replays: Literal["skip", "repeat"] = Field(
         "skip",
         description="After a restart leave out what the topic has already; `repeat` needs no right to read it.",

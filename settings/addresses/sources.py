@@ -24,9 +24,14 @@ def _begun(value: object) -> object:
 
 
 class SourceAddress(Address):
-    """`live` says that the transport knows when it took an event, which then decides what is late."""
+    """`live` says that the transport knows when it took an event, which then decides what is late.
+
+    `is_checked` says that the source has a method `check`, which raises where it cannot be read, before anything is
+    made.
+    """
 
     live: ClassVar[bool]
+    is_checked: ClassVar[bool] = False
 
     @property
     def endless(self) -> bool:
@@ -42,7 +47,9 @@ class File(SourceAddress):
     """
 
     connector: ClassVar[str] = "tidegate.connectors.files.ndjson:FileSource"
+    needs: ClassVar[frozenset[str]] = frozenset({"poll_bytes", "own"})
     live: ClassVar[bool] = False
+    is_checked: ClassVar[bool] = True
     scheme: Literal["file"] = "file"
     path: str = Field(min_length=1, description="A file, a glob of files, or - for standard input.")
     follow: bool = Field(False, description="Wait for more at the end of the files, as tail -F does.")
@@ -56,6 +63,7 @@ class Log(SourceAddress):
     """`log:data/ingest/`: what the HTTP service has taken in, in the order in which it did, and when."""
 
     connector: ClassVar[str] = "tidegate.connectors.log.source:LogSource"
+    needs: ClassVar[frozenset[str]] = frozenset({"poll_bytes"})
     live: ClassVar[bool] = True
     scheme: Literal["log"] = "log"
     path: str = Field(min_length=1, description="The folder of the log.")
@@ -94,6 +102,7 @@ class Kafka(KafkaAddress, SourceAddress):
     """`kafka://broker:9092/usage-events`: the messages of a topic, as they come."""
 
     connector: ClassVar[str] = "tidegate.connectors.kafka.source:KafkaSource"
+    needs: ClassVar[frozenset[str]] = frozenset({"poll_bytes", "starts"})
     live: ClassVar[bool] = True
     group: str = Field(
         "tidegate", min_length=1, max_length=249, description="The consumer group that lag tools look at."
