@@ -4,26 +4,20 @@
 TIDEGATE_RECONCILE_ONCE one. What it is made of: flows/reconcile/dataflow.py.
 """
 
-import sys
-
-from bytewax.dataflow import Dataflow
-
-from tidegate.connectors.dodo.client import DodoError
+from tidegate.connectors.engine import Dataflow
 from tidegate.connectors.files.private_files import keep_private
-from tidegate.connectors.outbox.ledger import LedgerError
-from tidegate.connectors.outbox.outbox import OutboxError
-from tidegate.connectors.reconciliation.findings import BookError
-from tidegate.flows.reconcile.dataflow import build
-from tidegate.operators.model.ports import StoreError
-from tidegate.settings.catalog.file import CatalogError
-from tidegate.settings.problems import SettingsError
+from tidegate.flows.runtime.error_logging import end_at_once, end_in_one_line
 from tidegate.settings.reconciliation import load_reconciliation_settings
 
 
 def flow() -> Dataflow:
     """Return the flow that the settings describe; end the process with one clear line if they can't be used."""
     keep_private()
-    try:
-        return build(load_reconciliation_settings())
-    except (SettingsError, CatalogError, StoreError, BookError, OutboxError, LedgerError, DodoError) as error:
-        sys.exit(str(error))
+    with end_in_one_line():
+        settings = load_reconciliation_settings()
+        # Only here, as it needs the library of an extra.
+        from tidegate.flows.reconcile.dataflow import build
+
+        built = build(settings)
+        end_at_once()
+        return built

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Final, LiteralString, Self
 from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
+from tidegate.operators.model.errors import TidegateError
 from tidegate.settings.durations import NEEDS
 
 # Kinds of errors whose message is final; for the other two it matters that the name is not in the file.
@@ -21,7 +22,7 @@ SHOWN_MAX: Final = 60
 CHOICES_MAX: Final = 20
 
 
-class SettingsError(Exception):
+class SettingsError(TidegateError):
     """Settings that cannot be used; `str()` is one line per problem and holds no secret."""
 
     def __init__(self, problems: Sequence[str]) -> None:

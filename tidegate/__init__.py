@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from tidegate.operators.gate.decision import Decision, Receipt
+    from tidegate.operators.model.errors import TidegateError
     from tidegate.serving.client.emit import EmitError, HttpEmit, LogEmit
     from tidegate.serving.client.middleware import Denied, Held, Metering, UsageMiddleware
     from tidegate.serving.gate.arguments import Quantity, UnknownMeter
@@ -26,6 +27,7 @@ __all__ = [
     "Metering",
     "Quantity",
     "Receipt",
+    "TidegateError",
     "UnknownMeter",
     "UsageMiddleware",
 ]
@@ -42,6 +44,7 @@ _MODULES: Final = {
     "Metering": "serving.client.middleware",
     "Quantity": "serving.gate.arguments",
     "Receipt": "operators.gate.decision",
+    "TidegateError": "operators.model.errors",
     "UnknownMeter": "serving.gate.arguments",
     "UsageMiddleware": "serving.client.middleware",
 }

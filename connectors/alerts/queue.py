@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
 from tidegate.connectors.files.private_files import make_private_file, make_private_folder
+from tidegate.operators.model.errors import TidegateError
 
 HOUR: Final = 3600.0
 # Seconds from one try to the next; together a little over three days.
@@ -49,11 +50,11 @@ CREATE INDEX IF NOT EXISTS due ON deliveries (target, state, due_at);
 _UNPARK = "UPDATE deliveries SET due_at = ? WHERE state = 'waiting' AND (due_at IS NULL OR due_at > ?)"
 
 
-class DeliveryError(Exception):
+class DeliveryError(TidegateError):
     """The queue is full or can't be used; says what to do."""
 
 
-class Refused(Exception):
+class Refused(TidegateError):
     """A delivery that failed. `again` is the seconds until another try that the receiver asked for, `gone` that it
     wants none ever."""
 

@@ -21,6 +21,7 @@ import msgspec
 
 from tidegate.connectors.clock import wall_clock
 from tidegate.operators.billing.rate_limit import Pace, Rate
+from tidegate.operators.model.errors import TidegateError
 
 TIME_OUT = httpx.Timeout(connect=5, read=20, write=20, pool=20)
 # Each of the above may begin anew with every byte; this may not.
@@ -42,7 +43,7 @@ Kind = Literal["ok", "refused", "too_large", "unauthorized", "limited", "unreach
 _UNREACHED = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
 
-class DodoError(Exception):
+class DodoError(TidegateError):
     """The platform does not answer as it must, or not at all; says what to do."""
 
 

@@ -16,6 +16,7 @@ import msgspec
 
 from tidegate.connectors.files.private_files import make_private_file, make_private_folder
 from tidegate.operators.billing.provider import Subscription
+from tidegate.operators.model.errors import TidegateError
 
 WAIT_S = 10.0
 # The platform tries for a day and a half.
@@ -32,7 +33,7 @@ CREATE INDEX IF NOT EXISTS by_customer ON subscriptions (json_extract(CAST(recor
 """
 
 
-class InboxError(Exception):
+class InboxError(TidegateError):
     """The inbox cannot be opened, read or written; says what to do."""
 
 

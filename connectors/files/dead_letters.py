@@ -12,10 +12,12 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
+from tidegate.operators.model.errors import TidegateError
+
 Done = Literal["retried", "adjusted", "dropped"]
 
 
-class LetterError(Exception):
+class LetterError(TidegateError):
     """A dead letter cannot be read or dealt with as asked; says what to do."""
 
 

@@ -15,6 +15,7 @@ from tidegate.connectors.files import rotation
 from tidegate.connectors.files.fingerprint import Fingerprint, Found, Marks
 from tidegate.connectors.files.lines import Limits, LinesRead
 from tidegate.connectors.files.own_files import OwnFiles
+from tidegate.operators.model.errors import TidegateError
 
 LINE_SPAN = 64 << 10
 # How long a file that was rotated has to be quiet: its writer may not know yet.
@@ -25,7 +26,7 @@ SEAM = 64
 _LOG = logging.getLogger("tidegate.flow")
 
 
-class FileError(Exception):
+class FileError(TidegateError):
     """A file is not as it was left, or cannot be read or written as promised; says what to do."""
 
 

@@ -9,9 +9,10 @@ import sys
 from typing import BinaryIO
 
 from tidegate.connectors.engine import DynamicSink, StatelessSinkPartition
+from tidegate.operators.model.errors import TidegateError
 
 
-class StdoutClosed(Exception):
+class StdoutClosed(TidegateError):
     """Whoever read standard output has gone."""
 
 

@@ -12,6 +12,8 @@ from weakref import WeakMethod
 
 import confluent_kafka as rd
 
+from tidegate.operators.model.errors import TidegateError
+
 MECHANISMS = {
     "plain": "PLAIN",
     "scram-sha-256": "SCRAM-SHA-256",
@@ -66,7 +68,7 @@ _ADVICE = {
 Answer = TypeVar("Answer")
 
 
-class KafkaError(Exception):
+class KafkaError(TidegateError):
     """Kafka can't be used as asked, or can't be for too long; says what to do."""
 
 

@@ -21,6 +21,7 @@ import msgspec
 from tidegate.connectors.clock import wall_clock
 from tidegate.connectors.files.private_files import make_private_file, make_private_folder
 from tidegate.operators.events.keys import shard_of
+from tidegate.operators.model.errors import TidegateError
 from tidegate.operators.model.periods import HOUR
 
 SCHEMA = 1
@@ -41,7 +42,7 @@ INSERT INTO meta VALUES ('tidegate_ledger', {SCHEMA});
 """
 
 
-class LedgerError(Exception):
+class LedgerError(TidegateError):
     """The ledger cannot be opened, read or written; says what to do."""
 
 

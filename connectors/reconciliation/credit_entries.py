@@ -15,13 +15,14 @@ from tidegate.connectors.reconciliation.repair_journal import Entry
 from tidegate.operators.billing.credit_excess import AMOUNTS, add_amounts
 from tidegate.operators.billing.provider import LedgerEntry, to_micros
 from tidegate.operators.columns.quantity import decimal
+from tidegate.operators.model.errors import TidegateError
 
 KEY = "tidegate_act"
 # After a period's end its last events may still come and be deducted.
 DEDUCTED_UNTIL = 65 * 60 * 1_000_000
 
 
-class NeverDeducted(Exception):
+class NeverDeducted(TidegateError):
     """The usage that is to be credited was never deducted."""
 
 

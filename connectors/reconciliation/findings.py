@@ -20,6 +20,7 @@ from tidegate.operators.billing.coverage import BilledCycle
 from tidegate.operators.billing.drift import Span
 from tidegate.operators.billing.drift_status import DriftStatus
 from tidegate.operators.billing.provider import Subscription
+from tidegate.operators.model.errors import TidegateError
 
 SCHEMA = 1
 WAIT_S = 30.0
@@ -72,7 +73,7 @@ PROOF = ""
 _KEEP = "INSERT OR REPLACE INTO standings VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 
-class BookError(Exception):
+class BookError(TidegateError):
     """The book of reconciliation cannot be used; says what to do."""
 
 

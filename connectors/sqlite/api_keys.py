@@ -30,6 +30,7 @@ from tidegate.operators.gate.access import (
     token_of,
 )
 from tidegate.operators.gate.tokens import Claims, key_of, read, sign
+from tidegate.operators.model.errors import TidegateError
 
 KEYS_MAX: Final = 100_000
 KNOWN_MAX: Final = 10_000
@@ -56,7 +57,7 @@ _GOOD = "revoked_at IS NULL AND (expires_at IS NULL OR expires_at > ?)"
 _INSERT = "INSERT INTO keys VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 
 
-class KeysError(Exception):
+class KeysError(TidegateError):
     """The file of keys cannot be opened, read or written, or a key is not as it needs to be; says what to do."""
 
 

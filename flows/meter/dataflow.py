@@ -11,7 +11,6 @@ An item of the stream is never an event: a poll is parted into chunks, one per s
 import gc
 import logging
 import os
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from functools import partial
@@ -23,7 +22,6 @@ import msgspec
 from tidegate.connectors.clock import wall_clock
 from tidegate.connectors.engine import Dataflow, KeyedStream, op
 from tidegate.connectors.files.own_files import OwnFiles
-from tidegate.connectors.files.partition import FileError
 from tidegate.connectors.outbox.reader import OutboxReader, Standing
 from tidegate.connectors.sqlite.writer_process import AsideWriter
 from tidegate.flows.meter.control_source import ControlSource
@@ -33,8 +31,8 @@ from tidegate.flows.meter.shard_step import ShardLogic
 from tidegate.flows.meter.store_step import Storing
 from tidegate.flows.runtime import recovery
 from tidegate.flows.runtime.clock_guard import ClockGuard
-from tidegate.flows.runtime.error_logging import end_at_once, explained, reported, reported_sink
-from tidegate.flows.runtime.health import HealthError, Watchdog, serve
+from tidegate.flows.runtime.error_logging import end_at_once, reported, reported_sink
+from tidegate.flows.runtime.health import Watchdog, serve
 from tidegate.flows.runtime.idle_main_thread import Naps
 from tidegate.flows.runtime.journal import Position
 from tidegate.flows.runtime.lifecycle import Lifecycle, cluster_size
@@ -46,11 +44,10 @@ from tidegate.flows.runtime.step_names import ResumedSource, Steps
 from tidegate.flows.runtime.tracing import open_spans
 from tidegate.operators.billing.outgoing import pack
 from tidegate.operators.events.routing import shard_of_name
-from tidegate.operators.model.ports import ControlLog, Note, StoreError, StoreWriter
+from tidegate.operators.model.ports import ControlLog, Note, StoreWriter
 from tidegate.operators.model.records import Accepted
 from tidegate.operators.model.wire import encode_accepted, encode_dead_letter
 from tidegate.settings.addresses.alerts import Delivered, Routed
-from tidegate.settings.addresses.extras import missing
 from tidegate.settings.addresses.sinks import ProviderAddress
 from tidegate.settings.catalog.file import CatalogError
 from tidegate.settings.catalog.last_applied import InForce
@@ -62,7 +59,7 @@ from tidegate.settings.settings import Settings
 
 
 def started(settings: Settings) -> Dataflow:
-    """The flow, all that it needs opened and held; ends the process with one clear line if that can't be."""
+    """Return the flow, with all that it needs opened and held."""
     configure(settings.log)
     drain, telemetry = Drain(), Telemetry()
     drain.install()
@@ -74,37 +71,27 @@ def started(settings: Settings) -> Dataflow:
     start_over_for_strangers()
     ClockGuard().watch()
     telemetry.phase = lambda: lifecycle.phase
-    try:
-        # Before the store is opened, which may have to be waited for.
-        if settings.metrics is not None:
-            watch(settings, telemetry)
-        # Before anything is made, so that a wrong catalog leaves nothing behind.
-        catalogs = open_catalogs(settings)
-        check_source(settings)
-        if settings.recovery:
-            recovery.prepare(settings.data_dir, settings.recovery_parts, settings.shards)
-            recovery.hold(settings.data_dir)
-            catalogs.save()
-        telemetry.catalog_problem = lambda: catalogs.problems
-        if settings.traces is not None:
-            telemetry.span = open_spans(settings.traces, process)
-        end_at_once()
-        flow = build(settings, catalogs, drain, telemetry, meeting.leave)
-        lifecycle.wait()
-        # Without recovery there is no folder that they share.
-        if settings.recovery:
-            meeting.wait()
-            lifecycle.connect()
-        return flow
-    except (SettingsError, CatalogError, StoreError, HealthError, FileError, recovery.RecoveryError) as error:
-        sys.exit(str(error))
-    except ImportError as error:
-        words = missing(error)
-        if words is None:
-            raise
-        sys.exit(f"TIDEGATE_TRACES: {words}")
-    except OSError as error:
-        sys.exit(explained(error) or str(error))
+    # Before the store is opened, which may have to be waited for.
+    if settings.metrics is not None:
+        watch(settings, telemetry)
+    # Before anything is made, so that a wrong catalog leaves nothing behind.
+    catalogs = open_catalogs(settings)
+    check_source(settings)
+    if settings.recovery:
+        recovery.prepare(settings.data_dir, settings.recovery_parts, settings.shards)
+        recovery.hold(settings.data_dir)
+        catalogs.save()
+    telemetry.catalog_problem = lambda: catalogs.problems
+    if settings.traces is not None:
+        telemetry.span = open_spans(settings.traces, process)
+    end_at_once()
+    flow = build(settings, catalogs, drain, telemetry, meeting.leave)
+    lifecycle.wait()
+    # Without recovery there is no folder that they share.
+    if settings.recovery:
+        meeting.wait()
+        lifecycle.connect()
+    return flow
 
 
 def check_source(settings: Settings) -> None:

@@ -46,6 +46,7 @@ from tidegate.flows.reconcile.follow_subscriptions import NOTES_READ, Follower
 from tidegate.flows.reconcile.judge import Explainer, Judge, Judged, Settler
 from tidegate.flows.reconcile.schedule import AGAIN_AFTER_S, Passes, meters_of
 from tidegate.flows.reconcile.statement import Accountant
+from tidegate.flows.runtime.error_logging import reported, reported_sink
 from tidegate.operators.billing.acknowledgements import Acknowledgements, render_acknowledgement
 from tidegate.operators.billing.coverage import CoverageLine, add_up
 from tidegate.operators.billing.outgoing import instant
@@ -86,10 +87,10 @@ def build(settings: ReconciliationSettings, outside: Outside | None = None) -> D
     works = _Works(settings, outside or Outside())
     flow = Dataflow("reconciliation")
     tasks = op.input("subscriptions", flow, works.passes())
-    seen = op.flat_map_batch("look", tasks, works.look)
-    found = op.map("judge", seen, works.judge.judge)
-    explained = op.map("explain", found, works.explain)
-    op.output("settle", explained, _Settling(works))
+    seen = op.flat_map_batch("look", tasks, reported(works.look))
+    found = op.map("judge", seen, reported(works.judge.judge))
+    explained = op.map("explain", found, reported(works.explain))
+    op.output("settle", explained, reported_sink(_Settling(works)))
     return flow
 
 

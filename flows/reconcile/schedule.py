@@ -15,6 +15,7 @@ from tidegate.connectors.dodo.client import DodoError
 from tidegate.connectors.dodo.reads import DodoReads
 from tidegate.connectors.engine import FixedPartitionedSource, StatefulSourcePartition
 from tidegate.connectors.reconciliation.findings import Book, Task
+from tidegate.flows.runtime.error_logging import reported
 from tidegate.operators.billing.provider import ProviderMeter, Subscription, to_micros
 from tidegate.settings.reconciliation import ReconciliationSettings
 
@@ -72,6 +73,7 @@ class _Partition(StatefulSourcePartition[Task, None]):
         self._handed_out: set[tuple[int, int, str]] = set()
         self._went_round = False
 
+    @reported
     def next_batch(self) -> list[Task]:
         now = self._clock()
         found = self._book.under_way()

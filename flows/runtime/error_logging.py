@@ -15,7 +15,8 @@ import logging
 import os
 import sqlite3
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any, Final, ParamSpec, TypeVar
 
@@ -25,11 +26,11 @@ from tidegate.connectors.engine import (
     StatefulSinkPartition,
     StatelessSinkPartition,
 )
+from tidegate.operators.model.errors import TidegateError
+from tidegate.settings.addresses.extras import missing
 
 _FULL: Final = "; free space and start again, nothing that was written is lost"
 _LOG = logging.getLogger("tidegate.flow")
-# What raises errors that say all there is to say. Others are shown with where they come from.
-_PLAIN = "tidegate."
 
 _ends_at_once = False
 
@@ -45,14 +46,28 @@ def end_at_once() -> None:
 
 def explained(error: BaseException) -> str | None:
     """Return an error of the world in one line; None where it is a bug, whose traceback is wanted."""
-    if type(error).__module__.startswith(_PLAIN):
+    if isinstance(error, TidegateError):
         return str(error)
+    if isinstance(error, ImportError):
+        return missing(error)
     if isinstance(error, sqlite3.OperationalError):
         return f"{error}{_FULL if 'full' in str(error) else ''}"
     if isinstance(error, OSError) and error.errno is not None:
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
         return f"{what}{_FULL if error.errno in (errno.ENOSPC, errno.EDQUOT) else ''}"
     return None
+
+
+@contextmanager
+def end_in_one_line() -> Iterator[None]:
+    """End the process with 1 and one line where the block fails for a reason outside of it; a bug is raised."""
+    try:
+        yield
+    except Exception as error:
+        words = explained(error)
+        if words is None:
+            raise
+        sys.exit(words)
 
 
 def reported(call: Callable[P, R]) -> Callable[P, R]:

@@ -22,13 +22,14 @@ from prometheus_client import make_wsgi_app
 from prometheus_client.exposition import ThreadingWSGIServer
 
 from tidegate.flows.runtime.metrics import Telemetry
+from tidegate.operators.model.errors import TidegateError
 
 LOOK_EVERY = 1.0
 
 _LOG = logging.getLogger("tidegate.health")
 
 
-class HealthError(Exception):
+class HealthError(TidegateError):
     """The address for metrics can't be had; says what to do."""
 
 

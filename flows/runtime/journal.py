@@ -27,6 +27,7 @@ from typing import BinaryIO, NamedTuple
 from tidegate.connectors.files.private_files import make_private_folder
 from tidegate.flows.runtime.error_logging import reported
 from tidegate.operators.metering.snapshot import Frame
+from tidegate.operators.model.errors import TidegateError
 
 KEPT = 16
 WRITTEN_AT_ONCE = 8
@@ -35,7 +36,7 @@ _HEAD = struct.Struct("<II")
 _STATE = "state"
 
 
-class JournalError(Exception):
+class JournalError(TidegateError):
     """The journal can't be used; says what to do."""
 
 

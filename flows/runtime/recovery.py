@@ -29,6 +29,7 @@ from tidegate.connectors.engine import init_db_dir
 from tidegate.connectors.files.locks import is_held
 from tidegate.connectors.files.private_files import make_private_folder
 from tidegate.flows.runtime import moved_classes, recorded_settings
+from tidegate.operators.model.errors import TidegateError
 
 _VARIABLE = "BYTEWAX_RECOVERY_DIRECTORY"
 _FOLDER = "recovery"
@@ -39,7 +40,7 @@ _RUNNING = "running.lock"
 _HELD: list[TextIO] = []
 
 
-class RecoveryError(Exception):
+class RecoveryError(TidegateError):
     """The recovery store can't be used as asked; says what to do."""
 
 

@@ -10,6 +10,9 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from tidegate.settings.addresses.extras import missing
+from tidegate.settings.problems import SettingsError
+
 Span = Callable[..., AbstractContextManager[Any]]
 """Called with a name and attributes; what happens inside is in the span."""
 
@@ -20,11 +23,19 @@ def no_span(name: str, **attributes: int | str) -> AbstractContextManager[None]:
 
 
 def open_spans(endpoint: str, process: str) -> Span:
-    """Spans that go to the collector at `endpoint`, such as http://127.0.0.1:4318."""
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-    from opentelemetry.sdk.resources import Resource
-    from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    """Return spans that go to the collector at `endpoint`, such as http://127.0.0.1:4318.
+
+    Raises: SettingsError where the libraries for it are not installed.
+    """
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    except ImportError as error:
+        if words := missing(error):
+            raise SettingsError([f"TIDEGATE_TRACES: {words}"]) from None
+        raise
 
     resource = Resource.create({"service.name": "tidegate", "service.instance.id": process})
     provider = TracerProvider(resource=resource)

@@ -12,6 +12,8 @@ from urllib.parse import unquote_to_bytes
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
+from tidegate.operators.model.errors import TidegateError
+
 BINARY: Final = "ce-"
 VERSION: Final = "ce-specversion"
 EVENT: Final = "application/cloudevents+json"
@@ -29,7 +31,7 @@ COMPRESSED: Final = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd")
 _NO_BREAKS: Final = bytes.maketrans(b"\r\n", b"  ")
 
 
-class EnvelopeError(Exception):
+class EnvelopeError(TidegateError):
     """What was sent holds no events that could be told apart; says what was expected and what came."""
 
 

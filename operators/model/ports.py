@@ -7,13 +7,14 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from tidegate.operators.model.errors import TidegateError
 from tidegate.operators.model.freshness import Heartbeat
 from tidegate.operators.model.records import Counter, Total
 
 Ints = NDArray[np.int64]
 
 
-class StoreError(Exception):
+class StoreError(TidegateError):
     """A store cannot be opened, written or read; says what to do."""
 
 
@@ -25,7 +26,7 @@ class StoreIncomplete(StoreError):
     """The store lost totals, and does not have all of them back yet: what it holds is not all there is."""
 
 
-class IngestError(Exception):
+class IngestError(TidegateError):
     """Events cannot be put where the flow reads them, as of now; says what to do. Whoever sent them may send again."""
 
 
@@ -169,7 +170,7 @@ class Control(NamedTuple):
     record: ControlRecord | Unread
 
 
-class ControlConflict(Exception):
+class ControlConflict(TidegateError):
     """A control record of this id asks for something else; nothing was added."""
 
     def __init__(self, id: str) -> None:
@@ -189,7 +190,7 @@ class CatalogVersion(msgspec.Struct, frozen=True, kw_only=True):
     note: str
 
 
-class CatalogConflict(Exception):
+class CatalogConflict(TidegateError):
     """Another version was applied meanwhile; `current` is its number."""
 
     def __init__(self, current: int) -> None:

@@ -13,12 +13,8 @@ import msgspec
 import typer
 from rich.text import Text
 
-from tidegate.connectors.files.dead_letters import LetterError
-from tidegate.connectors.outbox.ledger import LedgerError
-from tidegate.connectors.outbox.outbox import OutboxError
-from tidegate.connectors.reconciliation.findings import BookError
-from tidegate.connectors.sqlite.api_keys import KeysError
-from tidegate.operators.model.ports import CatalogConflict, IngestError, StoredTotal, StoreError, StoreReader
+from tidegate.operators.model.errors import TidegateError
+from tidegate.operators.model.ports import StoredTotal, StoreReader
 from tidegate.serving.cli.commands import (
     ask,
     catalog,
@@ -35,12 +31,12 @@ from tidegate.serving.cli.commands import (
     unmetered,
     watch,
 )
-from tidegate.serving.cli.output import AsJson, Failed, console, print_done, print_lines, table
+from tidegate.serving.cli.output import AsJson, console, print_done, print_lines, table
 from tidegate.serving.views.balance import law, summed, unbalanced
 from tidegate.serving.views.formatting import grouped, instant, moment
 from tidegate.settings.addresses.extras import missing
 from tidegate.settings.addresses.stores import StoreAddress as StoreEnds
-from tidegate.settings.catalog.file import CatalogError, load_catalog
+from tidegate.settings.catalog.file import load_catalog
 from tidegate.settings.catalog.meter_history import check_meters
 from tidegate.settings.problems import SettingsError
 from tidegate.settings.settings import Settings, load_settings
@@ -82,15 +78,8 @@ class Window(StrEnum):
     hour = "hour"
 
 
-class NotFound(Exception):
+class NotFound(TidegateError):
     """What was asked for is not there; says what to do."""
-
-
-# What goes wrong outside of this program, each with a message for whoever started it.
-TOLD = (
-    SettingsError, CatalogError, CatalogConflict, StoreError, IngestError, KeysError, OutboxError, LedgerError,
-    LetterError, BookError, Failed, NotFound,
-)  # fmt: skip
 
 
 @app.callback(invoke_without_command=True)
@@ -188,7 +177,7 @@ def main() -> None:
         if words is None:
             raise
         sys.exit(f"tidegate: {words}")
-    except (*TOLD, OSError) as error:
+    except (TidegateError, OSError) as error:
         sys.exit(str(error))
 
 

@@ -12,13 +12,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tidegate.operators.model.errors import TidegateError
+
 # Wide enough for any number: what is cut off in a pipe is lost.
 PIPE_COLUMNS = 400
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line, for programs.")]
 
 
-class Failed(Exception):
+class Failed(TidegateError):
     """A command cannot go on; says why, and what to do."""
 
 

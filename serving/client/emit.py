@@ -9,6 +9,7 @@ from typing import Any, Final, Protocol, Self
 import httpx
 import msgspec
 
+from tidegate.operators.model.errors import TidegateError
 from tidegate.operators.model.ports import Ingest
 
 TRIES: Final = 5
@@ -17,7 +18,7 @@ WITHIN_S: Final = 5.0
 EVENT: Final = "application/cloudevents+json"
 
 
-class EmitError(Exception):
+class EmitError(TidegateError):
     """An event could not be put anywhere; `event` is what it was, to be sent again as it is."""
 
     def __init__(self, detail: str, event: bytes) -> None:

@@ -6,6 +6,7 @@ from difflib import get_close_matches
 from typing import Final
 
 from tidegate.operators.columns.quantity import QUANTITY_MAX, SCALE, scaled
+from tidegate.operators.model.errors import TidegateError
 
 Quantity = int | Decimal
 """Whole or decimal, from 0 to 10¹⁵ with at most 24 decimal places; never a float, which is not what it shows."""
@@ -15,7 +16,7 @@ ID_MAX: Final = 1024
 NAMES_SHOWN: Final = 10
 
 
-class UnknownMeter(ValueError):
+class UnknownMeter(TidegateError, ValueError):
     """The catalog has no such meter, so no cap could ever apply; `catalog` is the version that was asked."""
 
     def __init__(self, meter: str, known: Iterable[str], catalog: int) -> None:

@@ -27,9 +27,9 @@ from tidegate.connectors.dodo.webhook_inbox import Inbox, InboxError
 from tidegate.connectors.reconciliation.conflicts import note_of
 from tidegate.operators.billing.provider import Subscription
 from tidegate.operators.billing.subscriptions import Conflict
-from tidegate.operators.model.ports import CatalogConflict, ControlLog, StoreError
+from tidegate.operators.model.errors import TidegateError
+from tidegate.operators.model.ports import ControlLog
 from tidegate.settings.addresses.webhook_secrets import read_webhook_secrets
-from tidegate.settings.catalog.file import CatalogError
 from tidegate.settings.catalog.pull import apply_periods
 from tidegate.settings.reconciliation import WebhookSettings
 
@@ -42,7 +42,7 @@ SUBSCRIPTION: Final = "subscription."
 _log = logging.getLogger("tidegate.webhooks")
 
 
-class Refused(Exception):
+class Refused(TidegateError):
     """A delivery that is not to be believed; says why."""
 
 
@@ -131,7 +131,7 @@ class Webhooks:
                 return
             try:
                 self.refresh()
-            except (CatalogError, CatalogConflict, StoreError, InboxError) as error:
+            except TidegateError as error:
                 _log.error("periods of the platform could not be applied yet: %s", error)
                 self._wake.set()
                 self._stop.wait(AGAIN_AFTER_S)

@@ -13,10 +13,11 @@ from tidegate.operators.billing.acknowledgements import (
     read_open_drift,
 )
 from tidegate.operators.billing.outgoing import instant
+from tidegate.operators.model.errors import TidegateError
 from tidegate.operators.model.ports import Acknowledgement
 
 
-class Unfit(Exception):
+class Unfit(TidegateError):
     """Nothing can be acknowledged, or withdrawn, by what was given; says why."""
 
 

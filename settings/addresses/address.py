@@ -157,7 +157,7 @@ def load(spec: str) -> Any:
     try:
         return getattr(import_module(module), name)
     except ImportError as error:
-        if words := missing(error, module):
+        if words := missing(error):
             raise SettingsError([f"{module}: {words}"]) from None
         reason = str(error)
     except AttributeError as error:

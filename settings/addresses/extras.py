@@ -1,9 +1,10 @@
 """Which extra of the package has the library that is missing."""
 
 from importlib import import_module
+from traceback import walk_tb
 from typing import Final
 
-# The longest prefix of a connector's module that is listed counts, as several extras have the same libraries.
+# By how the name of the module that imports it begins, as several extras have the same libraries.
 OF_CONNECTOR: Final = {
     "tidegate.connectors.kafka.": "kafka",
     "tidegate.connectors.redis.": "redis",
@@ -16,6 +17,7 @@ OF_LIBRARY: Final = {
     "bytewax": "flow",
     "confluent_kafka": "kafka",
     "redis": "redis",
+    "hiredis": "redis",
     "standardwebhooks": "webhook",
     "jinja2": "smtp",
     "opentelemetry": "otel",
@@ -28,17 +30,21 @@ OF_LIBRARY: Final = {
 }
 
 
-def missing(error: ImportError, module: str = "") -> str | None:
-    """Return what to install, in a sentence, where `error` is that a library of an extra is missing; None for others.
-
-    `module` is the connector that was to be imported, if one was.
-    """
+def missing(error: ImportError) -> str | None:
+    """Return what to install, where `error` is that a library of an extra is missing; None for others."""
     library = (error.name or "").partition(".")[0]
     if not isinstance(error, ModuleNotFoundError) or library not in OF_LIBRARY:
         return None
-    extra = next((name for prefix, name in OF_CONNECTOR.items() if module.startswith(prefix)), None)
+    importer = _importer(error)
+    extra = next((name for prefix, name in OF_CONNECTOR.items() if importer.startswith(prefix)), None)
     extra = extra or OF_LIBRARY[library]
     return f"needs the library {library}, which is not installed; pip install 'tidegate[{extra}]'"
+
+
+def _importer(error: ImportError) -> str:
+    """Return the module of ours that needs what could not be imported; empty where that is none of ours."""
+    names = [str(frame.f_globals.get("__name__")) for frame, _ in walk_tb(error.__traceback__)]
+    return next((name for name in reversed(names) if name.startswith("tidegate.")), "")
 
 
 def engine_missing() -> str | None:

@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 from pydantic import Field, TypeAdapter, ValidationError
 
 from tidegate.operators.model.catalog import Catalog, Customer, Limit, Meter, OnUnmetered, Plan, SpendCap
+from tidegate.operators.model.errors import TidegateError
 from tidegate.operators.model.periods import Billing
 from tidegate.settings.catalog.fields import CustomerName, Name
 from tidegate.settings.catalog.meters import MeterEntry, reads_as_text
@@ -48,7 +49,7 @@ class Problem:
         return f"{where}: {self.path}: {self.message}" if self.path else f"{where}: {self.message}"
 
 
-class CatalogError(Exception):
+class CatalogError(TidegateError):
     """A catalog that cannot be used; holds all problems, by line, and `str()` is one line for each."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:

@@ -27,11 +27,10 @@ from tidegate.connectors.reconciliation.report import console, summary, table
 from tidegate.operators.billing.acknowledgements import Acknowledgements, acknowledge
 from tidegate.operators.billing.drift_status import DriftStatus
 from tidegate.operators.billing.outgoing import instant
-from tidegate.operators.model.ports import StoreError
+from tidegate.operators.model.errors import TidegateError
 from tidegate.serving.cli.commands.acknowledge import ack, acks, unack
 from tidegate.serving.cli.output import print_lines
 from tidegate.settings.addresses.extras import engine_missing
-from tidegate.settings.problems import SettingsError
 from tidegate.settings.reconciliation import ReconciliationSettings, load_reconciliation_settings
 
 LOOK_S = 0.5
@@ -171,7 +170,7 @@ def _acknowledgements(settings: ReconciliationSettings) -> Acknowledgements | No
     try:
         with closing(settings.store.require().open_control()) as log:
             return read_acknowledgements(log)
-    except (SettingsError, StoreError):
+    except TidegateError:
         return None
 
 

@@ -14,8 +14,8 @@ from threading import Event, Thread
 from typing import Final
 
 from tidegate.operators.model.catalog import Catalog
+from tidegate.operators.model.errors import TidegateError
 from tidegate.operators.model.ports import ControlLog, StoreError, StoreReader
-from tidegate.settings.catalog.file import CatalogError
 from tidegate.settings.catalog.versions import Catalogs
 
 LOOK_EVERY: Final = 0.02
@@ -96,7 +96,7 @@ class Live:
         while not self._stop.is_set():
             try:
                 self._follow()
-            except (StoreError, CatalogError) as error:
+            except TidegateError as error:
                 if str(error) != self.problem:
                     _log.warning("the store cannot be followed: %s", error)
                 self.problem = str(error)

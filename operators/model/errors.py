@@ -1,0 +1,10 @@
+"""The base of every error that is for whoever runs, calls or configures this software, and no bug of ours."""
+
+
+class TidegateError(Exception):
+    """Something outside of this program is not as it needs to be: a setting, a file, a server, what was asked for.
+
+    `str()` says all there is to say, in one line, or in one for each problem of a setting or a catalog: what failed,
+    what was expected, what came and what to do. It holds no secret. So whoever ends a process, prints a line or logs a
+    failure catches this class and shows no traceback. What is not one of these is a bug, and keeps its traceback.
+    """
