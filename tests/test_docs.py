@@ -19,9 +19,10 @@ from tidegate.settings.serving import ServingSettings
 from tidegate.settings.settings import Settings
 
 README = (ROOT / "README.md").read_text()
+SETTINGS = (ROOT / "docs" / "settings.md").read_text()
 CONNECTORS = (ROOT / "docs" / "connectors.md").read_text()
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 # The flow's own stand before those that a service has beside them.
 FIELDS = WebhookSettings.model_fields | ReconciliationSettings.model_fields | Settings.model_fields
 ROLES = ("source", "ingest", "store", "alerts", "dead_letters", "billing")
@@ -57,15 +58,31 @@ def schemes(role: str) -> Iterator[type[Address]]:
 
 
 @pytest.mark.parametrize("name", FIELDS)
-def test_every_setting_is_in_the_readme_with_its_default_and_meaning(name: str) -> None:
+def test_every_setting_is_on_its_page_with_default_and_meaning(name: str) -> None:
     field = FIELDS[name]
     default = "required" if field.is_required() else written(field.default)
-    assert f"| `TIDEGATE_{name.upper()}` | {default} | {field.description} |\n" in README
+    assert f"| `TIDEGATE_{name.upper()}` | {default} | {field.description} |\n" in SETTINGS
 
 
-def test_the_readme_names_no_setting_that_is_gone() -> None:
-    named = {name.lower() for page in PAGES for name in re.findall(r"\bTIDEGATE_([A-Z_]+)", page.read_text())}
+def test_no_page_names_a_setting_that_is_gone() -> None:
+    # The changelog speaks of earlier names, CONTRIBUTING of the tests' own variables.
+    pages = [page for page in PAGES if page.name not in ("CHANGELOG.md", "CONTRIBUTING.md")]
+    named = {name.lower() for page in pages for name in re.findall(r"\bTIDEGATE_([A-Z_]+)", page.read_text())}
     assert named - set(FIELDS) - set(ServingSettings.model_fields) == set()
+
+
+def test_contributing_has_the_variables_of_the_tests_with_their_defaults() -> None:
+    """Those that make campaigns longer, and those that choose what they run against."""
+    read = re.compile(r"environ\.(?:get|pop)\(\s*\"TIDEGATE_(\w+)\"(?:, \"([\d.]+)\")?")
+    texts = [path.read_text() for path in (ROOT / "tests").rglob("*.py")]
+    found = [name_and_default for text in texts for name_and_default in read.findall(text)]
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    documented = dict[str, str]()
+    for names, cell in re.findall(r"^\| (`TIDEGATE_[^|]+) \| ([^|]+) \|", page, re.MULTILINE):
+        documented |= zip(re.findall(r"TIDEGATE_(\w+)", names), cell.split(", "), strict=True)
+    assert set(re.findall(r"TIDEGATE_(\w+)", page)) == {name for name, _ in found}
+    for name, default in documented.items():
+        assert (name, default if default != "unset" else "") in found, name
 
 
 @pytest.mark.parametrize("role", ROLES)
