@@ -9,6 +9,9 @@ READY := .venv/ready
 FITS := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))
 PYTHON ?= $(shell for name in python3 python3.12 python3.11; do \
 	$$name -c "$(FITS)" 2>/dev/null && echo $$name && break; done)
+# Where only other Pythons are: one of our own, from uv.
+MANAGED := build/python/ready
+UV = UV_PYTHON_INSTALL_DIR=$(CURDIR)/build/python build/uv/bin/uv --quiet python
 TRACE := $(firstword $(wildcard ../shared/data/azure-llm-conversation-2023.csv) examples/azure/sample.csv)
 
 PINS := --quiet --build-deps-for editable --allow-unsafe --strip-extras --generate-hashes --no-header --no-annotate \
@@ -18,12 +21,14 @@ DRILLS := tests/faults tests/docker/test_started.py tests/examples/demo/test_dem
 	runtime/test_upgrade))
 EXTRAS := dodo flow kafka otel redis serve slack smtp webhook
 
-.PHONY: help install demo test drills lint format types bench azure audit sbom constraints clean
+.PHONY: help install check demo test drills lint format types docs bench azure audit sbom constraints clean
 
 help:  ## what there is to make
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## (.*)/\1\t\2/' | expand -t 14
 
 install: $(READY)  ## the environment in .venv, from constraints.txt
+
+check: lint types audit docs test drills  ## all that CI runs
 
 demo: $(READY)  ## meters a made-up AI product, live; DEMO_SECONDS=60 ends it by itself
 	@$(BIN)/python -m examples.demo
@@ -43,7 +48,10 @@ format: $(READY)  ## writes the code as ruff formats it
 types: $(READY)  ## mypy, strict
 	$(BIN)/mypy
 
-bench: $(READY)  ## the measurements behind README's numbers, a few minutes
+docs: $(READY)  ## the documentation as a site in build/site; a link that leads nowhere is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+bench: $(READY)  ## the comparison of throughput in docs/benchmarks.md, a few minutes
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
 azure: $(READY)  ## meters a trace of LLM requests and counts it a second time
@@ -57,10 +65,12 @@ audit: $(READY)  ## dependencies against .ci/dependencies.toml: pins, licences, 
 sbom: $(READY)  ## build/sbom.json, what the image consists of, as CycloneDX
 	$(BIN)/python .ci/dependencies.py sbom build/sbom.json
 
-constraints:  ## pins constraints.txt and, for the image, constraints-run.txt anew, from pyproject.toml
+constraints:  ## adds what pyproject.toml needs to both lists of pins and keeps the rest; UPGRADE=1 renews all pins
 	$(PYTHON) -m venv build/pip-tools
 	build/pip-tools/bin/pip install --quiet 'pip-tools>=7.5'
-	build/pip-tools/bin/pip-compile $(PINS) --upgrade --extra dev --output-file build/constraints.txt pyproject.toml
+	$(if $(UPGRADE),,cp constraints.txt constraints-run.txt build/)
+	build/pip-tools/bin/pip-compile $(PINS) $(if $(UPGRADE),--upgrade,--constraint constraints.txt) --extra dev \
+		--output-file build/constraints.txt pyproject.toml
 	build/pip-tools/bin/pip-compile $(PINS) $(addprefix --extra ,$(EXTRAS)) --constraint build/constraints.txt \
 		--output-file build/constraints-run.txt pyproject.toml
 	for name in constraints constraints-run; do \
@@ -70,11 +80,18 @@ constraints:  ## pins constraints.txt and, for the image, constraints-run.txt an
 clean:  ## removes the environment, caches and the demo's folder
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis data/demo
 
-$(READY): constraints.txt pyproject.toml
-	@test -n "$(PYTHON)" || { echo "make: needs Python 3.11 or 3.12, as Bytewax has no wheels for others;" \
-		"found none of python3, python3.12, python3.11. Name one: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+$(READY): constraints.txt pyproject.toml $(if $(PYTHON),,$(MANAGED))
+	$(eval PYTHON := $(or $(PYTHON),$(shell $(UV) find --managed-python 3.12)))
 	@$(PYTHON) -c "$(FITS)" || { echo "make: needs Python 3.11 or 3.12, got $$($(PYTHON) --version 2>&1)" >&2; exit 1; }
 	$(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(MANAGED):
+	@echo "make: found no Python 3.11 or 3.12, and Bytewax has no wheels for others: fetching CPython 3.12 with uv" >&2
+	@{ python3 -m venv build/uv && build/uv/bin/python -m pip install --quiet --disable-pip-version-check uv && \
+		$(UV) install --no-bin 3.12; } || { echo "make: could not fetch CPython 3.12 with uv (see above)." \
+		"Install Python 3.11 or 3.12 from your system or pyenv, and run make again; or name one:" \
+		"make PYTHON=/path/to/python3.12; or set UV_PYTHON_INSTALL_MIRROR to a mirror that can be reached." >&2; exit 1; }
 	@touch $@
