@@ -97,14 +97,14 @@ class RedisHolds:
         bucket, keys = self._of(customer)
         given = (now, identity(customer, source, id), customer, until, final)
         (state, asked, expired), _ = self._ask("write", COMMIT.call(slot_of(bucket), keys, *given))
-        return Closing(state.decode(), _quantities(asked), bool(expired))
+        return Closing(state.decode(), quantities_of(asked), bool(expired))
 
     def release(self, customer: str, source: str, id: str, now: int) -> Closing:
         """As in `ports.Holds`."""
         bucket, keys = self._of(customer)
         given = (now, identity(customer, source, id), customer)
         (state, asked), _ = self._ask("write", RELEASE.call(slot_of(bucket), keys, *given))
-        return Closing(state.decode(), _quantities(asked))
+        return Closing(state.decode(), quantities_of(asked))
 
     def open_holds(self, customer: str, identities: Sequence[bytes], now: int) -> frozenset[bytes]:
         """As in `ports.Holds`."""
@@ -212,7 +212,8 @@ def _packed(quantities: Mapping[str, int]) -> bytes:
     return _pack([word for meter in sorted(quantities) for word in (meter, str(quantities[meter]))])
 
 
-def _quantities(flat: list[bytes]) -> dict[str, int]:
+def quantities_of(flat: list[bytes]) -> dict[str, int]:
+    """Return the quantities (×10²⁴) that a script gave as meters and digits, by turns."""
     return {meter.decode(): int(digits) for meter, digits in zip(flat[::2], flat[1::2], strict=True)}
 
 
@@ -223,5 +224,5 @@ def _account(scope: Scope, found: list[Any], number: int) -> Account:
         for meter, row in zip(scope.meters, rows, strict=True)
         if row is not None
     }
-    held = {meter: quantity for meter, quantity in _quantities(held).items() if quantity}
+    held = {meter: quantity for meter, quantity in quantities_of(held).items() if quantity}
     return Account(used, held, None if following is None else int(following), number, int(revision, 16))

@@ -1,22 +1,26 @@
 """What the store in Redis holds, for whoever looks at it; connectors/redis/writer.py says what may be relied on."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, Final
 
 from tidegate.connectors.redis import heartbeats
 from tidegate.connectors.redis.client import Command, Redis
+from tidegate.connectors.redis.holds import quantities_of
 from tidegate.connectors.redis.key_layout import BUCKETS, Keys, bucket_of, slot_of, stored_of
 from tidegate.connectors.redis.notes import Notes
 from tidegate.connectors.redis.scripts.common import CHANGES, READ
+from tidegate.connectors.redis.scripts.hold import ACCOUNT
 from tidegate.connectors.redis.servers import Servers, complete
 from tidegate.operators.model.freshness import Heartbeat
-from tidegate.operators.model.ports import Changes, Note, StoredTotal
+from tidegate.operators.model.ports import Changes, Held, Note, StoredTotal
 from tidegate.operators.model.records import Counter, is_after
 
 # Named at most per bucket in one answer of the feed; beyond, reading all anew is cheaper.
 NAMES_MAX: Final = 2_000
 PAGE: Final = 200
+# A waiting hold is named by its identity, and then its customer (connectors/redis/scripts/hold.py).
+IDENTITY_BYTES: Final = 16
 
 
 class RedisReader:
@@ -40,6 +44,19 @@ class RedisReader:
         names = self.names()
         for at in range(0, len(names), PAGE):
             yield from self._page(names[at : at + PAGE])
+
+    def read_held(self, now: int, customers: Collection[str] | None = None) -> dict[str, Held]:
+        """As in `ports.StoreReader`; of each customer as of one moment, in one round trip for PAGE customers."""
+        names = list(self._holders() if customers is None else customers)
+        found: dict[str, Held] = {}
+        for at in range(0, len(names), PAGE):
+            page = names[at : at + PAGE]
+            for name, answer in zip(page, self._answers(self._held(name, now) for name in page), strict=True):
+                _, held, next_expiry, _ = answer
+                if next_expiry is not None:
+                    quantities = {meter: one for meter, one in quantities_of(held).items() if one}
+                    found[name] = Held(quantities, int(next_expiry))
+        return found
 
     def counters(self) -> list[Counter]:
         slot, key = self._keys.control_slot, self._keys.control("counters")
@@ -89,14 +106,22 @@ class RedisReader:
         return [born for born, *_ in self._answers(self._changes(0, 0))]
 
     def _scanned(self) -> set[str]:
-        names: set[str] = set()
+        return {name.decode() for name in self._members(self._keys.index)}
+
+    def _holders(self) -> set[str]:
+        """Return everybody of whom a hold waits for its event, whether it is still open or not."""
+        return {name[IDENTITY_BYTES:].decode() for name in self._members(self._keys.waiting)}
+
+    def _members(self, key: Callable[[int], str]) -> set[bytes]:
+        """Return the members of the sorted set that each bucket has under `key`."""
+        names: set[bytes] = set()
         cursors = dict.fromkeys(range(BUCKETS), b"0")
         while cursors:
             replies = self._redis.run([
-                Command(slot_of(bucket), ("ZSCAN", self._keys.index(bucket), at, "COUNT", PAGE))
+                Command(slot_of(bucket), ("ZSCAN", key(bucket), at, "COUNT", PAGE))
                 for bucket, at in cursors.items()
             ])  # fmt: skip
-            names.update(name.decode() for _, members in replies for name in members[::2])
+            names.update(name for _, members in replies for name in members[::2])
             cursors = {b: at for b, (at, _) in zip(cursors, replies, strict=True) if at != b"0"}
         return names
 
@@ -117,6 +142,11 @@ class RedisReader:
         keys, bucket = self._keys, bucket_of(customer)
         names = [keys.state(bucket), keys.periods(bucket, customer), keys.charts(bucket, customer)]
         return READ.call(slot_of(bucket), names)
+
+    def _held(self, customer: str, now: int) -> Command:
+        keys, bucket = self._keys, bucket_of(customer)
+        names = [keys.state(bucket), keys.periods(bucket, customer), *keys.holds(bucket, customer)]
+        return ACCOUNT.call(slot_of(bucket), names, now, 0)
 
     def _answers(self, commands: Iterable[Command]) -> list[Any]:
         return [complete(reply, self._redis.servers) for reply in self._redis.run(list(commands))]

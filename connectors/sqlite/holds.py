@@ -13,7 +13,7 @@ Limits: as connectors/sqlite/store.py; after a power cut the last holds may be m
 
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from decimal import Decimal, InvalidOperation
@@ -35,6 +35,7 @@ from tidegate.operators.model.ports import (
     Account,
     CatalogVersion,
     Closing,
+    Held,
     Hold,
     Reserved,
     Scope,
@@ -217,6 +218,41 @@ class SqliteHolds:
         except BaseException:
             db.close()
             raise
+
+
+def read_held(db: sqlite3.Connection, now: int, customers: Collection[str] | None) -> dict[str, Held]:
+    """Return what open holds hold at `now` (µs) by customer, of these or of all, as `ports.StoreReader` says."""
+    if customers is None:
+        return _held(db.execute(_held_sql(""), (now,)))
+    query = _held_sql("AND customer = ?2")
+    return {name: held for each in customers for name, held in _held(db.execute(query, (now, each))).items()}
+
+
+def _held(rows: Iterable[tuple[str, str, str, Any]]) -> dict[str, Held]:
+    sums: dict[str, dict[str, int]] = {}
+    expiries: dict[str, int] = {}
+    for kind, customer, what, value in rows:
+        if kind == "next":
+            expiries[customer] = value
+            continue
+        sum_of = sums.setdefault(customer, {})
+        quantities = {what: _whole(value)} if kind == "held" else _read(what)
+        for meter, quantity in quantities.items():
+            sum_of[meter] = sum_of.get(meter, 0) + (quantity if kind == "held" else -quantity)
+    return {
+        customer: Held(
+            {meter: quantity for meter, quantity in sums.get(customer, {}).items() if quantity}, expiry
+        )
+        for customer, expiry in expiries.items()
+    }
+
+
+def _held_sql(which: str) -> str:
+    """The query of `read_held`; `which` chooses customers."""
+    return f"""SELECT 'held', customer, meter, quantity FROM held WHERE 1 {which}
+        UNION ALL SELECT 'expired', customer, quantities, 0 FROM holds WHERE state < 2 AND until <= ?1 {which}
+        UNION ALL SELECT 'next', customer, '', min(until) FROM holds WHERE state < 2 AND until > ?1 {which}
+            GROUP BY customer"""
 
 
 class Settling:

@@ -23,7 +23,7 @@ Source: https://www.sqlite.org/wal.html, https://www.sqlite.org/lang_upsert.html
 
 import os
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, closing
 from datetime import timedelta
 from pathlib import Path
@@ -41,10 +41,10 @@ from tidegate.connectors.sqlite.database import (
     reading,
     transaction,
 )
-from tidegate.connectors.sqlite.holds import Settling
+from tidegate.connectors.sqlite.holds import Settling, read_held
 from tidegate.connectors.sqlite.table_layout import Rows
 from tidegate.operators.model.freshness import Heartbeat
-from tidegate.operators.model.ports import Changes, Note, Settled, StoredTotal
+from tidegate.operators.model.ports import Changes, Held, Note, Settled, StoredTotal
 from tidegate.operators.model.records import Counter, Total
 
 CACHE_KIB = 64 * 1024
@@ -158,6 +158,11 @@ class SqliteReader:
         # On a connection of its own: an open query would hold back what `read` sees.
         with explained(self._path, "read"), closing(connect(self._path, "ro", self._wait)) as db:
             yield from table_layout.read_all(db)
+
+    def read_held(self, now: int, customers: Collection[str] | None = None) -> dict[str, Held]:
+        """As in `ports.StoreReader`; of one customer, or of all, as of one moment."""
+        with self._reading() as db:
+            return read_held(db, now, customers)
 
     def heartbeats(self) -> list[Heartbeat]:
         with self._reading() as db:

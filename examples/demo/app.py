@@ -33,7 +33,6 @@ from tidegate.connectors.sqlite.store import SqliteReader
 from tidegate.operators.model.catalog import Catalog
 from tidegate.serving.views.balance import law, unbalanced
 from tidegate.serving.views.formatting import age, grouped
-from tidegate.serving.views.limit_status import bill
 from tidegate.serving.views.usage import Usage
 from tidegate.settings.catalog.file import parse_catalog
 
@@ -274,7 +273,7 @@ def _sum_up(console: Console, catalog: Catalog, usage: Usage, screen: Screen, fo
     for customer in sorted(usage.totals, key=lambda name: -total(name, "tokens_in"))[:SHOWN]:
         numbers = [grouped(str(total(customer, meter))) for meter in ("tokens_in", "tokens_out", "calls")]
         denied = ", ".join(sorted(meter for name, meter in screen.denials() if name == customer))
-        owed = f"{bill(catalog, customer, total):,.2f}"
+        owed = f"{screen.owed(customer):,.2f}"
         table.add_row(customer, catalog.plan_of(customer).name, *numbers, owed, denied or "–")
     console.print(table)
     kinds = ", ".join(

@@ -8,11 +8,13 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from tidegate.operators.gate.customer_limits import Bounds
+from tidegate.operators.gate.decision import View
 from tidegate.operators.model.aggregates import ADDITIVE
 from tidegate.operators.model.catalog import Catalog, Customer, Plan
 from tidegate.serving.views.balance import ENDS
 from tidegate.serving.views.formatting import age, brief, grouped
-from tidegate.serving.views.limit_status import Level, Standing, bill, standing, worst
+from tidegate.serving.views.limit_status import Level, LimitStatus, bill, limit_status, view_of, worst_status
 from tidegate.serving.views.usage import Usage
 
 WIDE = 110
@@ -44,31 +46,41 @@ class Screen:
 
     def __init__(self, catalog: Catalog, usage: Usage, footer: str) -> None:
         self._catalog = catalog
+        self._bounds = Bounds(catalog, 0)
+        self._views: dict[str, View] = {}
         self._usage = usage
         self._footer = footer
         self.refused = 0
         """Requests that the gate has refused."""
         self._denied: dict[tuple[str, str], int] = {}
         owners: list[Plan | Customer] = [*catalog.plans.values(), *catalog.customers.values()]
-        self._kinds = {meter.name: meter.kind for meter in catalog.meters}
         limited = [meter for meter in catalog.meters if any(meter.name in owner.limits for owner in owners)]
         self._limited = [meter.name for meter in limited]
         # Those that fill a bar; there is no room for all.
         self._shown = [meter.name for meter in limited if meter.kind in ADDITIVE]
         # By which customers are great or small.
-        self._first = next(iter((*self._shown, *self._limited, *self._kinds)), "")
+        names = (meter.name for meter in catalog.meters)
+        self._first = next(iter((*self._shown, *self._limited, *names)), "")
 
     def denials(self) -> dict[tuple[str, str], int]:
         """Return who would be denied which meter now, and since when (µs since the epoch)."""
         return self._denied
 
+    def owed(self, customer: str) -> Decimal:
+        """Return a customer's bill, as of the last `look`."""
+        return bill(self._views[customer])
+
     def look(self, now: int) -> None:
-        """Note who is currently denied what."""
+        """Take up what usage is now, and note who is currently denied what."""
+        self._views = {
+            customer: view_of(self._bounds.of(customer), totals, self._usage.held.get(customer), now)
+            for customer, totals in self._usage.totals.items()
+        }
         seen = {
             (customer, meter)
-            for customer in self._usage.totals
+            for customer, view in self._views.items()
             for meter in self._limited
-            if self._standing(customer, meter).level is Level.DENIED
+            if limit_status(view, meter).level is Level.DENIED
         }
         self._denied = {pair: self._denied.get(pair, now) for pair in seen}
 
@@ -155,9 +167,10 @@ class Screen:
         table.add_column("state", width=state_width, no_wrap=True)
         bar = cell - (12 if wide else 6)
         for customer in self._greatest(rows):
-            state = worst(self._catalog, customer, self._usage.total)
-            cells = [_gauge(self._standing(customer, meter), bar, wide) for meter in meters]
-            owed = bill(self._catalog, customer, self._usage.total)
+            view = self._views[customer]
+            state = worst_status(view)
+            cells = [_gauge(limit_status(view, meter), bar, wide) for meter in meters]
+            owed = self.owed(customer)
             colour = COLOUR[state.level] if state.level is Level.DENIED else "default"
             name = Text(f" {customer}", style=f"bold {colour}")
             money = Text(f"{owed:,.2f}" if owed else "–", style="default" if owed else DIM)
@@ -168,7 +181,7 @@ class Screen:
             table.add_row(Text(" waiting for the first event …", style=DIM))
         return table
 
-    def _state(self, customer: str, state: Standing, now: int) -> Text:
+    def _state(self, customer: str, state: LimitStatus, now: int) -> Text:
         colour = COLOUR[state.level]
         if state.level is not Level.DENIED:
             return Text(state.words, style=DIM if state.level is Level.FREE else colour)
@@ -224,15 +237,11 @@ class Screen:
 
     def _greatest(self, rows: int) -> list[str]:
         """Return those who used most of the first meter, in the order of what they used."""
-        used = {customer: self._usage.total(customer, self._first) for customer in self._usage.totals}
+        used = {customer: self._usage.total(customer, self._first) for customer in self._views}
         return sorted(used, key=lambda customer: (used[customer].copy_negate(), customer))[:rows]
 
-    def _standing(self, customer: str, meter: str) -> Standing:
-        limit = self._catalog.limit_of(customer, meter)
-        return standing(meter, limit, self._usage.total(customer, meter), self._kinds[meter])
 
-
-def _gauge(at: Standing, width: int, percent: bool) -> Text:
+def _gauge(at: LimitStatus, width: int, percent: bool) -> Text:
     """A bar, the quantity, and with `percent` its share of the limit: `━━━━╸━━━  126k  63%`."""
     colour = COLOUR[at.level]
     gauge = Text()

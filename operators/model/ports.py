@@ -1,7 +1,7 @@
 """What the flow and its readers ask of the outside world; every connector fills one of these shapes."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Literal, NamedTuple, Protocol
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Final, Literal, NamedTuple, Protocol
 
 import msgspec
 import numpy as np
@@ -198,6 +198,16 @@ class CatalogConflict(TidegateError):
         super().__init__(f"catalog: is at version {current} by now; look at what changed and apply again")
 
 
+class Held(NamedTuple):
+    """What a customer's open holds hold per meter (×10²⁴), right until `next_expiry` (µs, None without open holds)."""
+
+    quantities: Mapping[str, int]
+    next_expiry: int | None
+
+
+NOTHING_HELD: Final = Held({}, None)
+
+
 class StoreWriter(Protocol):
     """Takes absolute totals; writes a total only if its version is newer, so a replay is a no-op.
 
@@ -225,6 +235,14 @@ class StoreReader(Protocol):
         ...
 
     def totals(self, customer: str | None = None) -> Iterator[StoredTotal]: ...
+    def read_held(self, now: int, customers: Collection[str] | None = None) -> dict[str, Held]:
+        """Return what is held at `now` (µs) by customer, of these or of all; who has no open hold is left out.
+
+        It equals `held` and `next_expiry` of `Holds.account`. `changes` names a customer whose holds changed; that a
+        hold has expired it does not.
+        """
+        ...
+
     def counters(self) -> Iterable[Counter]: ...
     def notes(self, kind: str, customer: str | None = None, limit: int = 100) -> list[Note]:
         """The newest notes of a kind, the newest first."""

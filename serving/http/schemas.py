@@ -256,7 +256,10 @@ class LimitBody(msgspec.Struct, frozen=True):
 
 
 class MeterUsage(msgspec.Struct, frozen=True):
-    """One meter in the period. `standing` says in words how the total stands to the limit.
+    """One meter in the period.
+
+    `level` and `standing` are what the gate says to the least that may be asked for, under all caps: also where open
+    holds take what is left, or the spend cap is reached (`(spend)`). Of a level it is the present level that is asked.
 
     `adds_up` says that totals of parts of the period add up to it, so that a rate and the time to a cap mean something.
     """
@@ -276,11 +279,12 @@ class MeterUsage(msgspec.Struct, frozen=True):
     limit: LimitBody
     thresholds: list[ThresholdBody]
     overridden: Annotated[bool, Meta(description="The customer has a limit that is not the plan's.")]
-    remaining: Number | None
+    remaining: Annotated[Number | None, Meta(description="What is left of the cap, beside what is held.")]
     share: Annotated[Number | None, Meta(description="Percent of the limit, cut off to a whole number.")]
     level: Literal["free", "noted", "overage", "over", "grace", "denied"]
     standing: str
     bill: Annotated[Number, Meta(description="What the overage costs so far.")]
+    reserved: Annotated[Number, Meta(description="What open holds hold.")]
 
 
 class Bucket(msgspec.Struct, frozen=True):
@@ -299,7 +303,7 @@ class PeriodBody(msgspec.Struct, frozen=True):
 class SpendBody(msgspec.Struct, frozen=True):
     cap: Number
     on_cap: Literal["block", "allow", "warn"]
-    remaining: Number
+    remaining: Annotated[Number, Meta(description="What is left of the cap, beside what is held.")]
 
 
 class UnmeteredBody(msgspec.Struct, frozen=True):

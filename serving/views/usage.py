@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from tidegate.operators.model.ports import StoredTotal, StoreReader
+from tidegate.operators.model.ports import Held, StoredTotal, StoreReader
 from tidegate.operators.model.records import Total
 from tidegate.serving.views.balance import summed
 
@@ -57,7 +57,9 @@ class Tail:
 
 @dataclass
 class Usage:
-    """Totals of the period that holds now, or else of the latest; counters, alerts and dead letters; as of `refresh`.
+    """Totals of the period that holds now, or else of the latest, holds, counters, alerts and dead letters.
+
+    All are as of `refresh`.
 
     Totals come as they change, counters about once a second: events in totals may not be counted yet.
     """
@@ -66,6 +68,7 @@ class Usage:
     alerts_file: Path
     dead_letters_file: Path
     totals: dict[str, dict[str, Total]] = field(default_factory=dict)
+    held: dict[str, Held] = field(default_factory=dict)
     sums: dict[str, int] = field(default_factory=lambda: summed(()))
     alerts: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=RECENT))
     alert_kinds: Tally[str] = field(default_factory=Tally)
@@ -83,6 +86,8 @@ class Usage:
     def refresh(self, now: int) -> None:
         """Reads what has changed by `now` (µs since the epoch)."""
         changes = self.reader.changes(self._seq)
+        # Before the totals, so that no usage is in neither.
+        self.held = self.reader.read_held(now)
         if changes.complete:
             self._take(
                 (stored for customer in changes.customers for stored in self.reader.read(customer)), now

@@ -18,6 +18,7 @@ from tidegate.serving.http.readers.usage import usage_body
 from tidegate.serving.http.schemas import UsageBody, exact
 from tidegate.serving.http.serialization import bodies, decision_body
 from tidegate.serving.views.formatting import grouped, moment
+from tidegate.serving.views.limit_status import read_account
 from tidegate.settings.catalog.versions import Catalogs
 from tidegate.settings.settings import load_settings
 
@@ -78,11 +79,13 @@ def usage(
     now = wall_clock()
     with closing(address.open_control()) as log, closing(address.open_reader()) as reader:
         catalogs = Catalogs(log)
+        stored, held = read_account(reader, customer, now)
         body = usage_body(
             catalogs.current,
             catalogs.newest,
             customer,
-            reader.read(customer),
+            stored,
+            held,
             bodies(reader.notes("alert", customer, ALERTS_SHOWN)),
             read_unmetered(reader, customer, ALERTS_SHOWN),
             now=now,

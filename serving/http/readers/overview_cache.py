@@ -1,7 +1,8 @@
 """All customers at a glance: who sends most, who is near a limit, how fast, and how it stands with the books.
 
 It is brought up to date when somebody looks, at most once a second, from the store's feed: what has not changed is not
-read again. Of each customer a row is kept, of the newest period that has begun; of CUSTOMERS_MAX of them.
+read again, unless a hold has expired or a period has ended. Of each customer a row is kept, of the newest period that
+has begun; of CUSTOMERS_MAX of them.
 """
 
 import asyncio
@@ -14,8 +15,9 @@ from heapq import nlargest
 from itertools import groupby
 from typing import Final, NamedTuple
 
+from tidegate.operators.gate.customer_limits import Bounds
 from tidegate.operators.model.catalog import Catalog
-from tidegate.operators.model.ports import StoredTotal, StoreReader
+from tidegate.operators.model.ports import Held, StoredTotal, StoreReader
 from tidegate.operators.model.records import Total
 from tidegate.serving.gate.freshness import Freshness
 from tidegate.serving.http.readers.dead_letter_counts import Letters
@@ -24,12 +26,12 @@ from tidegate.serving.http.readers.processes import Processes
 from tidegate.serving.http.readers.store_executor import Desk
 from tidegate.serving.http.readers.store_follower import Live
 from tidegate.serving.http.readers.unmetered import read_unmetered
-from tidegate.serving.http.readers.usage import LEVELS, period
+from tidegate.serving.http.readers.usage import LEVELS
 from tidegate.serving.http.schemas import FlowBody, OverviewBody, ProcessBody, Standing, UnmeteredBody, exact
 from tidegate.serving.http.serialization import bodies, flow_body, maybe, when
 from tidegate.serving.views.balance import summed, unbalanced
 from tidegate.serving.views.formatting import US, instant
-from tidegate.serving.views.limit_status import Level, bill, worst
+from tidegate.serving.views.limit_status import Level, bill, view_of, worst_status
 from tidegate.settings.serving import ServingSettings
 
 CUSTOMERS_MAX: Final = 200_000
@@ -37,11 +39,13 @@ SHOWN: Final = 20
 NOTES_SHOWN: Final = 20
 CAUSES_SHOWN: Final = 20
 EVERY_S: Final = 1.0
+# More than so many customers to read are read by one pass over all.
+SINGLY_MAX: Final = 5_000
 RATE_OVER_US: Final = 10 * US
 
 
 class Row(NamedTuple):
-    """A customer as of `at` (µs). `events` are those in the present period.
+    """A customer as of `at` (µs); it is right until `until` (µs). `events` are those in the present period.
 
     `marks` are two earlier readings, times and events, the first about RATE_OVER_US ago: the rate is from there on.
     """
@@ -56,6 +60,7 @@ class Row(NamedTuple):
     events: int
     bill: Decimal
     at: int
+    until: int
     marks: tuple[tuple[int, int], tuple[int, int]]
 
 
@@ -72,7 +77,7 @@ class Board:
         self._settings, self._clock, self._decided = settings, clock, decided
         self._letters = Letters(settings)
         self._rows: dict[str, Row] = {}
-        self._seq, self._number = 0, -1
+        self._seq, self._bounds = 0, Bounds(Catalog(), -1)
         self._moments: deque[tuple[int, int]] = deque()
         self._as_of = self._written_at = self._wrote_at = 0
         self._unmetered: list[UnmeteredBody] = []
@@ -84,17 +89,22 @@ class Board:
         """As of now, under this catalog."""
         now = self._clock()
         changes = reader.changes(self._seq)
-        if changes.complete and number == self._number and self._seq:
-            for customer in changes.customers:
-                if customer:
-                    self._take(catalog, customer, reader.read(customer, now), now)
-        else:
+        is_all = not (changes.complete and number == self._bounds.number and self._seq)
+        if number != self._bounds.number:
+            self._bounds = Bounds(catalog, number)
+        whose = {row.customer for row in self._rows.values() if row.until <= now} | changes.customers - {""}
+        if is_all or len(whose) > SINGLY_MAX:
+            held = reader.read_held(now)
             for customer, stored in groupby(reader.totals(), lambda one: one.total.customer):
-                self._take(catalog, customer, stored, now)
+                self._take(catalog, customer, stored, held.get(customer), now)
+        else:
+            held = reader.read_held(now, whose) if whose else {}
+            for customer in whose:
+                self._take(catalog, customer, reader.read(customer, now), held.get(customer), now)
         # Notes that are nobody's announce themselves under the empty name.
         if not changes.complete or "" in changes.customers or not self._seq:
             self._unmetered = read_unmetered(reader, None, CAUSES_SHOWN)
-        self._seq, self._number = changes.seq, number
+        self._seq = changes.seq
         sums = summed(reader.counters())
         flow = self._flow(reader)
         rate = self._rate(now, sums["events"])
@@ -131,11 +141,14 @@ class Board:
         most = self._settings.max_lag // timedelta(microseconds=1)
         return flow_body(self._freshness.state(now, most))
 
-    def _take(self, catalog: Catalog, customer: str, stored: Iterable[StoredTotal], now: int) -> None:
+    def _take(
+        self, catalog: Catalog, customer: str, stored: Iterable[StoredTotal], held: Held | None, now: int
+    ) -> None:
         before = self._rows.get(customer)
         if before is None and len(self._rows) >= CUSTOMERS_MAX:
             return
-        start, _ = period(catalog, customer, now)
+        own = self._bounds.of(customer)
+        start, _ = own.period(now)
         current = {}
         for one in stored:
             self._wrote_at = max(self._wrote_at, one.written_at)
@@ -143,24 +156,21 @@ class Board:
                 self._as_of, self._written_at = one.total.as_of, one.written_at
             if one.total.window == "period" and one.total.start == start:
                 current[one.total.meter] = one.total
-        totals = {meter: Decimal(total.total) for meter, total in current.items()}
+        view = view_of(own, current, held, now)
         events = _events(catalog, current)
-
-        def total_of(_: str, meter: str) -> Decimal:
-            return totals.get(meter, Decimal(0))
-
-        stands = worst(catalog, customer, total_of)
+        status = worst_status(view)
         self._rows[customer] = Row(
             customer,
             catalog.plan_of(customer).name,
-            stands.meter,
-            stands.total,
-            stands.share,
-            stands.level,
-            stands.words,
+            status.meter,
+            status.total,
+            status.share,
+            status.level,
+            status.words,
             events,
-            bill(catalog, customer, total_of),
+            bill(view),
             now,
+            view.until,
             _marks(before, now, events),
         )
 

@@ -1,14 +1,17 @@
-"""A customer's usage as the service tells it: totals, standing, bill and buckets, worked out from what is stored."""
+"""A customer's usage as the service answers it: totals, limit status, bill and buckets, from what is stored."""
 
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from typing import Any, Final
 
-from tidegate.operators.gate.overage import EXACT, add_up, left_of, live_bill
+from tidegate.operators.columns.quantity import decimal
+from tidegate.operators.gate.customer_limits import Bounds
+from tidegate.operators.gate.decision import View
+from tidegate.operators.gate.overage import EXACT, live_bill
 from tidegate.operators.model.aggregates import AGGREGATES
 from tidegate.operators.model.catalog import Catalog, Limit, Meter
 from tidegate.operators.model.periods import DAY, HOUR, NEVER_END, period_of
-from tidegate.operators.model.ports import StoredTotal
+from tidegate.operators.model.ports import Held, StoredTotal
 from tidegate.operators.model.records import Total, Window
 from tidegate.serving.http.schemas import (
     Bucket,
@@ -22,10 +25,16 @@ from tidegate.serving.http.schemas import (
 )
 from tidegate.serving.http.serialization import label, limit_body, maybe, when
 from tidegate.serving.views.formatting import instant
-from tidegate.serving.views.limit_status import Level, standing
+from tidegate.serving.views.limit_status import (
+    Level,
+    bill,
+    current_totals,
+    limit_status,
+    remaining,
+    view_of,
+)
 
 BUCKETS_MAX: Final = 20_000
-NONE: Final = Decimal(0)
 
 
 def period(catalog: Catalog, customer: str, at: int) -> tuple[int, int]:
@@ -38,6 +47,7 @@ def usage_body(
     number: int,
     customer: str,
     stored: Sequence[StoredTotal],
+    held: Held | None,
     alerts: list[dict[str, Any]],
     unmetered: Sequence[UnmeteredBody] = (),
     *,
@@ -46,14 +56,16 @@ def usage_body(
     hours: int,
     days: int,
 ) -> UsageBody:
-    """The usage in the period that holds `at`, and buckets of so many hours and days before `now`; all in µs."""
-    start, end = period(catalog, customer, at)
-    current = {
-        one.total.meter: one for one in stored if one.total.window == "period" and one.total.start == start
-    }
-    meters = [_meter(catalog, customer, meter, current.get(meter.name)) for meter in catalog.meters]
-    bill = add_up(Decimal(meter.bill) for meter in meters)
-    spend = catalog.spend_cap_of(customer)
+    """Return the usage in the period that holds `at`, and buckets of so many hours and days before `now`; all in µs.
+
+    `held` is what is held at `now`, of which a period that has ended has nothing.
+    """
+    own = Bounds(catalog, number).of(customer)
+    start, end = own.period(at)
+    current = current_totals(stored, start)
+    totals = {meter: one.total for meter, one in current.items()}
+    view = view_of(own, totals, held if start <= now < end else None, at)
+    meters = [_meter(catalog, view, meter, current.get(meter.name)) for meter in catalog.meters]
     return UsageBody(
         customer,
         catalog.plan_of(customer).name,
@@ -62,10 +74,8 @@ def usage_body(
         number,
         period_body(start, end),
         meters,
-        exact(bill),
-        SpendBody(exact(spend.cap), spend.on_cap, exact(left_of(spend.cap, bill)))
-        if spend and spend.cap is not None
-        else None,
+        exact(bill(view)),
+        _spend(view),
         _buckets(stored, "hour", now - hours * HOUR, now),
         _buckets(stored, "day", now - days * DAY, now),
         alerts,
@@ -77,11 +87,21 @@ def period_body(start: int, end: int) -> PeriodBody:
     return PeriodBody(instant(start), None if end == NEVER_END else instant(end))
 
 
-def _meter(catalog: Catalog, customer: str, meter: Meter, found: StoredTotal | None) -> MeterUsage:
-    limit = catalog.limit_of(customer, meter.name)
-    known = catalog.customers.get(customer)
-    total = Decimal(found.total.total) if found else NONE
-    stands = standing(meter.name, limit, total, meter.kind)
+def _spend(view: View) -> SpendBody | None:
+    spend = view.own.spend
+    if spend is None or spend.cap is None:
+        return None
+    # Asked for nothing, the gate says how much of the spend cap is left.
+    left = view.decide({}).remaining
+    assert left is not None
+    return SpendBody(exact(spend.cap), spend.on_cap, exact(left))
+
+
+def _meter(catalog: Catalog, view: View, meter: Meter, found: StoredTotal | None) -> MeterUsage:
+    limit = view.own.limits[meter.name]
+    known = catalog.customers.get(view.own.customer)
+    status = limit_status(view, meter.name)
+    total = status.total
     record: Total | None = found.total if found else None
     return MeterUsage(
         meter.name,
@@ -99,11 +119,12 @@ def _meter(catalog: Catalog, customer: str, meter: Meter, found: StoredTotal | N
         limit_body(limit),
         _thresholds(limit, total),
         bool(known and meter.name in known.limits),
-        maybe(left_of(limit.cap, total)) if limit.cap is not None else None,
-        maybe(stands.share),
-        LEVELS[stands.level],
-        stands.words,
+        maybe(remaining(view, meter.name)),
+        maybe(status.share),
+        LEVELS[status.level],
+        status.words,
         exact(live_bill(limit, total)),
+        exact(decimal(view.account.held.get(meter.name, 0))),
     )
 
 

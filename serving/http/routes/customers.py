@@ -11,6 +11,7 @@ from tidegate.serving.http.schemas import CustomerPath, UsageBody, UsageQuery
 from tidegate.serving.http.serialization import asked_at, bodies, json
 from tidegate.serving.http.state import Service
 from tidegate.serving.views.formatting import US
+from tidegate.serving.views.limit_status import read_account
 
 ALERTS_SHOWN = 20
 CAUSES_SHOWN = 20
@@ -26,9 +27,9 @@ async def usage_of(service: Service, customer: str, query: UsageQuery) -> UsageB
         raise Problem(503, "unavailable", service.live.problem, headers={"retry-after": "1"})
     now = service.clock()
     at = now if query.at is UNSET else asked_at(query.at)
-    stored, notes, unmetered = await service.reader.ask(
+    (stored, held), notes, unmetered = await service.reader.ask(
         lambda reader: (
-            reader.read(customer),
+            read_account(reader, customer, now),
             reader.notes("alert", customer, ALERTS_SHOWN),
             read_unmetered(reader, customer, CAUSES_SHOWN),
         )
@@ -38,6 +39,7 @@ async def usage_of(service: Service, customer: str, query: UsageQuery) -> UsageB
         service.live.number,
         customer,
         stored,
+        held,
         bodies(notes),
         unmetered,
         now=now,

@@ -31,10 +31,12 @@ from tidegate.operators.model.ports import (
     Account,
     ControlLog,
     Feed,
+    Held,
     Hold,
     Holds,
     Scope,
     Settled,
+    StoreReader,
     StoreWriter,
     Used,
 )
@@ -57,6 +59,7 @@ class Place(Protocol):
     """Where a store is; picklable, as other processes open it too."""
 
     def open_writer(self) -> StoreWriter: ...
+    def open_reader(self) -> StoreReader: ...
     def open_holds(self) -> Holds: ...
     def open_control(self) -> ControlLog: ...
 
@@ -124,6 +127,7 @@ class Story(RuleBasedStateMachine):
         self.writes: list[tuple[list[Total], Settled, list[tuple[str, str, str]]]] = []
         self.holds, self.writer = self.place.open_holds(), self.place.open_writer()
         self.writer.write([], [])
+        self.reader = self.place.open_reader()
 
     # What applications do
 
@@ -239,6 +243,17 @@ class Story(RuleBasedStateMachine):
             self.same(customer, self.account(customer))
 
     @invariant()
+    def readers_see_what_is_held(self) -> None:
+        """Pages show what gates decide by."""
+        accounts = {customer: self.account(customer) for customer in "ab"}
+        held = {
+            customer: Held(account.held, account.next_expiry)
+            for customer, account in accounts.items()
+            if account.next_expiry is not None
+        }
+        assert self.reader.read_held(self.now) == self.reader.read_held(self.now, ["a", "b", "c"]) == held
+
+    @invariant()
     def no_cap_is_exceeded(self) -> None:
         """Used and held stay within the cap, but for what was used without or beyond a hold."""
         for customer in "ab":
@@ -257,6 +272,7 @@ class Story(RuleBasedStateMachine):
                 assert self.holds.reserve(hold, CEILINGS, SCOPE, self.now).outcome == "held"
         self.holds.close()
         self.writer.close()
+        self.reader.close()
         self.stack.close()
 
     # How
@@ -483,6 +499,20 @@ class HoldsContract(ABC):
             # By itself, and not because another reserve tidied up before.
             assert reserve(holds, "b", "1", calls=8) == "held"
             assert reserve(holds, "b", "1", NOW + LIFE, calls=9) == "held"
+
+    def test_readers_leave_out_what_has_expired(self) -> None:
+        """Also beside a hold of the same customer that is still open, and before anybody sweeps."""
+        with (
+            self.fresh() as place,
+            closing(place.open_reader()) as reader,
+            closing(place.open_holds()) as holds,
+        ):
+            for id, until in (("short", NOW + SECOND), ("long", NOW + LIFE)):
+                assert holds.reserve(hold_of("a", id, until, calls=2), {}, SCOPE, NOW).outcome == "held"
+            assert reader.read_held(NOW) == {"a": Held({"calls": 4 * SCALE}, NOW + SECOND)}
+            later = {"a": Held({"calls": 2 * SCALE}, NOW + LIFE)}
+            assert reader.read_held(NOW + SECOND) == reader.read_held(NOW + SECOND, ["a"]) == later
+            assert reader.read_held(NOW + LIFE) == reader.read_held(NOW + LIFE, ["a"]) == {}
 
     def test_a_commit_counts_for_as_long_as_it_says_and_never_shorter_than_its_hold(self) -> None:
         """The flow may be behind: what was used must count until its event comes."""

@@ -37,6 +37,9 @@ class FilePlace:
     def open_writer(self) -> SqliteWriter:
         return SqliteWriter(self.path)
 
+    def open_reader(self) -> SqliteReader:
+        return SqliteReader(self.path)
+
     def open_holds(self) -> SqliteHolds:
         return SqliteHolds(self.path)
 

@@ -43,7 +43,9 @@ def test_the_usage_of_any_total_is_exact(
     percent = Decimal(parts).scaleb(-12)
     limit = Limit(cap=cap, thresholds=(Threshold(percent=percent),), tiers=(Tier(None, price),))
     catalog = catalog_of(limit, spend)
-    sent = usage_body(catalog, 1, "acme", [stored(catalog, total)], [], [], now=NOW, at=NOW, hours=1, days=1)
+    sent = usage_body(
+        catalog, 1, "acme", [stored(catalog, total)], None, [], [], now=NOW, at=NOW, hours=1, days=1
+    )
     body = msgspec.json.decode(msgspec.json.encode(sent))
     (meter,) = body["meters"]
     exact = Fraction(total, SCALE)

@@ -1,15 +1,40 @@
+from collections.abc import Mapping
 from decimal import Decimal
 from fractions import Fraction
 
 import pytest
 
+from tidegate.operators.gate.customer_limits import Bounds
+from tidegate.operators.gate.decision import View
 from tidegate.operators.model.aggregates import Kind
 from tidegate.operators.model.catalog import Catalog, Limit, Meter, Plan, Threshold, Tier
-from tidegate.serving.views.limit_status import Level, bill, standing, worst
+from tidegate.operators.model.ports import Held
+from tidegate.operators.model.records import Total
+from tidegate.serving.views.limit_status import Level, LimitStatus, bill, limit_status, view_of, worst_status
 from tidegate.settings.catalog.file import parse_catalog
 
 HALF = Threshold(percent=Decimal(50))
 CAPPED = Limit(included=Decimal(60), cap=Decimal(100), grace_pct=Decimal(10), thresholds=(HALF,))
+
+NOW = 10**15
+
+
+def account(
+    catalog: Catalog, used: Mapping[str, Decimal], held: Held | None = None, customer: str = "anyone"
+) -> View:
+    own = Bounds(catalog, 1).of(customer)
+    start, end = own.period(NOW)
+    totals = {
+        meter: Total(customer, "period", meter, start, end, f"{total:f}", 1, 1, NOW, 0, 0, 0, True)
+        for meter, total in used.items()
+    }
+    return view_of(own, totals, held, NOW)
+
+
+def status(meter: str, limit: Limit, total: Decimal, kind: Kind) -> LimitStatus:
+    """The limit status where this is the only limit, and nothing is held."""
+    catalog = Catalog((Meter(meter, "e", kind, "n"),), {"p": Plan("p", limits={meter: limit})}, {}, "p")
+    return limit_status(account(catalog, {meter: total}), meter)
 
 
 @pytest.mark.parametrize(
@@ -31,7 +56,7 @@ CAPPED = Limit(included=Decimal(60), cap=Decimal(100), grace_pct=Decimal(10), th
     ],
 )
 def test_levels(limit: Limit, total: int, level: Level, words: str) -> None:
-    found = standing("tokens", limit, Decimal(total), "sum")
+    found = status("tokens", limit, Decimal(total), "sum")
     assert (found.level, found.words) == (level, words)
 
 
@@ -48,18 +73,18 @@ def test_levels(limit: Limit, total: int, level: Level, words: str) -> None:
 )
 def test_who_can_still_use_a_fraction_is_not_denied(kind: Kind, cap: str, total: str, words: str) -> None:
     """What adds up fractions lets pass what is left; what counts lets pass whole ones only."""
-    assert standing("gpu", Limit(cap=Decimal(cap)), Decimal(total), kind).words == words
+    assert status("gpu", Limit(cap=Decimal(cap)), Decimal(total), kind).words == words
 
 
 def test_half_of_nothing_is_not_used_up() -> None:
     limit = Limit(included=Decimal(0), on_cap="allow", thresholds=(Threshold(percent=Decimal(50)),))
-    assert standing("gpu", limit, Decimal(0), "sum").words == "ok"
+    assert status("gpu", limit, Decimal(0), "sum").words == "ok"
 
 
 def test_a_share_is_cut_off_so_that_100_percent_means_reached() -> None:
-    assert standing("tokens", CAPPED, Decimal("99.9"), "sum").share == 99
-    assert standing("tokens", Limit(cap=Decimal(0)), Decimal(0), "sum").share == 100
-    assert standing("tokens", Limit(), Decimal(5), "sum").share is None
+    assert status("tokens", CAPPED, Decimal("99.9"), "sum").share == 99
+    assert status("tokens", Limit(cap=Decimal(0)), Decimal(0), "sum").share == 100
+    assert status("tokens", Limit(), Decimal(5), "sum").share is None
 
 
 def test_the_worst_meter_speaks_for_the_customer_and_levels_do_not_count() -> None:
@@ -76,11 +101,11 @@ def test_the_worst_meter_speaks_for_the_customer_and_levels_do_not_count() -> No
     }
     catalog = Catalog(meters, {"free": Plan("free", limits=limits)}, {}, "free")
     used = {"calls": Decimal(2), "tokens": Decimal(8), "seats": Decimal(1)}
-    found = worst(catalog, "anyone", lambda _, meter: used[meter])
+    found = worst_status(account(catalog, used))
     assert (found.meter, found.level) == ("tokens", Level.OVERAGE)
-    assert bill(catalog, "anyone", lambda _, meter: used[meter]) == Decimal("1.5")
+    assert bill(account(catalog, used)) == Decimal("1.5")
     used["calls"] = Decimal(10)
-    assert worst(catalog, "anyone", lambda _, meter: used[meter]).meter == "calls"
+    assert worst_status(account(catalog, used)).meter == "calls"
 
 
 TINY, LARGE = Decimal("0.000000000001"), Decimal("1" + "0" * 30)
@@ -91,7 +116,7 @@ ALMOST = Decimal("9" * 30 + "." + "9" * 24)
 @pytest.mark.parametrize("cap", [TINY, Decimal(10**15) - TINY])
 def test_no_cap_is_too_small_and_no_total_too_large(total: Decimal, cap: Decimal) -> None:
     limit = Limit(cap=cap, included=cap, thresholds=(Threshold(percent=Decimal("99.999999999999")),))
-    found = standing("tokens", limit, total, "sum")
+    found = status("tokens", limit, total, "sum")
     assert found.share is not None
     assert found.share == int(Fraction(total) * 100 / Fraction(cap))
     assert total < cap or found.level == Level.DENIED
@@ -103,7 +128,7 @@ def test_bills_add_up_to_the_last_digit() -> None:
     limit = Limit(tiers=(Tier(None, Decimal("123456.789012345678")),))
     catalog = Catalog(meters, {"p": Plan("p", limits={meter.name: limit for meter in meters})}, {}, "p")
     total = Decimal("999999999999999999999.000000000000000000000001")
-    found = bill(catalog, "anyone", lambda *_: total)
+    found = bill(account(catalog, dict.fromkeys(("m0", "m1", "m2"), total)))
     assert Fraction(found) == 3 * Fraction(total) * Fraction("123456.789012345678")
 
 
@@ -123,5 +148,5 @@ def test_customers_are_listed_by_meters_of_every_kind(kind: str, total: int, wor
         f"meters:\n  - {{name: users, event_name: e, aggregation: {{type: {kind}, key: u}}}}\n"
         "default_plan: p\nplans: {p: {limits: {users: {cap: 3}}}}\n"
     )
-    found = worst(catalog, "acme", lambda customer, meter: Decimal(total))
+    found = worst_status(account(catalog, {"users": Decimal(total)}, customer="acme"))
     assert (found.meter, found.words) == ("users", words)

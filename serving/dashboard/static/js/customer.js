@@ -171,6 +171,7 @@ export class CustomerPage {
     const rate = this.pace.rate(one.meter, this.now, this.hours, Date.parse(one.as_of));
     if (one.remaining !== null) {
       yield fact("Left", number(one.remaining));
+      if (Number(one.reserved) > 0) yield fact("Held", number(one.reserved));
       if (isUsedUp(one)) yield fact("To the cap", toCap(one, rate, usage, this.now));
     }
     if (one.limit.included !== null && one.limit.cap !== null) yield fact("Included", number(one.limit.included));
