@@ -30,8 +30,8 @@ from redis.crc import key_slot
 
 from tidegate.operators.columns.quantity import SCALE, scaled
 from tidegate.operators.events.keys import shard_of
-from tidegate.operators.metering.totals import Part
-from tidegate.operators.metering.windows import WINDOW_NAMES, key_of, place_of, start_of, window_of
+from tidegate.operators.metering.totals import ShardTotals
+from tidegate.operators.metering.windows import WINDOW_NAMES, key_of, replace_key, start_of, window_of
 from tidegate.operators.model.ports import StoredTotal, Used
 from tidegate.operators.model.records import Total, Window
 
@@ -111,10 +111,10 @@ def field_of(window: Window, start: int, meter: str) -> str:
     return f"{window[0]}{start}u {meter}" if rest else f"{window[0]}{minutes} {meter}"
 
 
-def fields_of(part: Part) -> list[str]:
+def fields_of(part: ShardTotals) -> list[str]:
     """The names of a part's rows."""
     # There are many rows of few windows and meters.
-    known, at = np.unique(place_of(part.place, part.meter), return_inverse=True)
+    known, at = np.unique(replace_key(part.place, part.meter), return_inverse=True)
     columns = window_of(known).tolist(), start_of(known).tolist(), key_of(known).tolist()
     names = [
         field_of(WINDOW_NAMES[window], start, part.meters[meter])
@@ -123,12 +123,12 @@ def fields_of(part: Part) -> list[str]:
     return [names[row] for row in at.tolist()]
 
 
-def rows_of(part: Part, written_at: int) -> list[bytes]:
+def rows_of(part: ShardTotals, written_at: int) -> list[bytes]:
     """A part's rows without their names."""
     start, everything = start_of(part.place), slice(0, len(part.place))
     columns = (part.end - start, part.events, part.as_of - start, written_at - start)
     times = list(zip(*(column.tolist() for column in columns), strict=True))
-    amounts, versions, steady = part.amounts(everything), part.version.tolist(), part.steady.tolist()
+    amounts, versions, steady = part.list_amounts(everything), part.version.tolist(), part.steady.tolist()
     rows = [
         (b"%ds%d " if is_steady else b"%du%d ") % (version, amount) + _pack(time)
         if amount.__class__ is int
@@ -138,7 +138,7 @@ def rows_of(part: Part, written_at: int) -> list[bytes]:
     rare = {*np.flatnonzero(part.late | part.corrected).tolist(), *part.apart}
     rare.update(row for row, amount in enumerate(amounts) if amount.__class__ is not int)
     if rare:
-        adjustments = part.adjustments(everything)
+        adjustments = part.list_adjustments(everything)
         for row in rare:
             odd = int(part.late[row]), int(part.corrected[row]), adjustments[row]
             rows[row] = _row(versions[row], steady[row], amounts[row], times[row], odd)

@@ -17,7 +17,7 @@ import msgspec
 from tidegate.connectors.redis.client import Command, Redis
 from tidegate.connectors.redis.key_layout import BUCKETS, SCHEMA, Keys, slot_of
 from tidegate.connectors.redis.scripts.common import BEGIN, DONE, MARK, UNMARK
-from tidegate.operators.metering.republish import RESEND, resent
+from tidegate.operators.metering.republish import REPUBLISH_KIND, read_republished
 from tidegate.operators.model.ports import Note, Resend, StoreError
 
 _BEFORE, _BEHIND = msgspec.json.encode(Resend(id="\t")).split(b"\\t")
@@ -78,10 +78,10 @@ class Rebuilds:
     def report(self, notes: Iterable[Note]) -> None:
         """Takes what shards say about being done; after the last one, readers may come back."""
         for note in notes:
-            if note.kind == RESEND:
-                done = DONE.call(self._slot, self._names[:2], *resent(note))
+            if note.kind == REPUBLISH_KIND:
+                done = DONE.call(self._slot, self._names[:2], *read_republished(note))
                 if self._redis.run([done]) == [1]:
-                    self._unmark(resent(note)[0])
+                    self._unmark(read_republished(note)[0])
 
     def _unmark(self, rebuild: str) -> None:
         commands = [UNMARK.call(slot_of(b), [self._keys.state(b)], rebuild) for b in range(BUCKETS)]

@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 from tidegate.connectors.redis.key_layout import Keys, bucket_of, field_of, fields_of, row_of, rows_of
-from tidegate.operators.metering.totals import Part, Totals
+from tidegate.operators.metering.totals import ShardTotals, Totals
 from tidegate.operators.metering.windows import PERIOD_WINDOW, key_of, window_of
 from tidegate.operators.model.ports import Settled
 from tidegate.operators.model.records import Total
@@ -78,7 +78,7 @@ def batches_of(totals: Sequence[Total], told: Iterable[str], now: int) -> Iterat
     yield from _grouped((name, Rows()) for name in told)
 
 
-def _of_part(part: Part, now: int) -> Iterator[tuple[str, Rows]]:
+def _of_part(part: ShardTotals, now: int) -> Iterator[tuple[str, Rows]]:
     """A part's rows by customer. Those of a customer stand side by side, the periods behind the charts."""
     customer = key_of(part.place)
     is_period = window_of(part.place) == PERIOD_WINDOW

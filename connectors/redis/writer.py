@@ -38,7 +38,7 @@ from tidegate.connectors.redis.scripts.write import COUNT, WRITE
 from tidegate.connectors.redis.servers import Servers
 from tidegate.connectors.redis.write_batches import Batch, Rows, Waiting, batches_of
 from tidegate.connectors.redis.write_numbers import Numbers
-from tidegate.operators.metering.republish import RESEND
+from tidegate.operators.metering.republish import REPUBLISH_KIND
 from tidegate.operators.model.freshness import Heartbeat
 from tidegate.operators.model.ports import Note, Settled, StoreError
 from tidegate.operators.model.records import Counter, Total
@@ -96,7 +96,9 @@ class RedisWriter:
         """Stores what is newer. Best in few large calls, of one or few shards each."""
         now = self._clock()
         told = (
-            [note.customer for note in self._notes.write(notes, now) if note.kind != RESEND] if notes else []
+            [note.customer for note in self._notes.write(notes, now) if note.kind != REPUBLISH_KIND]
+            if notes
+            else []
         )
         # Where there are no totals to tell whose events they are, all buckets are asked for holds.
         everywhere = [Batch(bucket) for bucket in range(BUCKETS)] if settled and not totals else []

@@ -22,7 +22,7 @@ import numpy as np
 
 from tidegate.connectors.sqlite.database import BUCKETS, KEY, PACKED
 from tidegate.operators.events.keys import shard_of
-from tidegate.operators.metering.totals import Part, Totals
+from tidegate.operators.metering.totals import ShardTotals, Totals
 from tidegate.operators.metering.windows import key_of, start_of
 from tidegate.operators.model.ports import StoredTotal
 from tidegate.operators.model.records import Total, is_after
@@ -92,15 +92,15 @@ def read_all(db: sqlite3.Connection) -> Iterator[StoredTotal]:
         yield from _taken_apart(rows)
 
 
-def _in_buckets(part: Part) -> Iterator[tuple[int, Part]]:
+def _in_buckets(part: ShardTotals) -> Iterator[tuple[int, ShardTotals]]:
     """The part, taken apart for the tables; that of one shard mostly is all of one table."""
     buckets = np.array([shard_of(name, BUCKETS) for name in part.names])
     for bucket in np.unique(buckets).tolist():
         own = buckets == bucket
-        yield bucket, part if own.all() else part.of(np.flatnonzero(own[key_of(part.place)]))
+        yield bucket, part if own.all() else part.select(np.flatnonzero(own[key_of(part.place)]))
 
 
-def _packed(part: Part) -> Iterator[tuple[str, str, int, str]]:
+def _packed(part: ShardTotals) -> Iterator[tuple[str, str, int, str]]:
     """Customer, window, start and body of each row."""
     place = part.place
     cuts = np.concatenate(([0], np.flatnonzero(place[1:] != place[:-1]) + 1, [len(place)]))
@@ -109,21 +109,23 @@ def _packed(part: Part) -> Iterator[tuple[str, str, int, str]]:
         first = bounds[:-1]
         entries = _entries(part, slice(int(bounds[0]), int(bounds[-1])))
         bodies = [_encode(entries[i:j]).decode() for i, j in pairwise((bounds - bounds[0]).tolist())]
-        yield from zip(part.customers(first), part.windows(first), part.starts(first), bodies, strict=True)
+        yield from zip(
+            part.list_customers(first), part.list_windows(first), part.list_starts(first), bodies, strict=True
+        )
 
 
-def _entries(part: Part, rows: slice) -> list[Entry]:
+def _entries(part: ShardTotals, rows: slice) -> list[Entry]:
     """The entries of neighbouring rows of a part."""
     meters, version = part.meters, part.version[rows]
     start = start_of(part.place[rows])
     columns = (part.end[rows] - start, version, part.as_of[rows] - start)
     end, versions, as_of = (column.tolist() for column in columns)
     names = [meters[meter] for meter in part.meter[rows].tolist()]
-    entries: list[Entry] = list(zip(names, end, part.amounts(rows), versions, as_of, strict=True))
+    entries: list[Entry] = list(zip(names, end, part.list_amounts(rows), versions, as_of, strict=True))
     counts = part.events[rows], part.late[rows], part.corrected[rows]
     odd = np.flatnonzero((counts[0] != version) | counts[1] | counts[2] | ~part.steady[rows])
     if len(odd):
-        adjustments = part.adjustments(rows)
+        adjustments = part.list_adjustments(rows)
         rests = zip(*(count[odd].tolist() for count in (*counts, part.steady[rows])), strict=True)
         for i, (events, late, corrected, steady) in zip(odd.tolist(), rests, strict=True):
             entries[i] = (*entries[i], events, late, corrected, adjustments[i], steady)

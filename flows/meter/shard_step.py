@@ -18,8 +18,8 @@ from tidegate.flows.runtime.error_logging import reported
 from tidegate.flows.runtime.journal import Journal, Position
 from tidegate.flows.runtime.metrics import ShardNumbers, Telemetry
 from tidegate.operators.events.chunk import Chunk
-from tidegate.operators.metering.catalog_change import BOUNDARIES, moves_body
-from tidegate.operators.metering.republish import RESEND
+from tidegate.operators.metering.catalog_change import BOUNDARIES, render_moves
+from tidegate.operators.metering.republish import REPUBLISH_KIND
 from tidegate.operators.metering.shard import Outcome, Shard
 from tidegate.operators.metering.totals import Totals
 from tidegate.operators.model.adjustments import USED_BEFORE, fingerprint_of
@@ -105,7 +105,7 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Item], Emission, Position | None]
         self._latest = self._next + PAUSE_MAX
         telemetry.shards.add(self)
         if position is not None:
-            self._settled += self._open(position.shard, position).remembered()
+            self._settled += self._open(position.shard, position).list_identities()
             # What was changed but not yet written when the snapshot was taken is written now.
             self._pending = True
             self._counters_due = self._next
@@ -133,7 +133,7 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Item], Emission, Position | None]
                 if len(item):
                     self._happened_at = max(self._happened_at, int(item.at[-1]))
             elif isinstance(item, StreamMark):
-                shard.note(item)
+                shard.note_mark(item)
             else:
                 self._pending = True
                 alerts += self._obey(shard, item)
@@ -183,11 +183,11 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Item], Emission, Position | None]
     def snapshot(self) -> Position | None:
         assert self._shard is not None
         if self._journal is None:
-            self._shard.forget()
+            self._shard.discard_unsaved()
             return None
         began = monotonic()
         with self._telemetry.span("snapshot", shard=self._shard.index):
-            position = self._journal.append(self._shard.delta(), self._shard.files)
+            position = self._journal.append(self._shard.take_delta(), self._shard.files)
         now = monotonic()
         telemetry = self._telemetry
         telemetry.snapshot_seconds.observe(now - began)
@@ -204,8 +204,8 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Item], Emission, Position | None]
         state, identities = shard.nbytes
         return ShardNumbers(
             counts={name: n - self._resumed.get(name, 0) for name, n in list(shard.counts.items())},
-            customers=len(shard.roster.names),
-            keys=shard.roster.key_customer.size,
+            customers=len(shard.key_index.names),
+            keys=shard.key_index.key_customer.size,
             remembered=len(shard.memory),
             state_bytes=state,
             identity_bytes=identities,
@@ -238,12 +238,12 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Item], Emission, Position | None]
         # Before the shard is seen by other threads, which would take what it resumed for new events.
         self._resumed = dict(restored.counts)
         self._shard = restored
-        self._catalogs.remember(self._shard.roster.meters)
+        self._catalogs.remember(self._shard.key_index.meters)
         self._say_refused(self._shard)
         self._note_moves(self._shard)
         if position is not None and not self._journal.survived(position):
             # A power cut may have cost the store its last commits, which nothing else would write again.
-            self._shard.resend()
+            self._shard.republish()
         self._shard.write_to(str(settings.store))
         return self._shard
 
@@ -251,16 +251,16 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Item], Emission, Position | None]
         """Sees to it that chunks under this catalog can be read: they come before its news, or after the next one's."""
         if number > self._number:
             catalog = self._catalogs.get(number)
-            shard.adopt(number, catalog, self._catalogs.applied_at(number), wall_clock())
+            shard.adopt_catalog(number, catalog, self._catalogs.applied_at(number), wall_clock())
             self._number = number
             self._note_moves(shard)
-        elif number not in shard.roster.numbers:
-            shard.roster.know(number, self._catalogs.get(number))
+        elif number not in shard.key_index.meter_numbers:
+            shard.key_index.learn_catalog(number, self._catalogs.get(number))
         self._say_refused(shard)
 
     def _say_refused(self, shard: Shard) -> None:
         """Says once of each meter that this shard can't count it."""
-        for name, why in shard.roster.refused.items():
+        for name, why in shard.key_index.refused.items():
             if name not in self._refused:
                 self._refused.add(name)
                 _LOG.error("shard %d does not count what the catalog says: %s", shard.index, why)
@@ -276,11 +276,11 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Item], Emission, Position | None]
                 self._note("adjustment", id, item.customer, fields)
                 return alerts
             case Resend():
-                shard.resend()
+                shard.republish()
                 # At once, all of it: a snapshot in between would know the request as done.
                 self._next = self._counters_due = datetime.now(UTC)
                 fields = {"shard": shard.index, "shards": self._settings.shards}
-                self._note(RESEND, f"{item.id}/{shard.index}", "", fields)
+                self._note(REPUBLISH_KIND, f"{item.id}/{shard.index}", "", fields)
             case int():
                 self._meet(shard, item)
         return []
@@ -299,8 +299,8 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Item], Emission, Position | None]
 
     def _note_moves(self, shard: Shard) -> None:
         """Note which windows a catalog moved: one note per catalog version and shard."""
-        for moves in shard.moves():
-            fields = {"catalog": self._number, "shard": shard.index} | moves_body(moves)
+        for moves in shard.drain_moves():
+            fields = {"catalog": self._number, "shard": shard.index} | render_moves(moves)
             self._note(BOUNDARIES, f"{self._number}/{shard.index}", "", fields)
 
     def _note(self, kind: str, id: str, customer: str, fields: dict[str, object]) -> None:
@@ -329,7 +329,7 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Item], Emission, Position | None]
         notes: list[Note] = []
         settled: list[Settled] = []
         if due:
-            totals = shard.totals()
+            totals = shard.drain_totals()
             notes, self._notes = self._notes, notes
             settled, self._settled = self._settled, settled
             self._pending = False
@@ -340,10 +340,14 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Item], Emission, Position | None]
             if totals:
                 self._storing.expect(len(totals))
         if self._counters_due is not None and now >= self._counters_due:
-            counters = shard.counters()
-            notes += shard.unmetered.notes(shard.index, all=ended)
+            counters = shard.list_counters()
+            notes += shard.unmetered.drain_notes(shard.index, all=ended)
             self._counters_due = now + COUNTERS_EVERY if shard.unmetered.is_behind else None
-        alerts = [*shard.review(), *alerts, *chain.from_iterable(outcome.alerts for outcome in outcomes)]
+        alerts = [
+            *shard.drain_reviewed(),
+            *alerts,
+            *chain.from_iterable(outcome.alerts for outcome in outcomes),
+        ]
         told = [(alert, encode_alert(alert)) for alert in alerts]
         notes += [Note("alert", alert.id, alert.customer, alert.at, line) for alert, line in told]
         for labels, times in Tally((alert.kind, alert.state) for alert in alerts).items():

@@ -239,7 +239,7 @@ class _Writes:
             self._write(writer, together)
 
     def _write(self, writer: StoreWriter, together: list[Emission]) -> None:
-        totals = Totals(chain.from_iterable(emission.totals.taken for emission in together))
+        totals = Totals(chain.from_iterable(emission.totals.changed for emission in together))
         counters = list(chain.from_iterable(emission.counters for emission in together))
         notes = list(chain.from_iterable(emission.notes for emission in together))
         settled = list(chain.from_iterable(emission.settled for emission in together))

@@ -1,7 +1,7 @@
-"""The alerts of a shard: rule states per key and period, moved reading by reading where a level is near.
+"""The alerts of a shard: the state of each rule per key and period, advanced reading by reading where a level is near.
 
-A period's row keeps the next level's whole part (`next_up`), so that a batch of totals is compared at once and only
-those that passed a level are gone through in order of arrival.
+The row of a period holds the whole part of the next level (`next_up`). A batch of totals is therefore compared in one
+step, and only the rows that passed a level are replayed in order of arrival.
 """
 
 from bisect import bisect_left
@@ -15,8 +15,16 @@ import numpy as np
 from tidegate.operators.columns.hash_table import Table
 from tidegate.operators.columns.quantity import LIMBS, SCALE, WEIGHTS, joined, text
 from tidegate.operators.events.chunk import Ints
-from tidegate.operators.metering.key_index import Roster
-from tidegate.operators.metering.thresholds import NEVER_NEXT, Change, Rules, State, alert_id, review, step
+from tidegate.operators.metering.key_index import KeyIndex
+from tidegate.operators.metering.thresholds import (
+    NEVER_NEXT,
+    AlertRules,
+    RuleChange,
+    RuleState,
+    advance_state,
+    compute_alert_id,
+    review_state,
+)
 from tidegate.operators.metering.windows import (
     ADD,
     GREATEST,
@@ -24,45 +32,49 @@ from tidegate.operators.metering.windows import (
     Batch,
     Flags,
     Limbs,
-    Touched,
+    TouchedRows,
     key_of,
     start_of,
-    unpacked,
+    unpack_window,
 )
 from tidegate.operators.model.records import Alert
 
-Held = list[tuple[str, int, int]]
+SavedState = list[tuple[str, int, int]]
 """A state by rule name, levels that hold and alerts sent, as a snapshot keeps it."""
 
 
-class Watch:
-    """Rule states of one shard. States are kept by the window's word, which survives renumbering of rows."""
+class AlertStates:
+    """The rule states of one shard, by the packed word of the period, which stays the same when rows are renumbered."""
 
-    def __init__(self, roster: Roster, periods: Table) -> None:
-        self._roster = roster
+    def __init__(self, key_index: KeyIndex, periods: Table) -> None:
+        self._key_index = key_index
         self._periods = periods
-        self._states: dict[int, State] = {}
-        self.moved: set[int] = set()
+        self._states: dict[int, RuleState] = {}
+        self.changed_words: set[int] = set()
 
-    def begin(self, rows: Ints, keys: Ints) -> None:
-        """Sets `next_up` of new rows."""
-        rules = self._roster.key_rules.values[keys]
-        used = [self._roster.rules[number] for number in np.unique(rules).tolist()]
+    def start_periods(self, rows: Ints, keys: Ints) -> None:
+        """Set `next_up` of new rows."""
+        rules = self._key_index.key_rules.values[keys]
+        used = [self._key_index.rules[number] for number in np.unique(rules).tolist()]
         first = dict(
-            zip(np.unique(rules).tolist(), (r.next_up(r.fresh()) // SCALE for r in used), strict=True)
+            zip(
+                np.unique(rules).tolist(),
+                (r.find_next_up(r.create_state()) // SCALE for r in used),
+                strict=True,
+            )
         )
         waits = np.array([first[number] for number in rules.tolist()], np.int64)
         # Totals that may fall are always looked at, where there are levels.
-        falls = self._roster.falls[self._roster.key_meter.values[keys]]
+        falls = self._key_index.falls[self._key_index.key_meter.values[keys]]
         waits[falls & (waits < NEVER_NEXT)] = -1
         self._periods.columns["next_up"][rows] = waits
 
-    def look(self, batch: Batch, touched: Touched) -> list[Alert]:
-        """The alerts that a batch sets off, in order of arrival."""
+    def apply_batch(self, batch: Batch, touched: TouchedRows) -> list[Alert]:
+        """Advance the states of the rows that a batch changed and return the alerts, in order of arrival."""
         columns, rows = self._periods.columns, touched.rows
-        passed = self._passed(rows)
+        passed = self._find_passed(rows)
         if batch.corrected.any():
-            # The exclusive or is greater where the count has one more binary digit: a power of two was passed.
+            # The exclusive or is greater if the count has one more binary digit, so a power of two was passed.
             passed |= (columns["corrected"][rows] ^ touched.corrected) > touched.corrected
         found = np.flatnonzero(passed)
         if not len(found):
@@ -74,12 +86,12 @@ class Watch:
             *(touched.corrected[found], columns["corrected"][rows] - touched.corrected[found]),
         )
         alerts: list[tuple[int, Alert]] = []
-        windows = self._windows(rows)
-        for row in map(_Passed, windows, *(fact.tolist() for fact in facts), self._totals(rows)):
+        windows = self._read_windows(rows)
+        for row in map(_PassedRow, windows, *(fact.tolist() for fact in facts), self._read_totals(rows)):
             alerts += self._replay(batch, touched, row)
         return [alert for _, alert in sorted(alerts, key=itemgetter(0))]
 
-    def _passed(self, rows: Ints) -> Flags:
+    def _find_passed(self, rows: Ints) -> Flags:
         """Mark the rows whose total may have passed their next level."""
         columns = self._periods.columns
         next_up = columns["next_up"][rows]
@@ -88,167 +100,169 @@ class Watch:
             passed |= (columns["top"][rows] > 0) & (next_up != NEVER_NEXT)
         return passed
 
-    def _replay(self, batch: Batch, touched: Touched, passed: "_Passed") -> list[tuple[int, Alert]]:
-        """The alerts of one row, each with the reading that set it off."""
+    def _replay(self, batch: Batch, touched: TouchedRows, passed: "_PassedRow") -> list[tuple[int, Alert]]:
+        """Advance one row's state and return its alerts, each with the reading that caused it."""
         window = passed.window
         rules = window.rules
-        state = self._states.get(window.word) or rules.fresh()
+        state = self._states.get(window.word) or rules.create_state()
         before = list(state)
         if passed.readings == 1:
             readings, times, totals, unit = [passed.first], [passed.at], [passed.total], 1
         else:
-            readings, times, totals, unit = _replayed(batch, touched, passed)
+            readings, times, totals, unit = _replay_readings(batch, touched, passed)
         moments = [
-            (place, change, rules) for place, change in _changes(passed.fold, rules, state, totals, unit)
+            (place, change, rules) for place, change in _find_changes(passed.fold, rules, state, totals, unit)
         ]
         if passed.corrections:
             corrections = np.flatnonzero(batch.corrected[readings]).tolist()
             for count, place in enumerate(corrections, passed.corrected + 1):
                 if count.bit_count() == 1:
-                    change = Change("correction", "correction", "announced", str(count), count.bit_length())
+                    change = RuleChange(
+                        "correction", "correction", "announced", str(count), count.bit_length()
+                    )
                     moments.append((place, change, _UNLIMITED))
-            # Stable, so that at one reading the correction comes last.
+            # The sort is stable, so a correction comes last among the changes of one reading.
             moments.sort(key=itemgetter(0))
         if state != before:
-            self._move(window, state)
+            self._set_state(window, state)
         return [
-            (readings[place], _alert(window, under, change, totals[place] * unit, times[place]))
+            (readings[place], _build_alert(window, under, change, totals[place] * unit, times[place]))
             for place, change, under in moments
         ]
 
-    def _move(self, window: "_Window", state: State) -> None:
-        """Keeps a new state, and the next level with it."""
+    def _set_state(self, window: "_Window", state: RuleState) -> None:
+        """Store a new state, and the next level that follows from it."""
         self._states[window.word] = state
-        self.moved.add(window.word)
+        self.changed_words.add(window.word)
         next_up = self._periods.columns["next_up"]
         if next_up[window.row] >= 0:
-            next_up[window.row] = window.rules.next_up(state) // SCALE
+            next_up[window.row] = window.rules.find_next_up(state) // SCALE
 
-    def _windows(self, rows: Ints) -> "Iterator[_Window]":
-        """What alerts say of these rows' periods."""
-        roster, words = self._roster, self._periods.keys[0][rows]
+    def _read_windows(self, rows: Ints) -> "Iterator[_Window]":
+        """Return what alerts report about the periods of these rows."""
+        key_index, words = self._key_index, self._periods.keys[0][rows]
         key = key_of(words)
-        names, meters, rules = roster.names, roster.meters, roster.rules
+        names, meters, rules = key_index.names, key_index.meters, key_index.rules
         return map(
             _Window,
             rows.tolist(),
             words.tolist(),
-            [rules[number] for number in roster.key_rules.values[key].tolist()],
-            [names[customer] for customer in roster.key_customer.values[key].tolist()],
-            [meters[meter].name for meter in roster.key_meter.values[key].tolist()],
+            [rules[number] for number in key_index.key_rules.values[key].tolist()],
+            [names[customer] for customer in key_index.key_customer.values[key].tolist()],
+            [meters[meter].name for meter in key_index.key_meter.values[key].tolist()],
             start_of(words).tolist(),
             self._periods.columns["end"][rows].tolist(),
         )
 
-    def _window(self, row: int) -> "_Window":
-        return next(self._windows(np.array([row])))
+    def _read_window(self, row: int) -> "_Window":
+        return next(self._read_windows(np.array([row])))
 
-    def _totals(self, rows: Ints) -> list[int]:
-        """What these rows stand at, times 10²⁴."""
+    def _read_totals(self, rows: Ints) -> list[int]:
+        """Return the totals of these rows, times 10²⁴."""
         columns = self._periods.columns
-        return _joined({name: columns[name][rows] for name in LIMBS if name in columns})
+        return _join_limbs({name: columns[name][rows] for name in LIMBS if name in columns})
 
-    def settle(self, row: int, at: int) -> list[Alert]:
-        """The alerts of a total that was adjusted, up or down."""
-        window = self._window(row)
-        state = self._states.get(window.word) or window.rules.fresh()
-        (total,) = self._totals(np.array([row]))
-        changes = list(step(window.rules, state, total))
+    def apply_adjustment(self, row: int, at: int) -> list[Alert]:
+        """Advance the state of a row whose total was adjusted up or down, and return the alerts."""
+        window = self._read_window(row)
+        state = self._states.get(window.word) or window.rules.create_state()
+        (total,) = self._read_totals(np.array([row]))
+        changes = list(advance_state(window.rules, state, total))
         if changes:
-            self._move(window, state)
-        return [_alert(window, window.rules, change, total, at) for change in changes]
+            self._set_state(window, state)
+        return [_build_alert(window, window.rules, change, total, at) for change in changes]
 
-    def held(self, word: int) -> Held:
-        """A state for a snapshot."""
+    def export_state(self, word: int) -> SavedState:
+        """Return a state in the form that a snapshot keeps."""
         state = self._states[word]
         return [
             (ladder.rule, state[2 * i], state[2 * i + 1])
-            for i, ladder in enumerate(self._rules(word).ladders)
+            for i, ladder in enumerate(self._find_rules(word).ladders)
         ]
 
     @property
     def words(self) -> Iterable[int]:
-        """The windows that have a state."""
+        """The packed words of the periods that have a state."""
         return self._states
 
-    def restore(self, held: dict[int, Held], changed: Ints, current: Ints, at: int) -> list[Alert]:
-        """Take states back, after the periods' rows, and return the alerts that a new catalog sets off at `at`.
+    def restore(self, held: dict[int, SavedState], changed: Ints, current: Ints, at: int) -> list[Alert]:
+        """Restore states after the rows of periods, and return the alerts that a new catalog causes at the time `at`.
 
-        `changed` are the keys whose limit is another now, whose states begin afresh. `current` are the rows of the
-        periods that are not over: they are judged without waiting for a reading, any other when one comes.
+        `changed` are the keys with a new limit, whose states start over. `current` are the rows of periods that have
+        not ended: they are checked immediately, all others at their next reading.
         """
         periods = self._periods
         keys = key_of(periods.keys[0][: len(periods)])
-        self.begin(np.arange(len(periods)), keys)
-        is_changed = np.zeros(self._roster.key_customer.size, np.bool_)
+        self.start_periods(np.arange(len(periods)), keys)
+        is_changed = np.zeros(self._key_index.key_customer.size, np.bool_)
         is_changed[changed] = True
         for word, rules_held in held.items():
             row = int(periods.find(np.array([word], np.uint64))[0])
             if not is_changed[keys[row]]:
-                self._take(row, word, rules_held)
+                self._restore_state(row, word, rules_held)
         alerts: list[Alert] = []
         for row in current[is_changed[keys[current]]].tolist():
             before = held.get(int(periods.keys[0][row]), [])
             alerts += self._review(row, {rule: holds for rule, holds, _ in before}, at)
-        # What has a state was judged; what has none may have lost it to a change while another period held.
+        # A row with a state was checked. A row without one may have lost it to an earlier change of limits.
         open_rows = current[~is_changed[keys[current]]]
-        for row in open_rows[self._passed(open_rows)].tolist():
+        for row in open_rows[self._find_passed(open_rows)].tolist():
             if int(periods.keys[0][row]) not in self._states:
-                alerts += self.settle(row, at)
+                alerts += self.apply_adjustment(row, at)
         return alerts
 
-    def _take(self, row: int, word: int, held: Held) -> None:
-        """Take one state back."""
-        rules = self._rules(word)
+    def _restore_state(self, row: int, word: int, held: SavedState) -> None:
+        """Restore one state."""
+        rules = self._find_rules(word)
         known = {rule: (holds, turn) for rule, holds, turn in held}
-        state: State = []
+        state: RuleState = []
         for ladder in rules.ladders:
-            # An earlier version may have had more levels of the same limit.
+            # A snapshot of an earlier program version may have more levels for the same limit.
             holds, turn = known.get(ladder.rule, (0, 0))
             state += [min(holds, len(ladder.ups)), turn]
         self._states[word] = state
         next_up = self._periods.columns["next_up"]
         if next_up[row] >= 0:
-            next_up[row] = rules.next_up(state) // SCALE
+            next_up[row] = rules.find_next_up(state) // SCALE
 
     def _review(self, row: int, held: dict[str, int], at: int) -> Iterable[Alert]:
-        window = self._window(row)
-        (total,) = self._totals(np.array([row]))
-        state, changes = review(window.rules, held, total)
-        self._move(window, state)
+        window = self._read_window(row)
+        (total,) = self._read_totals(np.array([row]))
+        state, changes = review_state(window.rules, held, total)
+        self._set_state(window, state)
         for change in changes:
-            yield _alert(window, window.rules, change, total, at)
+            yield _build_alert(window, window.rules, change, total, at)
 
     def drop(self, words: Iterable[int]) -> None:
         """Forgets the states of windows that are gone."""
         for word in words:
             self._states.pop(word, None)
-            self.moved.discard(word)
+            self.changed_words.discard(word)
 
-    def _rules(self, word: int) -> Rules:
-        key, _ = unpacked(word)
-        return self._roster.rules[int(self._roster.key_rules.values[key])]
+    def _find_rules(self, word: int) -> AlertRules:
+        key, _ = unpack_window(word)
+        return self._key_index.rules[int(self._key_index.key_rules.values[key])]
 
 
-_UNLIMITED = Rules("", None, ())
+_UNLIMITED = AlertRules("", None, ())
 
 
 class _Window(NamedTuple):
-    """A row of the periods, and what alerts say of it."""
+    """The row of a period, and what alerts report about it."""
 
     row: int
     word: int
-    rules: Rules
+    rules: AlertRules
     customer: str
     meter: str
     start: int
     end: int
 
 
-class _Passed(NamedTuple):
-    """A row whose alerts are looked for: the number and first of a batch's readings, and where they left its total.
+class _PassedRow(NamedTuple):
+    """A row that may cause alerts: the number and first of a batch's readings, and the total after them.
 
-    `corrected` is how many corrections there were before, `corrections` how many came.
+    `corrected` is the number of corrections before the batch, `corrections` the number in it.
     """
 
     window: _Window
@@ -262,12 +276,14 @@ class _Passed(NamedTuple):
     total: int
 
 
-def _alert(window: _Window, rules: Rules, change: Change, total: int, at: int) -> Alert:
+def _build_alert(window: _Window, rules: AlertRules, change: RuleChange, total: int, at: int) -> Alert:
     rule, _, _, level, turn = change
     kind: Any = change.kind
     state: Any = change.state
     return Alert(
-        id=alert_id(rule, window.customer, window.meter, window.start, level, rules.version, state, turn),
+        id=compute_alert_id(
+            rule, window.customer, window.meter, window.start, level, rules.version, state, turn
+        ),
         kind=kind,
         state=state,
         customer=window.customer,
@@ -283,8 +299,8 @@ def _alert(window: _Window, rules: Rules, change: Change, total: int, at: int) -
     )
 
 
-def _joined(limbs: Limbs) -> list[int]:
-    """Quantities times 10²⁴."""
+def _join_limbs(limbs: Limbs) -> list[int]:
+    """Return quantities times 10²⁴ from their limbs."""
     values = [part * SCALE for part in limbs["hi"].tolist()]
     for name, limb in limbs.items():
         if name != "hi":
@@ -293,28 +309,30 @@ def _joined(limbs: Limbs) -> list[int]:
     return values
 
 
-def _replayed(batch: Batch, touched: Touched, passed: _Passed) -> tuple[list[int], list[int], list[int], int]:
-    """A row's readings in order of arrival, their times, and the total after each, in a unit that is given too.
+def _replay_readings(
+    batch: Batch, touched: TouchedRows, passed: _PassedRow
+) -> tuple[list[int], list[int], list[int], int]:
+    """Return a row's readings in order of arrival, their times, the total after each, and the unit of these totals.
 
-    A total is unit times 10⁻²⁴; whole ones are counted in ones, as small integers add up sooner.
+    A total is in units of 10⁻²⁴ times the unit. Whole totals use the unit 1, because small integers add up faster.
     """
     i = passed.place
     readings = np.sort(touched.order[touched.starts[i] : touched.starts[i + 1]])
     total = joined(**{name: int(limb[i]) for name, limb in touched.limbs.items()})
-    limbs = {name: limb[readings] for name, limb in batch.limbs().items()}
+    limbs = {name: limb[readings] for name, limb in batch.list_limbs().items()}
     if total % SCALE or any(limb.any() for name, limb in limbs.items() if name != "hi"):
-        values, unit = _joined(limbs), 1
+        values, unit = _join_limbs(limbs), 1
     else:
         total, values, unit = total // SCALE, limbs["hi"].tolist(), SCALE
     times = batch.at[readings].tolist()
     if touched.new[i] and passed.fold == LEAST:
         total = values[0]
-    totals = list(_running(passed.fold, total, values, times, int(touched.as_of[i])))
+    totals = list(_accumulate(passed.fold, total, values, times, int(touched.as_of[i])))
     return readings.tolist(), times, totals, unit
 
 
-def _running(fold: int, total: int, values: list[int], times: list[int], as_of: int) -> Iterator[int]:
-    """The total after each reading."""
+def _accumulate(fold: int, total: int, values: list[int], times: list[int], as_of: int) -> Iterator[int]:
+    """Yield the total after each reading."""
     if fold == ADD:
         yield from islice(accumulate(values, initial=total), 1, None)
     elif fold in (GREATEST, LEAST):
@@ -326,20 +344,20 @@ def _running(fold: int, total: int, values: list[int], times: list[int], as_of: 
             yield total
 
 
-def _changes(
-    fold: int, rules: Rules, state: State, totals: list[int], unit: int
-) -> Iterator[tuple[int, Change]]:
-    """Where the state moves, and how."""
+def _find_changes(
+    fold: int, rules: AlertRules, state: RuleState, totals: list[int], unit: int
+) -> Iterator[tuple[int, RuleChange]]:
+    """Yield the reading at which the state changes, and each change."""
     if fold not in (ADD, GREATEST) or len(totals) == 1:
         for place, total in enumerate(totals):
-            for change in step(rules, state, total * unit):
+            for change in advance_state(rules, state, total * unit):
                 yield place, change
         return
     # Other totals only grow, so the next level is found by bisection; rounded up, as totals are whole units.
-    place = bisect_left(totals, -(-rules.next_up(state) // unit))
+    place = bisect_left(totals, -(-rules.find_next_up(state) // unit))
     while place < len(totals):
-        for change in step(rules, state, totals[place] * unit):
+        for change in advance_state(rules, state, totals[place] * unit):
             yield place, change
         place += 1
         if place < len(totals):
-            place = bisect_left(totals, -(-rules.next_up(state) // unit), place)
+            place = bisect_left(totals, -(-rules.find_next_up(state) // unit), place)

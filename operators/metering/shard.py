@@ -1,7 +1,7 @@
-"""One virtual shard: the customers that hash to it, and all that is known of them.
+"""One virtual shard: the customers that hash to it, and all their state.
 
-A chunk goes through time classes, dedup, windows and thresholds and comes out as an outcome. The state is in
-operators/metering/shard_state.py; operators/metering/snapshot.py writes what changed of it and builds it up again.
+A chunk passes through time classes, dedup, windows and thresholds and results in an outcome. The state is in
+operators/metering/shard_state.py; operators/metering/snapshot.py writes what changed of it and restores it.
 """
 
 from collections.abc import Iterable
@@ -17,13 +17,13 @@ from tidegate.operators.columns.hash_table import Table
 from tidegate.operators.columns.quantity import SCALE, TOTAL_MAX, scaled
 from tidegate.operators.events.chunk import Chunk, Ints, Readings
 from tidegate.operators.metering import catalog_change, snapshot
-from tidegate.operators.metering.alerts import Watch
-from tidegate.operators.metering.catalog_change import Moves
+from tidegate.operators.metering.alerts import AlertStates
+from tidegate.operators.metering.catalog_change import WindowMoves
 from tidegate.operators.metering.dedup import CONFLICT, DUPLICATE, NEW, Identities
-from tidegate.operators.metering.key_index import UNCOUNTED, Edges, Roster
+from tidegate.operators.metering.key_index import UNCOUNTED, EventWindows, KeyIndex
 from tidegate.operators.metering.shard_state import ShardState
-from tidegate.operators.metering.totals import Totals, taken
-from tidegate.operators.metering.unmetered_rows import unmetered_alert
+from tidegate.operators.metering.totals import Totals, drain_changed
+from tidegate.operators.metering.unmetered_rows import build_unmetered_alert
 from tidegate.operators.metering.windows import (
     ADD,
     DAY_WINDOW,
@@ -32,15 +32,15 @@ from tidegate.operators.metering.windows import (
     UNSAVED,
     UNSENT,
     WINDOW_NAMES,
-    Adjusted,
     Batch,
-    add,
+    WindowAdjustments,
     add_amount,
+    add_runs,
+    fold_batch,
     key_of,
-    runs_of,
+    pack_window,
+    read_total,
     start_of,
-    total_at,
-    window_key,
 )
 from tidegate.operators.model.adjustments import FULL, USED_BEFORE, fault_of, fingerprint_of
 from tidegate.operators.model.catalog import Catalog, Meter
@@ -73,7 +73,7 @@ DETAILS = {
 
 
 class Outcome(NamedTuple):
-    """What a chunk led to, apart from totals, which are asked for when they are to be written."""
+    """The result of a chunk apart from totals, which are read when they are to be written."""
 
     alerts: list[Alert]
     dead: list[DeadLetter]
@@ -81,15 +81,15 @@ class Outcome(NamedTuple):
     settled: Settled | None = None
 
 
-_UNADJUSTED = Adjusted(0, 0)
+_UNADJUSTED = WindowAdjustments(0, 0)
 _YES = np.array([True])
 _FUTURE = timedelta(minutes=5)
-# Rows held from which on they are swept when they have doubled, whatever time it is.
-SWEPT_AT_LEAST = 65_536
+# From this many rows on, rows are swept whenever they have doubled, whatever time it is.
+SWEEP_ROWS_MIN = 65_536
 
 
 class Shard(ShardState):
-    """One shard at work. `forward` asks for accepted events in the outcome, as billing needs them."""
+    """One shard at work. With `forward` the outcome includes the accepted events, as billing needs them."""
 
     def __init__(
         self,
@@ -107,7 +107,7 @@ class Shard(ShardState):
         super().__init__(catalog, lateness, clock, meters=meters, number=number, future=future)
         self._forward = forward
         self._reviewed: list[Alert] = []
-        self._moves: list[Moves] = []
+        self._moves: list[WindowMoves] = []
         self._swept_hour = 0
         self._swept_size = 0
         self._held = 0
@@ -127,11 +127,11 @@ class Shard(ShardState):
         applied_at: int = 0,
         received_at: int = 0,
     ) -> "Shard":
-        """Build the shard as its deltas left it. Under a changed catalog it follows, as `adopt` does.
+        """Build the shard from its deltas. Under a changed catalog it follows as `adopt_catalog` does.
 
-        Under another lateness or clock than it was left with, what may be forgotten by then stays out of reach.
+        Under another lateness or clock than before, everything that may already be forgotten stays out of reach.
         """
-        state = snapshot.read(frames)
+        state = snapshot.read_frames(frames)
         shard = cls(
             index,
             catalog,
@@ -142,125 +142,138 @@ class Shard(ShardState):
             number=number,
             future=future,
         )
-        shard._follow(state.fill(shard), applied_at, received_at)
+        shard._apply_catalog(state.fill(shard), applied_at, received_at)
         return shard
 
-    def delta(self) -> list[snapshot.Frame]:
-        """What changed since the last delta, in frames that restore the shard when all are put in a row."""
+    def take_delta(self) -> list[snapshot.Frame]:
+        """Return what changed since the last delta, as frames; all deltas in order restore the shard."""
         self._drop_unreachable()
-        return snapshot.delta(self)
+        return snapshot.build_delta(self)
 
-    def forget(self) -> None:
-        """For a run without snapshots: drops what no event can reach, and the notes for a delta."""
+    def discard_unsaved(self) -> None:
+        """Drop what no event can reach, and the record of changes for a delta; for a run without snapshots."""
         self._drop_unreachable()
-        self.memory.appended()
+        self.memory.drain_appended()
         self.saved.clocks.clear()
         self.streams.touched.clear()
         self.adjustments.unsaved.clear()
-        self.watch.moved.clear()
+        self.alert_states.changed_words.clear()
 
     @property
     def files(self) -> Iterable[str]:
-        """The journal's streams of identities that still count."""
+        """The journal's streams of identities that are in use."""
         return self.memory.streams
 
-    def note(self, mark: StreamMark) -> None:
-        """Take in how far a partition of the source is read."""
-        self.streams.note(mark)
+    def note_mark(self, mark: StreamMark) -> None:
+        """Record how far a partition of the source has been read."""
+        self.streams.note_mark(mark)
 
-    def review(self) -> list[Alert]:
-        """The alerts that a changed catalog set off at `restore` or `adopt`, once."""
+    def drain_reviewed(self) -> list[Alert]:
+        """Return the alerts that a changed catalog caused at `restore` or `adopt_catalog`, each once."""
         reviewed, self._reviewed = self._reviewed, []
         return reviewed
 
-    def moves(self) -> list[Moves]:
-        """What changed catalogs did to windows at `restore` or `adopt`, once."""
+    def drain_moves(self) -> list[WindowMoves]:
+        """Return how changed catalogs moved windows at `restore` or `adopt_catalog`, each once."""
         moves, self._moves = self._moves, []
         return moves
 
     def apply(self, chunk: Chunk) -> Outcome:
-        """Takes a chunk in. Its totals wait until `totals` asks for them."""
-        dead = [_letter(reject.reason, reject.detail, reject.payload, chunk) for reject in chunk.rejects]
+        """Count a chunk and return its outcome. Its totals wait until `drain_totals` is called."""
+        dead = [
+            _build_dead_letter(reject.reason, reject.detail, reject.payload, chunk)
+            for reject in chunk.rejects
+        ]
         self._count("events", len(chunk) + len(chunk.rejects))
         self._count("rejects", len(chunk.rejects))
         if not len(chunk):
             return Outcome([], dead, [])
-        customer = self.roster.customers(chunk)
-        now = self._now(customer, chunk)
-        verdicts = self._verdicts(chunk, customer, now, self._oldest(customer, now))
+        customer = self.key_index.assign_customers(chunk)
+        now = self._advance_clocks(customer, chunk)
+        verdicts = self._classify(chunk, customer, now, self._find_oldest(customer, now))
         for name, verdict in VERDICTS:
             self._count(name, int(np.count_nonzero(verdicts == verdict)))
         self._count("too_late", int(np.count_nonzero(verdicts >= TOO_LATE)))
         for event in np.flatnonzero(verdicts >= CONFLICT).tolist():
-            dead.append(_letter(*DETAILS[int(verdicts[event])], chunk.payload(event), chunk))
+            dead.append(_build_dead_letter(*DETAILS[int(verdicts[event])], chunk.payload(event), chunk))
         accepted = np.flatnonzero(verdicts == NEW)
         if not len(accepted):
             return Outcome([], dead, [])
         customer, now, at = customer[accepted], now[accepted], chunk.at[accepted]
-        edges = self.roster.edges(customer, at)
+        edges = self.key_index.find_windows(customer, at)
         late = np.where(
             edges.period_end <= now, LATE_CLOSED, np.where(edges.hour_end <= now, LATE_OPEN, ON_TIME)
         )
         place = np.full(len(chunk), -1, np.int64)
         place[accepted] = np.arange(len(accepted))
-        alerts = self._meter(chunk, place, customer, at, edges, late)
-        alerts += self._miss(chunk, place)
+        alerts = self._fold_readings(chunk, place, customer, at, edges, late)
+        alerts += self._count_unmetered(chunk, place)
         settled = Settled(chunk.digest_lo[accepted], chunk.digest_hi[accepted])
-        return Outcome(alerts, dead, self._accepted(chunk, accepted, late) if self._forward else [], settled)
+        return Outcome(
+            alerts, dead, self._list_accepted(chunk, accepted, late) if self._forward else [], settled
+        )
 
-    def adopt(self, number: int, catalog: Catalog, applied_at: int, received_at: int) -> None:
-        """Go on under another catalog: ends of windows are looked up in it, and limits judged by it.
+    def adopt_catalog(self, number: int, catalog: Catalog, applied_at: int, received_at: int) -> None:
+        """Continue under another catalog: it determines the ends of windows and the limits from now on.
 
-        `review` has the alerts that follow, also of customers who are idle, and `moves` the windows. `applied_at` is
-        when the catalog was applied, `received_at` now, for flows that go by the wall clock; µs since the epoch.
+        `drain_reviewed` returns the alerts that follow, also for idle customers, and `drain_moves` the windows that
+        moved. `applied_at` is when the catalog was applied, `received_at` the current time, for flows with the wall
+        clock; µs since the epoch.
         """
-        old = self.roster
-        roster = Roster(catalog, old.meters, number)
-        roster.take_over(old)
-        held = {word: self.watch.held(word) for word in self.watch.words}
-        unsaved = self.watch.moved
-        self.roster, self.watch = roster, Watch(roster, self.periods)
-        changed = np.flatnonzero(old.key_versions() != roster.key_versions())
-        self._follow(snapshot.Was(held, changed, catalog_change.before(old, roster)), applied_at, received_at)
-        self.watch.moved |= unsaved.intersection(self.watch.words)
-        self.saved.whole |= len(roster.meters) > len(old.meters)
+        old = self.key_index
+        key_index = KeyIndex(catalog, old.meters, number)
+        key_index.take_over(old)
+        held = {word: self.alert_states.export_state(word) for word in self.alert_states.words}
+        unsaved = self.alert_states.changed_words
+        self.key_index, self.alert_states = key_index, AlertStates(key_index, self.periods)
+        changed = np.flatnonzero(old.list_limit_versions() != key_index.list_limit_versions())
+        self._apply_catalog(
+            snapshot.PreviousState(held, changed, catalog_change.capture_boundaries(old, key_index)),
+            applied_at,
+            received_at,
+        )
+        self.alert_states.changed_words |= unsaved.intersection(self.alert_states.words)
+        self.saved.whole |= len(key_index.meters) > len(old.meters)
 
-    def _follow(self, was: snapshot.Was, applied_at: int, received_at: int) -> None:
-        """Bring windows and alert states to what the catalog in force says."""
-        roster = self.roster
-        now = self._now_at(received_at)
-        moves, is_zone_new = catalog_change.follow(self.periods, self.buckets, roster, was.boundaries, now)
+    def _apply_catalog(self, was: snapshot.PreviousState, applied_at: int, received_at: int) -> None:
+        """Update windows and alert states to the catalog in force."""
+        key_index = self.key_index
+        now = self._find_now(received_at)
+        moves, is_zone_new = catalog_change.move_windows(
+            self.periods, self.buckets, key_index, was.boundaries, now
+        )
         if moves.moved or moves.cut_off:
             self._moves.append(moves)
-        current = self._rows_not_over(now)
-        self._reviewed += self.watch.restore(was.held, was.changed, current, applied_at)
+        current = self._find_open_rows(now)
+        self._reviewed += self.alert_states.restore(was.held, was.changed, current, applied_at)
         self.saved.whole |= bool(len(was.changed)) or is_zone_new
 
-    def _now_at(self, received_at: int) -> Ints:
-        """Return each customer's now without an event: by the event clock, its latest event that is not ahead of us."""
+    def _find_now(self, received_at: int) -> Ints:
+        """Return each customer's now without an event: with the event clock, its last one up to `received_at`."""
         if self.streams.wall:
-            return np.full(len(self.roster.names), max(self.latest, received_at))
-        now = self.roster.clock.values.copy()
+            return np.full(len(self.key_index.names), max(self.latest, received_at))
+        now = self.key_index.clock.values.copy()
         words, as_of = self.periods.keys[0][: len(self.periods)], self.periods.columns["as_of"]
         rows = np.flatnonzero(as_of[: len(words)] <= received_at)
-        np.maximum.at(now, self.roster.key_customer.values[key_of(words[rows])], as_of[rows])
+        np.maximum.at(now, self.key_index.key_customer.values[key_of(words[rows])], as_of[rows])
         return now
 
-    def _rows_not_over(self, now: Ints) -> Ints:
-        """Return the rows of present periods that end after their customers' `now`, by key and start.
+    def _find_open_rows(self, now: Ints) -> Ints:
+        """Return the rows of reachable periods that end after their customer's `now`, by key and start.
 
-        Mostly that is the one that holds now; a later one may have begun.
+        Usually that is the period that contains now; a later one may have begun too.
         """
         words = self.periods.keys[0][: len(self.periods)]
-        customer = self.roster.key_customer.values[key_of(words)]
+        customer = self.key_index.key_customer.values[key_of(words)]
         rows = np.flatnonzero(self.periods.columns["end"][: len(words)] > now[customer])
-        rows = rows[catalog_change.is_reachable(words[rows], self.roster)]
+        rows = rows[catalog_change.is_reachable(words[rows], self.key_index)]
         return rows[np.argsort(words[rows])]
 
     def adjust(self, adjustment: Adjustment, received_at: int) -> tuple[list[Alert], str | None]:
-        """Apply an adjustment once per id. Return the alerts it sets off, and why it was refused.
+        """Apply an adjustment once per id. Return the alerts it causes, and why it was refused.
 
-        The same again changes nothing and is answered alike. `received_at` is now, µs since the epoch.
+        A repeated adjustment changes nothing and gets the same answer. `received_at` is the current time, µs since the
+        epoch.
         """
         if fault := fault_of(adjustment):
             return [], fault
@@ -269,124 +282,132 @@ class Shard(ShardState):
         if not self.adjustments.has_room(lambda word: word in self.adjusted):
             return [], FULL
         alerts, refused = self._adjust(adjustment, received_at)
-        self.adjustments.add(adjustment, 0 if refused else self._period_word(adjustment), refused)
+        self.adjustments.add(adjustment, 0 if refused else self._find_period_word(adjustment), refused)
         return alerts, refused
 
-    def _period_word(self, adjustment: Adjustment) -> int:
-        customer, at = np.array([self.roster.add(adjustment.customer)]), np.array([adjustment.at])
-        meter = next(i for i, meter in enumerate(self.roster.meters) if meter.name == adjustment.meter)
-        key = self.roster.keys(customer, np.array([meter]))
-        return int(window_key(key, PERIOD_WINDOW, self.roster.edges(customer, at).period)[0])
+    def _find_period_word(self, adjustment: Adjustment) -> int:
+        customer, at = np.array([self.key_index.assign_row(adjustment.customer)]), np.array([adjustment.at])
+        meter = next(i for i, meter in enumerate(self.key_index.meters) if meter.name == adjustment.meter)
+        key = self.key_index.assign_keys(customer, np.array([meter]))
+        return int(pack_window(key, PERIOD_WINDOW, self.key_index.find_windows(customer, at).period)[0])
 
     def _adjust(self, adjustment: Adjustment, received_at: int) -> tuple[list[Alert], str | None]:
-        """Adds to the windows that are held and hold its time. The alerts it sets off, and why it was refused.
+        """Add to the windows held that contain the adjustment's time. Return the alerts, and why it was refused.
 
-        Totals of `max` and `last` are readings, not sums, and can't be adjusted. `received_at` is now, µs since the
-        epoch, for flows that go by the wall clock.
+        Totals of `max`, `min` and `last` are readings, not sums, and cannot be adjusted. `received_at` is the current
+        time, µs since the epoch, for flows with the wall clock.
         """
-        roster = self.roster
-        numbers = [number for number, meter in enumerate(roster.meters) if meter.name == adjustment.meter]
+        key_index = self.key_index
+        numbers = [number for number, meter in enumerate(key_index.meters) if meter.name == adjustment.meter]
         if not numbers:
             return [], f"no meter {adjustment.meter!r}"
-        if roster.fold_of[numbers[0]] != ADD:
-            return [], f"meter {adjustment.meter!r} adds nothing up: {roster.meters[numbers[0]].kind}"
+        if key_index.fold_of[numbers[0]] != ADD:
+            return [], f"meter {adjustment.meter!r} adds nothing up: {key_index.meters[numbers[0]].kind}"
         try:
             amount = scaled(Decimal(adjustment.quantity))
         except (ValueError, InvalidOperation):
             return [], f"quantity: needs a decimal of at most 24 places, got {adjustment.quantity[:40]!r}"
-        customer = np.array([roster.add(adjustment.customer)], np.int64)
+        customer = np.array([key_index.assign_row(adjustment.customer)], np.int64)
         at = np.array([adjustment.at], np.int64)
-        now = max(received_at, self.latest) if self.streams.wall else int(roster.clock.values[customer[0]])
-        oldest = int(self._oldest(customer, np.array([now]))[0])
-        edges = roster.edges(customer, at)
-        key = roster.keys(customer, np.array(numbers[:1], np.int64))
+        now = max(received_at, self.latest) if self.streams.wall else int(key_index.clock.values[customer[0]])
+        oldest = int(self._find_oldest(customer, np.array([now]))[0])
+        edges = key_index.find_windows(customer, at)
+        key = key_index.assign_keys(customer, np.array(numbers[:1], np.int64))
         windows = (
             (self.periods, PERIOD_WINDOW, edges.period, int(edges.period_end[0])),
             (self.buckets, HOUR_WINDOW, edges.hour, int(edges.hour_end[0])),
-            (self.buckets, DAY_WINDOW, edges.day, int(roster.bucket_bounds(customer, edges.day, _YES)[1][0])),
+            (
+                self.buckets,
+                DAY_WINDOW,
+                edges.day,
+                int(key_index.find_bucket_bounds(customer, edges.day, _YES)[1][0]),
+            ),
         )
-        words = [(table, window_key(key, window, start), end) for table, window, start, end in windows]
-        if any(abs(total_at(table, word) + amount) > TOTAL_MAX * SCALE for table, word, _ in words):
+        words = [(table, pack_window(key, window, start), end) for table, window, start, end in windows]
+        if any(abs(read_total(table, word) + amount) > TOTAL_MAX * SCALE for table, word, _ in words):
             return [], f"quantity: would take a total past ±10^{len(str(TOTAL_MAX)) - 1}"
         alerts: list[Alert] = []
         for table, word, end in words:
             if table.find(word)[0] < 0 and end <= oldest:
-                # What it held is forgotten, and a total that begins anew would be an older version.
+                # Its total is forgotten, and a total that starts over would have a version that is too low.
                 if table is self.periods:
                     return [], "its period is no longer held"
                 continue
             row, new = add_amount(table, word, amount)
             if table is self.periods and new:
-                self._begin(np.array([row]), np.array([end]))
+                self._start_periods(np.array([row]), np.array([end]))
             known = self.adjusted.get(int(word[0]), _UNADJUSTED)
-            self.adjusted[int(word[0])] = Adjusted(known.times + 1, known.amount + amount)
+            self.adjusted[int(word[0])] = WindowAdjustments(known.times + 1, known.amount + amount)
             if table is self.periods:
-                alerts = self.watch.settle(row, adjustment.at)
+                alerts = self.alert_states.apply_adjustment(row, adjustment.at)
         self._count("adjustments", 1)
         return alerts, None
 
-    def remembered(self) -> list[Settled]:
-        """The identities of all accepted events that are remembered, for a store that may hold some for open."""
-        return [Settled(lo, hi) for lo, hi in self.memory.words() if len(lo)]
+    def list_identities(self) -> list[Settled]:
+        """Return all remembered identities of accepted events, for a store that may still have open holds for some."""
+        return [Settled(lo, hi) for lo, hi in self.memory.list_digests() if len(lo)]
 
-    def totals(self) -> Totals:
-        """The totals that changed since this was last asked, absolute."""
-        return taken((self.buckets, self.periods), self.roster, self.adjusted)
+    def drain_totals(self) -> Totals:
+        """Return the totals that changed since the last call, absolute."""
+        return drain_changed((self.buckets, self.periods), self.key_index, self.adjusted)
 
     def write_to(self, store: str) -> None:
-        """Go on writing totals to this store: all that are held, if those so far are in another one."""
+        """Write totals to this store from now on: all totals held, if the earlier ones are in another store."""
         if self.store not in ("", store):
-            self.resend()
+            self.republish()
         self.store = store
 
-    def resend(self) -> None:
-        """Marks every total as changed, for a store that may have lost some."""
+    def republish(self) -> None:
+        """Mark every total as changed, for a store that may have lost some."""
         for table in (self.buckets, self.periods):
             table.columns["dirty"][: len(table)] = UNSAVED | UNSENT
-        self.unmetered.resend()
+        self.unmetered.republish()
 
-    def counters(self) -> list[Counter]:
-        """Every counter as it stands."""
+    def list_counters(self) -> list[Counter]:
+        """Return every counter with its present value."""
         return [Counter(self.index, name, value) for name, value in sorted(self.counts.items())]
 
     @property
     def nbytes(self) -> tuple[int, int]:
-        """Memory held by totals, and by remembered identities."""
+        """The memory held by totals, and by remembered identities, in bytes."""
         return self.buckets.nbytes + self.periods.nbytes + self.let_go.nbytes, self.memory.nbytes
 
-    def _now(self, customer: Ints, chunk: Chunk) -> Ints:
-        now, moved, latest = self.streams.now(chunk, customer, self.lateness)
+    def _advance_clocks(self, customer: Ints, chunk: Chunk) -> Ints:
+        now, moved, latest = self.streams.advance(chunk, customer, self.lateness)
         self._count("outliers", self.streams.outliers)
         self.streams.outliers = 0
         if len(moved):
-            clock = self.roster.clock.values
+            clock = self.key_index.clock.values
             clock[moved] = np.maximum(clock[moved], latest)
             self.saved.clocks.append(moved)
         self.latest = max(self.latest, int(now.max()))
         return now
 
-    def _oldest(self, customer: Ints, now: Ints) -> Ints:
-        """Return the earliest time that each event may have and be accepted."""
-        return np.maximum(now - self.lateness, np.maximum(self.roster.floor.values[customer], self.floor))
+    def _find_oldest(self, customer: Ints, now: Ints) -> Ints:
+        """Return the earliest time that each event may have and still be accepted."""
+        return np.maximum(now - self.lateness, np.maximum(self.key_index.floor.values[customer], self.floor))
 
-    def _verdicts(self, chunk: Chunk, customer: Ints, now: Ints, oldest: Ints) -> NDArray[np.int8]:
+    def _classify(self, chunk: Chunk, customer: Ints, now: Ints, oldest: Ints) -> NDArray[np.int8]:
         identities = Identities(chunk.digest_lo, chunk.digest_hi, chunk.mark, customer, chunk.at, now, oldest)
         fits = chunk.at >= oldest
         if fits.all():
-            return self.memory.settle(identities)
+            return self.memory.classify(identities)
         verdicts = np.where(chunk.at < now - self.lateness, TOO_LATE, FORGOTTEN).astype(np.int8)
-        verdicts[fits] = self.memory.settle(identities.part(np.flatnonzero(fits)))
+        verdicts[fits] = self.memory.classify(identities.select(np.flatnonzero(fits)))
         return verdicts
 
-    def _meter(
-        self, chunk: Chunk, place: Ints, customer: Ints, at: Ints, edges: Edges, late: Ints
+    def _fold_readings(
+        self, chunk: Chunk, place: Ints, customer: Ints, at: Ints, edges: EventWindows, late: Ints
     ) -> list[Alert]:
-        """Folds the readings of accepted events into their windows. `place` numbers those events, -1 the rest."""
-        roster, readings = self.roster, chunk.readings
-        number_of = roster.numbers[chunk.catalog]
+        """Fold the readings of accepted events into their windows and return the alerts.
+
+        `place` numbers the accepted events, -1 for the rest.
+        """
+        key_index, readings = self.key_index, chunk.readings
+        number_of = key_index.meter_numbers[chunk.catalog]
         unread = number_of[chunk.unread.meter[place[chunk.unread.event] >= 0]]
         event = place[readings.event]
-        if roster.refused:
+        if key_index.refused:
             unread = unread[unread != UNCOUNTED]
             event[number_of[readings.meter] == UNCOUNTED] = -1
         self._count_by_meter("not_a_number", unread)
@@ -394,7 +415,7 @@ class Shard(ShardState):
         if not len(kept):
             return []
         event = event[kept]
-        # Readings stand in the order of their events.
+        # Readings are in the order of their events.
         self._count("metered", 1 + int(np.count_nonzero(np.diff(event))))
         meter = number_of[readings.meter[kept]]
         closed = late[event] == LATE_CLOSED
@@ -402,9 +423,9 @@ class Shard(ShardState):
         self._count_by_meter("counted", meter[~closed])
         self._count_by_meter("corrected", meter[closed])
         batch = Batch(
-            key=roster.keys(customer[event], meter),
+            key=key_index.assign_keys(customer[event], meter),
             at=at[event],
-            fold=roster.fold_of[meter],
+            fold=key_index.fold_of[meter],
             hi=readings.hi[kept],
             mid=None if readings.mid is None else readings.mid[kept],
             lo=None if readings.lo is None else readings.lo[kept],
@@ -412,16 +433,20 @@ class Shard(ShardState):
             corrected=closed,
         )
         hour, day, period = edges.hour[event], edges.day[event], edges.period[event]
-        his = self._unique(batch, readings, kept, (hour, day, period))
-        runs = runs_of(batch, hour, period, his)
+        his = self._count_unique(batch, readings, kept, (hour, day, period))
+        runs = fold_batch(batch, hour, period, his)
         windows = [(HOUR_WINDOW, hour[runs.first]), (DAY_WINDOW, day[runs.first])]
-        add(self.buckets, runs, windows)
-        touched = add(self.periods, runs, [(PERIOD_WINDOW, period[runs.first])])
+        add_runs(self.buckets, runs, windows)
+        touched = add_runs(self.periods, runs, [(PERIOD_WINDOW, period[runs.first])])
         if touched.new.any():
-            self._begin(touched.rows[touched.new], edges.period_end[event[touched.first[touched.new]]])
-        return self.watch.look(batch if his is None else batch._replace(hi=his[PERIOD_WINDOW]), touched)
+            self._start_periods(
+                touched.rows[touched.new], edges.period_end[event[touched.first[touched.new]]]
+            )
+        return self.alert_states.apply_batch(
+            batch if his is None else batch._replace(hi=his[PERIOD_WINDOW]), touched
+        )
 
-    def _miss(self, chunk: Chunk, place: Ints) -> list[Alert]:
+    def _count_unmetered(self, chunk: Chunk, place: Ints) -> list[Alert]:
         """Count accepted events that were not metered, wholly or partly. Return an alert for each new cause."""
         missed = chunk.missed
         rows = np.flatnonzero(place[missed.event] >= 0)
@@ -433,29 +458,29 @@ class Shard(ShardState):
                 self._count("unmetered", times)
                 self._count(f"unmetered:{cause.reason}", times)
         return [
-            unmetered_alert(cause, int(chunk.at[first]))
-            for cause, first in self.unmetered.take(chunk, missed)
+            build_unmetered_alert(cause, int(chunk.at[first]))
+            for cause, first in self.unmetered.count(chunk, missed)
         ]
 
-    def _begin(self, rows: Ints, ends: Ints) -> None:
-        """Begin new periods. One of a key that let go of as late a one may be among those: its versions go on."""
+    def _start_periods(self, rows: Ints, ends: Ints) -> None:
+        """Start new periods. If the key dropped a period at least as late before, the versions continue from there."""
         words = self.periods.keys[0][rows]
         self.periods.columns["end"][rows] = ends
         keys = key_of(words)
-        self.watch.begin(rows, keys)
+        self.alert_states.start_periods(rows, keys)
         if not len(self.let_go):
             return
         known = self.let_go.find(keys.view(np.uint64))
         again = np.flatnonzero((known >= 0) & (start_of(words) <= self.let_go.columns["start"][known]))
         versions = self.let_go.columns["version"][known[again]]
         for word, version in zip(words[again].tolist(), versions.tolist(), strict=True):
-            # As if adjusted by nothing: its total may be less than a store's, and only the version is greater.
-            self.adjusted[word] = Adjusted(version, 0)
+            # An adjustment of 0 marks it: its total may be less than a store's although its version is greater.
+            self.adjusted[word] = WindowAdjustments(version, 0)
 
-    def _unique(
+    def _count_unique(
         self, batch: Batch, readings: Readings, kept: Ints, starts: tuple[Ints, Ints, Ints]
     ) -> list[Ints] | None:
-        """`hi` per kind of window, where a `unique` meter reads 1 if the value is new to its window, else 0."""
+        """Return `hi` per kind of window, where a `unique` meter reads 1 if the value is new to its window, else 0."""
         if not len(readings.unique_at):
             return None
         place = np.full(len(readings.event), -1, np.int64)
@@ -465,7 +490,7 @@ class Shard(ShardState):
         rows = rows[inside]
         his = []
         for window, name in enumerate(WINDOW_NAMES):
-            words = window_key(batch.key[rows], window, starts[window][rows])
+            words = pack_window(batch.key[rows], window, starts[window][rows])
             table = self.values[name]
             spread = words * np.uint64(0x9E3779B97F4A7C15)
             at, new = table.claim(readings.unique_lo[inside] ^ spread, readings.unique_hi[inside] ^ words)
@@ -475,7 +500,7 @@ class Shard(ShardState):
             his.append(hi)
         return his
 
-    def _accepted(self, chunk: Chunk, accepted: Ints, late: Ints) -> list[Accepted]:
+    def _list_accepted(self, chunk: Chunk, accepted: Ints, late: Ints) -> list[Accepted]:
         names, customer = chunk.names, chunk.customer
         return [
             Accepted(
@@ -494,29 +519,29 @@ class Shard(ShardState):
 
     def _count_by_meter(self, name: str, meter: Ints) -> None:
         for number, count in enumerate(np.bincount(meter).tolist()):
-            self._count(f"{name}:{self.roster.meters[number].name}", count)
+            self._count(f"{name}:{self.key_index.meters[number].name}", count)
 
     def _raise_floor(self) -> None:
-        """Put out of reach for good what no event can reach any more, which may then be forgotten."""
+        """Put out of reach for good what no event can reach any more, so that it may be forgotten."""
         if self.streams.wall:
             self.floor = max(self.floor, self.streams.transport_reach - self.lateness)
             return
-        floor = self.roster.floor.values
-        reach = self.streams.reach(self.roster.clock.values) - self.lateness
+        floor = self.key_index.floor.values
+        reach = self.streams.find_reach(self.key_index.clock.values) - self.lateness
         risen = np.flatnonzero(reach > floor)
         floor[risen] = reach[risen]
         self.saved.clocks.append(risen)
 
     def _drop_unreachable(self) -> None:
-        """Drop what no acceptable event can reach: identities, and windows when they outgrow what is live."""
+        """Drop what no acceptable event can reach: identities, and windows when they outgrow the live ones."""
         hour = self.latest // HOUR
-        # By size too, as one customer may be years ahead of the others.
+        # The size counts too, because one customer may be years ahead of the others.
         held = len(self.memory) + len(self.buckets) + len(self.periods)
-        if hour == self._swept_hour and held < 2 * self._held + SWEPT_AT_LEAST:
+        if hour == self._swept_hour and held < 2 * self._held + SWEEP_ROWS_MIN:
             return
         self._swept_hour = hour
         self._raise_floor()
-        floor = np.maximum(self.roster.floor.values, self.floor)
+        floor = np.maximum(self.key_index.floor.values, self.floor)
         self.memory.sweep(floor)
         if len(self.buckets) + len(self.periods) >= 2 * self._swept_size + 4096:
             self._sweep(self.buckets, floor)
@@ -526,25 +551,25 @@ class Shard(ShardState):
         self._held = len(self.memory) + len(self.buckets) + len(self.periods)
 
     def _sweep(self, table: Table, floor: Ints) -> None:
-        """Drop windows that were held for long enough, by their customer's floor."""
+        """Drop windows that were held long enough, by their customer's floor."""
         words = table.keys[0][: len(table)]
-        own = floor[self.roster.key_customer.values[key_of(words)]]
-        gone = (catalog_change.held_until(table, self.roster, own) <= own) & (
+        own = floor[self.key_index.key_customer.values[key_of(words)]]
+        gone = (catalog_change.find_held_until(table, self.key_index, own) <= own) & (
             table.columns["dirty"][: len(table)] & UNSENT == 0
         )
         if gone.any():
             if table is self.periods:
-                self._let_go(np.flatnonzero(gone))
+                self._note_let_go(np.flatnonzero(gone))
             dropped = words[gone]
-            self.watch.drop(dropped.tolist())
+            self.alert_states.drop(dropped.tolist())
             for word in self.adjusted.keys() & set(dropped.tolist()):
                 del self.adjusted[word]
             for values in self.values.values():
                 values.keep(~np.isin(values.columns["word"][: len(values)], dropped))
             table.keep(~gone)
 
-    def _let_go(self, rows: Ints) -> None:
-        """Note, per key, how late a period and how high a version was let go of, so that none begins below it again."""
+    def _note_let_go(self, rows: Ints) -> None:
+        """Record per key how late a period and how high a version was dropped, so that none restarts below it."""
         words = self.periods.keys[0][rows]
         version = self.periods.columns["events"][rows].astype(np.int64)
         for place in np.flatnonzero(np.isin(words, np.array(list(self.adjusted), np.uint64))).tolist():
@@ -554,6 +579,6 @@ class Shard(ShardState):
         np.maximum.at(self.let_go.columns["version"], at, version)
 
 
-def _letter(reason: str, detail: str, payload: bytes, chunk: Chunk) -> DeadLetter:
+def _build_dead_letter(reason: str, detail: str, payload: bytes, chunk: Chunk) -> DeadLetter:
     id = xxh3_128_hexdigest(reason.encode() + b"\n" + payload)
     return DeadLetter(id=id, reason=reason, detail=detail, payload=payload, received_at=chunk.received_at)

@@ -1,7 +1,7 @@
-"""What a shard knows: flat columns of customers, keys, totals, alert states and remembered identities.
+"""The state of a shard: flat columns of customers, keys, totals, alert states and remembered identities.
 
 operators/metering/shard.py changes it chunk by chunk; operators/metering/snapshot.py writes what changed of it and
-builds it up again.
+restores it.
 """
 
 from datetime import timedelta
@@ -11,18 +11,18 @@ import numpy as np
 
 from tidegate.operators.columns.hash_table import Table
 from tidegate.operators.events.chunk import Ints
-from tidegate.operators.metering.alerts import Watch
-from tidegate.operators.metering.dedup import Memory
-from tidegate.operators.metering.key_index import Roster
+from tidegate.operators.metering.alerts import AlertStates
+from tidegate.operators.metering.dedup import IdentityMemory
+from tidegate.operators.metering.key_index import KeyIndex
 from tidegate.operators.metering.stream_times import Stream, Streams
 from tidegate.operators.metering.unmetered_rows import UnmeteredRows
-from tidegate.operators.metering.windows import COLUMNS, PERIOD_COLUMNS, WINDOW_NAMES, Adjusted
+from tidegate.operators.metering.windows import COLUMNS, PERIOD_COLUMNS, WINDOW_NAMES, WindowAdjustments
 from tidegate.operators.model.adjustments import Remembered
 from tidegate.operators.model.catalog import Catalog, Meter
 
 
-class Left(NamedTuple):
-    """What a shard went by when it was saved; `lateness` is None of a version that did not say so."""
+class SavedSettings(NamedTuple):
+    """The settings and clocks that a shard was saved with; `lateness` is None if an older version did not record it."""
 
     lateness: int | None
     wall: bool
@@ -30,8 +30,8 @@ class Left(NamedTuple):
     partitions: dict[str, Stream]
 
 
-class Saved:
-    """How much of a shard the deltas so far hold, and what was touched since."""
+class SaveProgress:
+    """How much of a shard the deltas so far contain, and what changed since."""
 
     def __init__(self) -> None:
         self.whole = True
@@ -42,7 +42,7 @@ class Saved:
 
 
 class ShardState:
-    """The state of one shard. `future` is how far one event alone moves now."""
+    """The state of one shard. `future` is how far one event alone may advance now."""
 
     def __init__(
         self,
@@ -54,31 +54,34 @@ class ShardState:
         number: int,
         future: timedelta,
     ) -> None:
-        self.roster = Roster(catalog, meters, number)
-        self.memory = Memory()
+        self.key_index = KeyIndex(catalog, meters, number)
+        self.memory = IdentityMemory()
         self.buckets = Table(1, COLUMNS)
         self.periods = Table(1, PERIOD_COLUMNS)
         self.values = {window: Table(2, {"word": np.uint64}) for window in WINDOW_NAMES}
-        self.watch = Watch(self.roster, self.periods)
-        self.adjusted: dict[int, Adjusted] = {}
+        self.alert_states = AlertStates(self.key_index, self.periods)
+        self.adjusted: dict[int, WindowAdjustments] = {}
         self.adjustments = Remembered()
         self.counts: dict[str, int] = {}
         self.unmetered = UnmeteredRows()
         self.let_go = Table(1, {"start": np.int64, "version": np.int64})
         self.latest = 0
-        self.saved = Saved()
+        self.saved = SaveProgress()
         self.lateness = lateness // timedelta(microseconds=1)
         self.streams = Streams(clock == "wall", future // timedelta(microseconds=1))
         self.store = ""
-        """Where the totals that count as written are."""
+        """The store that has the totals which count as written."""
         self.floor = 0
-        """Before it everything may be forgotten, of customers that are still to come too."""
+        """Everything before it may be forgotten, also for customers that are not known yet."""
 
-    def resume(self, left: Left) -> None:
-        """Go on from a snapshot. All that was forgotten is below the floor, also under another lateness or clock."""
+    def resume(self, left: SavedSettings) -> None:
+        """Continue from a snapshot, keeping all that was forgotten below the floor.
+
+        This holds under another lateness or clock too.
+        """
         if left.lateness is None:
-            clock = self.roster.clock.values
-            self.roster.floor.values[:] = np.where(clock > 0, clock - self.lateness, 0)
+            clock = self.key_index.clock.values
+            self.key_index.floor.values[:] = np.where(clock > 0, clock - self.lateness, 0)
             self.floor = 0 if clock.any() else max(0, self.latest - self.lateness)
             self.saved.whole = True
             return

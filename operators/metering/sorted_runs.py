@@ -1,6 +1,6 @@
-"""Remembered identities that no longer change, in sorted columns: a table without an index, searched by bisection.
+"""Sorted runs: remembered identities that no longer change, in sorted columns without an index, searched by bisection.
 
-28 bytes an identity: two words of digest, a fingerprint, the hour until which it counts as fresh, and its customer.
+An identity has 28 bytes: two words of digest, a fingerprint, the hour in which it was last seen, and its customer.
 """
 
 from collections.abc import Iterable
@@ -18,13 +18,13 @@ STREAMS_MAX = 16
 STREAM_ROWS = 1 << 14
 
 NOBODY = 2**32 - 1
-"""The customer of an identity that a version remembered which did not note customers."""
+"""The customer of an identity that was stored by a version which did not record customers."""
 
 
 class Rows(NamedTuple):
     """Columns of remembered identities, in any order.
 
-    `mark` fingerprints name and data, `seen` is an hour since the epoch (UTC), `customer` a row of the roster.
+    `mark` is a fingerprint of name and data, `seen` an hour since the epoch (UTC), `customer` a row of the key index.
     """
 
     lo: Words
@@ -33,13 +33,13 @@ class Rows(NamedTuple):
     seen: Halves
     customer: Halves
 
-    def part(self, rows: Ints | NDArray[np.bool_] | slice) -> "Rows":
-        """These rows alone."""
+    def select(self, rows: Ints | NDArray[np.bool_] | slice) -> "Rows":
+        """Return these rows."""
         return Rows(self.lo[rows], self.hi[rows], self.mark[rows], self.seen[rows], self.customer[rows])
 
 
-def joined(parts: Iterable[Rows]) -> Rows:
-    """All rows, one part after the other."""
+def concatenate_rows(parts: Iterable[Rows]) -> Rows:
+    """Return all rows, one part after the other."""
     return Rows(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
 
@@ -59,21 +59,21 @@ class Run:
 
     @property
     def nbytes(self) -> int:
-        """Memory held."""
+        """The memory held, in bytes."""
         return sum(column.nbytes for column in self.rows)
 
     @property
     def is_scattered(self) -> bool:
-        """Whether half of what the journal holds of it was dropped, or it lies in many streams for its size."""
+        """Whether half of the run's rows in the journal were dropped, or the run lies in many streams for its size."""
         streams = len(self.streams)
         return 2 * len(self) < self.stored or (streams > STREAMS_MAX and self.stored < streams * STREAM_ROWS)
 
-    def left(self, kept: NDArray[np.bool_]) -> "Run":
-        """What is left of it with these rows alone; the journal still holds them all."""
-        return Run(self.rows.part(kept), self.streams, self.stored)
+    def keep(self, kept: NDArray[np.bool_]) -> "Run":
+        """Return a run with the marked rows alone; the journal still holds all rows."""
+        return Run(self.rows.select(kept), self.streams, self.stored)
 
     def find(self, lo: Words, hi: Words, since: Ints) -> tuple[Ints, Ints]:
-        """Which of these identities were seen in the hour `since` or later, and the row of each."""
+        """Return which of these identities were seen in the hour `since` or later, and the row of each."""
         at = np.minimum(self.rows.lo.searchsorted(lo), len(self) - 1)
         which = np.flatnonzero(self.rows.lo[at] == lo)
         if not len(which):
@@ -85,7 +85,7 @@ class Run:
         return which[known], rows[known]
 
     def _seek(self, lo: np.uint64, hi: np.uint64, at: int) -> int:
-        """The row of one identity, from the first of those whose `lo` is alike; -1 where there is none."""
+        """Return the row of one identity, searching from the first row with this `lo`; -1 if there is none."""
         while at < len(self) and self.rows.lo[at] == lo:
             if self.rows.hi[at] == hi:
                 return at
@@ -93,18 +93,18 @@ class Run:
         return -1
 
 
-def merged(runs: list[Run]) -> Run:
-    """Neighbouring runs as one."""
-    rows = joined(run.rows for run in runs)
+def merge_runs(runs: list[Run]) -> Run:
+    """Return neighbouring runs as one."""
+    rows = concatenate_rows(run.rows for run in runs)
     streams = [stream for run in runs for stream in run.streams]
-    return Run(by_digest(rows), streams, sum(run.stored for run in runs))
+    return Run(sort_by_digest(rows), streams, sum(run.stored for run in runs))
 
 
-def by_digest(rows: Rows) -> Rows:
-    """The rows by ascending `lo`; of one identity only the one that was seen latest."""
-    rows = rows.part(np.argsort(rows.lo))
+def sort_by_digest(rows: Rows) -> Rows:
+    """Return the rows by ascending `lo`, of each identity only the one that was seen latest."""
+    rows = rows.select(np.argsort(rows.lo))
     if not (rows.lo[1:] == rows.lo[:-1]).any():
         return rows
-    rows = rows.part(np.lexsort((rows.seen, rows.hi, rows.lo)))
+    rows = rows.select(np.lexsort((rows.seen, rows.hi, rows.lo)))
     is_last = np.append((rows.lo[1:] != rows.lo[:-1]) | (rows.hi[1:] != rows.hi[:-1]), True)
-    return rows.part(is_last)
+    return rows.select(is_last)

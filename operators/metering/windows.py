@@ -1,9 +1,8 @@
-"""Totals per key and window, in flat columns, changed a batch at a time.
+"""Windows: totals per key and window in flat columns, changed a batch at a time.
 
-A key is a row number that the shard gives to each pair of customer and meter. A batch is sorted once by key
-and event time and folded into runs: neighbours of one key, hour and period. Hours, days and periods all grow
-with time, so each of their windows is a few neighbouring runs, and what is left to do per window works on runs
-instead of readings.
+A key is a row number that the shard assigns to each pair of customer and meter. A batch is sorted once by key and event
+time and folded into runs: neighbours of one key, hour and period. Hours, days and periods all grow with time, so each
+of their windows is a few neighbouring runs, and the work per window is done on runs instead of readings.
 """
 
 from collections.abc import Callable, Iterable
@@ -58,8 +57,8 @@ class Batch(NamedTuple):
     late: Flags
     corrected: Flags
 
-    def limbs(self) -> Limbs:
-        """The quantities, with as many limbs as are in use."""
+    def list_limbs(self) -> Limbs:
+        """Return the quantities, with as many limbs as are in use."""
         if self.mid is None:
             return {"hi": self.hi}
         limbs = {"hi": self.hi, "mid": self.mid}
@@ -67,10 +66,10 @@ class Batch(NamedTuple):
 
 
 class Runs(NamedTuple):
-    """A batch folded into runs. `limbs` has the quantities per kind of window, since `unique` counts differ.
+    """A batch folded into runs. `limbs` has the quantities per kind of window, because `unique` counts differ.
 
-    Run i holds the readings `order[cuts[i]:cuts[i + 1]]` of the batch, by event time; `cuts` has one more entry
-    than there are runs. `first` is each run's first reading in the batch.
+    Run i holds the readings `order[cuts[i]:cuts[i + 1]]` of the batch, by event time; `cuts` has one more entry than
+    there are runs. `first` is each run's first reading in the batch.
     """
 
     order: Ints
@@ -84,15 +83,15 @@ class Runs(NamedTuple):
     corrected: Ints | None
 
 
-class Adjusted(NamedTuple):
-    """The adjustments of one window: how many times, and their sum times 10²⁴."""
+class WindowAdjustments(NamedTuple):
+    """The adjustments of one window: their number, and their sum times 10²⁴."""
 
     times: int
     amount: int
 
 
-class Touched(NamedTuple):
-    """Rows that a batch changed, one per window, and what stood there before.
+class TouchedRows(NamedTuple):
+    """Rows that a batch changed, one per window, and their values before.
 
     The readings of row i are `order[starts[i]:starts[i + 1]]` of the batch. `limbs` are those in use before.
     """
@@ -107,50 +106,53 @@ class Touched(NamedTuple):
     corrected: Ints
 
 
-def window_key(key: Ints, window: int, start: Ints) -> Words:
-    """One 64-bit word for key, kind of window and start: 30 bits, 2 bits, 32 bits of seconds since 1970."""
+def pack_window(key: Ints, window: int, start: Ints) -> Words:
+    """Return one 64-bit word for key, kind of window and start: 30 bits, 2 bits, 32 bits of seconds since 1970."""
     packed = (key << _KEY) | (window << 32) | (start // SECOND)
     return packed.view(np.uint64)
 
 
 def key_of(words: Words) -> Ints:
-    """The key of each word."""
+    """Return the key of each word."""
     return (words >> np.uint64(_KEY)).astype(np.int64)
 
 
-def unpacked(word: int) -> tuple[int, int]:
-    """The key and the start (µs since the epoch) of one word."""
+def unpack_window(word: int) -> tuple[int, int]:
+    """Return the key and the start (µs since the epoch) of one word."""
     return word >> _KEY, (word & _START) * SECOND
 
 
-def place_of(words: Words, number: Ints) -> Words:
-    """The words with another number in place of the key, such as the customer's: equal for all meters of one window."""
+def replace_key(words: Words, number: Ints) -> Words:
+    """Return the words with another number in place of the key.
+
+    With the customer's number, the words are equal for all meters of one window.
+    """
     return (words & np.uint64((1 << _KEY) - 1)) | (number.astype(np.uint64) << np.uint64(_KEY))
 
 
 def window_of(words: Words) -> Ints:
-    """The kind of window of each word."""
+    """Return the kind of window of each word."""
     return ((words >> np.uint64(32)) & np.uint64(3)).astype(np.int64)
 
 
 def start_of(words: Words) -> Ints:
-    """The start of each word's window, µs since the epoch."""
+    """Return the start of each word's window, µs since the epoch."""
     return (words & np.uint64(_START)).astype(np.int64) * SECOND
 
 
-def runs_of(batch: Batch, hour: Ints, period: Ints, his: list[Ints] | None) -> Runs:
-    """Folds a batch. `hour` and `period` are each reading's windows, `his` its `hi` per kind of window."""
+def fold_batch(batch: Batch, hour: Ints, period: Ints, his: list[Ints] | None) -> Runs:
+    """Fold a batch into runs. `hour` and `period` are each reading's windows, `his` its `hi` per kind of window."""
     order = np.lexsort((batch.at, batch.key))
     key, hour, period = batch.key[order], hour[order], period[order]
     changes = (key[1:] != key[:-1]) | (hour[1:] != hour[:-1]) | (period[1:] != period[:-1])
     starts = np.concatenate(([0], np.flatnonzero(changes) + 1))
     fold = batch.fold[order]
-    limbs = {name: limb[order] for name, limb in batch.limbs().items()}
-    split = _split if may_overflow(batch.hi) else _as_is
+    limbs = {name: limb[order] for name, limb in batch.list_limbs().items()}
+    split = _split_top if may_overflow(batch.hi) else _keep_limbs
     if his is None:
-        folded = [_folded(split(limbs, fold), fold, starts)] * 3
+        folded = [_fold_neighbours(split(limbs, fold), fold, starts)] * 3
     else:
-        folded = [_folded(split({**limbs, "hi": hi[order]}, fold), fold, starts) for hi in his]
+        folded = [_fold_neighbours(split({**limbs, "hi": hi[order]}, fold), fold, starts) for hi in his]
     cuts = np.append(starts, len(order))
     return Runs(
         order=order,
@@ -160,17 +162,17 @@ def runs_of(batch: Batch, hour: Ints, period: Ints, his: list[Ints] | None) -> R
         fold=fold[starts],
         limbs=folded,
         last_at=batch.at[order[cuts[1:] - 1]],
-        late=_counted(batch.late, order, starts),
-        corrected=_counted(batch.corrected, order, starts),
+        late=_count_flags(batch.late, order, starts),
+        corrected=_count_flags(batch.corrected, order, starts),
     )
 
 
-def add(table: Table, runs: Runs, windows: list[tuple[int, Ints]]) -> Touched:
-    """Adds runs to their windows. `windows` are kinds of window with the start of each run's window."""
-    words = [window_key(runs.key, window, start) for window, start in windows]
+def add_runs(table: Table, runs: Runs, windows: list[tuple[int, Ints]]) -> TouchedRows:
+    """Add runs to their windows. `windows` are kinds of window with the start of each run's window."""
+    words = [pack_window(runs.key, window, start) for window, start in windows]
     firsts = [np.concatenate(([0], np.flatnonzero(word[1:] != word[:-1]) + 1)) for word in words]
     folded = [
-        _folded(runs.limbs[window], runs.fold, first)
+        _fold_neighbours(runs.limbs[window], runs.fold, first)
         for (window, _), first in zip(windows, firsts, strict=True)
     ]
     limbs = {name: np.concatenate([part[name] for part in folded]) for name in folded[0]}
@@ -179,32 +181,34 @@ def add(table: Table, runs: Runs, windows: list[tuple[int, Ints]]) -> Touched:
     rows, new = table.claim(np.concatenate([word[at] for word, at in zip(words, firsts, strict=True)]))
 
     columns = table.columns
-    before = _limbs_at(table, rows)
+    before = _read_limbs(table, rows)
     as_of, corrected = columns["as_of"][rows], columns["corrected"][rows].astype(np.int64)
     last_at = runs.last_at[ends - 1]
-    _put(table, rows, _merged(before, limbs, runs.fold[first], last_at >= as_of, new))
-    _count(table, "events", rows, runs.cuts[ends] - runs.cuts[first])
+    _set_limbs(table, rows, _merge_totals(before, limbs, runs.fold[first], last_at >= as_of, new))
+    _add_counts(table, "events", rows, runs.cuts[ends] - runs.cuts[first])
     for name, counts in (("late", runs.late), ("corrected", runs.corrected)):
         if counts is not None:
             so_far = np.concatenate(([0], np.cumsum(counts)))
-            _count(table, name, rows, so_far[ends] - so_far[first])
+            _add_counts(table, name, rows, so_far[ends] - so_far[first])
     columns["as_of"][rows] = np.maximum(as_of, last_at)
     columns["dirty"][rows] = UNSAVED | UNSENT
     starts = np.append(runs.cuts[first], len(runs.order))
-    return Touched(rows, new, runs.first[first], runs.order, starts, before, as_of, corrected)
+    return TouchedRows(rows, new, runs.first[first], runs.order, starts, before, as_of, corrected)
 
 
-def total_at(table: Table, word: Words) -> int:
-    """The total of one window times 10²⁴, 0 where there is none."""
+def read_total(table: Table, word: Words) -> int:
+    """Return the total of one window times 10²⁴, 0 if there is none."""
     (row,) = table.find(word)
-    return 0 if row < 0 else joined(**{name: int(limb[0]) for name, limb in _limbs_at(table, [row]).items()})
+    return (
+        0 if row < 0 else joined(**{name: int(limb[0]) for name, limb in _read_limbs(table, [row]).items()})
+    )
 
 
 def add_amount(table: Table, word: Words, amount: int) -> tuple[int, bool]:
-    """Add an amount, times 10²⁴ and perhaps negative, to one window that adds up. Its row, and whether it is new."""
-    total = total_at(table, word) + amount
+    """Add an amount, times 10²⁴ and possibly negative, to one additive window; return its row and whether it is new."""
+    total = read_total(table, word) + amount
     rows, new = table.claim(word)
-    _put(table, rows, {name: np.array([limb]) for name, limb in split_total(total).items() if limb})
+    _set_limbs(table, rows, {name: np.array([limb]) for name, limb in split_total(total).items() if limb})
     table.columns["dirty"][rows] = UNSAVED | UNSENT
     return int(rows[0]), bool(new[0])
 
@@ -213,16 +217,16 @@ def normalize(table: Table) -> None:
     """Move what is too large for `hi` into `top`, in rows of a version that let `hi` grow further."""
     rows = np.flatnonzero(table.columns["hi"][: len(table)] >= HI_MAX)
     if len(rows):
-        limbs = _limbs_at(table, rows)
+        limbs = _read_limbs(table, rows)
         carry(limbs)
-        _put(table, rows, limbs)
+        _set_limbs(table, rows, limbs)
 
 
-def _limbs_at(table: Table, rows: Ints | list[int]) -> Limbs:
+def _read_limbs(table: Table, rows: Ints | list[int]) -> Limbs:
     return {name: table.columns[name][rows] for name in LIMBS if name in table.columns}
 
 
-def _put(table: Table, rows: Ints, limbs: Limbs) -> None:
+def _set_limbs(table: Table, rows: Ints, limbs: Limbs) -> None:
     """Set the quantities of rows; limbs that are not given are 0."""
     columns = table.columns
     for name in LIMBS:
@@ -232,24 +236,24 @@ def _put(table: Table, rows: Ints, limbs: Limbs) -> None:
             columns[name][rows] = limbs.get(name, 0)
 
 
-def _count(table: Table, name: str, rows: Ints, more: Ints) -> None:
-    """Add to a column of counts, which is made wider once one outgrows it."""
+def _add_counts(table: Table, name: str, rows: Ints, more: Ints) -> None:
+    """Add to a column of counts, and widen the column once a count outgrows it."""
     counts = table.columns[name][rows] + more
     if table.columns[name].dtype == np.uint32 and counts.max() > _COUNT_MAX:
         table.columns[name] = table.columns[name].astype(np.int64)
     table.columns[name][rows] = counts
 
 
-def _counted(flags: Flags, order: Ints, starts: Ints) -> Ints | None:
+def _count_flags(flags: Flags, order: Ints, starts: Ints) -> Ints | None:
     return np.add.reduceat(flags[order].astype(np.int64), starts) if flags.any() else None
 
 
-def _as_is(limbs: Limbs, fold: Ints) -> Limbs:
+def _keep_limbs(limbs: Limbs, fold: Ints) -> Limbs:
     return limbs
 
 
-def _split(limbs: Limbs, fold: Ints) -> Limbs:
-    """The same quantities with parts of `hi` small enough to be added up any number of times."""
+def _split_top(limbs: Limbs, fold: Ints) -> Limbs:
+    """Return the same quantities with parts of `hi` small enough to be added up any number of times."""
     top = np.where(fold == ADD, limbs["hi"] // UNIT, 0)
     return {"top": top, **limbs, "hi": limbs["hi"] - top * UNIT}
 
@@ -260,7 +264,7 @@ _EXTREMES: Final[tuple[tuple[int, Callable[[Iterable[Any]], Any], Callable[[Ints
 )
 
 
-def _folded(limbs: Limbs, fold: Ints, starts: Ints) -> Limbs:
+def _fold_neighbours(limbs: Limbs, fold: Ints, starts: Ints) -> Limbs:
     """Fold neighbours, from each start to the next, into one by their kind of fold. Sums are not carried."""
     if len(starts) == len(fold):
         return limbs
@@ -284,7 +288,7 @@ def _folded(limbs: Limbs, fold: Ints, starts: Ints) -> Limbs:
     return folded
 
 
-def _merged(before: Limbs, limbs: Limbs, fold: Ints, newer: Flags, new: Flags) -> Limbs:
+def _merge_totals(before: Limbs, limbs: Limbs, fold: Ints, newer: Flags, new: Flags) -> Limbs:
     """Merge totals as they stood with what came, by their fold; `new` marks those that stand for nothing yet."""
     nothing = np.zeros(len(fold), np.int64)
     names = [name for name in LIMBS if name in before or name in limbs]

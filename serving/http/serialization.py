@@ -9,7 +9,7 @@ import msgspec
 from tidegate.operators.columns.quantity import QUANTITY_MAX
 from tidegate.operators.events.rfc3339 import parse
 from tidegate.operators.gate.decision import Decision
-from tidegate.operators.metering.thresholds import plain
+from tidegate.operators.metering.thresholds import format_plain
 from tidegate.operators.model.catalog import Limit, Threshold
 from tidegate.operators.model.periods import MAX_AT, MIN_AT
 from tidegate.operators.model.ports import CatalogVersion, Note
@@ -165,8 +165,8 @@ def limit_body(limit: Limit) -> LimitBody:
 def label(threshold: Threshold) -> str:
     """As alerts have it: `80%`, or the quantity."""
     if threshold.percent is not None:
-        return f"{plain(threshold.percent)}%"
-    return plain(threshold.absolute)
+        return f"{format_plain(threshold.percent)}%"
+    return format_plain(threshold.absolute)
 
 
 def version_body(version: CatalogVersion) -> VersionBody:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Final, NamedTuple
 
-from tidegate.operators.metering.republish import RESEND, resent
+from tidegate.operators.metering.republish import REPUBLISH_KIND, read_republished
 from tidegate.operators.model.ports import ControlLog, StoreReader
 
 LOOK: Final = timedelta(milliseconds=200)
@@ -36,7 +36,7 @@ def ask(log: ControlLog, *, anew: bool = False) -> str:
 
 def progress(reader: StoreReader, rebuild: str) -> Progress:
     """How far it is."""
-    found = [resent(note) for note in reader.notes(RESEND, limit=NOTES_READ)]
+    found = [read_republished(note) for note in reader.notes(REPUBLISH_KIND, limit=NOTES_READ)]
     shards = {shard: of for id, shard, of in found if id == rebuild}
     return Progress(len(shards), max(shards.values(), default=0))
 

@@ -6,7 +6,7 @@ from typing import Final
 import msgspec
 
 from tidegate.operators.events.unmetered import REASONS, Cause
-from tidegate.operators.metering.unmetered_rows import BY_CAUSE, BY_CUSTOMER, described
+from tidegate.operators.metering.unmetered_rows import BY_CAUSE, BY_CUSTOMER, describe_cause
 from tidegate.operators.model.ports import Note, StoreReader
 from tidegate.serving.http.schemas import UnmeteredBody
 
@@ -63,7 +63,7 @@ def _body(row: _Row) -> UnmeteredBody:
     return UnmeteredBody(
         row.event_name,
         row.reason,  # type: ignore[arg-type]
-        described(row.cause),
+        describe_cause(row.cause),
         row.meter,
         row.key,
         row.partly,

@@ -6,7 +6,7 @@ from typing import Any, Final
 import msgspec
 from xxhash import xxh3_64_hexdigest
 
-from tidegate.operators.metering.thresholds import limit_version
+from tidegate.operators.metering.thresholds import compute_limit_version
 from tidegate.operators.model.catalog import Catalog
 from tidegate.operators.model.ports import CatalogConflict, CatalogVersion, ControlLog
 from tidegate.serving.http.problems import Problem, not_found, unavailable
@@ -94,7 +94,7 @@ def _shown(version: CatalogVersion, customer: str, meter: str) -> tuple[Override
     plan = catalog.plan_of(customer).name
     body = OverrideBody(customer, meter, plan, version.number, own, limit_body(effective))
     # Not of the version: changes elsewhere in the catalog are none of this limit.
-    return body, f'"{xxh3_64_hexdigest(msgspec.json.encode((own, limit_version(effective))))}"'
+    return body, f'"{xxh3_64_hexdigest(msgspec.json.encode((own, compute_limit_version(effective))))}"'
 
 
 def _own(entry: LimitEntry) -> dict[str, Any]:

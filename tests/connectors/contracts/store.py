@@ -395,16 +395,16 @@ class StoreContract(ABC):
                 for number, chunk in decoder.decode(Payloads(lines, 0, None, "")):
                     shards[number].apply(chunk)
                 summed = next(
-                    total for total in shards[0].totals() if total.steady and total.window == "hour"
+                    total for total in shards[0].drain_totals() if total.steady and total.window == "hour"
                 )
                 key: dict[str, Any] = {"customer": summed.customer, "meter": summed.meter, "at": summed.start}
                 shards[0].adjust(Adjustment(id="1", quantity="-1000000.5", reason="", by="", **key), 0)
-                large = next(total for total in shards[1].totals() if total.steady)
+                large = next(total for total in shards[1].drain_totals() if total.steady)
                 key = {"customer": large.customer, "meter": large.meter, "at": large.start}
                 shards[1].adjust(Adjustment(id="2", quantity=f"{10**28}.25", reason="", by="", **key), 0)
-                shards[1].resend()
-                shards[0].resend()
-                totals = Totals(taken for shard in shards for taken in shard.totals().taken)
+                shards[1].republish()
+                shards[0].republish()
+                totals = Totals(taken for shard in shards for taken in shard.drain_totals().changed)
                 writer.write(totals, [])
                 follower.catch_up()
                 assert follower.is_right(), "whoever is in columns is named in the feed"

@@ -27,7 +27,7 @@ from tidegate.connectors.redis.key_layout import BUCKETS, Keys, bucket_of, slot_
 from tidegate.connectors.redis.reader import RedisReader
 from tidegate.connectors.redis.servers import Servers
 from tidegate.connectors.redis.writer import RedisWriter
-from tidegate.operators.metering.republish import RESEND
+from tidegate.operators.metering.republish import REPUBLISH_KIND
 from tidegate.operators.model.ports import Adjustment, Hold, Note, Resend, Scope, StoreError, StoreIncomplete
 from tidegate.operators.model.records import Counter, Total
 
@@ -70,7 +70,7 @@ def asked_for(given: dict[str, Any]) -> list[str]:
 
 def done(rebuild: str, shard: int, shards: int) -> Note:
     body = b'{"shard":%d,"shards":%d}' % (shard, shards)
-    return Note(RESEND, f"{rebuild}/{shard}", "", 5, body)
+    return Note(REPUBLISH_KIND, f"{rebuild}/{shard}", "", 5, body)
 
 
 # Servers that stop

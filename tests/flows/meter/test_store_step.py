@@ -15,8 +15,8 @@ from tidegate.flows.meter import store_step
 from tidegate.flows.meter.emission import Emission
 from tidegate.flows.meter.store_step import Storing, _Stored
 from tidegate.flows.runtime.metrics import Telemetry
-from tidegate.operators.metering.totals import Taken, Totals
-from tidegate.operators.metering.windows import window_key
+from tidegate.operators.metering.totals import ChangedTotals, Totals
+from tidegate.operators.metering.windows import pack_window
 from tidegate.operators.model.freshness import Heartbeat
 from tidegate.operators.model.ports import Note, Settled, StoreError
 from tidegate.operators.model.records import Counter, Total
@@ -61,9 +61,9 @@ def totals_of(*customers: str) -> Totals:
     """A total of each, as a shard gives them."""
     place = np.arange(len(customers))
     nothing = np.zeros(len(customers), np.int64)
-    words = window_key(place, 0, nothing)
+    words = pack_window(place, 0, nothing)
     columns = [nothing] * 8
-    return Totals([Taken(customers, ["calls"], words, place, nothing, nothing == 0, columns, {}, {})])
+    return Totals([ChangedTotals(customers, ["calls"], words, place, nothing, nothing == 0, columns, {}, {})])
 
 
 def emission(*customers: str, note: str = "") -> Emission:

@@ -24,7 +24,7 @@ from tidegate.operators.columns.quantity import (
     text,
     text_of,
 )
-from tidegate.operators.metering.windows import ADD, COLUMNS, PERIOD_WINDOW, Batch, add, runs_of
+from tidegate.operators.metering.windows import ADD, COLUMNS, PERIOD_WINDOW, Batch, add_runs, fold_batch
 
 BEYOND = ["1e999999999", "-1e999999999", "1e-999999999", "Infinity"]
 READINGS = st.one_of(
@@ -97,7 +97,7 @@ def test_a_tenth_added_ten_million_times_is_one_million() -> None:
     key, no = np.zeros(count, np.int64), np.zeros(count, np.bool_)
     batch = Batch(key, np.arange(count), np.full(count, ADD), hi, mid, None, no, no)
     for _ in range(100):
-        add(table, runs_of(batch, key, key, None), [(PERIOD_WINDOW, np.zeros(1, np.int64))])
+        add_runs(table, fold_batch(batch, key, key, None), [(PERIOD_WINDOW, np.zeros(1, np.int64))])
     total = [int(table.columns[name][0]) for name in ("hi", "mid")]
     assert text_of(*total, 0) == "1000000"
     assert int(table.columns["events"][0]) == 10_000_000

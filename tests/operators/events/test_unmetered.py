@@ -157,7 +157,7 @@ def test_names_and_customers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
             *(event(f"{i}", f"name {i}", {}, f"customer {i}") for i in range(start, start + 200)),
             *(event(f"{i}", "llm.tokens", {}, f"reader {i}") for i in range(start, start + 200)),
         )
-        frames += one.shard.delta()
+        frames += one.shard.take_delta()
         one = One(frames)
     causes = one.causes()
     assert len(causes) == 100 + 2
@@ -175,15 +175,15 @@ def test_what_was_counted_survives_a_restart_and_is_written_again() -> None:
     """All rows go to the store after it, as the last ones before it may not have; a few at a time."""
     one = One()
     one.send(*(event(f"{i}", f"name {i}", {}, f"customer {i}") for i in range(300)))
-    written = {note.id for note in one.shard.unmetered.notes(0)}
+    written = {note.id for note in one.shard.unmetered.drain_notes(0)}
     assert len(written) == NOTES_AT_ONCE and one.shard.unmetered.is_behind
-    frames = one.shard.delta()
+    frames = one.shard.take_delta()
     one.send(event("later", "name 1", {}, "customer 1"))
-    frames += one.shard.delta()
+    frames += one.shard.take_delta()
     again = One(frames)
     assert again.causes() == one.causes() and again.shard.counts == one.shard.counts
     assert again.send(event("even later", "name 1", {}, "customer 1")) == []
-    notes = again.shard.unmetered.notes(0, all=True)
+    notes = again.shard.unmetered.drain_notes(0, all=True)
     assert len(notes) == len({note.id for note in notes}) == len(again.shard.unmetered.rows)
     assert written < {note.id for note in notes} and not again.shard.unmetered.is_behind
     (body,) = [
@@ -210,7 +210,7 @@ def test_a_state_of_the_version_before_says_that_it_did_not_tell() -> None:
     one = One()
     one.send(event("1", "llm.tokens", {"tokens": 1}), event("2", "x", {}))
     old = []
-    for frame in one.shard.delta():
+    for frame in one.shard.take_delta():
         if frame.stream == "state":
             fields = msgspec.msgpack.decode(frame.body, strict=False)
             del fields["unmetered"]
@@ -222,7 +222,7 @@ def test_a_state_of_the_version_before_says_that_it_did_not_tell() -> None:
     again = One(old)
     assert again.shard.counts["unclassified"] == 2
     again.send(event("3", "llm.tokens", {"tokens": 1}), event("4", "x", {}))
-    newer = One([*old, *again.shard.delta()])
+    newer = One([*old, *again.shard.take_delta()])
     counts = newer.shard.counts
     assert counts["accepted"] == counts["metered"] + counts["unmetered"] + counts["unclassified"] == 4
 
@@ -267,7 +267,7 @@ def test_texts_count_as_numbers_where_a_meter_says_so(
     ((_, chunk),) = decoder.decode(Payloads(payload, NOON, None, "test"))
     dead = shard.apply(chunk).dead
     assert [letter.reason for letter in dead] == ([] if reason is None else [reason])
-    found = {each.meter: each.total for each in shard.totals() if each.window == "hour"}
+    found = {each.meter: each.total for each in shard.drain_totals() if each.window == "hour"}
     assert found == ({} if reason else {"tokens": total, "peak": total})
     assert shard.counts.get("accepted", 0) == shard.counts.get("metered", 0) == (0 if reason else 1)
     assert "unmetered" not in shard.counts
@@ -292,7 +292,7 @@ def test_a_dead_letter_of_what_no_meter_reads_says_why_and_may_come_again() -> N
     (letter,) = shard.apply(chunk).dead
     assert (letter.reason, letter.payload) == ("unmetered", payload)
     assert letter.detail == "'n' is a number written as text, which the meter 'tokens' does not read"
-    shard.adopt(1, TEXTS, 0, 0)
+    shard.adopt_catalog(1, TEXTS, 0, 0)
     ((_, chunk),) = Decoder(TEXTS, shards=1, clock="wall", number=1).decode(
         Payloads(payload, NOON, None, "test")
     )
@@ -324,7 +324,7 @@ def test_a_snapshot_holds_what_changed_since_the_one_before() -> None:
     one.send(event("1", "x", {}), event("2", "y", {}))
 
     def saved() -> list[str]:
-        (state,) = [frame for frame in one.shard.delta() if frame.stream == "state"]
+        (state,) = [frame for frame in one.shard.take_delta() if frame.stream == "state"]
         return sorted(
             cause[0] for _, cause, _ in msgspec.msgpack.decode(state.body, strict=False)["unmetered"]
         )

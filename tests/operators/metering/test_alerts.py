@@ -83,12 +83,12 @@ def test_a_level_outlives_a_live_catalog_and_a_restart() -> None:
     """It held when a catalog came that changed nothing of it; what was not in a snapshot yet must get there."""
     catalog, lateness = limited("sum", Limit(cap=Decimal(10), thresholds=LEVELS)), timedelta(days=1)
     first = Shard(0, catalog, lateness, "event")
-    frames = first.delta()
+    frames = first.take_delta()
     metered(first, catalog, ["6"], 1)
-    first.adopt(1, catalog, 0, 0)
-    frames += first.delta()
+    first.adopt_catalog(1, catalog, 0, 0)
+    frames += first.take_delta()
     second = Shard.restore(0, limited("sum", None), lateness, "event", frames)
-    assert [(alert.state, alert.level) for alert in second.review()] == [("resolved", "none")]
+    assert [(alert.state, alert.level) for alert in second.drain_reviewed()] == [("resolved", "none")]
 
 
 @pytest.mark.parametrize("threshold", [Threshold(percent=Decimal(100)), Threshold(absolute=Decimal(10))])
@@ -105,11 +105,11 @@ def test_a_state_of_a_version_that_told_both_is_read() -> None:
     catalog = limited("sum", Limit(cap=Decimal(10), thresholds=LEVELS))
     first = Shard(0, catalog, timedelta(days=1), "event")
     metered(first, catalog, ["10"], 1)
-    (state,) = first.watch._states.values()
+    (state,) = first.alert_states._states.values()
     state[0] = 3
-    second = Shard.restore(0, catalog, timedelta(days=1), "event", first.delta())
-    assert second.review() == []
-    (state,) = second.watch._states.values()
+    second = Shard.restore(0, catalog, timedelta(days=1), "event", first.take_delta())
+    assert second.drain_reviewed() == []
+    (state,) = second.alert_states._states.values()
     assert state[:2] == [2, 1]
 
 

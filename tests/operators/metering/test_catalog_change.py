@@ -8,7 +8,7 @@ from decimal import Decimal
 import pytest
 
 from tidegate.operators.events.decode import Decoder
-from tidegate.operators.metering.catalog_change import Move
+from tidegate.operators.metering.catalog_change import WindowMove
 from tidegate.operators.metering.shard import Outcome, Shard
 from tidegate.operators.metering.snapshot import Frame
 from tidegate.operators.model.catalog import Catalog, Customer, Limit, Meter, Plan
@@ -65,7 +65,7 @@ class Flow:
 
     def write(self) -> None:
         """As a store does: what is newer, and ends that moved."""
-        for total in self.shard.totals():
+        for total in self.shard.drain_totals():
             key = total.customer, total.window, datetime.fromtimestamp(total.start / 1e6, UTC)
             known = self.store.get(key)
             if known is None or known.version < total.version:
@@ -80,9 +80,9 @@ class Flow:
         customers = self.decoder.customers if live else None
         self.decoder = Decoder(catalog, shards=1, clock="event", number=self.number, customers=customers)
         if live:
-            self.shard.adopt(self.number, catalog, micros(at), micros(at))
+            self.shard.adopt_catalog(self.number, catalog, micros(at), micros(at))
         else:
-            self.frames += self.shard.delta()
+            self.frames += self.shard.take_delta()
             self.shard = Shard.restore(
                 0,
                 catalog,
@@ -108,7 +108,7 @@ class Flow:
         self.send([(at, 0, "acme"), (at + timedelta(seconds=1), 0, "acme")])
         self.send([(at, 1, f"c{n}") for n in range(1500)])
         self.send([(at, 1, f"d{n}") for n in range(3000)])
-        self.frames += self.shard.delta()
+        self.frames += self.shard.take_delta()
 
 
 @pytest.fixture(params=[True, False], ids=["live", "restart"])
@@ -207,7 +207,7 @@ def test_buckets_of_a_zone_that_changed_keep_their_ends(window: str, live: bool)
     flow.change(catalog_of(Calendar("month"), "Asia/Tokyo"), live=live)
     flow.change(flow.catalog, live=False)
     flow.store.clear()
-    flow.shard.resend()
+    flow.shard.republish()
     flow.write()
     assert {key: total for key, total in flow.store.items() if key[1] == window} == before
 
@@ -306,7 +306,7 @@ def test_a_lowered_cap_is_reached_by_the_period_that_holds_now(live: bool) -> No
     flow.change(catalog_of(Anchored(12, "month", day(1, 15)), cap=2000), live=live)
     flow.use(day(2, 6), n=1700)
     flow.change(catalog_of(Anchored(12, "month", day(1, 15)), cap=1500), live=live, at=day(2, 7))
-    (alert,) = flow.shard.review()
+    (alert,) = flow.shard.drain_reviewed()
     year = datetime(2027, 1, 15, tzinfo=UTC)
     assert (alert.kind, alert.total, alert.at) == ("cap_reached", "1700", micros(day(2, 7)))
     assert (alert.period_start, alert.period_end) == (micros(day(1, 15)), micros(year))
@@ -317,7 +317,7 @@ def test_a_lowered_cap_is_not_reached_by_a_period_that_is_over(live: bool) -> No
     flow.use(day(1, 5), n=1900)
     flow.use(day(2, 5), n=100)
     flow.change(catalog_of(months(1), cap=1500), live=live, at=day(2, 6))
-    assert flow.shard.review() == []
+    assert flow.shard.drain_reviewed() == []
 
 
 def test_a_cap_that_was_lowered_before_is_reached_once_the_period_holds_now(live: bool) -> None:
@@ -327,11 +327,11 @@ def test_a_cap_that_was_lowered_before_is_reached_once_the_period_holds_now(live
     flow.use(day(2, 5), n=100)
     flow.change(catalog_of(months(1), cap=1500), live=live, at=day(2, 6))
     flow.change(catalog_of(months(3), cap=1500), live=live, at=day(2, 6))
-    assert [(a.kind, a.total, a.period_start) for a in flow.shard.review()] == [
+    assert [(a.kind, a.total, a.period_start) for a in flow.shard.drain_reviewed()] == [
         ("cap_reached", "1900", micros(day(1)))
     ]
     flow.change(flow.catalog, live=live, at=day(2, 6))
-    assert flow.shard.review() == []
+    assert flow.shard.drain_reviewed() == []
 
 
 def test_by_the_wall_clock_an_idle_flow_knows_that_a_period_is_over() -> None:
@@ -346,8 +346,8 @@ def test_by_the_wall_clock_an_idle_flow_knows_that_a_period_is_over() -> None:
         Payloads(line, micros(day(1, 20)), None, "")
     ):
         shard.apply(chunk)
-    shard.adopt(1, catalog_of(months(1), cap=1500), micros(day(1, 25)), micros(day(2, 2)))
-    assert shard.review() == []
+    shard.adopt_catalog(1, catalog_of(months(1), cap=1500), micros(day(1, 25)), micros(day(2, 2)))
+    assert shard.drain_reviewed() == []
 
 
 def test_what_moved_is_told_once_for_the_audit_log(live: bool) -> None:
@@ -357,16 +357,16 @@ def test_what_moved_is_told_once_for_the_audit_log(live: bool) -> None:
     flow.use(day(1, 5), customer="other")
     own = {"acme": Customer("acme", "p", period=months(3))}
     flow.change(Catalog((METER,), flow.catalog.plans, own, "p"), live=live)
-    (moves,) = flow.shard.moves()
+    (moves,) = flow.shard.drain_moves()
     assert (moves.moved, moves.cut_off) == (1, 0)
-    assert moves.examples == (Move("acme", "period", micros(day(1)), micros(day(2)), micros(day(4))),)
-    assert flow.shard.moves() == []
+    assert moves.examples == (WindowMove("acme", "period", micros(day(1)), micros(day(2)), micros(day(4))),)
+    assert flow.shard.drain_moves() == []
 
 
 def test_a_period_that_was_cut_off_is_told_too(live: bool) -> None:
     flow = Flow(catalog_of(months(1)))
     flow.use(day(1, 20))
     flow.change(catalog_of(Anchored(1, "month", day(1, 15))), live=live)
-    (moves,) = flow.shard.moves()
+    (moves,) = flow.shard.drain_moves()
     assert (moves.moved, moves.cut_off) == (0, 1)
-    assert moves.examples == (Move("acme", "period", micros(day(1)), micros(day(2)), micros(day(2))),)
+    assert moves.examples == (WindowMove("acme", "period", micros(day(1)), micros(day(2)), micros(day(2))),)

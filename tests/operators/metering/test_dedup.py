@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tidegate.operators.columns.bloom import Bloom
 from tidegate.operators.metering import dedup, sorted_runs
-from tidegate.operators.metering.dedup import CONFLICT, DUPLICATE, NEW, Identities, Memory
+from tidegate.operators.metering.dedup import CONFLICT, DUPLICATE, NEW, Identities, IdentityMemory
 from tidegate.operators.metering.sorted_runs import NOBODY, Rows
 from tidegate.operators.model.periods import HOUR
 
@@ -42,25 +42,27 @@ def events(
     )
 
 
-def settled(memory: Memory, *args: Any, **options: Any) -> set[int]:
+def settled(memory: IdentityMemory, *args: Any, **options: Any) -> set[int]:
     """The verdicts that occur."""
-    return set(memory.settle(events(*args, **options)).tolist())
+    return set(memory.classify(events(*args, **options)).tolist())
 
 
-def filled(count: int = MANY) -> Memory:
+def filled(count: int = MANY) -> IdentityMemory:
     """A memory of identities 0 to `count`, in a table and several runs, an hour each."""
-    memory = Memory()
+    memory = IdentityMemory()
     for hour, start in enumerate(range(0, count, 700)):
         assert settled(memory, range(start, min(start + 700, count)), now=NOON + hour * HOUR) == {NEW}
     return memory
 
 
-def restored(memory: Memory, journal: dict[str, list[Rows]]) -> Memory:
+def restored(memory: IdentityMemory, journal: dict[str, list[Rows]]) -> IdentityMemory:
     """The memory as the journal has it once all is appended."""
-    for stream, rows in memory.appended():
+    for stream, rows in memory.drain_appended():
         journal.setdefault(stream, []).append(rows)
-    streams = [(stream, sorted_runs.joined(journal.get(stream, [NONE]))) for stream in memory.streams]
-    other = Memory()
+    streams = [
+        (stream, sorted_runs.concatenate_rows(journal.get(stream, [NONE]))) for stream in memory.streams
+    ]
+    other = IdentityMemory()
     other.restore(streams[:-1], streams[-1], memory.serial)
     return other
 
@@ -71,8 +73,8 @@ NONE = Rows(*(np.empty(0, kind) for kind in (np.uint64, np.uint64, np.uint32, np
 @pytest.mark.parametrize("many", [1, 300, MANY])
 def test_an_event_is_new_once(many: int) -> None:
     """In one batch or in two, few or many: the first counts, its repeat does not, other content is a conflict."""
-    memory, ids = Memory(), range(1, many + 1)
-    assert set(memory.settle(events([*ids, *ids])).tolist()[:many]) == {NEW}
+    memory, ids = IdentityMemory(), range(1, many + 1)
+    assert set(memory.classify(events([*ids, *ids])).tolist()[:many]) == {NEW}
     assert settled(memory, ids) == {DUPLICATE}
     assert settled(memory, ids, marks=6) == {CONFLICT}
     assert len(memory) == many
@@ -82,19 +84,19 @@ def test_an_event_is_new_once(many: int) -> None:
 @pytest.mark.parametrize("by", [-23 * HOUR, -1, 1, HOUR, 700 * HOUR])
 def test_a_repeat_at_another_time_is_a_repeat(by: int, others: int) -> None:
     """Identity alone decides; also within a batch, and beside so many others that it lies in a run."""
-    memory = Memory()
-    assert memory.settle(events([1, 1, 1], [5, 5, 6], [NOON, NOON + by, NOON + by])).tolist() == [0, 1, 2]
-    memory.settle(events(range(2, others)))
-    assert memory.settle(events([1, 1], [5, 6], NOON + by)).tolist() == [DUPLICATE, CONFLICT]
+    memory = IdentityMemory()
+    assert memory.classify(events([1, 1, 1], [5, 5, 6], [NOON, NOON + by, NOON + by])).tolist() == [0, 1, 2]
+    memory.classify(events(range(2, others)))
+    assert memory.classify(events([1, 1], [5, 6], NOON + by)).tolist() == [DUPLICATE, CONFLICT]
 
 
 @pytest.mark.parametrize("others", [0, MANY])
 @pytest.mark.parametrize("is_swept", [False, True])
 def test_an_identity_is_forgotten_with_the_hour_in_which_it_was_seen(others: int, is_swept: bool) -> None:
     """A late event counts from its customer's now. Whether memory was swept meanwhile makes no difference."""
-    memory = Memory()
-    memory.settle(events([1], at=NOON - DAY))
-    memory.settle(events(range(2, others), now=NOON + 30 * HOUR))
+    memory = IdentityMemory()
+    memory.classify(events([1], at=NOON - DAY))
+    memory.classify(events(range(2, others), now=NOON + 30 * HOUR))
     for now, verdict in (
         (NOON + DAY + HOUR - 1, DUPLICATE),
         (NOON + DAY + HOUR, NEW),
@@ -111,7 +113,7 @@ def test_verdicts_follow_from_hours_alone(seed: int, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(dedup, "YOUNG_MAX", 5)
     monkeypatch.setattr(dedup, "RUNS_MAX", 3)
     rng = np.random.default_rng(seed)
-    memory, known = Memory(), dict[int, tuple[int, int]]()
+    memory, known = IdentityMemory(), dict[int, tuple[int, int]]()
     journal: dict[str, list[Rows]] = {}
     for floor in range(0, 40, 2):
         count = int(rng.integers(1, 40))
@@ -127,8 +129,8 @@ def test_verdicts_follow_from_hours_alone(seed: int, monkeypatch: pytest.MonkeyP
                 known[id] = mark, max(at, now)
         sent = events(ids, marks, *(NOON + hours * HOUR), lateness=2 * HOUR)
         cuts = [0, *sorted(rng.integers(0, count, 2).tolist()), count]
-        parts = [sent.part(np.arange(start, end)) for start, end in pairwise(cuts) if end > start]
-        assert [verdict for part in parts for verdict in memory.settle(part).tolist()] == meant
+        parts = [sent.select(np.arange(start, end)) for start, end in pairwise(cuts) if end > start]
+        assert [verdict for part in parts for verdict in memory.classify(part).tolist()] == meant
         if rng.random() < 0.3:
             memory.sweep(np.array([NOON + floor * HOUR]))
         if rng.random() < 0.3:
@@ -140,7 +142,7 @@ def test_an_identity_that_was_forgotten_within_a_batch_is_new_there() -> None:
     for ids in ([1] * 5, [1] * 5 + list(range(2, 300))):
         nows = np.append(now, np.full(len(ids) - 5, NOON + 2 * DAY))
         marks = np.append([5, 6, 6, 6, 5], np.full(len(ids) - 5, 1))
-        verdicts = Memory().settle(events(ids, marks, now=nows)).tolist()
+        verdicts = IdentityMemory().classify(events(ids, marks, now=nows)).tolist()
         assert verdicts[:5] == [NEW, CONFLICT, NEW, DUPLICATE, CONFLICT]
         assert set(verdicts[5:]) <= {NEW}
 
@@ -150,10 +152,10 @@ def test_a_time_far_ahead_keeps_its_identity_and_no_others() -> None:
     memory, customers = filled(0), np.arange(10_000)
     ahead = NOON + (1 + customers) * 48 * HOUR
     settled(memory, customers, at=ahead, now=ahead, customer=customers)
-    alike = Memory()
+    alike = IdentityMemory()
     settled(alike, customers, customer=customers)
     assert memory.nbytes == alike.nbytes and len(memory.streams) == len(alike.streams)
-    memory.settle(events(range(20_000, 20_000 + MANY), customer=20_000))
+    memory.classify(events(range(20_000, 20_000 + MANY), customer=20_000))
     memory.sweep(np.append(ahead - DAY, np.full(10_001, NOON + 2 * DAY)))
     assert len(memory) <= 10_000 + YOUNG_MAX
     assert settled(memory, customers, at=ahead, now=ahead, customer=customers) == {DUPLICATE}
@@ -161,9 +163,9 @@ def test_a_time_far_ahead_keeps_its_identity_and_no_others() -> None:
 
 def test_an_idle_customer_holds_only_its_own_identities() -> None:
     """By the event clock it may send what is as old as its last event at any time."""
-    memory = Memory()
+    memory = IdentityMemory()
     ids = np.arange(MANY)
-    memory.settle(events(ids, customer=ids % 100 == 0))
+    memory.classify(events(ids, customer=ids % 100 == 0))
     memory.sweep(np.array([NOON + 2 * DAY, NOON - DAY]))
     assert len(memory) < MANY // 50 + YOUNG_MAX
     assert settled(memory, ids[::100], customer=1) == {DUPLICATE}
@@ -172,14 +174,14 @@ def test_an_idle_customer_holds_only_its_own_identities() -> None:
 @pytest.mark.parametrize("each", [1, 50])
 def test_memory_and_journal_stay_small_however_long_it_runs(each: int) -> None:
     """Forty lifetimes, with a customer who is never heard of again in each hour."""
-    memory, journal = Memory(), Counter[str]()
+    memory, journal = IdentityMemory(), Counter[str]()
     for hour in range(960):
         now = NOON + hour * HOUR
-        memory.settle(events(np.arange(hour * each, hour * each + each), now=now))
-        memory.settle(events([10**9 + hour], now=now, customer=1 + hour))
+        memory.classify(events(np.arange(hour * each, hour * each + each), now=now))
+        memory.classify(events([10**9 + hour], now=now, customer=1 + hour))
         idle = NOON + np.arange(hour + 1) * HOUR - DAY
         memory.sweep(np.append(now - DAY, idle))
-        journal.update({stream: len(rows.lo) for stream, rows in memory.appended()})
+        journal.update({stream: len(rows.lo) for stream, rows in memory.drain_appended()})
     assert len(memory) <= 2 * (25 * each + 960) + YOUNG_MAX
     assert sum(journal[stream] for stream in memory.streams) <= 2 * len(memory) + YOUNG_MAX
     assert len(memory.streams) < 100
@@ -189,36 +191,36 @@ def test_memory_and_journal_stay_small_however_long_it_runs(each: int) -> None:
 def test_many_small_streams_become_few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where nothing is forgotten."""
     monkeypatch.setattr(dedup, "YOUNG_MAX", 2)
-    memory = Memory()
+    memory = IdentityMemory()
     for start in range(0, 2000, 2):
-        memory.settle(events([start, start + 1]))
+        memory.classify(events([start, start + 1]))
         memory.sweep(np.array([NOON - DAY]))
     assert len(memory.streams) <= (dedup.RUNS_MAX + 1) * (sorted_runs.STREAMS_MAX + 1)
 
 
 def test_what_is_remembered_takes_few_bytes() -> None:
-    memory = Memory()
+    memory = IdentityMemory()
     for start in range(0, 600_000, 50_000):
-        memory.settle(events(range(start, start + 50_000)))
+        memory.classify(events(range(start, start + 50_000)))
     assert memory.nbytes / len(memory) < 33
 
 
 def test_what_did_not_change_is_not_written_again() -> None:
     memory = filled()
-    assert sum(len(rows.lo) for _, rows in memory.appended()) == len(memory)
-    assert memory.appended() == []
-    memory.settle(events([10**9]))
-    assert sum(len(rows.lo) for _, rows in memory.appended()) == 1
+    assert sum(len(rows.lo) for _, rows in memory.drain_appended()) == len(memory)
+    assert memory.drain_appended() == []
+    memory.classify(events([10**9]))
+    assert sum(len(rows.lo) for _, rows in memory.drain_appended()) == 1
 
 
 def test_a_memory_that_was_read_back_says_the_same() -> None:
     memory = filled()
-    memory.settle(events([7, 10**9], marks=9, now=NOON + 60 * HOUR))
+    memory.classify(events([7, 10**9], marks=9, now=NOON + 60 * HOUR))
     other = restored(memory, {})
     assert len(other) == len(memory) and other.streams == memory.streams
     for ids, marks in ((range(MANY), 5), ([7], 9), ([10**9], 9), ([10**9 + 1], 9)):
         question = events(ids, marks, now=NOON + 40 * HOUR)
-        assert other.settle(question).tolist() == memory.settle(question).tolist()
+        assert other.classify(question).tolist() == memory.classify(question).tolist()
 
 
 def mark_of(content: int, at: int) -> int:
@@ -234,10 +236,10 @@ def test_an_event_that_an_earlier_version_took_is_known_again(content: int, at: 
     question = question._replace(at=np.array([at, at + by, at, at]))
     hour, who = np.array([at // HOUR], np.uint32), np.array([NOBODY], np.uint32)
     mark = np.array([mark_of(content, at)], np.uint32)
-    memory = Memory()
+    memory = IdentityMemory()
     memory.restore([("ids-1-1", Rows(question.lo[:1], question.hi[:1], mark, hour, who))], None, 1)
     question = question._replace(oldest=np.full(4, at - DAY))
-    assert memory.settle(question).tolist() == [DUPLICATE, CONFLICT, CONFLICT, NEW]
+    assert memory.classify(question).tolist() == [DUPLICATE, CONFLICT, CONFLICT, NEW]
 
 
 @given(st.lists(st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1)), min_size=1, max_size=200))
@@ -262,8 +264,8 @@ def test_identities_whose_first_words_are_alike_are_told_apart() -> None:
     count = 3 * YOUNG_MAX
     question = events(range(count))
     question = question._replace(lo=question.lo & np.uint64(0xFF00000000000000))
-    memory = Memory()
+    memory = IdentityMemory()
     for start in range(0, count, 700):
-        assert not memory.settle(question.part(np.arange(start, min(count, start + 700)))).any()
-    some = question.part(np.arange(0, count, 97))
-    assert set(memory.settle(some).tolist()) == {DUPLICATE}
+        assert not memory.classify(question.select(np.arange(start, min(count, start + 700)))).any()
+    some = question.select(np.arange(0, count, 97))
+    assert set(memory.classify(some).tolist()) == {DUPLICATE}

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tidegate.operators.events.chunk import Ints
 from tidegate.operators.events.decode import Decoder
-from tidegate.operators.metering.clock import advance, running_now
+from tidegate.operators.metering.clock import advance, prepare_clocks
 from tidegate.operators.metering.shard import Shard
 from tidegate.operators.metering.snapshot import Frame
 from tidegate.operators.model.catalog import Catalog, Meter
@@ -46,11 +46,11 @@ class Metered:
         self.start(lateness, clock)
 
     def snapshot(self) -> None:
-        self.shard.totals()
-        self.frames += self.shard.delta()
+        self.shard.drain_totals()
+        self.frames += self.shard.take_delta()
 
     def mark(self, stream: str, state: Literal["open", "idle", "ended"], *parts: str, at: int = 0) -> None:
-        self.shard.note(StreamMark(stream, state, at, parts))
+        self.shard.note_mark(StreamMark(stream, state, at, parts))
 
     def send(
         self,
@@ -106,7 +106,7 @@ def test_a_jump_counts_once_the_stream_confirms_it() -> None:
 
 def test_a_customer_far_ahead_keeps_no_other_customers_identities(monkeypatch: pytest.MonkeyPatch) -> None:
     """What one of them sends is confirmed by its own stream; that of the others is forgotten in its time."""
-    monkeypatch.setattr("tidegate.operators.metering.shard.SWEPT_AT_LEAST", 500)
+    monkeypatch.setattr("tidegate.operators.metering.shard.SWEEP_ROWS_MIN", 500)
     metered = Metered()
     far = NOON + 70 * 365 * DAY
     metered.send({"far": far, "and": far + MINUTE}, customer="ahead")
@@ -256,13 +256,13 @@ def test_another_store_is_given_all_totals_that_are_held() -> None:
     metered = Metered()
     metered.shard.write_to("sqlite:a")
     metered.send(hourly(3, NOON))
-    written = len(metered.shard.totals())
+    written = len(metered.shard.drain_totals())
     metered.restart()
     metered.shard.write_to("sqlite:a")
-    assert not len(metered.shard.totals())
+    assert not len(metered.shard.drain_totals())
     metered.restart()
     metered.shard.write_to("sqlite:b")
-    assert len(metered.shard.totals()) == written
+    assert len(metered.shard.drain_totals()) == written
 
 
 def test_customers_of_both_clocks_in_one_hour_are_remembered_for_each() -> None:
@@ -306,7 +306,7 @@ def test_clocks_in_columns_are_clocks_one_by_one(
     for start, end in pairwise(bounds):
         customer = np.array([who for who, _ in events[start:end]], np.int64)
         at = NOON + np.array([offset for _, offset in events[start:end]], np.int64)
-        running = running_now(customer, at, tolerance)
+        running = prepare_clocks(customer, at, tolerance)
         who = running.customers
         found, now[who], last[who] = running.advance(now[who], last[who])
         meant = []
@@ -322,7 +322,7 @@ def test_many_new_customers_beside_old_ones_have_clocks_of_their_own() -> None:
     rng = random.Random(1)
     customer: Ints = np.array([rng.randrange(5000) for _ in range(20_000)])
     at: Ints = NOON + np.array([rng.randrange(40 * 365 * DAY) for _ in range(20_000)])
-    running = running_now(customer, at, MINUTE)
+    running = prepare_clocks(customer, at, MINUTE)
     zeros = np.zeros(len(running.customers), np.int64)
     _, now, last = running.advance(zeros, zeros)
     for place, one in enumerate(running.customers.tolist()[:50]):

@@ -46,7 +46,7 @@ from tidegate.operators.events.keys import shard_of
 from tidegate.operators.metering import dedup, sorted_runs, windows
 from tidegate.operators.metering.shard import Outcome, Shard
 from tidegate.operators.metering.snapshot import Frame
-from tidegate.operators.metering.thresholds import alert_id, limit_version
+from tidegate.operators.metering.thresholds import compute_alert_id, compute_limit_version
 from tidegate.operators.model.catalog import Catalog, Limit, Meter, Plan, Threshold
 from tidegate.operators.model.periods import MAX_AT, MIN_AT, Calendar
 from tidegate.operators.model.ports import Adjustment, Payloads, StreamMark
@@ -96,7 +96,7 @@ class Fleet:
             )
             for i in range(SHARDS)
         ]
-        return [alert for shard in self.shards for alert in shard.review()]
+        return [alert for shard in self.shards for alert in shard.drain_reviewed()]
 
     def send(
         self,
@@ -134,7 +134,7 @@ class Fleet:
     def _apply(self, payloads: Payloads) -> list[Outcome]:
         if payloads.mark is not None:
             for shard in self.shards:
-                shard.note(payloads.mark)
+                shard.note_mark(payloads.mark)
             return []
         return [
             # Half of the shards live in another process.
@@ -145,7 +145,7 @@ class Fleet:
     def write(self) -> None:
         """Write the totals that changed; a store keeps the newest version."""
         for shard in self.shards:
-            for total in shard.totals():
+            for total in shard.drain_totals():
                 key = total.customer, total.meter, total.window, total.start
                 known = self.totals.get(key)
                 if known is None or known.version < total.version:
@@ -154,12 +154,14 @@ class Fleet:
                     # An end moves without a new version.
                     assert known == total._replace(end=known.end)
                     self.totals[key] = total
-            self.counts.update({(counter.shard, counter.name): counter.value for counter in shard.counters()})
+            self.counts.update(
+                {(counter.shard, counter.name): counter.value for counter in shard.list_counters()}
+            )
 
     def snapshot(self) -> None:
         """Note what changed, as an epoch's end does; what has not been written yet must not be lost."""
         for shard, frames in zip(self.shards, self.frames, strict=True):
-            frames += shard.delta()
+            frames += shard.take_delta()
         self.since, self.left = [], [[]]
         self.model.now.snapshot()
 
@@ -191,8 +193,8 @@ class Fleet:
             catalog, shards=SHARDS, clock=self.clock, number=self.number, customers=customers
         )
         for shard in self.shards:
-            shard.adopt(self.number, catalog, self.now, self.now)
-            self.alerts += shard.review()
+            shard.adopt_catalog(self.number, catalog, self.now, self.now)
+            self.alerts += shard.drain_reviewed()
         self.snapshot()
         self.model.restart(catalog, self.now, self.now)
 
@@ -209,7 +211,7 @@ class Fleet:
         self.write()
         before, self.totals, self.counts = self.totals, {}, {}
         for shard in self.shards:
-            shard.resend()
+            shard.republish()
         self.write()
         latest = max([total.as_of for total in before.values()], default=0)
         for key, total in before.items():
@@ -262,9 +264,9 @@ def _comparable(outcomes: list[Outcome]) -> list[object]:
 
 def alert(told: Told) -> Alert:
     """The alert that the model means."""
-    version = "" if told.limited_by is None else limit_version(told.limited_by)
+    version = "" if told.limited_by is None else compute_limit_version(told.limited_by)
     return Alert(
-        id=alert_id(
+        id=compute_alert_id(
             told.rule,
             told.customer,
             told.meter,

@@ -36,8 +36,8 @@ class Metered:
         )
         for _, chunk in self._decoder.decode(Payloads("\n".join(lines).encode(), 0, None, "")):
             self.shard.apply(chunk)
-        self.shard.totals()
-        return {frame.stream: len(frame.body) for frame in self.shard.delta()}
+        self.shard.drain_totals()
+        return {frame.stream: len(frame.body) for frame in self.shard.take_delta()}
 
 
 def test_identities_of_before_cost_a_snapshot_nothing() -> None:
@@ -66,7 +66,7 @@ def test_the_state_of_an_earlier_version_is_read(is_saved_again: bool) -> None:
     build = 0, catalog, timedelta(days=1), "event"
     shard = Shard.restore(*build, frames)
     if is_saved_again:
-        shard = Shard.restore(*build, [*frames, *shard.delta()])
+        shard = Shard.restore(*build, [*frames, *shard.take_delta()])
 
     def counted(*events: tuple[str, str, int]) -> dict[str, int]:
         before = dict(shard.counts)
@@ -99,7 +99,9 @@ def test_the_state_of_an_earlier_version_is_read(is_saved_again: bool) -> None:
     # Once the hour of its event lies wholly before the lateness it is forgotten, as it was.
     assert shard.memory.runs
     shard.memory.sweep(
-        np.full(len(shard.roster.names), int(datetime(2026, 1, 10, 10, tzinfo=UTC).timestamp()) * 1_000_000)
+        np.full(
+            len(shard.key_index.names), int(datetime(2026, 1, 10, 10, tzinfo=UTC).timestamp()) * 1_000_000
+        )
     )
     assert len(shard.memory) == 11
 

@@ -41,7 +41,7 @@ class Metered:
             self.alerts += self.shard.apply(chunk).alerts
 
     def restart(self) -> None:
-        self.frames += self.shard.delta()
+        self.frames += self.shard.take_delta()
         self.shard = Shard.restore(0, CATALOG, LATENESS, "event", self.frames)
 
     def adjust(self, quantity: str) -> str | None:
@@ -55,9 +55,9 @@ class Metered:
 
     def total(self, meter: str = "tokens", customer: str = "acme") -> Decimal:
         """What all three windows stand at."""
-        self.shard.resend()
+        self.shard.republish()
         whose = (customer, meter)
-        (found,) = {one.total for one in self.shard.totals() if (one.customer, one.meter) == whose}
+        (found,) = {one.total for one in self.shard.drain_totals() if (one.customer, one.meter) == whose}
         return Decimal(found)
 
 
@@ -120,8 +120,8 @@ def test_more_events_than_32_bits_count_in_one_window(metered: Metered) -> None:
     for i in range(1, 4):
         metered.send(poll(i, 1))
         metered.restart()
-        metered.shard.resend()
-        assert {(one.events, one.version) for one in metered.shard.totals()} == {(2**32 - 2 + i,) * 2}
+        metered.shard.republish()
+        assert {(one.events, one.version) for one in metered.shard.drain_totals()} == {(2**32 - 2 + i,) * 2}
 
 
 def test_adjustments_move_a_large_total_down_again(metered: Metered) -> None:

@@ -39,7 +39,7 @@ def adjustment(id: str = "1", **fields: Any) -> Adjustment:
 
 
 def periods(of: Shard) -> dict[str, Total]:
-    return {total.customer: total for total in of.totals() if total.window == "period"}
+    return {total.customer: total for total in of.drain_totals() if total.window == "period"}
 
 
 ANY_AT = st.one_of(
@@ -85,7 +85,7 @@ def test_no_adjustment_ends_a_shard(found: list[Adjustment]) -> None:
         assert not (alerts and refused)
         msgspec.json.encode(msgspec.structs.asdict(each) | {"refused": refused})
     assert len(periods(one)) <= len(found)
-    one.delta()
+    one.take_delta()
 
 
 @pytest.mark.parametrize("at", [-1_388_534_400_000_000, 253_402_300_799_000_000, MIN_AT - 1, MAX_AT])
@@ -101,16 +101,16 @@ def test_a_time_that_no_event_has_is_refused(at: int, customer: str) -> None:
 def test_an_adjustment_counts_once_through_restarts() -> None:
     """The log may be read again from its start after its store was put back."""
     one = shard()
-    frames = one.delta()
+    frames = one.take_delta()
     assert one.adjust(adjustment(quantity="5"), NOON)[1] is None
-    frames += one.delta()
+    frames += one.take_delta()
     for _ in range(2):
         again = shard(frames)
         assert again.adjust(adjustment(quantity="5.0", reason="again"), NOON) == ([], None)
         assert again.adjust(adjustment("2", quantity="1"), NOON)[1] is None
-        again.resend()
+        again.republish()
         assert periods(again)["acme"].total == 6
-        frames += again.delta()
+        frames += again.take_delta()
 
 
 @pytest.mark.parametrize("other", [{"quantity": "6"}, {"meter": "top"}, {"at": NOON + 1}], ids=str)
@@ -126,7 +126,7 @@ def test_a_refusal_stands_too() -> None:
     one = shard()
     _, refused = one.adjust(adjustment(at=NOON - 90 * DAY), NOON)
     assert refused == "its period is no longer held"
-    assert shard(one.delta()).adjust(adjustment(at=NOON - 90 * DAY), NOON - 90 * DAY) == ([], refused)
+    assert shard(one.take_delta()).adjust(adjustment(at=NOON - 90 * DAY), NOON - 90 * DAY) == ([], refused)
 
 
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
