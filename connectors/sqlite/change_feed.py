@@ -7,7 +7,6 @@ counts in memory shared by all processes when a file was written to, which costs
 Source: https://www.sqlite.org/pragma.html#pragma_data_version
 """
 
-import os
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +15,9 @@ from pathlib import Path
 
 import msgspec
 
-from tidegate.connectors.sqlite.database import WAIT, connect, explained, reading
+from tidegate.connectors.sqlite.connection import WAIT
+from tidegate.connectors.sqlite.files import open_file
+from tidegate.connectors.sqlite.store_schema import SCHEMA
 from tidegate.operators.model.ports import Changes, News
 
 FEED_WRITES = 10_000
@@ -77,18 +78,16 @@ class SqliteFeed:
         tick: timedelta = TICK,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._path = Path(path).absolute()
         self._tick, self._sleep = tick.total_seconds(), sleep
-        with explained(self._path, "open"):
-            self._db = connect(self._path, "ro", wait)
-            self._opened = os.stat(self._path)
+        self._file = open_file(Path(path), SCHEMA, "ro", wait=wait)
+        with self._file.reading() as self._db:
             self._version = self._data_version()
             self._seq = newest(self._db)
             self._catalog = self._newest_catalog()
 
     def wait(self, seconds: float) -> News:
         """As in `ports.Feed`: each look is a round trip to the file."""
-        with reading(self._db, self._path, self._opened):
+        with self._file.reading():
             for _ in range(max(int(seconds / self._tick), 1)):
                 version = self._data_version()
                 if version != self._version:
@@ -97,8 +96,7 @@ class SqliteFeed:
         return News(frozenset(), self._catalog)
 
     def close(self) -> None:
-        with explained(self._path, "close"):
-            self._db.close()
+        self._file.close()
 
     def _news(self, version: int) -> News:
         # What is read here is as new as the version, or newer.

@@ -6,11 +6,8 @@ Both are append-only tables: `control` the flow's control input, `catalogs` ever
 Guarantees and limits are those of connectors/sqlite/store.py. Used by one thread at a time.
 """
 
-import os
 import secrets
-import sqlite3
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,15 +15,9 @@ import msgspec
 
 from tidegate.connectors.clock import wall_clock
 from tidegate.connectors.control_records import read_record
-from tidegate.connectors.sqlite.database import (
-    WAIT,
-    check_same,
-    connect,
-    explained,
-    make,
-    reading,
-    transaction,
-)
+from tidegate.connectors.sqlite.connection import WAIT
+from tidegate.connectors.sqlite.files import open_file
+from tidegate.connectors.sqlite.store_schema import SCHEMA
 from tidegate.operators.model.adjustments import is_same
 from tidegate.operators.model.ports import (
     CatalogConflict,
@@ -46,26 +37,22 @@ class SqliteControl:
     def __init__(
         self, path: str | Path, *, wait: timedelta = WAIT, clock: Callable[[], int] = wall_clock
     ) -> None:
-        self._path = Path(path).absolute()
         self._clock = clock
-        with explained(self._path, "open"):
-            make(self._path)
-            self._db = connect(self._path, "rw", wait)
-            self._opened = os.stat(self._path)
-            self._db.execute("PRAGMA synchronous = FULL")
-            self._generation = self._named()
+        self._file = open_file(Path(path), SCHEMA, "rwc", wait=wait, pragmas={"synchronous": "FULL"})
+        self._db = self._file.db
+        self._generation = self._named()
 
     def _named(self) -> str:
         """Return the log's name, given now to a new file or to one of a version that gave none."""
         query = "SELECT value FROM meta WHERE key = 'control_generation'"
-        if (found := self._db.execute(query).fetchone()) is None:
-            with transaction(self._db):
-                self._db.execute(
+        if (found := self._file.value(query)) is None:
+            with self._file.transaction() as db:
+                db.execute(
                     "INSERT INTO meta VALUES ('control_generation', ?) ON CONFLICT DO NOTHING",
                     (secrets.token_hex(8),),
                 )
-                found = self._db.execute(query).fetchone()
-        return str(found[0])
+                found = db.execute(query).fetchone()[0]
+        return str(found)
 
     def generation(self) -> str:
         """As in `ports.ControlLog`. A copy of the file has the generation of its original."""
@@ -73,8 +60,7 @@ class SqliteControl:
 
     def append(self, record: ControlRecord) -> str:
         """As in `ports.ControlLog`."""
-        with explained(self._path, "write"), transaction(self._db):
-            check_same(self._path, self._opened)
+        with self._file.transaction():
             self._db.execute(
                 "INSERT INTO control (id, body) VALUES (?, ?) ON CONFLICT DO NOTHING",
                 (record.id, msgspec.json.encode(record)),
@@ -93,7 +79,7 @@ class SqliteControl:
     def after(self, position: str, limit: int = 1000) -> list[Control]:
         """The records past `position`, the oldest first."""
         query = "SELECT seq, body FROM control WHERE seq > ? ORDER BY seq LIMIT ?"
-        with self._reading() as db:
+        with self._file.reading() as db:
             rows = db.execute(query, (int(position or 0), limit)).fetchall()
         return [Control(str(seq), read_record(body)) for seq, body in rows]
 
@@ -102,38 +88,37 @@ class SqliteControl:
         if not position.isdecimal():
             return None
         query = "SELECT seq, body FROM control WHERE seq = ?"
-        with self._reading() as db:
+        with self._file.reading() as db:
             row = db.execute(query, (int(position),)).fetchone()
         return Control(str(row[0]), read_record(row[1])) if row else None
 
     def memo(self, name: str) -> bytes | None:
         """As in `ports.ControlLog`."""
         query = "SELECT value FROM meta WHERE key = ?"
-        with self._reading() as db:
+        with self._file.reading() as db:
             row = db.execute(query, (f"memo_{name}",)).fetchone()
         return row[0] if row else None
 
     def keep(self, name: str, body: bytes) -> None:
         """As in `ports.ControlLog`."""
-        with explained(self._path, "write"), transaction(self._db):
-            check_same(self._path, self._opened)
+        with self._file.transaction():
             self._db.execute("REPLACE INTO meta VALUES (?, ?)", (f"memo_{name}", body))
 
     def catalog(self, number: int | None = None) -> CatalogVersion | None:
         """The version of this number, or the newest; None where there is none."""
         query = f"{_VERSION} WHERE ? IN (number, 0) ORDER BY number DESC LIMIT 1"
-        with self._reading() as db:
+        with self._file.reading() as db:
             row = db.execute(query, (number or 0,)).fetchone()
         return _version(row) if row else None
 
     def catalog_number(self) -> int:
         """The newest version's number, 0 before the first."""
-        with self._reading() as db:
+        with self._file.reading() as db:
             return int(db.execute("SELECT max(number) FROM catalogs").fetchone()[0] or 0)
 
     def catalogs(self, limit: int = 50) -> list[CatalogVersion]:
         """The newest versions, the newest first."""
-        with self._reading() as db:
+        with self._file.reading() as db:
             rows = db.execute(f"{_VERSION} ORDER BY number DESC LIMIT ?", (limit,)).fetchall()
         return [_version(row) for row in rows]
 
@@ -141,8 +126,7 @@ class SqliteControl:
         self, text: str, *, origin: str, by: str, note: str = "", expected: int | None = None
     ) -> CatalogVersion:
         """Makes `text`, a validated catalog, the next version; CatalogConflict where `expected` is not the newest."""
-        with explained(self._path, "write"), transaction(self._db):
-            check_same(self._path, self._opened)
+        with self._file.transaction():
             newest = self._db.execute("SELECT max(number) FROM catalogs").fetchone()[0] or 0
             if expected is not None and expected != newest:
                 raise CatalogConflict(newest)
@@ -151,11 +135,7 @@ class SqliteControl:
         return _version(row)
 
     def close(self) -> None:
-        with explained(self._path, "close"):
-            self._db.close()
-
-    def _reading(self) -> AbstractContextManager[sqlite3.Connection]:
-        return reading(self._db, self._path, self._opened)
+        self._file.close()
 
 
 def _version(row: tuple[object, ...]) -> CatalogVersion:

@@ -1,6 +1,7 @@
 """The last heartbeat of each shard in the embedded store, as JSON in the table `heartbeats`.
 
-A store made before there were heartbeats gets the table when the flow opens it; until then readers find none.
+A store made before there were heartbeats gets the table when the flow opens it (connectors/sqlite/store_schema.py);
+until then readers find none.
 """
 
 import sqlite3
@@ -11,11 +12,6 @@ import msgspec
 from tidegate.operators.model.freshness import Heartbeat
 
 _PUT = "INSERT OR REPLACE INTO heartbeats VALUES (?, ?)"
-
-
-def prepare(db: sqlite3.Connection) -> None:
-    """Create the table if it is not there."""
-    db.execute("CREATE TABLE IF NOT EXISTS heartbeats (shard INTEGER PRIMARY KEY, body BLOB)")
 
 
 def write(db: sqlite3.Connection, heartbeats: Sequence[Heartbeat]) -> None:

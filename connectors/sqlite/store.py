@@ -3,7 +3,7 @@
 What lies where: a customer's totals in one of 16 tables, chosen by the hash that also routes it to a shard. So a
 shard writes into a small tree of its own, which on updates took a sixth off the time of one tree with the hash in
 front of the key, and a reader knows the table from the customer. connectors/sqlite/table_layout.py says how they lie
-there, and sqlite_control.py, sqlite_holds.py and sqlite_feed.py what `control`, `holds` and `feed` are. `counters`
+there, and control.py, holds.py and change_feed.py beside it what `control`, `holds` and `feed` are. `counters`
 has the counters, `notes` the newest NOTES_KEPT notes, `meta` the schema. The view `usage` is for people with the
 `sqlite3` shell.
 
@@ -21,7 +21,6 @@ grows meanwhile. Nothing is ever deleted. A writer or reader is used by one thre
 Source: https://www.sqlite.org/wal.html, https://www.sqlite.org/lang_upsert.html
 """
 
-import os
 import sqlite3
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, closing
@@ -32,16 +31,11 @@ from tidegate.connectors.clock import wall_clock
 from tidegate.connectors.sqlite import heartbeats as heartbeat_table
 from tidegate.connectors.sqlite import table_layout
 from tidegate.connectors.sqlite.change_feed import announce, changes_after
-from tidegate.connectors.sqlite.database import (
-    WAIT,
-    check_same,
-    connect,
-    explained,
-    make,
-    reading,
-    transaction,
-)
-from tidegate.connectors.sqlite.holds import Settling, read_held
+from tidegate.connectors.sqlite.connection import WAIT
+from tidegate.connectors.sqlite.files import open_file
+from tidegate.connectors.sqlite.hold_tables import read_held
+from tidegate.connectors.sqlite.settling import Settling
+from tidegate.connectors.sqlite.store_schema import SCHEMA
 from tidegate.connectors.sqlite.table_layout import Rows
 from tidegate.operators.model.freshness import Heartbeat
 from tidegate.operators.model.ports import Changes, Held, Note, Settled, StoredTotal
@@ -75,21 +69,19 @@ class SqliteWriter:
         full_sync: bool = False,
         clock: Callable[[], int] = wall_clock,
     ) -> None:
-        self._path = Path(path).absolute()
         self._clock = clock
         self._settling = Settling()
-        with explained(self._path, "open"):
-            make(self._path)
-            self._db = connect(self._path, "rw", wait)
-            self._opened = os.stat(self._path)
-            table_layout.prepare(self._db)
-            heartbeat_table.prepare(self._db)
-            self._db.execute(f"PRAGMA synchronous = {'FULL' if full_sync else 'NORMAL'}")
-            self._db.execute(f"PRAGMA cache_size = {-CACHE_KIB}")
-            self._db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
-            self._db.execute(f"PRAGMA journal_size_limit = {LOG_BYTES_KEPT}")
+        pragmas = {
+            "synchronous": "FULL" if full_sync else "NORMAL",
+            "cache_size": -CACHE_KIB,
+            "wal_autocheckpoint": CHECKPOINT_PAGES,
+            "journal_size_limit": LOG_BYTES_KEPT,
             # Some builds overwrite with zeros what they free, which only costs time here.
-            self._db.execute("PRAGMA secure_delete = OFF")
+            "secure_delete": "OFF",
+        }
+        self._file = open_file(Path(path), SCHEMA, "rwc", wait=wait, pragmas=pragmas)
+        self._db = self._file.db
+        table_layout.prepare(self._db)
 
     def write(
         self,
@@ -105,8 +97,7 @@ class SqliteWriter:
         # Before the lock is taken, which another process may be waiting for.
         rows = Rows(totals)
         customers = rows.customers
-        with explained(self._path, "write"), self._transaction():
-            check_same(self._path, self._opened)
+        with self._transaction():
             before = self._db.total_changes
             rows.write(self._db, self._clock())
             if notes:
@@ -121,11 +112,10 @@ class SqliteWriter:
             heartbeat_table.write(self._db, heartbeats)
 
     def close(self) -> None:
-        with explained(self._path, "close"):
-            self._db.close()
+        self._file.close()
 
-    def _transaction(self) -> AbstractContextManager[None]:
-        return transaction(self._db)
+    def _transaction(self) -> AbstractContextManager[sqlite3.Connection]:
+        return self._file.transaction()
 
     def _announce(self, customers: list[str]) -> None:
         announce(self._db, customers)
@@ -139,15 +129,13 @@ class SqliteReader:
 
     def __init__(self, path: str | Path, *, create: bool = False, wait: timedelta = WAIT) -> None:
         self._path, self._wait = Path(path).absolute(), wait
-        with explained(self._path, "open"):
-            if create:
-                make(self._path)
-            self._db = connect(self._path, "ro", wait)
-            self._opened = os.stat(self._path)
+        if create and not self._path.exists():
+            open_file(self._path, SCHEMA, "rwc", wait=wait).close()
+        self._file = open_file(self._path, SCHEMA, "ro", wait=wait)
 
     def read(self, customer: str, since: int = 0) -> list[StoredTotal]:
         """Totals of one customer, in one query, in the order of window, meter and start."""
-        with self._reading() as db:
+        with self._file.reading() as db:
             return table_layout.read(db, customer, since)
 
     def totals(self, customer: str | None = None) -> Iterator[StoredTotal]:
@@ -156,20 +144,20 @@ class SqliteReader:
             yield from self.read(customer)
             return
         # On a connection of its own: an open query would hold back what `read` sees.
-        with explained(self._path, "read"), closing(connect(self._path, "ro", self._wait)) as db:
+        with closing(open_file(self._path, SCHEMA, "ro", wait=self._wait)) as file, file.reading() as db:
             yield from table_layout.read_all(db)
 
     def read_held(self, now: int, customers: Collection[str] | None = None) -> dict[str, Held]:
         """As in `ports.StoreReader`; of one customer, or of all, as of one moment."""
-        with self._reading() as db:
+        with self._file.reading() as db:
             return read_held(db, now, customers)
 
     def heartbeats(self) -> list[Heartbeat]:
-        with self._reading() as db:
+        with self._file.reading() as db:
             return heartbeat_table.read(db)
 
     def counters(self) -> list[Counter]:
-        with self._reading() as db:
+        with self._file.reading() as db:
             rows = db.execute("SELECT shard, name, value FROM counters").fetchall()
         return [Counter(*row) for row in rows]
 
@@ -178,7 +166,7 @@ class SqliteReader:
         which, given = ("", ()) if customer is None else (" AND customer = ?", (customer,))
         query = f"""SELECT kind, id, customer, at, body FROM notes WHERE kind = ?{which} AND body != x''
             ORDER BY at DESC, seq DESC LIMIT ?"""
-        with self._reading() as db:
+        with self._file.reading() as db:
             return [Note._make(row) for row in db.execute(query, (kind, *given, limit))]
 
     def changes(self, after: int) -> Changes:
@@ -186,12 +174,8 @@ class SqliteReader:
 
         Where the feed no longer reaches back, no customers are named.
         """
-        with self._reading() as db:
+        with self._file.reading() as db:
             return changes_after(db, after)
 
     def close(self) -> None:
-        with explained(self._path, "close"):
-            self._db.close()
-
-    def _reading(self) -> AbstractContextManager[sqlite3.Connection]:
-        return reading(self._db, self._path, self._opened)
+        self._file.close()

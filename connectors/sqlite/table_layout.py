@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from tidegate.connectors.sqlite.database import BUCKETS, KEY, PACKED
+from tidegate.connectors.sqlite.store_schema import BUCKETS, KEY, PACKED
 from tidegate.operators.events.keys import shard_of
 from tidegate.operators.metering.totals import ShardTotals, Totals
 from tidegate.operators.metering.windows import key_of, start_of

@@ -8,10 +8,11 @@ Source: the table `snaps` in Bytewax 0.21's src/recovery.rs
 
 import io
 import pickle
-import sqlite3
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
+
+from tidegate.connectors.sqlite.connection import connect, transaction
 
 MOVED: Final = {
     ("connectors.demo", "DemoPosition"): "tidegate.connectors.demo.source",
@@ -36,7 +37,7 @@ def rewrite(folder: Path) -> None:
     To be called while no flow has the folder open. A kill leaves each part as it was or rewritten.
     """
     for part in sorted(folder.glob("part-*.sqlite3")):
-        with closing(sqlite3.connect(part)) as opened, opened:
+        with closing(connect(part, "rw")) as opened, transaction(opened):
             rows = opened.execute(
                 "SELECT rowid, ser_change FROM snaps WHERE ser_change IS NOT NULL"
             ).fetchall()

@@ -28,6 +28,7 @@ from typing import NoReturn, TextIO
 from tidegate.connectors.engine import init_db_dir
 from tidegate.connectors.files.locks import is_held
 from tidegate.connectors.files.private_files import make_private_folder
+from tidegate.connectors.sqlite.connection import connect, transaction
 from tidegate.flows.runtime import moved_classes, recorded_settings
 from tidegate.operators.model.errors import TidegateError
 
@@ -162,10 +163,10 @@ def _discard_unfinished(data_dir: Path) -> None:
             return
         paths = sorted((data_dir / _FOLDER).glob("part-*.sqlite3"))
         try:
-            parts = [opened.enter_context(closing(sqlite3.connect(path))) for path in paths]
+            parts = [opened.enter_context(closing(connect(path, "rw"))) for path in paths]
             epoch = _resume_epoch(parts)
             for part in parts:
-                with part:
+                with transaction(part):
                     part.execute("DELETE FROM snaps WHERE snap_epoch >= ?", (epoch,))
         except sqlite3.Error as error:
             advice = "free space and start again" if "full" in str(error) else "restore it from a backup"

@@ -10,7 +10,6 @@ import fcntl
 import logging
 import os
 import re
-import sqlite3
 from collections.abc import Collection, Iterable
 from contextlib import closing
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any, Final
 import msgspec
 
 from tidegate.connectors.engine import FixedPartitionedSource, StatefulSourcePartition
+from tidegate.connectors.sqlite.connection import connect
 
 FOLDER: Final = "recovery"
 FLOW: Final = "metering"
@@ -76,7 +76,7 @@ class Steps:
         if self._folder is None:
             return
         for part in sorted(self._folder.glob("part-*.sqlite3")):
-            with closing(sqlite3.connect(part)) as opened:
+            with closing(connect(part, "rw")) as opened:
                 yield from opened.execute(
                     "SELECT state_key, ser_change FROM snaps WHERE step_id = ? AND ser_change IS NOT NULL",
                     (f"{FLOW}.{step}",),

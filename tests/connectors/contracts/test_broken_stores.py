@@ -255,7 +255,7 @@ class _KeepsTheFirstNote(SqliteWriter):
 
 class _ShowsWhatIsOffTheList(SqliteReader):
     def notes(self, kind: str, customer: str | None = None, limit: int = 100) -> list[Note]:
-        rows = self._db.execute(
+        rows = self._file.db.execute(
             "SELECT kind, id, customer, at, body FROM notes WHERE kind = ? ORDER BY at DESC", (kind,)
         )
         return [Note(*row) for row in rows if customer in (None, row[2])][:limit]

@@ -21,10 +21,12 @@ from tests.connectors.contracts.holds import (
     hold_of,
     settled_of,
 )
-from tidegate.connectors.sqlite import change_feed
+from tidegate.connectors.sqlite import change_feed, hold_tables
 from tidegate.connectors.sqlite import holds as sqlite_holds
+from tidegate.connectors.sqlite import settling as settling_module
 from tidegate.connectors.sqlite.control import SqliteControl
-from tidegate.connectors.sqlite.holds import Settling, SqliteHolds
+from tidegate.connectors.sqlite.holds import SqliteHolds
+from tidegate.connectors.sqlite.settling import Settling
 from tidegate.connectors.sqlite.store import SqliteReader, SqliteWriter
 from tidegate.operators.columns.quantity import SCALE
 from tidegate.operators.model.ports import StoreError
@@ -101,7 +103,7 @@ def test_events_that_come_again_tell_nobody(path: Path) -> None:
 
 def test_a_writer_forgets_holds_that_others_ended(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With several processes, most holds wait for events that another one meters."""
-    monkeypatch.setattr(sqlite_holds, "FEW", 20)
+    monkeypatch.setattr(settling_module, "FEW", 20)
     settling = Settling()
     with closing(sqlite3.connect(path)) as db, closing(SqliteHolds(path)) as holds:
         with closing(SqliteWriter(path)) as other:
@@ -141,20 +143,20 @@ def test_a_store_of_many_open_holds_is_read_in_one_piece(path: Path) -> None:
             holds.reserve(hold_of("a", str(n), calls=1), {}, SCOPE, NOW)
         assert db.execute("SELECT * FROM held").fetchall() == [("a", "calls", "50")]
         plan = " ".join(
-            str(row) for row in db.execute(f"EXPLAIN QUERY PLAN {sqlite_holds._account_sql(0)}", ("a", 0, 0))
+            str(row) for row in db.execute(f"EXPLAIN QUERY PLAN {hold_tables.account_sql(0)}", ("a", 0, 0))
         )
         assert "SCAN" not in plan and "holds_open" in plan
 
 
 def test_a_call_under_way_leaves_nothing_open(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     holds = SqliteHolds(path)
-    account = sqlite_holds._account
+    account = hold_tables.read_account
 
     def closed_meanwhile(*given: Any) -> Any:
         holds.close()
         return account(*given)
 
-    monkeypatch.setattr(sqlite_holds, "_account", closed_meanwhile)
+    monkeypatch.setattr(sqlite_holds, "read_account", closed_meanwhile)
     assert holds.account("a", SCOPE, NOW).held == {}
     assert path not in [Path(os.readlink(fd)) for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink()]
 

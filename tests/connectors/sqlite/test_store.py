@@ -31,7 +31,7 @@ from tests.connectors.contracts.store import (
     versions_in,
     written,
 )
-from tidegate.connectors.sqlite import change_feed, database, table_layout
+from tidegate.connectors.sqlite import change_feed, store_schema, table_layout
 from tidegate.connectors.sqlite.store import SqliteReader, SqliteWriter
 from tidegate.operators.events.keys import shard_of
 from tidegate.operators.model.ports import Changes, StoreError
@@ -68,7 +68,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def of_one_bucket(rows: int, version: int = 1) -> list[Total]:
-    customers = (customer for customer in map(str, count()) if shard_of(customer, database.BUCKETS) == 3)
+    customers = (customer for customer in map(str, count()) if shard_of(customer, store_schema.BUCKETS) == 3)
     return [total_of(next(customers), version=version) for _ in range(rows)]
 
 
@@ -87,7 +87,7 @@ def test_a_customer_stays_in_its_table(path: Path) -> None:
     with closing(SqliteWriter(path)) as writer:
         writer.write([total_of("cus_1"), total_of("a")], [])
     with closing(sqlite3.connect(path)) as db:
-        tables = [table for table in database.TABLES if db.execute(f"SELECT 1 FROM {table}").fetchone()]
+        tables = [table for table in store_schema.TABLES if db.execute(f"SELECT 1 FROM {table}").fetchone()]
     assert tables == ["totals_03", "totals_15"]
 
 
@@ -200,10 +200,6 @@ def _no_sqlite(path: Path) -> None:
     path.write_bytes(b"customer,total\n" * 1000)
 
 
-def _empty(path: Path) -> None:
-    path.touch()
-
-
 def _another_database(path: Path) -> None:
     with closing(sqlite3.connect(path)) as db:
         db.execute("CREATE TABLE meta (key, value)")
@@ -224,8 +220,7 @@ def _a_folder(path: Path) -> None:
     ("made", "says"),
     [
         (_no_sqlite, "this is no SQLite file"),
-        (_empty, "needs a store of Tidegate, got another database"),
-        (_another_database, "needs a store of Tidegate, got another database"),
+        (_another_database, "needs Tidegate's store, got another database"),
         (_another_schema, "needs schema 4, got 7; run the version of Tidegate that wrote it"),
         (_a_folder, "needs a file, got something else"),
     ],
@@ -295,7 +290,7 @@ def test_an_error_in_detail_gets_the_advice_of_its_kind(path: Path) -> None:
     """SQLite tells failures of a disk from one another by numbers above the kind's."""
     error = sqlite3.OperationalError("disk I/O error")
     error.sqlite_errorcode = sqlite3.SQLITE_IOERR_WRITE
-    with pytest.raises(StoreError, match="the disk fails"), database.explained(path, "write"):
+    with pytest.raises(StoreError, match="the disk fails"), store_schema.SCHEMA.explained(path, "write"):
         raise error
 
 
@@ -401,9 +396,12 @@ def test_a_writer_is_set_up_as_it_says(path: Path, full_sync: bool, synchronous:
 def test_a_reader_cannot_write(path: Path) -> None:
     SqliteWriter(path).close()
     with closing(SqliteReader(path)) as reader, pytest.raises(sqlite3.OperationalError, match="readonly"):
-        reader._db.execute("DELETE FROM feed")
+        reader._file.db.execute("DELETE FROM feed")
 
 
 def test_keys_of_the_contract_lie_in_many_tables() -> None:
     """Else it would not try the ways between tables."""
-    assert len({shard_of(key_of(total)[0], database.BUCKETS) for total in batch_of(1)}) == database.BUCKETS
+    assert (
+        len({shard_of(key_of(total)[0], store_schema.BUCKETS) for total in batch_of(1)})
+        == store_schema.BUCKETS
+    )

@@ -202,9 +202,6 @@ def watch_store(killer: Killer) -> None:
             half = functools.partial(act, sql, rows[: len(rows) // 2])
             return killer.around("store counters", lambda: act(sql, rows), half)
 
-        def executescript(self, sql: str) -> sqlite3.Cursor:
-            return killer.around("store schema", lambda: super(Watched, self).executescript(sql))
-
     sqlite3.connect = functools.partial(connect, factory=Watched)  # type: ignore[assignment]
 
 

@@ -15,9 +15,9 @@ import pytest
 from tests.serving.gate.fakes import Face, catalog_text
 from tests.support.heartbeats import ENDED
 from tidegate.connectors.sqlite.control import SqliteControl
-from tidegate.connectors.sqlite.database import PACKED
 from tidegate.connectors.sqlite.holds import SqliteHolds
 from tidegate.connectors.sqlite.store import SqliteWriter
+from tidegate.connectors.sqlite.store_schema import PACKED
 from tidegate.operators.model.periods import Calendar, period_of
 from tidegate.operators.model.records import Total
 from tidegate.serving.gate import AsyncGate, Gate
