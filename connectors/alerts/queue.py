@@ -14,7 +14,6 @@ Source: the retry schedule of https://github.com/standard-webhooks/standard-webh
 
 import logging
 import random
-import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -23,7 +22,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
-from tidegate.connectors.files.private_files import make_private_file, make_private_folder
+from tidegate.connectors.sqlite.files import open_file
+from tidegate.connectors.sqlite.schema import Schema
 from tidegate.operators.model.errors import TidegateError
 
 HOUR: Final = 3600.0
@@ -52,6 +52,16 @@ _UNPARK = "UPDATE deliveries SET due_at = ? WHERE state = 'waiting' AND (due_at 
 
 class DeliveryError(TidegateError):
     """The queue is full or can't be used; says what to do."""
+
+
+SCHEMA: Final = Schema(
+    name="deliveries",
+    error=DeliveryError,
+    mark="SELECT 1 FROM sqlite_schema WHERE name = 'deliveries'",
+    migrations=(_SCHEMA,),
+    maker="start the flow with a receiver in TIDEGATE_ALERTS",
+    if_damaged="restore it from a backup, or move it away: what waits in it is not delivered then",
+)
 
 
 class Refused(TidegateError):
@@ -99,95 +109,86 @@ class Queue:
     """The messages of one process. Safe for threads. Times are seconds since the epoch."""
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
-        make_private_folder(path.parent)
         self._clock = clock
         self._lock = threading.Lock()
-        make_private_file(path)
-        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = FULL")
-        self._db.executescript(_SCHEMA)
+        self._file = open_file(path, SCHEMA, "rwc", pragmas={"synchronous": "FULL"})
         now = clock()
-        self._db.execute(_UNPARK, (now, now + PAUSE_MAX))
+        with self._file.transaction() as db:
+            db.execute(_UNPARK, (now, now + PAUSE_MAX))
 
     def add(self, target: str, messages: Iterable[tuple[str, bytes]]) -> None:
         """Puts messages in, on disk when it returns; one whose id is known is left as it is."""
         now = self._clock()
         with self._lock:
-            waiting = self._db.execute(
+            waiting = self._file.value(
                 "SELECT count(*) FROM deliveries WHERE target = ? AND state = 'waiting'", (target,)
-            ).fetchone()[0]
+            )
             if waiting >= WAITING_MAX:
                 raise DeliveryError(
                     f"alerts: {waiting} wait for {target!r}, which takes none; mend it, or take it out of"
                     " TIDEGATE_ALERTS, and start again"
                 )
-            self._db.execute("BEGIN IMMEDIATE")
-            self._db.executemany(
-                "INSERT OR IGNORE INTO deliveries (target, id, body, made_at, due_at) VALUES (?, ?, ?, ?, ?)",
-                [(target, id, body, now, now) for id, body in messages],
-            )
-            self._db.execute("COMMIT")
+            with self._file.transaction() as db:
+                db.executemany(
+                    "INSERT OR IGNORE INTO deliveries (target, id, body, made_at, due_at) VALUES (?, ?, ?, ?, ?)",
+                    [(target, id, body, now, now) for id, body in messages],
+                )
 
     def due(self, target: str, limit: int) -> list[Message]:
         """Messages whose time has come, the oldest first."""
         query = """SELECT id, body, tries FROM deliveries WHERE target = ? AND state = 'waiting' AND due_at <= ?
             ORDER BY due_at, made_at LIMIT ?"""
         with self._lock:
-            return [Message(*row) for row in self._db.execute(query, (target, self._clock(), limit))]
+            return [Message(*row) for row in self._file.rows(query, (target, self._clock(), limit))]
 
     def next_due(self, target: str) -> float | None:
         """When the next message is due."""
         query = "SELECT min(due_at) FROM deliveries WHERE target = ? AND state = 'waiting'"
         with self._lock:
-            found: float | None = self._db.execute(query, (target,)).fetchone()[0]
+            found: float | None = self._file.value(query, (target,))
         return found
 
     def delivered(self, target: str, messages: Sequence[Message]) -> None:
         """These have arrived; ids from before REMEMBER are forgotten."""
         oldest = self._clock() - REMEMBER.total_seconds()
-        with self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
-            self._db.executemany(
+        with self._lock, self._file.transaction() as db:
+            db.executemany(
                 "UPDATE deliveries SET state = 'delivered', body = x'', error = '' WHERE target = ? AND id = ?",
                 [(target, message.id) for message in messages],
             )
-            self._db.execute(
+            db.execute(
                 "DELETE FROM deliveries WHERE target = ? AND state = 'delivered' AND due_at < ?",
                 (target, oldest),
             )
-            self._db.execute("COMMIT")
 
     def failed(self, target: str, messages: Sequence[Message], refused: Refused) -> None:
         """These have not arrived: another try later, or none if they are too old or the receiver is gone."""
         now = self._clock()
         last = now - KEEP.total_seconds()
-        with self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
+        with self._lock, self._file.transaction() as db:
             for message in messages:
                 pause = refused.again or PAUSES[min(message.tries, len(PAUSES) - 1)] * random.uniform(
                     0.8, 1.2
                 )
-                self._db.execute(
+                db.execute(
                     """UPDATE deliveries SET tries = tries + 1, due_at = ?, error = ?,
                     state = CASE WHEN ? OR made_at <= ? THEN 'undelivered' ELSE 'waiting' END
                     WHERE target = ? AND id = ?""",
                     (now + pause, str(refused)[:500], refused.gone, last, target, message.id),
                 )
-            self._db.execute("COMMIT")
 
     def standing(self, state: str | None = None, limit: int = 100) -> list[Standing]:
         """What is in the queue, the newest first."""
         query = f"""SELECT target, id, state, tries, due_at, error, body FROM deliveries
             {"WHERE state = ?" if state else ""} ORDER BY made_at DESC LIMIT ?"""
         with self._lock:
-            return [Standing(*row) for row in self._db.execute(query, (state, limit) if state else (limit,))]
+            return [Standing(*row) for row in self._file.rows(query, (state, limit) if state else (limit,))]
 
     def retry(self) -> int:
         """Has all undelivered messages tried again, as if they were new; how many."""
-        with self._lock:
-            now = self._clock()
-            return self._db.execute(
+        now = self._clock()
+        with self._lock, self._file.transaction() as db:
+            return db.execute(
                 """UPDATE deliveries SET state = 'waiting', tries = 0, due_at = ?, made_at = ?
                 WHERE state = 'undelivered'""",
                 (now, now),
@@ -195,7 +196,7 @@ class Queue:
 
     def close(self) -> None:
         with self._lock:
-            self._db.close()
+            self._file.close()
 
 
 class Sender:

@@ -9,41 +9,51 @@ it). Kept for `keep`, and never more than `bytes_max`: then the oldest hours go 
 explanations. What comes twice, after a crash between here and the outbox, is one event by its id.
 """
 
-import sqlite3
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, suppress
 from datetime import timedelta
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
 from tidegate.connectors.clock import wall_clock
-from tidegate.connectors.files.private_files import make_private_file, make_private_folder
+from tidegate.connectors.sqlite.files import open_file
+from tidegate.connectors.sqlite.schema import Schema
 from tidegate.operators.events.keys import shard_of
 from tidegate.operators.model.errors import TidegateError
 from tidegate.operators.model.periods import HOUR
 
-SCHEMA = 1
 BUCKETS = 16
-WAIT_S = 30.0
 BLOCK_EVENTS = 1000
 # Between two looks at what has grown too old.
 TRIMMED_EVERY = 600 * 1_000_000
 
+# `since` is set as the ledger is opened for the first time: what happened before may be in the outbox or lost.
+_NEVER: Final = 2**62
 _SCHEMA = f"""
-CREATE TABLE blocks (
+CREATE TABLE IF NOT EXISTS blocks (
     seq INTEGER PRIMARY KEY, bucket INTEGER NOT NULL, hour INTEGER NOT NULL, events INTEGER NOT NULL, body BLOB NOT NULL
 );
-CREATE INDEX places ON blocks (bucket, hour);
-CREATE INDEX hours ON blocks (hour);
-CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
-INSERT INTO meta VALUES ('tidegate_ledger', {SCHEMA});
+CREATE INDEX IF NOT EXISTS places ON blocks (bucket, hour);
+CREATE INDEX IF NOT EXISTS hours ON blocks (hour);
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+INSERT OR IGNORE INTO meta VALUES ('tidegate_ledger', 1), ('since', {_NEVER});
 """
 
 
 class LedgerError(TidegateError):
     """The ledger cannot be opened, read or written; says what to do."""
+
+
+SCHEMA: Final = Schema(
+    name="ledger",
+    error=LedgerError,
+    mark="SELECT value FROM meta WHERE key = 'tidegate_ledger'",
+    migrations=(_SCHEMA,),
+    maker="start a flow that bills to dodo:",
+    if_damaged="move it away: it only serves to explain drift",
+)
 
 
 class Kept(msgspec.Struct, frozen=True, array_like=True):
@@ -58,6 +68,7 @@ class Kept(msgspec.Struct, frozen=True, array_like=True):
     body: bytes
 
 
+_SINCE: Final = "SELECT value FROM meta WHERE key = 'since'"
 _BLOCK = msgspec.msgpack.Decoder(list[Kept])
 
 
@@ -72,18 +83,12 @@ class Ledger:
         bytes_max: int = 16 << 30,
         clock: Callable[[], int] = wall_clock,
     ) -> None:
-        self._path = Path(path).absolute()
         self._keep, self._bytes_max, self._clock = keep // timedelta(microseconds=1), bytes_max, clock
         self._trimmed_at = 0
-        try:
-            make_private_folder(self._path.parent)
-            make_private_file(self._path)
-            self._db = _connect(self._path, "rwc")
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = NORMAL")
-            self._begin()
-        except (OSError, sqlite3.Error) as error:
-            raise _explained(self._path, "open", error) from error
+        self._file = open_file(Path(path), SCHEMA, "rwc", pragmas={"synchronous": "NORMAL"})
+        if self._file.value(_SINCE) == _NEVER:
+            with self._file.transaction() as db:
+                db.execute("UPDATE meta SET value = min(value, ?) WHERE key = 'since'", (clock(),))
 
     def add(self, events: Iterable[Kept]) -> None:
         """Keeps these events; on return they outlive a kill."""
@@ -95,27 +100,12 @@ class Ledger:
             for (bucket, hour), found in sorted(places.items())
             for some in (found[i : i + BLOCK_EVENTS] for i in range(0, len(found), BLOCK_EVENTS))
         ]
-        try:
-            with _transaction(self._db):
-                self._db.executemany(
-                    "INSERT INTO blocks (bucket, hour, events, body) VALUES (?, ?, ?, ?)", rows
-                )
-            self._trim()
-        except sqlite3.Error as error:
-            raise _explained(self._path, "write", error) from error
+        with self._file.transaction() as db:
+            db.executemany("INSERT INTO blocks (bucket, hour, events, body) VALUES (?, ?, ?, ?)", rows)
+        self._trim()
 
     def close(self) -> None:
-        with suppress(sqlite3.Error):
-            self._db.close()
-
-    def _begin(self) -> None:
-        with _transaction(self._db):
-            if not self._db.execute("SELECT 1 FROM sqlite_master").fetchone():
-                for statement in filter(str.strip, _SCHEMA.split(";")):
-                    self._db.execute(statement)
-                # What happened before may be in the outbox or lost; what happens from now on comes here.
-                self._db.execute("INSERT INTO meta VALUES ('since', ?)", (self._clock(),))
-        _check(self._path, self._db)
+        self._file.close()
 
     def _trim(self) -> None:
         now = self._clock()
@@ -123,17 +113,18 @@ class Ledger:
             return
         self._trimmed_at = now
         until = (now - self._keep) // HOUR
-        with _transaction(self._db):
+        with self._file.transaction() as db:
             self._drop(until)
-            while _bytes_used(self._db) > self._bytes_max:
-                oldest = self._db.execute("SELECT min(hour) FROM blocks").fetchone()[0]
+            while self._file.bytes_used() > self._bytes_max:
+                oldest = db.execute("SELECT min(hour) FROM blocks").fetchone()[0]
                 if oldest is None:
                     return
                 self._drop(oldest + 1)
 
     def _drop(self, until: int) -> None:
-        if self._db.execute("DELETE FROM blocks WHERE hour < ?", (until,)).rowcount:
-            self._db.execute("UPDATE meta SET value = max(value, ?) WHERE key = 'since'", (until * HOUR,))
+        db = self._file.db
+        if db.execute("DELETE FROM blocks WHERE hour < ?", (until,)).rowcount:
+            db.execute("UPDATE meta SET value = max(value, ?) WHERE key = 'since'", (until * HOUR,))
 
 
 class LedgerReader:
@@ -141,88 +132,36 @@ class LedgerReader:
 
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path).absolute()
-        if not self._path.is_file():
-            raise LedgerError(
-                f"ledger {str(self._path)!r}: there is no such file; a flow that bills to dodo: makes it"
-            )
-        try:
-            self._db = _connect(self._path, "ro")
-            _check(self._path, self._db)
-        except sqlite3.Error as error:
-            raise _explained(self._path, "open", error) from error
+        self._file = open_file(self._path, SCHEMA, "ro")
 
     def since(self) -> int:
         """Events of this time (µs) or later are here, once they are acknowledged and no longer in the outbox."""
-        return int(self._one("SELECT value FROM meta WHERE key = 'since'"))
+        return int(self._file.value(_SINCE))
 
     def events(self, customer: str, start: int, end: int) -> Iterator[Kept]:
         """The customer's events in [start, end) by their own time; some may come twice."""
         query = "SELECT body FROM blocks WHERE bucket = ? AND hour BETWEEN ? AND ?"
         given = shard_of(customer, BUCKETS), start // HOUR, (end - 1) // HOUR
-        try:
-            for (body,) in self._db.execute(query, given):
-                for event in _BLOCK.decode(zlib.decompress(body)):
+        with self._file.reading() as db:
+            for (body,) in db.execute(query, given):
+                for event in self._decode(body):
                     if event.customer == customer and start <= event.at < end:
                         yield event
-        except (sqlite3.Error, zlib.error, msgspec.MsgspecError) as error:
-            raise _explained(self._path, "read", error) from error
 
     def sizes(self) -> tuple[int, int]:
         """How many events it holds, and its bytes."""
-        return int(self._one("SELECT coalesce(sum(events), 0) FROM blocks")), _bytes_used(self._db)
+        return int(self._file.value("SELECT coalesce(sum(events), 0) FROM blocks")), self._file.bytes_used()
 
     def close(self) -> None:
-        with suppress(sqlite3.Error):
-            self._db.close()
+        self._file.close()
 
-    def _one(self, query: str) -> int:
+    def _decode(self, body: bytes) -> list[Kept]:
         try:
-            value: int = self._db.execute(query).fetchone()[0]
-        except sqlite3.Error as error:
-            raise _explained(self._path, "read", error) from error
-        return value
+            return _BLOCK.decode(zlib.decompress(body))
+        except (zlib.error, msgspec.MsgspecError) as error:
+            raise SCHEMA.problem(self._path, f"a block is damaged ({error}); {SCHEMA.if_damaged}") from error
 
 
 def ledger_path(outbox: Path) -> Path:
     """The ledger's file beside an outbox."""
     return outbox.with_name(f"{outbox.stem}-ledger.db")
-
-
-class _transaction:
-    """BEGIN IMMEDIATE, and COMMIT or ROLLBACK."""
-
-    def __init__(self, db: sqlite3.Connection) -> None:
-        self._db = db
-
-    def __enter__(self) -> None:
-        self._db.execute("BEGIN IMMEDIATE")
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._db.execute("COMMIT" if kind is None else "ROLLBACK")
-
-
-def _connect(path: Path, mode: str) -> sqlite3.Connection:
-    uri = f"{path.as_uri()}?mode={mode}"
-    return sqlite3.connect(uri, uri=True, timeout=WAIT_S, isolation_level=None, check_same_thread=False)
-
-
-def _check(path: Path, db: sqlite3.Connection) -> None:
-    with suppress(sqlite3.OperationalError):
-        if db.execute("SELECT value FROM meta WHERE key = 'tidegate_ledger'").fetchone() == (SCHEMA,):
-            return
-    db.close()
-    raise LedgerError(f"ledger {str(path)!r}: needs schema {SCHEMA}, got another file; move it away")
-
-
-def _bytes_used(db: sqlite3.Connection) -> int:
-    with closing(db.cursor()) as cursor:
-        sizes = ("page_count", "freelist_count", "page_size")
-        pages, free, size = (cursor.execute(f"PRAGMA {n}").fetchone()[0] for n in sizes)
-    return int((pages - free) * size)
-
-
-def _explained(path: Path, act: str, error: Exception) -> LedgerError:
-    return LedgerError(
-        f"ledger {str(path)!r}: cannot {act} it ({error}); it needs a writable folder on a local disk with room. It"
-        " only serves to explain drift, so it may also be moved away"
-    )

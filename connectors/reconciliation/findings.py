@@ -7,66 +7,59 @@ One reconciliation has it at a time (a lock beside it); any number may read.
 
 import fcntl
 import os
-import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 
-from tidegate.connectors.files.private_files import make_private_file, make_private_folder
+from tidegate.connectors.files.private_files import make_private_folder
+from tidegate.connectors.sqlite.files import open_file
+from tidegate.connectors.sqlite.schema import Schema
 from tidegate.operators.billing.coverage import BilledCycle
 from tidegate.operators.billing.drift import Span
 from tidegate.operators.billing.drift_status import DriftStatus
 from tidegate.operators.billing.provider import Subscription
 from tidegate.operators.model.errors import TidegateError
 
-SCHEMA = 1
-WAIT_S = 30.0
 _CYCLE = msgspec.json.Decoder(BilledCycle)
 PASSES_KEPT = 100
 
 Outcome = Literal["compared", "unread", "nothing"]
 
+_IS_OPEN = "status IN ('suspect', 'drift', 'acknowledged', 'conflict')"
+_OPEN = f"SELECT * FROM standings WHERE {_IS_OPEN}"
+
+# `cycles` has what each cycle of this run bills, for the proof at its end; `proved` the lines of the last run's proof.
+# The indexes `open` and `named` are those of earlier releases, which knew fewer statuses.
 _SCHEMA = f"""
-CREATE TABLE passes (
+CREATE TABLE IF NOT EXISTS passes (
     number INTEGER PRIMARY KEY, started_at INTEGER NOT NULL, ended_at INTEGER, meters BLOB NOT NULL,
     figures BLOB NOT NULL DEFAULT '{{}}'
 );
-CREATE TABLE tasks (
+CREATE TABLE IF NOT EXISTS tasks (
     pass INTEGER NOT NULL, round INTEGER NOT NULL, subscription_id TEXT NOT NULL, record BLOB NOT NULL,
     due_at INTEGER NOT NULL, outcome TEXT, suspects INTEGER NOT NULL DEFAULT 0, detail TEXT NOT NULL DEFAULT '',
     PRIMARY KEY (pass, round, subscription_id)
 ) WITHOUT ROWID;
-CREATE INDEX to_do ON tasks (round, due_at) WHERE outcome IS NULL;
-CREATE TABLE standings (
+CREATE INDEX IF NOT EXISTS to_do ON tasks (round, due_at) WHERE outcome IS NULL;
+CREATE TABLE IF NOT EXISTS standings (
     customer TEXT, meter TEXT, start INTEGER, end INTEGER NOT NULL, status TEXT NOT NULL, misses INTEGER NOT NULL,
     looked_at INTEGER NOT NULL, first_at INTEGER, turn INTEGER NOT NULL, findings BLOB NOT NULL,
     PRIMARY KEY (customer, meter, start)
 ) WITHOUT ROWID;
-CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
-INSERT INTO meta VALUES ('tidegate_reconciliation', {SCHEMA});
-"""
-
-
-# Of this run: what each cycle bills, for the proof at its end.
-_CYCLES = """CREATE TABLE IF NOT EXISTS cycles (
+CREATE TABLE IF NOT EXISTS cycles (
     pass INTEGER, subscription_id TEXT, start INTEGER, customer TEXT NOT NULL, body BLOB NOT NULL,
     PRIMARY KEY (pass, subscription_id, start)
-) WITHOUT ROWID"""
-# Of the last run that ended: the lines of its proof.
-_PROVED = (
-    "CREATE TABLE IF NOT EXISTS proved (line INTEGER PRIMARY KEY, customer TEXT NOT NULL, body BLOB NOT NULL)"
-)
-_IS_OPEN = "status IN ('suspect', 'drift', 'acknowledged', 'conflict')"
-_OPEN = f"SELECT * FROM standings WHERE {_IS_OPEN}"
-_INDEXES = (
-    # Those of earlier versions, which knew fewer statuses.
-    "DROP INDEX IF EXISTS open",
-    "DROP INDEX IF EXISTS named",
-    f"CREATE INDEX IF NOT EXISTS listed ON standings (status) WHERE {_IS_OPEN}",
-)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS proved (line INTEGER PRIMARY KEY, customer TEXT NOT NULL, body BLOB NOT NULL);
+DROP INDEX IF EXISTS open;
+DROP INDEX IF EXISTS named;
+CREATE INDEX IF NOT EXISTS listed ON standings (status) WHERE {_IS_OPEN};
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+INSERT OR IGNORE INTO meta VALUES ('tidegate_reconciliation', 1);
+"""
+
 # The proof is a task as a subscription is.
 PROOF = ""
 
@@ -75,6 +68,16 @@ _KEEP = "INSERT OR REPLACE INTO standings VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 class BookError(TidegateError):
     """The book of reconciliation cannot be used; says what to do."""
+
+
+SCHEMA: Final = Schema(
+    name="book",
+    error=BookError,
+    mark="SELECT value FROM meta WHERE key = 'tidegate_reconciliation'",
+    migrations=(_SCHEMA,),
+    maker="run `tidegate reconcile`",
+    if_damaged="move it away: the next run begins another, and what was suspect is counted from there",
+)
 
 
 class Task(NamedTuple):
@@ -118,19 +121,16 @@ class Book:
                 f"{folder}: another reconciliation runs on it; wait until it ends, or stop it"
             ) from None
         self.path = folder / "book.db"
-        self._db = _connected(self.path, "rwc")
-        with self._transaction():
-            if not self._db.execute("SELECT 1 FROM sqlite_master").fetchone():
-                for statement in filter(str.strip, _SCHEMA.split(";")):
-                    self._db.execute(statement)
-        _check(self.path, self._db)
-        with self._transaction():
-            for statement in (_CYCLES, _PROVED, *_INDEXES):
-                self._db.execute(statement)
+        try:
+            self._file = open_file(self.path, SCHEMA, "rwc", pragmas={"synchronous": "NORMAL"})
+        except BaseException:
+            os.close(self._lock)
+            raise
+        self._db = self._file.db
 
     def begin(self, now: int, subscriptions: Sequence[Subscription], meters: bytes) -> int:
         """Begins the next pass over these subscriptions; its number. `meters` is the caller's own."""
-        with self._transaction():
+        with self._file.transaction():
             number = int(self._db.execute("SELECT coalesce(max(number), 0) + 1 FROM passes").fetchone()[0])
             self._db.execute(
                 "INSERT INTO passes (number, started_at, meters) VALUES (?, ?, ?)", (number, now, meters)
@@ -145,14 +145,14 @@ class Book:
     def under_way(self) -> tuple[int, bytes] | None:
         """The number of the pass that has not ended, and its meters; None where there is none."""
         query = "SELECT number, meters FROM passes WHERE ended_at IS NULL ORDER BY number DESC LIMIT 1"
-        found: tuple[int, bytes] | None = self._db.execute(query).fetchone()
-        return found
+        found: list[tuple[int, bytes]] = self._file.rows(query)
+        return found[0] if found else None
 
     def tasks(self, now: int, limit: int) -> list[Task]:
         """Tasks that are due and not done, those of the first round before all."""
         query = """SELECT pass, round, record FROM tasks WHERE outcome IS NULL AND due_at <= ?
             ORDER BY round, due_at, subscription_id LIMIT ?"""
-        rows = self._db.execute(query, (now, limit)).fetchall()
+        rows = self._file.rows(query, (now, limit))
         return [
             Task(number, round, msgspec.json.decode(record, type=Subscription | None))
             for number, round, record in rows
@@ -160,22 +160,20 @@ class Book:
 
     def due_at(self) -> int | None:
         """When the next task is due; None where all are done."""
-        found: int | None = self._db.execute(
-            "SELECT min(due_at) FROM tasks WHERE outcome IS NULL"
-        ).fetchone()[0]
+        found: int | None = self._file.value("SELECT min(due_at) FROM tasks WHERE outcome IS NULL")
         return found
 
     def prove(self, number: int, now: int) -> bool:
         """Add the proof to a run whose subscriptions are all compared; return whether it was not there yet."""
         row = number, 1, PROOF, msgspec.json.encode(None), now
-        with self._transaction():
+        with self._file.transaction():
             query = """INSERT OR IGNORE INTO tasks (pass, round, subscription_id, record, due_at)
                 VALUES (?, ?, ?, ?, ?)"""
             return self._db.execute(query, row).rowcount > 0
 
     def look_again(self, number: int, due_at: int) -> int:
         """Makes a second round of what was found off in the first, if there is none yet; how many they are."""
-        with self._transaction():
+        with self._file.transaction():
             query = """INSERT OR IGNORE INTO tasks (pass, round, subscription_id, record, due_at)
                 SELECT pass, 2, subscription_id, record, ? FROM tasks WHERE pass = ? AND round = 1 AND suspects > 0"""
             return self._db.execute(query, (due_at, number)).rowcount
@@ -191,7 +189,7 @@ class Book:
     ) -> None:
         """A task is done: its standings and cycles are kept, its figures added to those of the run."""
         suspects = sum(one.status == "suspect" for one in standings)
-        with self._transaction():
+        with self._file.transaction():
             self._db.execute(
                 """UPDATE tasks SET outcome = ?, suspects = ?, detail = ?
                 WHERE pass = ? AND round = ? AND subscription_id = ?""",
@@ -209,25 +207,25 @@ class Book:
 
     def count(self, number: int, figures: Mapping[str, int]) -> None:
         """Adds to the figures of a pass."""
-        with self._transaction():
+        with self._file.transaction():
             self._count(number, figures)
 
     def end(self, number: int, now: int, until: int) -> None:
         """Ends a pass, and forgets standings of periods that ended before `until`."""
-        with self._transaction():
+        with self._file.transaction():
             self._db.execute("UPDATE passes SET ended_at = ? WHERE number = ?", (now, number))
             self._db.execute("DELETE FROM standings WHERE end < ?", (until,))
 
     def keep_proof(self, lines: Iterable[tuple[str, bytes]]) -> None:
         """Keep the proof of a run, as customer and line of JSON, in place of the one before."""
-        with self._transaction():
+        with self._file.transaction():
             self._db.execute("DELETE FROM proved")
             self._db.executemany("INSERT INTO proved (customer, body) VALUES (?, ?)", lines)
 
     def cycles(self, number: int) -> dict[str, list[BilledCycle]]:
         """Return what the cycles of a run bill, by customer."""
         found: dict[str, list[BilledCycle]] = {}
-        for (body,) in self._db.execute("SELECT body FROM cycles WHERE pass = ?", (number,)):
+        for (body,) in self._file.rows("SELECT body FROM cycles WHERE pass = ?", (number,)):
             cycle = _CYCLE.decode(body)
             found.setdefault(cycle.customer, []).append(cycle)
         return found
@@ -235,35 +233,35 @@ class Book:
     def subscriptions(self, number: int) -> list[Subscription]:
         """Return all subscriptions of a run."""
         query = "SELECT record FROM tasks WHERE pass = ? AND round = 1 AND subscription_id != ?"
-        rows = self._db.execute(query, (number, PROOF))
+        rows = self._file.rows(query, (number, PROOF))
         return [msgspec.json.decode(record, type=Subscription) for (record,) in rows]
 
     def unread(self, number: int) -> set[str]:
         """Return the provider's customers of whom a subscription could not be read in a run."""
         query = "SELECT record FROM tasks WHERE pass = ? AND outcome = 'unread' AND subscription_id != ?"
-        rows = self._db.execute(query, (number, PROOF))
+        rows = self._file.rows(query, (number, PROOF))
         return {msgspec.json.decode(record, type=Subscription).customer.customer_id for (record,) in rows}
 
     def open(self) -> list[DriftStatus]:
         """Return all that is suspect, drift or acknowledged."""
-        return list(map(_standing, self._db.execute(_OPEN)))
+        return list(map(_standing, self._file.rows(_OPEN)))
 
     def standing(self, customer: str, meter: str, start: int) -> DriftStatus | None:
         """What is known of this total."""
         query = "SELECT * FROM standings WHERE customer = ? AND meter = ? AND start = ?"
-        row = self._db.execute(query, (customer, meter, start)).fetchone()
-        return _standing(row) if row else None
+        rows = self._file.rows(query, (customer, meter, start))
+        return _standing(rows[0]) if rows else None
 
     def last_started_at(self) -> int | None:
         """When the newest pass began."""
-        found: int | None = self._db.execute("SELECT max(started_at) FROM passes").fetchone()[0]
+        found: int | None = self._file.value("SELECT max(started_at) FROM passes")
         return found
 
     def reader(self) -> "BookReader":
         return BookReader(self.path.parent)
 
     def close(self) -> None:
-        self._db.close()
+        self._file.close()
         os.close(self._lock)
 
     def _count(self, number: int, figures: Mapping[str, int]) -> None:
@@ -279,90 +277,47 @@ class Book:
         query = "INSERT INTO tasks (pass, round, subscription_id, record, due_at) VALUES (?, ?, ?, ?, ?)"
         self._db.executemany(query, rows)
 
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        try:
-            self._db.execute("BEGIN IMMEDIATE")
-            yield
-            self._db.execute("COMMIT")
-        except sqlite3.Error as error:
-            text = f"book {str(self.path)!r}: cannot be written ({error}); it needs room on a local disk"
-            raise BookError(text) from error
-        finally:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-
 
 class BookReader:
     """Reads the book while a reconciliation writes it. BookError where there is none yet."""
 
     def __init__(self, folder: Path) -> None:
-        path = folder / "book.db"
-        if not path.is_file():
-            raise BookError(f"book {str(path)!r}: there is none yet; `tidegate reconcile` begins it")
-        self._db = _connected(path, "ro")
-        _check(path, self._db)
+        self._file = open_file(folder / "book.db", SCHEMA, "ro")
 
     def last(self) -> Pass | None:
         """The newest pass, ended or under way."""
         query = "SELECT number, started_at, ended_at, figures FROM passes ORDER BY number DESC LIMIT 1"
-        row = self._db.execute(query).fetchone()
-        if row is None:
+        if not (rows := self._file.rows(query)):
             return None
+        row = rows[0]
         query = """SELECT coalesce(max(round), 1), sum(outcome IS NOT NULL), sum(outcome IS NULL) FROM tasks
             WHERE pass = ?"""
-        round, done, left = self._db.execute(query, (row[0],)).fetchone()
+        ((round, done, left),) = self._file.rows(query, (row[0],))
         return Pass(row[0], row[1], row[2], round, done or 0, left or 0, msgspec.json.decode(row[3]))
 
     def due_at(self) -> int | None:
         """When the next task is due."""
-        found: int | None = self._db.execute(
-            "SELECT min(due_at) FROM tasks WHERE outcome IS NULL"
-        ).fetchone()[0]
+        found: int | None = self._file.value("SELECT min(due_at) FROM tasks WHERE outcome IS NULL")
         return found
 
     def open(self) -> list[DriftStatus]:
         """Return all that is suspect, drift or acknowledged, by customer, meter and period."""
-        return list(map(_standing, self._db.execute(f"{_OPEN} ORDER BY customer, meter, start")))
+        return list(map(_standing, self._file.rows(f"{_OPEN} ORDER BY customer, meter, start")))
 
     def proof(self, customer: str | None = None) -> list[dict[str, Any]]:
         """Return the proof of the last run that ended, line by line; of one customer, if it is given."""
-        if not self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'proved'").fetchone():
+        if not self._file.rows("SELECT 1 FROM sqlite_schema WHERE name = 'proved'"):
             return []
         query = "SELECT body FROM proved WHERE ?1 IS NULL OR customer = ?1 ORDER BY line"
-        return [msgspec.json.decode(body) for (body,) in self._db.execute(query, (customer,))]
+        return [msgspec.json.decode(body) for (body,) in self._file.rows(query, (customer,))]
 
     def unread(self) -> list[tuple[str, str]]:
         """The subscriptions of the newest pass that could not be read, and why."""
         query = "SELECT subscription_id, detail FROM tasks WHERE outcome = 'unread' ORDER BY subscription_id"
-        return list(self._db.execute(query))
+        return self._file.rows(query)
 
     def close(self) -> None:
-        self._db.close()
-
-
-def _connected(path: Path, mode: str) -> sqlite3.Connection:
-    try:
-        if mode == "rwc":
-            make_private_file(path)
-        uri = f"{path.absolute().as_uri()}?mode={mode}"
-        db = sqlite3.connect(uri, uri=True, timeout=WAIT_S, isolation_level=None, check_same_thread=False)
-        if mode != "ro":
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = NORMAL")
-    except (OSError, sqlite3.Error) as error:
-        raise BookError(f"book {str(path)!r}: cannot be opened ({error}); move it away") from error
-    return db
-
-
-def _check(path: Path, db: sqlite3.Connection) -> None:
-    try:
-        found = db.execute("SELECT value FROM meta WHERE key = 'tidegate_reconciliation'").fetchone()
-    except sqlite3.Error:
-        found = None
-    if found != (SCHEMA,):
-        db.close()
-        raise BookError(f"book {str(path)!r}: needs schema {SCHEMA}, got another file; move it away")
+        self._file.close()
 
 
 def _row(one: DriftStatus) -> tuple[Any, ...]:

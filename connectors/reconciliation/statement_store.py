@@ -4,20 +4,20 @@ A line of a later run replaces the one of its cycle and meter, so closed cycles 
 cycles that ended three years ago are forgotten.
 """
 
-import sqlite3
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
-from tidegate.connectors.files.private_files import make_private_file
 from tidegate.connectors.reconciliation.findings import BookError
+from tidegate.connectors.sqlite.files import open_file
+from tidegate.connectors.sqlite.schema import Schema
 from tidegate.operators.billing.outgoing import instant
 from tidegate.operators.billing.statement import StatementLine
 
 FILE = "statement.db"
-WAIT_S = 30.0
 KEPT_US = 3 * 366 * 86_400 * 1_000_000
 
 _SCHEMA = """
@@ -29,6 +29,14 @@ CREATE INDEX IF NOT EXISTS by_customer ON lines (customer, start);
 CREATE INDEX IF NOT EXISTS by_invoice ON lines (invoice);
 CREATE INDEX IF NOT EXISTS by_payment ON lines (payment);
 """
+SCHEMA: Final = Schema(
+    name="statement",
+    error=BookError,
+    mark="SELECT 1 FROM sqlite_schema WHERE name = 'lines'",
+    migrations=(_SCHEMA,),
+    maker="run `tidegate reconcile`",
+    if_damaged="restore it from a backup, or move it away: the next run writes the cycles that are still open",
+)
 _LINE = msgspec.json.Decoder(StatementLine)
 
 
@@ -37,15 +45,9 @@ def write_statement(folder: Path, lines: Sequence[StatementLine], since: int, no
 
     Raises: BookError where the file cannot be written.
     """
-    path = folder / FILE
-    make_private_file(path)
-    with _explained(path, "written"), closing(sqlite3.connect(path, WAIT_S, isolation_level=None)) as db:
-        db.execute("PRAGMA journal_mode = WAL")
-        db.executescript(_SCHEMA)
-        db.execute("BEGIN IMMEDIATE")
+    with closing(open_file(folder / FILE, SCHEMA, "rwc")) as file, file.transaction() as db:
         db.execute("DELETE FROM lines WHERE end > ? OR end < ?", (instant(since), instant(now - KEPT_US)))
         db.executemany("INSERT OR REPLACE INTO lines VALUES (?, ?, ?, ?, ?, ?, ?)", map(_row, lines))
-        db.execute("COMMIT")
 
 
 def read_statement(
@@ -55,11 +57,6 @@ def read_statement(
 
     Raises: BookError where there is no statement yet.
     """
-    path = folder / FILE
-    if not path.is_file():
-        raise BookError(
-            f"statement {str(path)!r}: there is none yet; `tidegate reconcile` writes it at a run's end"
-        )
     wanted: list[str] = []
     given: list[str | int] = []
     if customer is not None:
@@ -70,21 +67,10 @@ def read_statement(
         given += [invoice, invoice]
     where = f"WHERE {' AND '.join(wanted)}" if wanted else ""
     query = f"SELECT body FROM lines {where} ORDER BY customer, start, key LIMIT ?"
-    uri = f"{path.absolute().as_uri()}?mode=ro"
-    with _explained(path, "read"), closing(sqlite3.connect(uri, WAIT_S, uri=True)) as db:
-        return [_LINE.decode(body) for (body,) in db.execute(query, (*given, -1 if limit is None else limit))]
+    with closing(open_file(folder / FILE, SCHEMA, "ro")) as file:
+        return [_LINE.decode(body) for (body,) in file.rows(query, (*given, -1 if limit is None else limit))]
 
 
 def _row(line: StatementLine) -> tuple[object, ...]:
     body = msgspec.json.encode(line)
     return line.key, line.customer, line.invoice, line.payment, line.period_start, line.period_end, body
-
-
-@contextmanager
-def _explained(path: Path, what: str) -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise BookError(
-            f"statement {str(path)!r}: cannot be {what} ({error}); it needs a local disk"
-        ) from error

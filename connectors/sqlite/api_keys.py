@@ -9,8 +9,7 @@ which those that open nothing any more make room; one thread at a time.
 import secrets
 import sqlite3
 from base64 import urlsafe_b64encode
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +17,8 @@ from typing import Any, Final
 import msgspec
 
 from tidegate.connectors.clock import wall_clock
-from tidegate.connectors.files.private_files import make_private_file, make_private_folder
+from tidegate.connectors.sqlite.files import open_file
+from tidegate.connectors.sqlite.schema import Schema
 from tidegate.operators.gate.access import (
     ID_BYTES,
     SECRET_BYTES,
@@ -36,8 +36,8 @@ KEYS_MAX: Final = 100_000
 KNOWN_MAX: Final = 10_000
 PRUNED_AT_ONCE: Final = 1000
 LOOK: Final = 0.1
-WAIT_S: Final = 10.0
-READ_S: Final = 0.1
+WAIT: Final = timedelta(seconds=10)
+READ_WAIT_MS: Final = 100
 BLIND_S: Final = 2.0
 NAME_MAX: Final = 100
 Rows = list[tuple[Any, ...]]
@@ -51,14 +51,27 @@ CREATE INDEX IF NOT EXISTS keys_ended ON keys (expires_at);
 CREATE INDEX IF NOT EXISTS keys_revoked ON keys (revoked_at) WHERE revoked_at IS NOT NULL;
 CREATE TABLE IF NOT EXISTS signing (id TEXT PRIMARY KEY, secret BLOB, created_at INTEGER, retires_at INTEGER);
 """
-_ENDED = """SELECT id FROM keys WHERE expires_at <= ?1
-    UNION SELECT id FROM keys WHERE revoked_at IS NOT NULL AND revoked_at <= ?1 LIMIT ?2"""
-_GOOD = "revoked_at IS NULL AND (expires_at IS NULL OR expires_at > ?)"
-_INSERT = "INSERT INTO keys VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 
 
 class KeysError(TidegateError):
     """The file of keys cannot be opened, read or written, or a key is not as it needs to be; says what to do."""
+
+
+SCHEMA: Final = Schema(
+    name="keys",
+    error=KeysError,
+    mark="SELECT 1 FROM sqlite_schema WHERE name = 'keys'",
+    migrations=(_TABLE,),
+    maker="run `tidegate keys create`",
+    if_damaged="restore it from a backup, or name another file and create keys again",
+    # A write-ahead log would need all that open the file on one machine.
+    journal="DELETE",
+)
+
+_ENDED = """SELECT id FROM keys WHERE expires_at <= ?1
+    UNION SELECT id FROM keys WHERE revoked_at IS NOT NULL AND revoked_at <= ?1 LIMIT ?2"""
+_GOOD = "revoked_at IS NULL AND (expires_at IS NULL OR expires_at > ?)"
+_INSERT = "INSERT INTO keys VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 
 
 class KeyFile:
@@ -71,31 +84,20 @@ class KeyFile:
         clock: Callable[[], int] = wall_clock,
         random: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
-        self._path, self._clock, self._random = Path(path), clock, random
+        self._clock, self._random = clock, random
         # What was looked up since the file changed last; None is for an id that there is not.
         self._known: dict[str, Key | None] = {}
         self._secrets: dict[str, bytes] | None = None
         self._seen = -1
         self._look_at = self._seen_at = float("-inf")
+        self._file = open_file(Path(path), SCHEMA, "rwc", wait=WAIT, pragmas={"synchronous": "FULL"})
         try:
-            make_private_folder(self._path.parent)
-            make_private_file(self._path)
-            self._db = sqlite3.connect(
-                self._path, timeout=WAIT_S, isolation_level=None, check_same_thread=False
-            )
-            self._leave_wal()
-            self._db.execute("PRAGMA synchronous = FULL")
-            self._db.executescript(_TABLE)
-            # Of requests, which wait for the moment of a commit at most.
-            self._reader = sqlite3.connect(
-                f"{self._path.absolute().as_uri()}?mode=ro",
-                uri=True,
-                timeout=READ_S,
-                isolation_level=None,
-                check_same_thread=False,
-            )
-        except (OSError, sqlite3.Error) as error:
-            raise self._error("opened", error) from None
+            self._reader = open_file(Path(path), SCHEMA, "ro", wait=WAIT)
+        except BaseException:
+            self._file.close()
+            raise
+        # Of requests, which wait for the moment of a commit at most.
+        self._reader.db.execute(f"PRAGMA busy_timeout = {READ_WAIT_MS}")
 
     def create(
         self,
@@ -114,14 +116,14 @@ class KeyFile:
             raise KeysError(f"name: needs 1 to {NAME_MAX} printable characters, got {name[:60]!r}")
         now = self._clock()
         expires_at = now + expires_in // timedelta(microseconds=1) if expires_in is not None else None
-        with self._transaction():
+        with self._file.transaction():
             self._make_room(now)
             return self._insert(name, scopes, customer, now, expires_at)
 
     def rotate(self, id: str, overlap: timedelta) -> tuple[str, Key]:
         """Make a key like this one, which ends after the overlap; the new token and its key."""
         now = self._clock()
-        with self._transaction():
+        with self._file.transaction():
             old = self._one(id)
             if not old.is_good(now):
                 raise KeysError(f"keys: {id!r} is revoked or has expired; create another")
@@ -196,7 +198,7 @@ class KeyFile:
         """Sign tokens with another secret from now on; what the earlier ones signed is good for the overlap."""
         now, id = self._clock(), self._random(ID_BYTES).hex()
         ends = now + overlap // timedelta(microseconds=1)
-        with self._transaction():
+        with self._file.transaction():
             self._execute("DELETE FROM signing WHERE retires_at <= ?", (now,))
             self._execute("UPDATE signing SET retires_at = min(coalesce(retires_at, ?1), ?1)", (ends,))
             self._execute("INSERT INTO signing VALUES (?, ?, ?, NULL)", (id, self._random(SECRET_BYTES), now))
@@ -205,7 +207,7 @@ class KeyFile:
 
     def close(self) -> None:
         self._reader.close()
-        self._db.close()
+        self._file.close()
 
     def _find_token(self, token: str) -> Key | None:
         claims = read(token, self._signing())
@@ -267,17 +269,6 @@ class KeyFile:
         )
         return len(found)
 
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._execute("BEGIN IMMEDIATE", ())
-        try:
-            yield
-            self._execute("COMMIT", ())
-        except BaseException:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            raise
-
     def _follow(self, monotonic: float) -> None:
         if monotonic < self._look_at:
             return
@@ -297,34 +288,19 @@ class KeyFile:
             self._seen = version
 
     def _read(self, statement: str, parameters: tuple[object, ...]) -> Rows:
-        try:
+        with self._reader.reading() as db:
             try:
-                return self._reader.execute(statement, parameters).fetchall()
+                return db.execute(statement, parameters).fetchall()
             except sqlite3.OperationalError as error:
                 # A write that a kill cut short is there, which only who may write can take back.
                 if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_READONLY:
                     raise
-                self._db.execute("SELECT 1 FROM keys LIMIT 1").fetchall()
-                return self._reader.execute(statement, parameters).fetchall()
-        except sqlite3.Error as error:
-            raise self._error("read", error) from None
+                self._file.db.execute("SELECT 1 FROM keys LIMIT 1").fetchall()
+                return db.execute(statement, parameters).fetchall()
 
     def _execute(self, statement: str, parameters: tuple[object, ...]) -> Rows:
-        try:
-            return self._db.execute(statement, parameters).fetchall()
-        except sqlite3.Error as error:
-            raise self._error("used", error) from None
-
-    def _leave_wal(self) -> None:
-        """Have writes roll back by a journal: a write-ahead log would need all that open the file on one machine."""
-        self._db.execute("PRAGMA busy_timeout = 0")
-        # A file of an earlier version that is open elsewhere stays as it is until all have been started again.
-        with suppress(sqlite3.OperationalError):
-            self._db.execute("PRAGMA journal_mode = DELETE")
-        self._db.execute(f"PRAGMA busy_timeout = {int(WAIT_S * 1000)}")
-
-    def _error(self, act: str, error: Exception) -> KeysError:
-        return KeysError(f"keys {str(self._path)!r}: cannot be {act} ({error}); name another file")
+        with self._file.reading("use") as db:
+            return db.execute(statement, parameters).fetchall()
 
 
 def _urlsafe(secret: bytes) -> str:

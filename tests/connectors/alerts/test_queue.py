@@ -290,8 +290,8 @@ def test_what_an_earlier_version_stranded_is_tried_again(tmp_path: Path, clock: 
     path = tmp_path / "queue.db"
     with closing(Queue(path, clock)) as queue:
         added(queue, "a", "b")
-        queue._db.execute("UPDATE deliveries SET due_at = NULL WHERE id = 'a'")
-        queue._db.execute("UPDATE deliveries SET due_at = 9e99 WHERE id = 'b'")
+        queue._file.db.execute("UPDATE deliveries SET due_at = NULL WHERE id = 'a'")
+        queue._file.db.execute("UPDATE deliveries SET due_at = 9e99 WHERE id = 'b'")
     with closing(Queue(path, clock)) as queue:
         assert [one.id for one in queue.due("hook", 10)] == ["a", "b"]
 

@@ -159,4 +159,4 @@ def test_reconcile_says_what_is_wrong_with_its_settings(place: Place, platform: 
     key = tidegate(place, given | {"DODO_API_KEY": "hunter2-wrong"}, "catalog", "pull")
     assert key.returncode == 1 and "refuses the API key" in key.stderr and "hunter2" not in key.stderr
     none = tidegate(place, given, "reconcile", "--show")
-    assert none.returncode == 1 and "there is none yet" in none.stderr
+    assert none.returncode == 1 and "there is no such file; run `tidegate reconcile`" in none.stderr

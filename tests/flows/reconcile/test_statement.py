@@ -125,7 +125,9 @@ def test_what_is_repaired_and_what_nobody_bills_is_on_it(metered: System) -> Non
 
 def test_without_a_statement_one_clear_line(metered: System) -> None:
     answer = ask(metered, "statement")
-    assert answer.exit_code == 1 and "there is none yet" in str(answer.exception)
+    assert answer.exit_code == 1 and "there is no such file; run `tidegate reconcile`" in str(
+        answer.exception
+    )
 
 
 def test_looking_for_events_makes_no_store(metered: System) -> None:

@@ -147,7 +147,7 @@ def test_a_repeat_changes_nothing_also_after_a_restart(endpoint: Endpoint) -> No
     endpoint.post(*first)
     endpoint.webhooks.refresh()
     number = endpoint.number()
-    path = endpoint.webhooks._inbox._path
+    path = endpoint.webhooks._inbox._file.path
     endpoint.webhooks.close()
     again = Webhooks([NEW], Inbox(path), endpoint.control, in_background=False)
     assert again.take(*first) is False
@@ -158,7 +158,7 @@ def test_a_repeat_changes_nothing_also_after_a_restart(endpoint: Endpoint) -> No
 def test_what_was_taken_is_applied_by_the_next_process(endpoint: Endpoint) -> None:
     """Answered is on disk: a kill before the catalog followed loses no period."""
     endpoint.post(*delivery(state(START)))
-    path = endpoint.webhooks._inbox._path
+    path = endpoint.webhooks._inbox._file.path
     endpoint.webhooks.close()
     again = Webhooks([NEW], Inbox(path), endpoint.control)
     again.start()
@@ -311,9 +311,9 @@ def test_a_full_disk_is_told_as_to_be_tried_again(
     def full(*_: object) -> None:
         raise sqlite3.OperationalError("database or disk is full")
 
-    inbox = endpoint.webhooks._inbox
-    db = inbox._db
-    monkeypatch.setattr(inbox, "_db", type("Db", (), {"execute": full, "close": lambda self: db.close()})())
+    file = endpoint.webhooks._inbox._file
+    db = file.db
+    monkeypatch.setattr(file, "db", type("Db", (), {"execute": full, "close": lambda self: db.close()})())
     assert endpoint.post(*delivery(state(START))).status_code == 503
 
 
