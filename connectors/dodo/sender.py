@@ -21,8 +21,9 @@ from typing import Literal, NamedTuple, Protocol
 from tidegate.connectors.clock import wall_clock
 from tidegate.connectors.dodo.client import Answer
 from tidegate.connectors.dodo.unknown_customers import Directory, Strangers
-from tidegate.connectors.outbox.outbox import Outbox, Row, State
+from tidegate.connectors.outbox.outbox import Outbox, Row
 from tidegate.connectors.outbox.rollup import Rollup
+from tidegate.connectors.outbox.schema import State
 from tidegate.operators.billing.bisection import Bisection
 from tidegate.operators.billing.outgoing import (
     AGE_MAX,

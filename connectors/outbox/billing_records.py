@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tidegate.connectors.outbox.ledger import Kept, LedgerReader, ledger_path
-from tidegate.connectors.outbox.outbox import State
 from tidegate.connectors.outbox.reader import Entry, OutboxReader
+from tidegate.connectors.outbox.schema import State
 from tidegate.operators.billing.drift import Fate, InFlight, OwnEvent, Span
 from tidegate.operators.billing.outgoing import read_fields
 from tidegate.operators.billing.provider import MatchedMeter, MeterReader

@@ -1,13 +1,13 @@
 """Reads the outbox from any process: how it stands in plain numbers, what is kept back, what is on its way."""
 
 import json
-import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
-from tidegate.connectors.outbox.outbox import State, bytes_used, connect, explained
+from tidegate.connectors.outbox.schema import SCHEMA, State
+from tidegate.connectors.sqlite.files import open_file
 
 _ENTRY = """SELECT id, customer, at, state, reason, detail, body, came_at, sent_at, restamped_at, settled_at
     FROM events"""
@@ -73,12 +73,11 @@ class OutboxReader:
 
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path).absolute()
-        with explained(self._path, "open"):
-            self._db = connect(self._path, "ro")
+        self._file = open_file(self._path, SCHEMA, "ro")
 
     def standing(self) -> Standing:
         """As it is now. Quick whatever the depth."""
-        with self._snapshot() as db:
+        with self._file.snapshot() as db:
             counts: dict[str, int] = dict(db.execute("SELECT name, value FROM counts"))
             # What waits, whether to be sent or to be rolled up first.
             oldest = [
@@ -88,7 +87,7 @@ class OutboxReader:
                 for state, column in ((0, "at"), (6, "seq"))
             ]
             alerts: dict[str, str] = dict(db.execute("SELECT kind, text FROM standing ORDER BY kind"))
-            size = bytes_used(db)
+            size = self._file.bytes_used()
             (windows,) = db.execute("SELECT count(*) FROM rollups WHERE due_at IS NOT NULL").fetchone()
         now = {state: counts.pop(f"now_{state.name}", 0) for state in State}
         return Standing(
@@ -121,11 +120,8 @@ class OutboxReader:
 
     def reasons(self) -> dict[tuple[State, str], int]:
         """How many events are kept back for which reason."""
-        with explained(self._path, "read"):
-            found = self._db.execute(
-                "SELECT state, reason, count(*) FROM events WHERE state IN (2, 3) GROUP BY state, reason"
-            )
-            return {(State(state), reason): count for state, reason, count in found}
+        query = "SELECT state, reason, count(*) FROM events WHERE state IN (2, 3) GROUP BY state, reason"
+        return {(State(state), reason): count for state, reason, count in self._file.rows(query)}
 
     def restamped(self, after: int = 0, limit: int = 1000) -> list[Entry]:
         """What went out without its own time, after then (µs), the first that went first. Kept for 400 days."""
@@ -144,8 +140,7 @@ class OutboxReader:
         """Return those of these events that `by` had sent again, as the record of acts has it."""
         query = """SELECT DISTINCT id FROM acts
             WHERE act = 'restore' AND by = ? AND id IN (SELECT value FROM json_each(?))"""
-        with explained(self._path, "read"):
-            return {id for (id,) in self._db.execute(query, (by, json.dumps(list(ids))))}
+        return {id for (id,) in self._file.rows(query, (by, json.dumps(list(ids))))}
 
     def on_its_way(self, acknowledged_after: int, customers: Iterable[str] | None = None) -> Iterator[Entry]:
         """What waits, and what was acknowledged after then (µs): what the platform need not show yet.
@@ -154,8 +149,8 @@ class OutboxReader:
         """
         whose = "" if customers is None else " AND customer IN (SELECT value FROM json_each(?))"
         named = () if customers is None else (json.dumps(sorted(customers)),)
-        with explained(self._path, "read"), closing(connect(self._path, "ro")) as db:
-            db.execute("BEGIN")
+        # On a connection of its own: an open query would hold back what others see.
+        with closing(open_file(self._path, SCHEMA, "ro")) as file, file.snapshot() as db:
             queries = ("state = 0", "state = 6", "state = 1 AND body IS NOT NULL AND settled_at > ?")
             for place, query in enumerate(queries):
                 given = (acknowledged_after,) if place == 2 else ()
@@ -169,36 +164,23 @@ class OutboxReader:
         """What these customers used in windows that are not, or not wholly, made into events yet."""
         query = """SELECT customer, meter, at, total, billed, events - billed_events FROM rollups
             WHERE due_at IS NOT NULL AND customer IN (SELECT value FROM json_each(?))"""
-        with explained(self._path, "read"):
-            return [
-                Rolling(customer, meter, at, int(total) - int(billed), events)
-                for customer, meter, at, total, billed, events in self._db.execute(
-                    query, (json.dumps(sorted(customers)),)
-                )
-            ]
+        return [
+            Rolling(customer, meter, at, int(total) - int(billed), events)
+            for customer, meter, at, total, billed, events in self._file.rows(
+                query, (json.dumps(sorted(customers)),)
+            )
+        ]
 
     def alerts(self, after: int = 0, limit: int = 1000) -> list[AlertRecord]:
         """Alerts as they were raised and resolved, from behind the one numbered `after`."""
         query = "SELECT seq, kind, state, at, text FROM alerts WHERE seq > ? ORDER BY seq LIMIT ?"
-        with explained(self._path, "read"):
-            return list(map(AlertRecord._make, self._db.execute(query, (after, limit))))
+        return list(map(AlertRecord._make, self._file.rows(query, (after, limit))))
 
     def close(self) -> None:
-        with explained(self._path, "close"):
-            self._db.close()
-
-    @contextmanager
-    def _snapshot(self) -> Iterator[sqlite3.Connection]:
-        with explained(self._path, "read"):
-            self._db.execute("BEGIN")
-            try:
-                yield self._db
-            finally:
-                self._db.execute("COMMIT")
+        self._file.close()
 
     def _entries(self, condition: str, *given: object) -> list[Entry]:
-        with explained(self._path, "read"):
-            return list(map(_entry, self._db.execute(f"{_ENTRY} {condition}", given)))
+        return list(map(_entry, self._file.rows(f"{_ENTRY} {condition}", given)))
 
 
 def _entry(row: tuple[object, ...]) -> Entry:

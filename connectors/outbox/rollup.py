@@ -5,7 +5,8 @@ Both are one transaction each, with what they took and what they made; so a repl
 
 from datetime import timedelta
 
-from tidegate.connectors.outbox.outbox import Outbox, State
+from tidegate.connectors.outbox.outbox import Outbox
+from tidegate.connectors.outbox.schema import State
 from tidegate.operators.billing.outgoing import AGE_MAX, MINUTE
 from tidegate.operators.billing.rollup import RollupReader, RollupWindow, build_event, split_exact
 from tidegate.operators.model.catalog import Catalog

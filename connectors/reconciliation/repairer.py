@@ -17,6 +17,7 @@ from xxhash import xxh3_128_hexdigest
 
 from tidegate.connectors.dodo.client import DodoError
 from tidegate.connectors.dodo.reads import DodoReads
+from tidegate.connectors.outbox import operator_actions
 from tidegate.connectors.outbox.billing_records import Books
 from tidegate.connectors.outbox.outbox import Outbox
 from tidegate.connectors.outbox.reader import OutboxReader
@@ -210,7 +211,7 @@ class Repairer:
         # Rolled up or not, what is there is left as it is.
         outbox = Outbox(self._outbox, unfolded=True)
         try:
-            restored = outbox.restore(events, by=BY, why=entry.id)
+            restored = operator_actions.restore(outbox, events, by=BY, why=entry.id)
         finally:
             outbox.close()
         return f"{len(restored)} of {len(entry.ids)} events wait in the outbox"

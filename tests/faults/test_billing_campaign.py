@@ -23,8 +23,9 @@ from tests.support.platform import KEY, PlatformProcess
 from tidegate.connectors.clock import wall_clock
 from tidegate.connectors.dodo.client import DodoClient
 from tidegate.connectors.dodo.sender import SHOWS_AFTER, Sender, Terms
-from tidegate.connectors.outbox.outbox import Outbox, State
+from tidegate.connectors.outbox.outbox import Outbox
 from tidegate.connectors.outbox.reader import Entry, OutboxReader
+from tidegate.connectors.outbox.schema import State
 from tidegate.operators.billing.rate_limit import TIERS
 from tidegate.settings.catalog.file import load_catalog
 

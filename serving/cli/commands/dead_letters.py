@@ -20,8 +20,10 @@ from rich.progress import track
 
 from tidegate.connectors.clock import wall_clock
 from tidegate.connectors.files.dead_letters import Letter, LetterAct, LetterError, Letters
-from tidegate.connectors.outbox.outbox import KEPT_BACK, Outbox
+from tidegate.connectors.outbox import operator_actions
+from tidegate.connectors.outbox.outbox import Outbox
 from tidegate.connectors.outbox.reader import Entry, OutboxReader
+from tidegate.connectors.outbox.schema import KEPT_BACK
 from tidegate.operators.billing.outgoing import instant
 from tidegate.operators.billing.provider import MeterReader
 from tidegate.operators.columns.quantity import text
@@ -110,7 +112,7 @@ def retry(
     letters = _letters(settings)
     if rest:
         with _outbox(settings) as outbox:
-            sent = len(outbox.retry(rest, by=getpass.getuser(), why=why))
+            sent = len(operator_actions.retry(outbox, rest, by=getpass.getuser(), why=why))
         print_done(as_json, f"{sent:,} will be sent again", sent_again=sent)
     if not found:
         return
@@ -145,7 +147,7 @@ def drop(
         print_done(as_json, f"{len(found):,} are dropped", dropped=len(found))
     if rest:
         with _outbox(settings) as outbox:
-            given_up = len(outbox.drop(rest, by=getpass.getuser(), why=why))
+            given_up = len(operator_actions.drop(outbox, rest, by=getpass.getuser(), why=why))
         print_done(as_json, f"{given_up:,} are not billed", not_billed=given_up)
 
 

@@ -17,8 +17,10 @@ from rich.table import Table
 from rich.text import Text
 
 from tidegate.connectors.clock import wall_clock
-from tidegate.connectors.outbox.outbox import KEPT_BACK, Outbox, OutboxError
+from tidegate.connectors.outbox import operator_actions
+from tidegate.connectors.outbox.outbox import Outbox
 from tidegate.connectors.outbox.reader import Entry, OutboxReader, Standing
+from tidegate.connectors.outbox.schema import KEPT_BACK, OutboxError
 from tidegate.serving.cli.output import AsJson, print_done
 from tidegate.serving.views.formatting import age, clipped, instant, moment
 from tidegate.settings.addresses.sinks import Dodo
@@ -90,7 +92,7 @@ def retry(
 ) -> None:
     """Lets events that are kept back wait again, under the same ids; the platform ignores what it has."""
     with _writer() as (writer, reader):
-        retried = writer.retry(_chosen(reader, ids, reason), by=_who(), why=why)
+        retried = operator_actions.retry(writer, _chosen(reader, ids, reason), by=_who(), why=why)
     print_done(as_json, f"{len(retried):,} will be sent again", retried=len(retried))
 
 
@@ -103,7 +105,7 @@ def drop(
 ) -> None:
     """Gives events up that are kept back, for good."""
     with _writer() as (writer, reader):
-        dropped = writer.drop(_chosen(reader, ids, reason), by=_who(), why=why)
+        dropped = operator_actions.drop(writer, _chosen(reader, ids, reason), by=_who(), why=why)
     print_done(as_json, f"{len(dropped):,} are dropped", dropped=len(dropped))
 
 

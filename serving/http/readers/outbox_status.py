@@ -7,8 +7,8 @@ from typing import Any, Final
 
 import msgspec
 
-from tidegate.connectors.outbox.outbox import OutboxError
 from tidegate.connectors.outbox.reader import OutboxReader
+from tidegate.connectors.outbox.schema import OutboxError
 from tidegate.operators.events.keys import shard_of
 from tidegate.serving.views.formatting import US, instant
 from tidegate.settings.addresses.sinks import BillingFile, Dodo

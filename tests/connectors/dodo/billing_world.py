@@ -14,8 +14,9 @@ from simulator.inprocess import AppTransport
 from tests.support.platform import KEY, in_process
 from tidegate.connectors.dodo.client import Answer, DodoClient
 from tidegate.connectors.dodo.sender import Sender, Terms
-from tidegate.connectors.outbox.outbox import Outbox, State
+from tidegate.connectors.outbox.outbox import Outbox
 from tidegate.connectors.outbox.reader import OutboxReader
+from tidegate.connectors.outbox.schema import State
 from tidegate.operators.billing.rate_limit import TIERS, Rate
 from tidegate.operators.model.catalog import Catalog, Customer, Meter, Plan
 from tidegate.operators.model.periods import HOUR, Calendar

@@ -15,8 +15,8 @@ from tests.connectors.dodo.billing_world import MINUTE, SECOND, World, accepted,
 from tests.support.platform import KEY
 from tidegate.connectors.dodo.client import Answer, DodoClient
 from tidegate.connectors.dodo.sender import Terms
-from tidegate.connectors.outbox.outbox import State
 from tidegate.connectors.outbox.reader import OutboxReader
+from tidegate.connectors.outbox.schema import State
 from tidegate.operators.billing.rate_limit import TIERS
 from tidegate.operators.model.catalog import Customer, Meter
 
@@ -536,7 +536,7 @@ def test_what_was_surely_not_taken_is_not_looked_up(tmp_path: Path, kind: str) -
 def test_no_id_is_twice_in_a_request_though_time_passes_between_two_looks(here: World) -> None:
     """Events on the very edge of 55 minutes, each look at the clock a millisecond after the last."""
     events = here.come(900, ago=55 * 60 - 1)
-    here.sender._clock = here.outbox._clock = lambda: setattr(here, "now", here.now + 100) or here.now  # type: ignore[func-returns-value]
+    here.sender._clock = here.outbox.clock = lambda: setattr(here, "now", here.now + 100) or here.now  # type: ignore[func-returns-value]
     sent: list[list[str]] = []
     real = here.client.ingest
 

@@ -6,8 +6,8 @@ import pytest
 
 from tests.connectors.dodo.billing_world import MINUTE, SECOND, World, world
 from tidegate.connectors.dodo.sender import Terms
-from tidegate.connectors.outbox.outbox import State
 from tidegate.connectors.outbox.reader import OutboxReader
+from tidegate.connectors.outbox.schema import State
 from tidegate.operators.billing.outgoing import AGE_MAX
 from tidegate.operators.model.records import Accepted
 

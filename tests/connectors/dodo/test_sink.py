@@ -16,8 +16,8 @@ from tests.connectors.dodo.billing_world import MINUTE, accepted
 from tests.support.platform import KEY, platform, platform_process  # noqa: F401
 from tidegate.connectors.clock import wall_clock
 from tidegate.connectors.dodo.sink import DodoSink
-from tidegate.connectors.outbox.outbox import OutboxError, State
 from tidegate.connectors.outbox.reader import OutboxReader, Standing
+from tidegate.connectors.outbox.schema import OutboxError, State
 from tidegate.connectors.sqlite.store import SqliteReader, SqliteWriter
 from tidegate.operators.billing.outgoing import pack
 from tidegate.operators.billing.rate_limit import TIERS

@@ -10,7 +10,8 @@ import pytest
 
 from tests.faults.support.harness import ROOT
 from tidegate.connectors.files import one_machine
-from tidegate.connectors.outbox.outbox import Outbox, OutboxError
+from tidegate.connectors.outbox.outbox import Outbox
+from tidegate.connectors.outbox.schema import OutboxError
 
 OTHER = """
 import sys

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from tidegate.connectors.outbox import operator_actions
 from tidegate.connectors.outbox.ledger import Kept, Ledger, LedgerError, LedgerReader, ledger_path
-from tidegate.connectors.outbox.outbox import Outbox, State
+from tidegate.connectors.outbox.outbox import Outbox
 from tidegate.connectors.outbox.reader import OutboxReader
+from tidegate.connectors.outbox.schema import State
 from tidegate.operators.model.periods import HOUR
 from tidegate.operators.model.records import Accepted
 
@@ -112,15 +114,18 @@ def test_a_restored_event_waits_once_for_one_reason(tmp_path: Path) -> None:
     outbox = opened(tmp_path, clock)
     known, forgotten = accepted(1, NOON), accepted(2, NOON)
     settle(outbox, [known])
-    assert outbox.restore([known, forgotten], by="r", why="pass 1") == [known.id, forgotten.id]
-    assert outbox.restore([known, forgotten], by="r", why="pass 1") == []
+    assert operator_actions.restore(outbox, [known, forgotten], by="r", why="pass 1") == [
+        known.id,
+        forgotten.id,
+    ]
+    assert operator_actions.restore(outbox, [known, forgotten], by="r", why="pass 1") == []
     reader = OutboxReader(outbox.path)
     assert {e.state for e in reader.find([known.id, forgotten.id]).values()} == {State.waiting}
     assert reader.standing().waiting == 2
     rows = outbox.oldest(10)
     outbox.acknowledge(rows)
-    assert outbox.restore([known], by="r", why="pass 1") == []
-    assert outbox.restore([known], by="r", why="pass 2") == [known.id]
+    assert operator_actions.restore(outbox, [known], by="r", why="pass 1") == []
+    assert operator_actions.restore(outbox, [known], by="r", why="pass 2") == [known.id]
     assert reader.standing().waiting == 1
 
 
@@ -130,7 +135,7 @@ def test_billing_goes_on_where_the_ledger_cannot_be_written(tmp_path: Path) -> N
     outbox = opened(tmp_path, clock)
     settle(outbox, [accepted(1, NOON)])
     assert outbox._ledger is not None
-    outbox._ledger._db.execute("DROP TABLE blocks")
+    outbox._ledger._file.db.execute("DROP TABLE blocks")
     outbox.add([], snapshot=True)
     run(outbox, clock, 4 * 3600)
     reader = OutboxReader(outbox.path)

@@ -12,16 +12,11 @@ import pytest
 
 from tests.connectors.dodo.billing_world import MINUTE, NOON, SECOND, accepted
 from tests.faults.support.harness import ROOT
-from tidegate.connectors.outbox.outbox import (
-    BYTES_KEPT,
-    REMEMBERED,
-    STRIPPED_EVERY,
-    TICK_MAX,
-    Outbox,
-    OutboxError,
-    State,
-)
+from tidegate.connectors.outbox import operator_actions
+from tidegate.connectors.outbox.outbox import Outbox
 from tidegate.connectors.outbox.reader import OutboxReader
+from tidegate.connectors.outbox.retention import BYTES_KEPT, REMEMBERED, STRIPPED_EVERY, TICK_MAX
+from tidegate.connectors.outbox.schema import OutboxError, State
 from tidegate.operators.model.records import Accepted
 
 
@@ -78,8 +73,8 @@ def test_numbers_of_the_standing_are_what_a_count_says(outbox: Outbox, reader: O
     outbox.acknowledge(rows[:7])
     outbox.keep_back(rows[7:10], State.parked, "too_old", "since")
     outbox.keep_back(rows[10:12], State.refused, "value_too_long")
-    outbox.retry([rows[7].id, rows[10].id, "unheard of"], by="test")
-    outbox.drop([rows[8].id], by="test", why="a gift")
+    operator_actions.retry(outbox, [rows[7].id, rows[10].id, "unheard of"], by="test")
+    operator_actions.drop(outbox, [rows[8].id], by="test", why="a gift")
     db = sqlite3.connect(outbox.path)
     counted = dict(db.execute("SELECT state, count(*) FROM events GROUP BY state"))
     db.close()
@@ -215,9 +210,9 @@ def test_kept_back_usage_is_retried_and_dropped_by_hand_and_it_is_written_down(
     outbox.add(events(3))
     rows = outbox.oldest(3)
     outbox.keep_back(rows, State.refused, "refused_by_platform", "400 NO")
-    assert outbox.retry([rows[0].id], by="ann", why="mended") == [rows[0].id]
-    assert outbox.drop([rows[1].id], by="ann", why="a test") == [rows[1].id]
-    assert outbox.drop([rows[0].id], by="ann", why="waits now") == []
+    assert operator_actions.retry(outbox, [rows[0].id], by="ann", why="mended") == [rows[0].id]
+    assert operator_actions.drop(outbox, [rows[1].id], by="ann", why="a test") == [rows[1].id]
+    assert operator_actions.drop(outbox, [rows[0].id], by="ann", why="waits now") == []
     assert [row.id for row in outbox.oldest(3)] == [rows[0].id]
     db = sqlite3.connect(outbox.path)
     assert db.execute("SELECT by, act, id, reason FROM acts ORDER BY seq").fetchall() == [
@@ -275,7 +270,7 @@ def test_another_file_is_refused_with_its_name(tmp_path: Path) -> None:
     with pytest.raises(OutboxError, match=r"text\.db"):
         Outbox(tmp_path / "text.db")
     sqlite3.connect(tmp_path / "other.db").execute("CREATE TABLE t (x)").connection.close()
-    with pytest.raises(OutboxError, match=r"other\.db.*needs schema"):
+    with pytest.raises(OutboxError, match=r"other\.db.*needs Tidegate's outbox, got another database"):
         Outbox(tmp_path / "other.db")
 
 

@@ -14,9 +14,10 @@ import pytest
 
 from tests.connectors.dodo.billing_world import MINUTE, NOON, SECOND, World, accepted, world
 from tidegate.connectors.dodo.sender import Terms
-from tidegate.connectors.outbox.outbox import Outbox, State
+from tidegate.connectors.outbox.outbox import Outbox
 from tidegate.connectors.outbox.reader import OutboxReader
 from tidegate.connectors.outbox.rollup import Rollup
+from tidegate.connectors.outbox.schema import State
 from tidegate.operators.billing.outgoing import instant
 from tidegate.operators.billing.rollup import RollupWindow
 from tidegate.operators.model.catalog import Catalog, Meter

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.flows.reconcile.metered import BEGIN, END, MINUTE, NOON, System, causes, system, written
+from tidegate.connectors.outbox import operator_actions
 from tidegate.connectors.outbox.reader import OutboxReader
 from tidegate.operators.billing.provider import to_micros
 from tidegate.operators.model.ports import Adjustment
@@ -200,7 +201,7 @@ def refused(metered: System, customer: str) -> str:
 def dropped(metered: System, customer: str) -> str:
     id = metered.event(customer, tokens=INEXACT)
     metered.work()
-    assert metered.outbox.drop([id], by="ops", why="test")
+    assert operator_actions.drop(metered.outbox, [id], by="ops", why="test")
     return id
 
 

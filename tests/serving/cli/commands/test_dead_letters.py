@@ -9,8 +9,9 @@ import pytest
 
 from tests.serving.cli.run_tidegate import Run
 from tidegate.connectors.files.dead_letters import Letters
-from tidegate.connectors.outbox.outbox import Outbox, State
+from tidegate.connectors.outbox.outbox import Outbox
 from tidegate.connectors.outbox.reader import OutboxReader
+from tidegate.connectors.outbox.schema import State
 from tidegate.connectors.sqlite.control import SqliteControl
 from tidegate.operators.model.ports import Adjustment
 from tidegate.operators.model.records import Accepted
