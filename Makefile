@@ -11,7 +11,7 @@ PYTHON ?= $(shell for name in python3 python3.12 python3.11; do \
 	$$name -c "$(FITS)" 2>/dev/null && echo $$name && break; done)
 # Where only other Pythons are: one of our own, from uv.
 MANAGED := build/python/ready
-UV = UV_PYTHON_INSTALL_DIR=$(CURDIR)/build/python build/uv/bin/uv --quiet python
+UV = UV_PYTHON_INSTALL_DIR=$(CURDIR)/build/python build/uv/bin/uv python
 TRACE := $(firstword $(wildcard ../shared/data/azure-llm-conversation-2023.csv) examples/azure/sample.csv)
 
 PINS := --quiet --build-deps-for editable --allow-unsafe --strip-extras --generate-hashes --no-header --no-annotate \
