@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Final, Literal, NamedTuple, get_args
 
-Kind = Literal["count", "sum", "max", "last", "unique"]
+Kind = Literal["count", "sum", "max", "min", "last", "unique"]
 
 Fold = Literal["add", "greatest", "least", "latest"]
 """How a total takes in a reading: it is added, or it replaces the total where it is greater, less, or not older."""
@@ -51,6 +51,7 @@ AGGREGATES: Final[Mapping[Kind, Aggregate]] = {
     "count": Aggregate("add", "nothing", True, False, True, True, Decimal(1)),
     "sum": Aggregate("add", "number", True, False, True, True, Decimal(1).scaleb(-24)),
     "max": Aggregate("greatest", "number", False, True, False, True, Decimal(0)),
+    "min": Aggregate("least", "number", False, True, False, False, Decimal(0)),
     "last": Aggregate("latest", "number", False, True, False, True, Decimal(0)),
     "unique": Aggregate("add", "value", False, False, True, False, Decimal(1)),
 }

@@ -15,8 +15,8 @@ class Total(NamedTuple):
     """The total of one customer, meter and window, absolute, as it stands after `version` changes.
 
     `version` grows by one with each change applied to this window and repeats exactly on replay.
-    `steady` says that events never make this total smaller (all aggregations but `last`), so that a smaller one
-    can only be an older reading. `total` is an int where it is whole and fits 64 bits, else decimal text.
+    `steady` says that events never make this total smaller (all aggregations but `min` and `last`), so that a smaller
+    one can only be an older reading. `total` is an int where it is whole and fits 64 bits, else decimal text.
     """
 
     customer: str

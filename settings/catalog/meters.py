@@ -99,10 +99,8 @@ class MeterEntry(Strict):
     def _reads_numbers(cls, found: Numbers, info: ValidationInfo) -> Numbers:
         aggregation = info.data.get("aggregation")
         if found == "text" and aggregation and AGGREGATES[aggregation.type].reads != "number":
-            numeric = "{}, {} or {}".format(
-                *(kind for kind, row in AGGREGATES.items() if row.reads == "number")
-            )
-            raise ValueError(f"needs {numeric}, as {aggregation.type} reads no numbers")
+            *most, last = (kind for kind, row in AGGREGATES.items() if row.reads == "number")
+            raise ValueError(f"needs {', '.join(most)} or {last}, as {aggregation.type} reads no numbers")
         return found
 
     def meter(self) -> Meter:

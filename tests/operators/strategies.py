@@ -30,6 +30,7 @@ METERS = (
     Meter("units", "call", "sum", "n"),
     Meter("peak", "call", "max", "n", Filter("or", (Condition("region", "not_equals", "eu"),))),
     Meter("level", "call", "last", "n"),
+    Meter("floor", "call", "min", "n"),
     Meter("regions", "call", "unique", "region"),
 )
 

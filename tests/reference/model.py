@@ -501,13 +501,15 @@ class Window:
                 self.total += value
             case "max":
                 self.total = max(self.total, value)
+            case "min":
+                self.total = min(self.total, value) if self.events else value
             case "last":
                 self.total = value if at >= self.last_at else self.total
                 self.last_at = max(at, self.last_at)
             case "unique":
                 self.seen.add((type(value), value))
                 self.total = len(self.seen) + self.adjusted
-        self.steady = kind != "last" and not self.adjustments
+        self.steady = kind not in ("min", "last") and not self.adjustments
         self.events += 1
         self.as_of = max(self.as_of, at)
         self.late += late == "late_open"
@@ -820,7 +822,7 @@ class Model:
 
     def adjust(self, customer: str, meter: Meter, at: int, amount: Fraction, received_at: int) -> bool:
         """Add to the windows that hold `at`; False where the meter is no sum, the period is gone, or it is too much."""
-        if meter.kind in ("max", "last"):
+        if meter.kind in ("max", "min", "last"):
             return False
         self.now.customers.add(customer)
         oldest = self._oldest(customer, received_at)

@@ -95,10 +95,10 @@ def random_catalog(rng: random.Random) -> Catalog:
     meters = [Meter("calls", "call", "sum", "n")]
     for name in NAMES[: rng.randint(2, 4)]:
         for i in range(rng.randint(1, 4)):
-            kind: Kind = rng.choice(("count", "sum", "max", "last", "last", "unique"))
+            kind: Kind = rng.choice(("count", "sum", "max", "min", "last", "last", "unique"))
             key = None if kind == "count" else rng.choice(("n", "n", "size", "region", "paid"))
             filter = random_filter(rng, 3) if rng.random() < 0.5 else None
-            reads_numbers = kind in ("sum", "max", "last")
+            reads_numbers = kind in ("sum", "max", "min", "last")
             numbers: Numbers = "text" if reads_numbers and rng.random() < 0.25 else "strict"
             meters.append(Meter(f"{name}/{kind}{i}", name, kind, key, filter, numbers=numbers))
     rng.shuffle(meters)

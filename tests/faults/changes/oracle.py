@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 MINUTE = 60 * 1_000_000
 HOUR = 60 * MINUTE
-NUMERIC = ("sum", "max", "last")
+NUMERIC = ("sum", "max", "min", "last")
 LARGEST = Fraction(10**15)
 
 Value = Fraction | str | bool | None

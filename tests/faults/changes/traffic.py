@@ -15,7 +15,7 @@ KEYS = ("n", 'quo"te', "back\\slash", "k.é")
 METERS = tuple(
     Meter(f"{kind}-{number}", NAMES[number], kind, "" if kind == "count" else KEYS[number], number == 3)
     for number in range(len(NAMES))
-    for kind in ("count", "sum", "max", "last", "unique")
+    for kind in ("count", "sum", "max", "min", "last", "unique")
 )
 ZONES = ("UTC", "Europe/Berlin", "Asia/Kathmandu", "America/Havana", "Australia/Lord_Howe", "Pacific/Apia")
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

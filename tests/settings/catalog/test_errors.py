@@ -55,11 +55,11 @@ BAD: list[tuple[str, int, str]] = [
     # Texts that are numbers, and what no meter reads.
     (f"{METERS}on_unmetered: drop", 2, "on_unmetered: needs count or dead_letter, got drop"),
     (meter("numbers: maybe", "{type: sum, key: n}"), 5, "meters[0].numbers: needs strict or text, got maybe"),
-    (meter("numbers: text"), 5, "meters[0].numbers: needs sum, max or last, as count reads no numbers"),
+    (meter("numbers: text"), 5, "meters[0].numbers: needs sum, max, min or last, as count reads no numbers"),
     (
         meter("numbers: text", "{type: unique, key: n}"),
         5,
-        "meters[0].numbers: needs sum, max or last, as unique reads",
+        "meters[0].numbers: needs sum, max, min or last, as unique reads",
     ),
     (
         f"{TEXTS}{{name: b, event_name: e, aggregation: {{type: max, key: n}}}}",
@@ -118,7 +118,7 @@ BAD: list[tuple[str, int, str]] = [
     (
         meter("", "\n      type: avg"),
         5,
-        "meters[0].aggregation.type: needs count, sum, max, last or unique, got avg",
+        "meters[0].aggregation.type: needs count, sum, max, min, last or unique, got avg",
     ),
     (meter("", "\n      type: sum"), 4, "meters[0].aggregation.key: is missing: the property that sum reads"),
     (
