@@ -21,7 +21,7 @@ NEEDS: Final = "needs a duration with its unit, such as 500ms, 10s, 5m, 24h or 3
 
 
 def read_duration(text: str) -> timedelta:
-    """The duration that `text` says, to the microsecond; ValueError for anything else.
+    """Return the duration that `text` says, to the microsecond; ValueError for anything else.
 
     A bare number is refused, as nobody can tell its unit; `0` needs none.
     """
@@ -37,8 +37,8 @@ def read_duration(text: str) -> timedelta:
         raise ValueError(NEEDS) from None
 
 
-def in_words(duration: timedelta) -> str:
-    """The duration as it would be written; `read_duration` gives it back, to the millisecond."""
+def format_duration(duration: timedelta) -> str:
+    """Return the duration as it would be written; `read_duration` gives it back, to the millisecond."""
     words, rest = [], duration
     for unit, length in UNITS.items():
         count, rest = divmod(rest, length)
@@ -57,7 +57,7 @@ def _read(value: Any) -> Any:
 
 
 def between(least: str, most: str) -> AfterValidator:
-    """The check that a duration lies in this range, both ends included."""
+    """Return a validator that a duration lies in this range, both ends included."""
     low, high = read_duration(least), read_duration(most)
 
     def check(duration: timedelta) -> timedelta:

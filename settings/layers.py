@@ -42,7 +42,7 @@ class Environment(EnvSettingsSource):
 
 
 def toml_layer(settings_cls: type[BaseSettings], named: object) -> TomlConfigSettingsSource:
-    """The TOML file: `named`, which must exist, or `tidegate.toml`, which may; else SettingsError."""
+    """Return the TOML file: `named`, which must exist, or `tidegate.toml`, which may; else SettingsError."""
     path = Path(str(named)) if named else TOML_FILE
     if named and not path.is_file():
         raise SettingsError([f"{PREFIX}CONFIG: there is no file {str(path)!r}; name a TOML file or none"])

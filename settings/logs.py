@@ -12,7 +12,7 @@ QUIET = ("httpx", "httpcore", "urllib3")
 
 
 def configure(style: Literal["text", "json"]) -> None:
-    """Sets the root logger up, once, at the start of a process.
+    """Set the root logger up, once, at the start of a process.
 
     As JSON, lines that libraries write to standard error by themselves become records too.
     """

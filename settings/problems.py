@@ -41,7 +41,7 @@ class Strict(BaseModel):
 
     @classmethod
     def choices(cls) -> tuple[str, ...]:
-        """The names that may be written, for the message about one that may not."""
+        """Return the names that may be written, for the message about one that may not."""
         return tuple(cls.model_fields)
 
     @model_validator(mode="wrap")
@@ -56,7 +56,7 @@ class Strict(BaseModel):
 
     @classmethod
     def _worded(cls, line: ErrorDetails) -> InitErrorDetails:
-        """The same error at the same place; its message is final, and what came is left out."""
+        """Return the same error at the same place; its message is final, and what came is left out."""
         kind, place = line["type"], line["loc"]
         is_missing, is_unknown = kind in ("missing", MISSING), kind in ("extra_forbidden", UNKNOWN)
         if kind == "missing":
@@ -70,7 +70,7 @@ class Strict(BaseModel):
 
 
 def final(text: str, place: tuple[int | str, ...] = (), kind: LiteralString = EXPLAINED) -> InitErrorDetails:
-    """An error with this message, to which nothing is added; what came is not kept, so it cannot leak."""
+    """Return an error with this message, to which nothing is added; what came is not kept, so it cannot leak."""
     # Through the context, as braces in a template would be taken for fields.
     return InitErrorDetails(type=PydanticCustomError(kind, "{text}", {"text": text}), loc=place, input=None)
 
@@ -86,7 +86,7 @@ def explain(line: ErrorDetails, *, secretive: bool = False) -> str:
 
 
 def unknown(name: str, choices: Sequence[str]) -> str:
-    """The message about a name that there is not, with the closest one that there is."""
+    """Return the message about an unknown name, with the closest known one."""
     names = ", ".join(choices[:CHOICES_MAX]) + (", …" if len(choices) > CHOICES_MAX else "")
     return f"is unknown{did_you_mean(name.lower(), choices)}; choices: {names or 'none'}"
 

@@ -16,7 +16,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def _listed(value: Any) -> Any:
-    """The origins in `https://a.example,https://b.example`."""
+    """Return the origins in `https://a.example,https://b.example`."""
     if not isinstance(value, str):
         return value
     return tuple(origin.strip().rstrip("/") for origin in value.split(",") if origin.strip())

@@ -34,7 +34,7 @@ Branch = Literal["store", "alerts", "billing"]
 
 
 def _parted(value: Any) -> Any:
-    """The names in `a,b`, each once, in the order of `Branch`."""
+    """Return the names in `a,b`, each once, in the order of `Branch`."""
     if isinstance(value, str):
         value = [name.strip() for name in value.split(",") if name.strip()]
     if not isinstance(value, list | tuple):
@@ -162,7 +162,7 @@ class Settings(BaseSettings):
     @model_validator(mode="before")
     @classmethod
     def _pass_over(cls, given: dict[str, Any]) -> dict[str, Any]:
-        """The service's settings are none of the flow's, and stand in the same files."""
+        """Leave out the service's settings, which stand in the same files."""
         return {
             name: value
             for name, value in given.items()
@@ -214,7 +214,7 @@ S = TypeVar("S", bound=Settings)
 
 
 def load_settings(overrides: Mapping[str, object] | None = None) -> Settings:
-    """The flow's settings, with `overrides` (names of fields, values as text or typed) before all else.
+    """Return the flow's settings, with `overrides` (names of fields, values as text or typed) before all else.
 
     SettingsError has one line per problem: the setting, what was expected, what came. No line shows an
     address, as there may be a password in it.

@@ -13,7 +13,7 @@ from tests.support.places import ROOT
 from tidegate.serving.cli.main import app
 from tidegate.settings.addresses.address import PARTS, Address
 from tidegate.settings.addresses.alerts import Alert
-from tidegate.settings.durations import in_words
+from tidegate.settings.durations import format_duration
 from tidegate.settings.reconciliation import ReconciliationSettings, WebhookSettings
 from tidegate.settings.serving import ServingSettings
 from tidegate.settings.settings import Settings
@@ -35,7 +35,7 @@ def written(value: Any) -> str:
         case bool():
             return f"`{str(value).lower()}`"
         case timedelta():
-            return f"`{in_words(value)}`"
+            return f"`{format_duration(value)}`"
         case ByteSize():
             return f"`{value >> 20}MiB`"
         case ():

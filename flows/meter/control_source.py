@@ -118,7 +118,7 @@ class _ControlPartition(StatefulSourcePartition[ControlItem, str]):
         return items
 
     def _records(self) -> list[ControlItem]:
-        """The records that are new. What can't be read is said and passed over, as it would stop all that follows."""
+        """Return the new records. Log and skip one that cannot be read, as it would stop all that follow."""
         items: list[ControlItem] = []
         if (now := datetime.now(UTC)) >= self._look_at:
             self._look_at = now + LOOK_AGAIN

@@ -25,22 +25,22 @@ from tidegate.connectors.files.own_files import OwnFiles
 from tidegate.connectors.outbox.reader import OutboxReader, Standing
 from tidegate.connectors.sqlite.writer_process import AsideWriter
 from tidegate.flows.meter.control_source import ControlSource
-from tidegate.flows.meter.decode_step import Decoding
+from tidegate.flows.meter.decode_step import DecodeStep
 from tidegate.flows.meter.emission import Emission
 from tidegate.flows.meter.shard_step import ShardLogic
-from tidegate.flows.meter.store_step import Storing
+from tidegate.flows.meter.store_step import StoreStep
 from tidegate.flows.runtime import recovery
 from tidegate.flows.runtime.clock_guard import ClockGuard
-from tidegate.flows.runtime.error_logging import end_at_once, reported, reported_sink
+from tidegate.flows.runtime.error_logging import end_at_once, log_errors, log_sink_errors
 from tidegate.flows.runtime.health import Watchdog, serve
-from tidegate.flows.runtime.idle_main_thread import Naps
+from tidegate.flows.runtime.idle_main_thread import IdleMainThread
 from tidegate.flows.runtime.journal import Position
 from tidegate.flows.runtime.lifecycle import Lifecycle, cluster_size
 from tidegate.flows.runtime.marking import Marking
-from tidegate.flows.runtime.meeting import Meeting, start_over_for_strangers
+from tidegate.flows.runtime.meeting import Meeting, restart_on_foreign_connection
 from tidegate.flows.runtime.metrics import Telemetry
 from tidegate.flows.runtime.shutdown import Drain, DrainedSource
-from tidegate.flows.runtime.step_names import ResumedSource, Steps
+from tidegate.flows.runtime.step_names import ResumedSource, StepNames
 from tidegate.flows.runtime.tracing import open_spans
 from tidegate.operators.billing.outgoing import pack
 from tidegate.operators.events.routing import shard_of_name
@@ -50,7 +50,7 @@ from tidegate.operators.model.wire import encode_accepted, encode_dead_letter
 from tidegate.settings.addresses.alerts import Delivered, Routed
 from tidegate.settings.addresses.sinks import ProviderAddress
 from tidegate.settings.catalog.file import CatalogError
-from tidegate.settings.catalog.last_applied import InForce
+from tidegate.settings.catalog.last_applied import LastApplied
 from tidegate.settings.catalog.meter_history import note_counted
 from tidegate.settings.catalog.versions import Catalogs, FileWatch, apply_file
 from tidegate.settings.logs import configure
@@ -59,7 +59,7 @@ from tidegate.settings.settings import Settings
 
 
 def started(settings: Settings) -> Dataflow:
-    """Return the flow, with all that it needs opened and held."""
+    """Open all that the flow needs, and return the flow."""
     configure(settings.log)
     drain, telemetry = Drain(), Telemetry()
     drain.install()
@@ -68,7 +68,7 @@ def started(settings: Settings) -> Dataflow:
     lifecycle = Lifecycle(drain, settings.data_dir, process, processes, settings.peer_timeout)
     lifecycle.install()
     meeting = Meeting(settings.data_dir, process, processes)
-    start_over_for_strangers()
+    restart_on_foreign_connection()
     ClockGuard().watch()
     telemetry.phase = lambda: lifecycle.phase
     # Before the store is opened, which may have to be waited for.
@@ -97,7 +97,7 @@ def started(settings: Settings) -> Dataflow:
 def check_source(settings: Settings) -> None:
     """Raise FileError where files of the source are missing, can't be read, or are written by the flow itself."""
     if settings.source.is_checked:
-        settings.source.open_in_flow(_offers(settings)).check()
+        settings.source.open_in_flow(offers_of(settings)).check()
 
 
 def open_catalogs(settings: Settings) -> Catalogs:
@@ -107,7 +107,7 @@ def open_catalogs(settings: Settings) -> Catalogs:
     """
     log = settings.store.open_control()
     noted = settings.data_dir / "recovery" / "catalog.json"
-    in_force = InForce(noted) if settings.recovery else None
+    in_force = LastApplied(noted) if settings.recovery else None
     if in_force is not None:
         note_counted(log, in_force.noted.meters)
     wrong = None
@@ -127,19 +127,19 @@ def open_catalogs(settings: Settings) -> Catalogs:
 
 
 def watch(settings: Settings, telemetry: Telemetry) -> int:
-    """Serves metrics and health, and tells of a stall as an alert in the store. The port, which grows by process."""
+    """Serve metrics and health, report a stall as an alert in the store, and return the port used."""
     assert settings.metrics is not None
     host, port = settings.metrics
     process = recovery.process_id()
 
-    def tell(stalled: bool, behind: int) -> None:
+    def report(stalled: bool, behind: int) -> None:
         state = "raised" if stalled else "resolved"
         fields = {"kind": "stalled", "state": state, "process": process, "behind": behind}
         now = wall_clock()
         with closing(settings.store.open()) as store:
             store.write([], [], [Note("alert", f"stalled/{process}", "", now, msgspec.json.encode(fields))])
 
-    watchdog = Watchdog(telemetry, settings.stall, tell)
+    watchdog = Watchdog(telemetry, settings.stall, report)
     return serve(telemetry, watchdog, host, port + int(process) if port and process.isdigit() else port)
 
 
@@ -150,7 +150,7 @@ def build(
     telemetry: Telemetry,
     met: Callable[[], object] = lambda: None,
 ) -> Dataflow:
-    """The flow for these settings, ready to run until its sources end or `drain` is asked.
+    """Build the flow for these settings, ready to run until its sources end or `drain` is asked.
 
     `met` is called when all processes of its cluster have connected.
     """
@@ -159,7 +159,7 @@ def build(
     gc.set_threshold(200_000, 50, 50)
 
     metering = Dataflow("metering")
-    offers = _offers(settings, catalogs)
+    offers = offers_of(settings, catalogs)
     source = settings.source.open_in_flow(offers)
 
     def begin() -> None:
@@ -167,83 +167,89 @@ def build(
         if settings.recovery:
             recovery.begin(settings.data_dir)
 
-    steps = Steps(settings.data_dir if settings.recovery else None)
+    steps = StepNames(settings.data_dir if settings.recovery else None)
     step = steps.name("source", settings.source.place)
     drained = DrainedSource(source, drain, telemetry, begin, Marking(settings.source.place))
     polls = op.input(step, metering, ResumedSource(drained, steps.partitions(step)))
-    decoding = Decoding(settings, catalogs, telemetry)
+    decoding = DecodeStep(settings, catalogs, telemetry)
     chunks = op.flat_map_batch("decode", polls, decoding.chunks)
-    control = op.input("control", metering, DrainedSource(_control(settings, catalogs, telemetry), drain))
+    control = op.input(
+        "control", metering, DrainedSource(_open_control_source(settings, catalogs, telemetry), drain)
+    )
     inputs = op.merge("inputs", chunks, op.flat_map("direct", control, decoding.direct))
-    naps = Naps()
+    naps = IdleMainThread()
     naps.install()
-    storing = Storing(
-        _writers(settings),
-        _aside(settings),
+    storing = StoreStep(
+        _writer_opener(settings),
+        _writer_process_opener(settings),
         telemetry,
         live=settings.now == "wall",
         large=settings.store_aside,
         epoch=settings.epoch,
     )
 
-    @reported
-    def metered(position: Position | None) -> ShardLogic:
+    @log_errors
+    def make_shard_logic(position: Position | None) -> ShardLogic:
         naps.begin()
         return ShardLogic(settings, catalogs, telemetry, storing, position, recovery.process_id())
 
-    emissions = op.stateful_batch("meter", inputs, metered)
+    emissions = op.stateful_batch("meter", inputs, make_shard_logic)
     if "store" in branches:
         storing.attach(emissions)
     if "alerts" in branches:
         for number, address in enumerate(settings.alerts, 1):
-            alerts = op.flat_map(f"alert_{number}", emissions, partial(_alerts, address))
+            alerts = op.flat_map(f"alert_{number}", emissions, partial(_select_alerts, address))
             before = sum(other.place == address.place for other in settings.alerts[: number - 1])
             place = f"{address.place}#{before + 1}" if before else address.place
             step = steps.name("alerts", place, first="alerts_1") if settings.recovery else f"alerts_{number}"
-            op.output(step, alerts, reported_sink(address.open_in_flow(offers)))
-    dead = op.flat_map("dead", emissions, lambda keyed: _lines(keyed[0], keyed[1].dead, encode_dead_letter))
+            op.output(step, alerts, log_sink_errors(address.open_in_flow(offers)))
+    dead = op.flat_map(
+        "dead", emissions, lambda keyed: _encode_lines(keyed[0], keyed[1].dead, encode_dead_letter)
+    )
     step = steps.name("dead_letters", settings.dead_letters.place)
-    op.output(step, dead, reported_sink(settings.dead_letters.open_in_flow(offers)))
+    op.output(step, dead, log_sink_errors(settings.dead_letters.open_in_flow(offers)))
     if "billing" in branches:
         step = steps.name("billing", settings.billing.place)
-        _bill(step, emissions, settings, offers, telemetry)
+        _attach_billing(step, emissions, settings, offers, telemetry)
     return metering
 
 
-def _bill(
+def _attach_billing(
     step: str,
     emissions: KeyedStream[Emission],
     settings: Settings,
     offers: Mapping[str, Callable[[], Any]],
     telemetry: Telemetry,
 ) -> None:
-    """The branch of accepted events: line by line to files, packed to a biller, which maps customers by the catalog."""
+    """Attach the branch of accepted events: line by line to files, in packs to a billing provider."""
     if not isinstance(settings.billing, ProviderAddress):
         lines = op.flat_map(
-            "bill", emissions, lambda keyed: _lines(keyed[0], keyed[1].accepted, encode_accepted)
+            "bill", emissions, lambda keyed: _encode_lines(keyed[0], keyed[1].accepted, encode_accepted)
         )
-        op.output(step, lines, reported_sink(settings.billing.open_in_flow(offers)))
+        op.output(step, lines, log_sink_errors(settings.billing.open_in_flow(offers)))
         return
     if settings.billing.rollup != "none" and not settings.recovery:
         # What is read again after a restart would be added to windows again, whose sums the biller cannot compare.
         raise SettingsError(
             ["TIDEGATE_BILLING: rollup needs TIDEGATE_RECOVERY, or a restart would bill usage twice"]
         )
-    packs = op.flat_map("bill", emissions, lambda keyed: _lines(keyed[0], _full(keyed[1].accepted), pack))
-    op.output(step, packs, reported_sink(settings.billing.open_in_flow(offers)))
-    telemetry.outbox = partial(_standing, settings.billing.outbox_path(settings.data_dir))
+    packs = op.flat_map(
+        "bill", emissions, lambda keyed: _encode_lines(keyed[0], _without_empty(keyed[1].accepted), pack)
+    )
+    op.output(step, packs, log_sink_errors(settings.billing.open_in_flow(offers)))
+    telemetry.outbox = partial(_read_queue_statistics, settings.billing.outbox_path(settings.data_dir))
 
 
-def _standing(outbox: Path) -> Standing:
+def _read_queue_statistics(outbox: Path) -> Standing:
     with closing(OutboxReader(outbox)) as reader:
         return reader.standing()
 
 
-def _full(accepted: list[Accepted]) -> list[list[Accepted]]:
+def _without_empty(accepted: list[Accepted]) -> list[list[Accepted]]:
     return [accepted] if accepted else []
 
 
-def _control(settings: Settings, catalogs: Catalogs, telemetry: Telemetry) -> ControlSource:
+def _open_control_source(settings: Settings, catalogs: Catalogs, telemetry: Telemetry) -> ControlSource:
     watched = FileWatch(settings.catalog, problem=catalogs.file_problem)
 
     def look(log: ControlLog) -> int:
@@ -255,18 +261,18 @@ def _control(settings: Settings, catalogs: Catalogs, telemetry: Telemetry) -> Co
         endless=settings.source.endless,
         catalog_number=catalogs.newest,
         look=look,
-        asking=telemetry.asking_store,
+        asking=telemetry.track_store_wait,
     )
 
 
-@reported
-def _lines(key: str, records: list[Any], encode: Callable[[Any], bytes]) -> list[tuple[str, bytes]]:
+@log_errors
+def _encode_lines(key: str, records: list[Any], encode: Callable[[Any], bytes]) -> list[tuple[str, bytes]]:
     shard = str(shard_of_name(key))
     return [(shard, encode(record)) for record in records]
 
 
-def _writers(settings: Settings) -> Callable[[int], StoreWriter]:
-    """What opens the store for a worker, given by its number."""
+def _writer_opener(settings: Settings) -> Callable[[int], StoreWriter]:
+    """Return a function that opens the store for a worker, given its number."""
     store, folder = settings.store, settings.data_dir
     if not settings.recovery:
         return lambda worker: store.open_writer(resumed=False)
@@ -275,27 +281,27 @@ def _writers(settings: Settings) -> Callable[[int], StoreWriter]:
     return lambda worker: store.open_writer(resumed=resumed, numbers=folder / "store" / f"worker-{worker}")
 
 
-def _aside(settings: Settings) -> Callable[[], StoreWriter] | None:
-    """What opens the store in a process of its own; None where that is not wanted, or there is one core only."""
-    if "store" not in settings.branches or not settings.store_aside or _cores() == 1:
+def _writer_process_opener(settings: Settings) -> Callable[[], StoreWriter] | None:
+    """Return a function that opens the store in a writer process; None if it is switched off or there is one core."""
+    if "store" not in settings.branches or not settings.store_aside or _count_cores() == 1:
         return None
     opener = settings.store.aside()
     return None if opener is None else lambda: AsideWriter(opener)
 
 
-def _cores() -> int | None:
+def _count_cores() -> int | None:
     """How many cores this process may run on, None where the system does not say."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _own_files(settings: Settings) -> OwnFiles:
-    """What the flow writes, wherever its settings say, so that it never reads it."""
+    """Return the files that the flow writes, so that it never reads them as input."""
     addresses = (settings.store, *settings.alerts, settings.dead_letters, settings.billing)
     return OwnFiles([path for address in addresses for path in address.written()], settings.data_dir)
 
 
-def _offers(settings: Settings, catalogs: Catalogs | None = None) -> dict[str, Callable[[], Any]]:
-    """What connectors may need of the flow, each made when it is wanted."""
+def offers_of(settings: Settings, catalogs: Catalogs | None = None) -> dict[str, Callable[[], Any]]:
+    """Return a function for each value that connectors may need of the flow; it is called when one needs it."""
     folder, recovered = settings.data_dir, settings.recovery
     return {
         "api_key": lambda: settings.dodo_api_key,
@@ -316,9 +322,9 @@ def _offers(settings: Settings, catalogs: Catalogs | None = None) -> dict[str, C
     }
 
 
-@reported
-def _alerts(address: Routed, keyed: tuple[str, Emission]) -> list[tuple[str, bytes]]:
-    """The alerts that an address wants, by shard, or by their ids where they are delivered one by one."""
+@log_errors
+def _select_alerts(address: Routed, keyed: tuple[str, Emission]) -> list[tuple[str, bytes]]:
+    """Return the alerts that an address wants, keyed by shard, or by their ids where they are delivered one by one."""
     key, emission = keyed
     wanted = [
         (alert.id, line) for alert, line in emission.alerts if address.wants(alert.kind, alert.customer)

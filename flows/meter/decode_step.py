@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from time import monotonic
 
 from tidegate.flows.meter.control_source import ControlItem
-from tidegate.flows.runtime.error_logging import reported
+from tidegate.flows.runtime.error_logging import log_errors
 from tidegate.flows.runtime.metrics import Telemetry
 from tidegate.operators.events.chunk import Chunk, Ints
 from tidegate.operators.events.customers import Customers
@@ -26,7 +26,7 @@ Directed = tuple[str, tuple[int, Chunk | ControlItem | StreamMark | ProgressMark
 """An item and the shard that it goes to: its name, as a Bytewax key, and its number."""
 
 
-class Decoding:
+class DecodeStep:
     """Polls to chunks under the newest catalog that this process was told of, and control records to their shards."""
 
     def __init__(self, settings: Settings, catalogs: Catalogs, telemetry: Telemetry) -> None:
@@ -39,7 +39,7 @@ class Decoding:
         self._look_at = 0.0
         self._marked: dict[str, float] = {}
 
-    @reported
+    @log_errors
     def chunks(self, polls: list[Payloads | ProgressMark]) -> list[Directed]:
         """Return each poll's chunks for their shards, and each mark for every shard."""
         self._follow()
@@ -50,28 +50,28 @@ class Decoding:
                 directed += ((name, (shard, poll)) for shard, name in enumerate(names))
                 continue
             if poll.mark is not None:
-                directed += self._to_all(poll.mark)
+                directed += self._send_to_all(poll.mark)
                 continue
             with self._telemetry.span("decode", bytes=len(poll.block)):
                 chunks = self._decoder.decode(poll)
             for shard, chunk in chunks:
                 chunk.position = poll.position
                 directed.append((names[shard], (shard, chunk)))
-            directed += self._progress(poll, [chunk for _, chunk in chunks])
+            directed += self._add_progress(poll, [chunk for _, chunk in chunks])
         return directed
 
-    def _to_all(self, mark: StreamMark) -> Iterable[Directed]:
+    def _send_to_all(self, mark: StreamMark) -> Iterable[Directed]:
         return ((name, (shard, mark)) for shard, name in enumerate(self._names))
 
-    def _progress(self, poll: Payloads, chunks: list[Chunk]) -> Iterable[Directed]:
+    def _add_progress(self, poll: Payloads, chunks: list[Chunk]) -> Iterable[Directed]:
         """How far the stream has come by this poll, to all shards: some get none of its events."""
         now = monotonic()
         if now < self._marked.get(poll.stream, 0.0) or not any(map(len, chunks)):
             return ()
         self._marked[poll.stream] = now + MARK_EVERY * (1 + len(self._marked) // 16)
-        return self._to_all(StreamMark(poll.stream, None, self._earliest(chunks)))
+        return self._send_to_all(StreamMark(poll.stream, None, self._find_earliest(chunks)))
 
-    def _earliest(self, chunks: list[Chunk]) -> int:
+    def _find_earliest(self, chunks: list[Chunk]) -> int:
         """Return the earliest time in a poll, the transport's or that of an event, by the clock in use."""
         times: list[Ints | int]
         if self._settings.now == "wall":
@@ -80,20 +80,20 @@ class Decoding:
             times = [chunk.at for chunk in chunks if len(chunk)]
         return min(each if isinstance(each, int) else int(each.min()) for each in times)
 
-    @reported
+    @log_errors
     def direct(self, item: ControlItem) -> Iterable[Directed]:
-        """A control record to the shard of its customer, or to all of them."""
+        """Route a control record to the shard of its customer, or to all shards."""
         if isinstance(item, Adjustment):
             shard = shard_of(item.customer, self._settings.shards)
             return [(self._names[shard], (shard, item))]
         return [(name, (shard, item)) for shard, name in enumerate(self._names)]
 
     def _follow(self) -> None:
-        """Decodes under a newer catalog from now on. Each process asks for itself, as control comes to one worker."""
+        """Decode under a newer catalog from now on, if there is one. Each process looks for itself."""
         now = monotonic()
         if now >= self._look_at:
             self._look_at = now + LOOK_EVERY
-            with self._telemetry.asking_store():
+            with self._telemetry.track_store_wait():
                 newest = self._catalogs.follow()
             if newest > self._number:
                 self._decoder = self._decoder_of(newest, self._decoder.customers)

@@ -13,8 +13,8 @@ from tidegate.connectors.clock import wall_clock
 from tidegate.connectors.engine import StatefulBatchLogic
 from tidegate.flows.meter.control_source import ControlItem
 from tidegate.flows.meter.emission import Emission
-from tidegate.flows.meter.store_step import Storing
-from tidegate.flows.runtime.error_logging import reported
+from tidegate.flows.meter.store_step import StoreStep
+from tidegate.flows.runtime.error_logging import log_errors
 from tidegate.flows.runtime.journal import Journal, Position
 from tidegate.flows.runtime.metrics import ShardNumbers, Telemetry
 from tidegate.operators.events.chunk import Chunk
@@ -76,7 +76,7 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Item], Emission, Position | None]
         settings: Settings,
         catalogs: Catalogs,
         telemetry: Telemetry,
-        storing: Storing,
+        storing: StoreStep,
         position: Position | None,
         process: str = "",
     ) -> None:
@@ -110,7 +110,7 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Item], Emission, Position | None]
             self._pending = True
             self._counters_due = self._next
 
-    @reported
+    @log_errors
     def on_batch(self, values: list[tuple[int, Item]]) -> tuple[Iterable[Emission], bool]:
         shard = self._shard or self._open(values[0][0], None)
         self._events = 0
@@ -136,7 +136,7 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Item], Emission, Position | None]
                 shard.note_mark(item)
             else:
                 self._pending = True
-                alerts += self._obey(shard, item)
+                alerts += self._apply_control(shard, item)
         self._settled += [outcome.settled for outcome in outcomes if outcome.settled is not None]
         now = datetime.now(UTC)
         if self._pending and self._counters_due is None:
@@ -156,7 +156,7 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Item], Emission, Position | None]
                 outliers,
             )
 
-    @reported
+    @log_errors
     def on_notify(self) -> tuple[Iterable[Emission], bool]:
         assert self._shard is not None
         now = datetime.now(UTC)
@@ -165,7 +165,7 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Item], Emission, Position | None]
             self._shard, [], [], now, self._pending and self._is_due(now)
         ), StatefulBatchLogic.RETAIN
 
-    @reported
+    @log_errors
     def on_eof(self) -> tuple[Iterable[Emission], bool]:
         if self._shard is None:
             return (), StatefulBatchLogic.RETAIN
@@ -179,7 +179,7 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Item], Emission, Position | None]
         due += [self._heartbeat_due] if self._shard is not None else []
         return min(due, default=None)
 
-    @reported
+    @log_errors
     def snapshot(self) -> Position | None:
         assert self._shard is not None
         if self._journal is None:
@@ -197,7 +197,7 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Item], Emission, Position | None]
         return position
 
     def numbers(self) -> ShardNumbers | None:
-        """The shard at a glance, for who looks in from another thread."""
+        """Return the shard's statistics, for readers on another thread."""
         shard = self._shard
         if shard is None:
             return None
@@ -239,7 +239,7 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Item], Emission, Position | None]
         self._resumed = dict(restored.counts)
         self._shard = restored
         self._catalogs.remember(self._shard.key_index.meters)
-        self._say_refused(self._shard)
+        self._report_refused(self._shard)
         self._note_moves(self._shard)
         if position is not None and not self._journal.survived(position):
             # A power cut may have cost the store its last commits, which nothing else would write again.
@@ -256,17 +256,17 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Item], Emission, Position | None]
             self._note_moves(shard)
         elif number not in shard.key_index.meter_numbers:
             shard.key_index.learn_catalog(number, self._catalogs.get(number))
-        self._say_refused(shard)
+        self._report_refused(shard)
 
-    def _say_refused(self, shard: Shard) -> None:
+    def _report_refused(self, shard: Shard) -> None:
         """Says once of each meter that this shard can't count it."""
         for name, why in shard.key_index.refused.items():
             if name not in self._refused:
                 self._refused.add(name)
                 _LOG.error("shard %d does not count what the catalog says: %s", shard.index, why)
 
-    def _obey(self, shard: Shard, item: ControlItem) -> list[Alert]:
-        """Does what a control record says, and notes that it was done."""
+    def _apply_control(self, shard: Shard, item: ControlItem) -> list[Alert]:
+        """Apply a control record, and write a note that it was applied."""
         match item:
             case Adjustment():
                 alerts, refused = shard.adjust(item, wall_clock())

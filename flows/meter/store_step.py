@@ -26,7 +26,7 @@ from tidegate.connectors.engine import (
     op,
 )
 from tidegate.flows.meter.emission import Emission
-from tidegate.flows.runtime.error_logging import reported, reported_sink
+from tidegate.flows.runtime.error_logging import log_errors, log_sink_errors
 from tidegate.flows.runtime.metrics import Telemetry
 from tidegate.operators.metering.totals import Totals
 from tidegate.operators.model.ports import StoreWriter
@@ -63,7 +63,7 @@ class _Unstored:
         return waiting < AHEAD and now + (waiting + self.last) * self.seconds < self.epoch_end
 
     def expect(self, totals: int) -> None:
-        """Counts what a shard gives."""
+        """Count the totals that a shard gives."""
         self.given += totals
         self.last = totals
 
@@ -76,7 +76,7 @@ class _Worker:
         self.writes: _Writes | None = None
 
 
-class Storing:
+class StoreStep:
     """The store's writers, one for each worker of this process.
 
     `open_aside` opens one that may take its time, None where there is none; from `large` totals on it is used.
@@ -102,10 +102,10 @@ class Storing:
         self._workers: defaultdict[int, _Worker] = defaultdict(partial(_Worker, large))
 
     def attach(self, emissions: KeyedStream[Emission]) -> None:
-        """Appends the steps to a flow."""
+        """Append the steps to a flow."""
         handed_on = op.flat_map_batch("write", emissions, self._write)
         stored: KeyedStream[None] = op.stateful_batch("stored", handed_on, self._stored)
-        op.output("store", stored, reported_sink(_Sink(self._open)))
+        op.output("store", stored, log_sink_errors(_Sink(self._open)))
 
     @property
     def is_aside(self) -> bool:
@@ -120,7 +120,7 @@ class Storing:
         """Tells that so many totals are on their way from a shard of this worker."""
         self._worker.unstored.expect(totals)
 
-    @reported
+    @log_errors
     def _write(self, items: list[tuple[str, Emission]]) -> list[tuple[str, int]]:
         return self._writes.write(items)
 
@@ -138,9 +138,9 @@ class Storing:
         return writes
 
     def _open(self, number: int) -> "_Writes":
-        """Opens the writer of a worker, on its thread."""
+        """Open the writer of a worker, on its thread."""
         worker = self._worker
-        with self._telemetry.asking_store():
+        with self._telemetry.track_store_wait():
             writer = self._open_writer(number)
         worker.writes = _Writes(
             writer,
@@ -185,7 +185,7 @@ class _Writes:
         self._epoch_s = epoch_s
 
     def write(self, items: list[tuple[str, Emission]]) -> list[tuple[str, int]]:
-        """Writes emissions or hands them on. One of their keys, and the number of the last write so far."""
+        """Write emissions, or hand them to the writer process; return one of their keys and the last write's number."""
         self._settle(lambda _, write: write.done() or len(self._unstored) > AHEAD_MAX)
         emissions = [emission for _, emission in items]
         large = sum(len(emission.totals) for emission in emissions) >= self._large
@@ -202,11 +202,11 @@ class _Writes:
         else:
             self.settle(self._number)
             self._store(self._writer, emissions)
-            self._rest()
+            self._end_idle_process()
         return [(key, self._number) for key, _ in items[:1]]
 
     def settle(self, last: int) -> None:
-        """Waits until everything is stored up to the write of this number."""
+        """Wait until everything is stored up to the write of this number."""
         self._settle(lambda number, _: number <= last)
 
     def end_epoch(self, last: int) -> None:
@@ -224,8 +224,8 @@ class _Writes:
         while self._under_way and wanted(*self._under_way[0]):
             self._under_way.popleft()[1].result()
 
-    def _rest(self) -> None:
-        """Ends a process that had nothing to do for a while."""
+    def _end_idle_process(self) -> None:
+        """End the writer process if it had nothing to do for a while."""
         if self._aside is not None and monotonic() > self._used_at + IDLE_S:
             self._aside.close()
             self._aside = None
@@ -235,7 +235,7 @@ class _Writes:
         self._store(writer, [self._waiting.popleft() for _ in range(len(self._waiting))])
 
     def _store(self, writer: StoreWriter, emissions: list[Emission]) -> None:
-        for together in _batches(emissions):
+        for together in _split_batches(emissions):
             self._write(writer, together)
 
     def _write(self, writer: StoreWriter, together: list[Emission]) -> None:
@@ -248,7 +248,7 @@ class _Writes:
         began = monotonic()
         with (
             self._telemetry.span("store.write", totals=len(totals), notes=len(notes)),
-            self._telemetry.asking_store(),
+            self._telemetry.track_store_wait(),
         ):
             writer.write(totals, counters, notes, settled, heartbeats)
         self._telemetry.heartbeats.update((one.shard, one) for one in heartbeats)
@@ -277,12 +277,12 @@ class _Stored(StatefulBatchLogic[int, None, None]):
         self._last = values[-1]
         return (), StatefulBatchLogic.RETAIN
 
-    @reported
+    @log_errors
     def on_eof(self) -> tuple[Iterable[None], bool]:
         self._writes.settle(self._last)
         return (), StatefulBatchLogic.RETAIN
 
-    @reported
+    @log_errors
     def snapshot(self) -> None:
         self._writes.end_epoch(self._last)
 
@@ -306,8 +306,8 @@ class _Part(StatelessSinkPartition[tuple[str, None]]):
         self._writes.close()
 
 
-def _batches(emissions: Iterable[Emission]) -> Iterator[list[Emission]]:
-    """The emissions in their order, as many at a time as one transaction takes well: a huge one outgrows caches."""
+def _split_batches(emissions: Iterable[Emission]) -> Iterator[list[Emission]]:
+    """Split emissions, in their order, into batches of a size that one transaction writes well."""
     together: list[Emission] = []
     totals = 0
     for emission in emissions:

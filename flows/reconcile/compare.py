@@ -181,7 +181,7 @@ class Theirs(NamedTuple):
     siblings: Mapping[str, tuple[str, ...]] = {}
 
 
-class Looker:
+class Comparer:
     """Looks at subscriptions; one thread at a time. `catalog` gives the one in force."""
 
     def __init__(
@@ -202,7 +202,7 @@ class Looker:
     def look(self, tasks: Sequence[Task], theirs: Theirs) -> list[Seen]:
         """Asks the platform about each, then the books about all that differ."""
         asked = [
-            (task, task.subscription, self._ask(task.subscription, theirs))
+            (task, task.subscription, self._read_totals(task.subscription, theirs))
             for task in tasks
             if task.subscription is not None
         ]
@@ -218,14 +218,14 @@ class Looker:
         return [self._seen(task, subscription, found, ways) for task, subscription, found in asked]
 
     def explain(self, look: Look) -> Explained:
-        """Lists both sides' events and says what the drift comes of. DodoError, TooMany where that cannot be read."""
+        """List both sides' events and return the causes of the drift. DodoError, TooMany if they cannot be read."""
         if look.uncovered is not None:
             return self._explain_uncovered(look, look.uncovered)
         if known_by(look.ours) != known_by(look.theirs):
             return Explained(look, (self._elsewhere(look),), {}, {}, False, 0, frozenset(), 0)
         before = self._total(look.customer, look.meter.own_meter.name, known_by(look.ours))
         asked_at = self._clock()
-        total = self._told_again(look)
+        total = self._read_total_again(look)
         listed = self._listed(look.billed_as, look.meter, look.theirs)
         with closing(self._open_books()) as books:
             own, pending = books.events(look.customer, look.meter, look.ours)
@@ -233,7 +233,7 @@ class Looker:
             own += self._moved_far(books, look, listed, own, now)
             since = books.since(now)
         after = self._total(look.customer, look.meter.own_meter.name, known_by(look.ours))
-        adopted, applied = self._adjustments(look)
+        adopted, applied = self._sum_adjustments(look)
         sight = Evidence(
             kind=look.meter.kind,
             own_period=look.ours,
@@ -242,7 +242,7 @@ class Looker:
             after=after[0],
             adjusted=after[1],
             adopted=adopted,
-            provider_total=_folded(look.meter, look.theirs, listed) if look.is_listed else total,
+            provider_total=_fold_events(look.meter, look.theirs, listed) if look.is_listed else total,
             provider_events=listed,
             own_events=own,
             records_since=since,
@@ -357,8 +357,8 @@ class Looker:
             findings.append(Finding(cause, quantity, tuple(e.id for e in some), reason))
         return Explained(look, tuple(findings), {e.id: e for e in own}, {}, False, 0, frozenset(), 0)
 
-    def _ask(self, subscription: Subscription, theirs: Theirs) -> _Answers | str:
-        """What the platform says of each meter and period that both sides count; why not, if it cannot be read."""
+    def _read_totals(self, subscription: Subscription, theirs: Theirs) -> _Answers | str:
+        """Read the provider's total of each meter and period that both sides count, or why it cannot be read."""
         customer = self.customer_of(subscription)
         if (shared := self._shared(subscription)) is not None:
             return shared
@@ -388,7 +388,7 @@ class Looker:
                     times = asked_at, answered_at
                     total = sum_units(some)
                     answered.append(_Answered(meter, span, total, *ours, *times, False, some, twice))
-            listed, open_cycles = self._unlisted(subscription, customer, cycles, theirs)
+            listed, open_cycles = self._add_up_open_period(subscription, customer, cycles, theirs)
             return _Answers(answered + listed, kept + open_cycles)
         except Unauthorized:
             raise
@@ -415,10 +415,10 @@ class Looker:
         id, status, product = subscription.subscription_id, subscription.status, subscription.product_id
         return BilledCycle(id, customer, status, product, span, start, charges)
 
-    def _unlisted(
+    def _add_up_open_period(
         self, subscription: Subscription, customer: str, cycles: Sequence[Cycle], theirs: Theirs
     ) -> tuple[list[_Answered], list[BilledCycle]]:
-        """The open period, added up from events, where the history has no item for now."""
+        """Add up the open period from events, where the history has no item for it."""
         current, now = current_of(subscription), self._clock()
         if (
             subscription.status not in ACCRUING
@@ -437,7 +437,9 @@ class Looker:
                 continue
             before = self._total(customer, meter.own_meter.name, start)[0]
             asked_at = self._clock()
-            total = _folded(meter, current, self._listed(subscription.customer.customer_id, meter, current))
+            total = _fold_events(
+                meter, current, self._listed(subscription.customer.customer_id, meter, current)
+            )
             answered_at = self._clock()
             after = self._total(customer, meter.own_meter.name, start)[0]
             charges[-1] = charges[-1]._replace(quantity=total)
@@ -534,8 +536,8 @@ class Looker:
                 return quantity_of(total.total), quantity_of(total.adjustment)
         return 0, 0
 
-    def _told_again(self, look: Look) -> int:
-        """The platform's total once more, so that all that is compared is of about one time."""
+    def _read_total_again(self, look: Look) -> int:
+        """Read the provider's total again, so that all that is compared is of about one time."""
         if look.is_listed:
             return look.total
         lines = look.twice or (BilledBy(look.subscription_id, look.meter.id),)
@@ -562,8 +564,8 @@ class Looker:
             for e, quantity in zip(events, quantities, strict=True)
         ]
 
-    def _adjustments(self, look: Look) -> tuple[int, frozenset[str]]:
-        """What adjustments of reconciliation come to in this total; and the ids of all that were applied."""
+    def _sum_adjustments(self, look: Look) -> tuple[int, frozenset[str]]:
+        """Return the sum of reconciliation's adjustments in this total, and the ids of all that were applied."""
         adopted = 0
         applied = set()
         for note in self._store.notes("adjustment", look.customer, NOTES_LOOKED_AT):
@@ -632,7 +634,7 @@ def _billed_twice(look: Look, listed: Sequence[ProviderEvent]) -> tuple[Finding,
 
 
 def span_of(cycle: Cycle) -> Span:
-    """The period of an item of the usage history, to the microsecond."""
+    """Return the period of an item of the usage history, to the microsecond."""
     return Span(to_micros(cycle.start_date), to_micros(cycle.end_date))
 
 
@@ -647,7 +649,7 @@ def known_by(span: Span) -> int:
 
 
 def quantity_of(text: int | str) -> int:
-    """A quantity as JSON has it, times 10²⁴ and rounded there. DodoError for what is no number."""
+    """Return a quantity as JSON has it, times 10²⁴ and rounded there. DodoError for what is no number."""
     try:
         return rounded(Decimal(text))
     except (ValueError, ArithmeticError) as error:
@@ -661,8 +663,8 @@ def _decimal(text: str) -> Decimal:
         raise DodoError(f"dodo: needs a price, got {text[:40]!r}") from error
 
 
-def _folded(meter: MatchedMeter, theirs: Span, listed: Sequence[ProviderEvent]) -> int:
-    """What the platform's events come to."""
+def _fold_events(meter: MatchedMeter, theirs: Span, listed: Sequence[ProviderEvent]) -> int:
+    """Return the total of the provider's events."""
     values = [
         (event.at, event.quantity) for event in listed if event.at in theirs and event.quantity is not None
     ]

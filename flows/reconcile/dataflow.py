@@ -40,13 +40,13 @@ from tidegate.connectors.reconciliation.report import (
     summary,
     table,
 )
-from tidegate.flows.reconcile.compare import Looker, Seen, Terms, Theirs
+from tidegate.flows.reconcile.compare import Comparer, Seen, Terms, Theirs
 from tidegate.flows.reconcile.coverage import Prover
 from tidegate.flows.reconcile.follow_subscriptions import NOTES_READ, Follower
 from tidegate.flows.reconcile.judge import Explainer, Judge, Judged, Settler
 from tidegate.flows.reconcile.schedule import AGAIN_AFTER_S, Passes, meters_of
 from tidegate.flows.reconcile.statement import Accountant
-from tidegate.flows.runtime.error_logging import reported, reported_sink
+from tidegate.flows.runtime.error_logging import log_errors, log_sink_errors
 from tidegate.operators.billing.acknowledgements import Acknowledgements, render_acknowledgement
 from tidegate.operators.billing.coverage import CoverageLine, add_up
 from tidegate.operators.billing.outgoing import instant
@@ -83,18 +83,18 @@ class Outside(NamedTuple):
 
 
 def build(settings: ReconciliationSettings, outside: Outside | None = None) -> Dataflow:
-    """The flow for these settings, ready to run."""
-    works = _Works(settings, outside or Outside())
+    """Build the flow for these settings, ready to run."""
+    runtime = _Runtime(settings, outside or Outside())
     flow = Dataflow("reconciliation")
-    tasks = op.input("subscriptions", flow, works.passes())
-    seen = op.flat_map_batch("look", tasks, reported(works.look))
-    found = op.map("judge", seen, reported(works.judge.judge))
-    explained = op.map("explain", found, reported(works.explain))
-    op.output("settle", explained, reported_sink(_Settling(works)))
+    tasks = op.input("subscriptions", flow, runtime.passes())
+    seen = op.flat_map_batch("look", tasks, log_errors(runtime.look))
+    found = op.map("judge", seen, log_errors(runtime.judge.judge))
+    explained = op.map("explain", found, log_errors(runtime.explain))
+    op.output("settle", explained, log_sink_errors(_Settling(runtime)))
     return flow
 
 
-class _Works:
+class _Runtime:
     """Everything that the steps share, opened once. All of it is used by one worker, which has the only partition."""
 
     def __init__(self, settings: ReconciliationSettings, outside: Outside) -> None:
@@ -118,7 +118,7 @@ class _Works:
 
         reader = self._reader = settings.store.open_reader()
         self._open += [reader, self._store, control, alerts, self._book]
-        looker = Looker(self.reads, reader, books, self._catalog, terms, self._clock, settings.shards)
+        looker = Comparer(self.reads, reader, books, self._catalog, terms, self._clock, settings.shards)
         self._looker = looker
         is_skipping = settings.billing.unmapped == "skip"
         self._follower = Follower(
@@ -153,7 +153,7 @@ class _Works:
             raise
 
     def _finish(self) -> None:
-        """Does what an earlier run had planned, and may have done."""
+        """Complete the repairs that an earlier run had planned, and may have made."""
         self._repairer.confirm(self._reader)
         left = self._repairer.finish() if self._settings.reconcile_repair else 0
         if left:
@@ -165,7 +165,7 @@ class _Works:
             self._book,
             self.reads,
             self._follower.follow,
-            self._ended,
+            self._report_run,
             self._clock,
             self._sleep,
         )
@@ -176,15 +176,15 @@ class _Works:
 
     def look(self, tasks: list[Task]) -> list[Seen]:
         theirs = self._theirs(tasks[0].number)
-        compared = self._patiently(lambda: self._looker.look(tasks, theirs))
+        compared = self._ask_patiently(lambda: self._looker.look(tasks, theirs))
         proofs = [self._prover.prove(task, theirs) for task in tasks if task.subscription is None]
         return [*compared, *proofs]
 
     def explain(self, found: Judged) -> Judged:
-        return self._patiently(lambda: self._explainer.explain(found))
+        return self._ask_patiently(lambda: self._explainer.explain(found))
 
-    def _patiently(self, ask: Callable[[], T]) -> T:
-        """What was asked for, also if it takes until somebody has put the key right."""
+    def _ask_patiently(self, ask: Callable[[], T]) -> T:
+        """Return the answer, and wait for it where the API key is refused, until somebody has replaced the key."""
         while True:
             try:
                 return ask()
@@ -216,8 +216,8 @@ class _Works:
             self._store.write([], [], [_note_of(one) for one in new])
         return found
 
-    def _ended(self, number: int) -> None:
-        """Reports a run that is complete."""
+    def _report_run(self, number: int) -> None:
+        """Report a run that is complete."""
         self._repairer.confirm(self._reader)
         with closing(self._book.reader()) as reader:
             last, found, unread = reader.last(), reader.open(), reader.unread()
@@ -278,23 +278,23 @@ def _note_of(one: Acknowledgement) -> Note:
 
 
 class _Settling(DynamicSink[Judged]):
-    def __init__(self, works: _Works) -> None:
-        self._works = works
+    def __init__(self, runtime: _Runtime) -> None:
+        self._runtime = runtime
 
     def build(self, step_id: str, worker_index: int, worker_count: int) -> "_SettlingPartition":
-        return _SettlingPartition(self._works)
+        return _SettlingPartition(self._runtime)
 
 
 class _SettlingPartition(StatelessSinkPartition[Judged]):
-    def __init__(self, works: _Works) -> None:
-        self._works = works
+    def __init__(self, runtime: _Runtime) -> None:
+        self._runtime = runtime
 
     def write_batch(self, items: list[Judged]) -> None:
         for found in items:
-            self._works.settler.settle(found)
+            self._runtime.settler.settle(found)
 
     def close(self) -> None:
-        self._works.close()
+        self._runtime.close()
 
 
 class _AlertOut:
@@ -317,7 +317,7 @@ class _AlertOut:
                     part.snapshot()
 
     def close(self) -> None:
-        """Ends deliveries; what could not be delivered waits in its queue for the next start."""
+        """End deliveries; what could not be delivered waits in its queue for the next start."""
         for _, part, _ in self._opened or ():
             part.close()
         self._opened = None
@@ -347,8 +347,7 @@ def _client(settings: ReconciliationSettings) -> DodoClient:
 
 
 def _catalogs(settings: ReconciliationSettings, catalogs: Catalogs) -> Callable[[], Catalog]:
-    """The catalog in force: the store's newest, else the file's, where no flow has run yet."""
-
+    """Return the catalog in force: the store's newest, else the file's, where no flow has run yet."""
     of_file: list[Catalog] = []
 
     def current() -> Catalog:

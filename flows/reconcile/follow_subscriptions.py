@@ -11,7 +11,7 @@ from tidegate.operators.billing.subscriptions import Conflict, group_metered, is
 from tidegate.operators.model.catalog import Catalog
 from tidegate.operators.model.ports import CatalogConflict, ControlLog, Note, StoreReader, StoreWriter
 from tidegate.settings.catalog.file import CatalogError, parse_catalog
-from tidegate.settings.catalog.pull import Pulled, apply_periods, pulled
+from tidegate.settings.catalog.pull import Pulled, apply_periods, pull_catalog
 
 BY = "reconciliation"
 NOTES_READ = 10_000
@@ -55,7 +55,7 @@ class Follower:
     def _followed(self, text: str, whole: Sequence[Subscription], meters: Sequence[ProviderMeter]) -> Pulled:
         if self._applies:
             return apply_periods(self._control, whole, BY, meters=meters)
-        return pulled(text, meters, whole, adds_meters=False)
+        return pull_catalog(text, meters, whole, adds_meters=False)
 
     def _completed(self, catalog: Catalog, listed: Sequence[Subscription]) -> list[Subscription]:
         """Return the subscriptions, each with its meters where they decide anything; one request for each of those."""

@@ -18,7 +18,7 @@ from tidegate.connectors.reconciliation.credit_entries import (
 )
 from tidegate.connectors.reconciliation.findings import Book, Outcome, Task
 from tidegate.connectors.reconciliation.repairer import Repairer, Subject
-from tidegate.flows.reconcile.compare import Explained, Look, Looker, Seen, quantity_of, span_of
+from tidegate.flows.reconcile.compare import Comparer, Explained, Look, Seen, quantity_of, span_of
 from tidegate.operators.billing.acknowledgements import (
     CONFIRMED,
     OPEN,
@@ -103,7 +103,7 @@ class Explainer:
 
     def __init__(
         self,
-        looker: Looker,
+        looker: Comparer,
         reads: DodoReads,
         repairer: Repairer,
         acknowledged: Callable[[], Acknowledgements],
@@ -288,8 +288,8 @@ class Settler:
         if found.task.round == 1 and found.task.subscription is not None:
             figures |= {"subscriptions": 1, "totals": found.compared}
         for verdict in found.verdicts:
-            made = self._made(found.task, verdict)
-            standing = self._written(found.task, verdict, made, now)
+            made = self._make_repairs(found.task, verdict)
+            standing = self._write_status(found.task, verdict, made, now)
             verdict = verdict._replace(standing=standing)
             standings.append(standing)
             for name in (f"made_{act.act}" for act, state in made if state in ("made", "done")):
@@ -316,8 +316,8 @@ class Settler:
         figures["requests"] = asked
         self._book.settle(found.task, outcome, standings, figures, found.problem, found.cycles)
 
-    def _made(self, task: Task, verdict: Verdict) -> list[tuple[Repair, str]]:
-        """The repairs and what became of each: made, or only named."""
+    def _make_repairs(self, task: Task, verdict: Verdict) -> list[tuple[Repair, str]]:
+        """Make the repairs that are allowed; return each with its outcome, made or only named."""
         look = verdict.look
         subject = Subject(
             look.customer,
@@ -335,8 +335,10 @@ class Settler:
             made.append((act, self._repairer.repair(act, subject, verdict.credit)))
         return made
 
-    def _written(self, task: Task, verdict: Verdict, made: list[tuple[Repair, str]], now: int) -> DriftStatus:
-        """The standing with its findings: new ones, or as they were."""
+    def _write_status(
+        self, task: Task, verdict: Verdict, made: list[tuple[Repair, str]], now: int
+    ) -> DriftStatus:
+        """Write the drift status with its findings, new or unchanged, and return it."""
         look, standing = verdict.look, verdict.standing
         known = _findings(verdict.before) if verdict.before else {}
         kept = {name: known[name] for name in ("findings", "repairs", "explained_at") if name in known}
@@ -407,14 +409,14 @@ def is_news(verdict: Verdict) -> bool:
 
 
 def change_of(verdict: Verdict) -> str | None:
-    """`raised` where a total became drift, `resolved` where it was, also where it was acknowledged, else None."""
+    """Return `raised` if a total became drift, `resolved` if it was one or was acknowledged, else None."""
     was = verdict.before.status == "drift" if verdict.before else False
     is_drift = verdict.standing.status == "drift"
     return None if was == is_drift else "raised" if is_drift else "resolved"
 
 
 def alert_of(standing: DriftStatus, state: str, now: int) -> tuple[str, str, bytes]:
-    """An alert: its id, which repeats where the same change is told again, the customer, and its line of JSON."""
+    """Return an alert as id, customer and line of JSON; the same change has the same id."""
     parts = ["drift", standing.customer, standing.meter, standing.span.start, state, standing.turn]
     id = xxh3_128_hexdigest(msgspec.json.encode(parts))
     found = _findings(standing)

@@ -15,7 +15,7 @@ from tidegate.connectors.dodo.client import DodoError
 from tidegate.connectors.dodo.reads import DodoReads
 from tidegate.connectors.engine import FixedPartitionedSource, StatefulSourcePartition
 from tidegate.connectors.reconciliation.findings import Book, Task
-from tidegate.flows.runtime.error_logging import reported
+from tidegate.flows.runtime.error_logging import log_errors
 from tidegate.operators.billing.provider import ProviderMeter, Subscription, to_micros
 from tidegate.settings.reconciliation import ReconciliationSettings
 
@@ -73,7 +73,7 @@ class _Partition(StatefulSourcePartition[Task, None]):
         self._handed_out: set[tuple[int, int, str]] = set()
         self._went_round = False
 
-    @reported
+    @log_errors
     def next_batch(self) -> list[Task]:
         now = self._clock()
         found = self._book.under_way()
@@ -144,7 +144,7 @@ class _Partition(StatefulSourcePartition[Task, None]):
 
 
 def meters_of(book: Book) -> list[ProviderMeter]:
-    """The platform's meters as the pass that is under way found them."""
+    """Return the provider's meters as the current run found them."""
     found = book.under_way()
     return msgspec.json.decode(found[1], type=list[ProviderMeter]) if found else []
 

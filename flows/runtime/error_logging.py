@@ -70,8 +70,8 @@ def end_in_one_line() -> Iterator[None]:
         sys.exit(words)
 
 
-def reported(call: Callable[P, R]) -> Callable[P, R]:
-    """What Bytewax calls on a worker, so that its errors are logged; StopIteration is none."""
+def log_errors(call: Callable[P, R]) -> Callable[P, R]:
+    """Wrap a function that Bytewax calls on a worker so that its errors are logged; StopIteration is none."""
 
     @wraps(call)
     def reporting(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -91,8 +91,8 @@ def reported(call: Callable[P, R]) -> Callable[P, R]:
     return reporting
 
 
-def reported_sink(sink: FixedPartitionedSink[Any, Any] | DynamicSink[Any]) -> Any:
-    """The sink, whose errors are logged."""
+def log_sink_errors(sink: FixedPartitionedSink[Any, Any] | DynamicSink[Any]) -> Any:
+    """Wrap a sink so that its errors are logged."""
     return _Sink(sink) if isinstance(sink, FixedPartitionedSink) else _StatelessSink(sink)
 
 
@@ -100,14 +100,14 @@ class _Sink(FixedPartitionedSink[Any, Any]):
     def __init__(self, sink: FixedPartitionedSink[Any, Any]) -> None:
         self._sink = sink
 
-    @reported
+    @log_errors
     def list_parts(self) -> list[str]:
         return self._sink.list_parts()
 
     def part_fn(self, item_key: str) -> int:
         return self._sink.part_fn(item_key)
 
-    @reported
+    @log_errors
     def build_part(self, step_id: str, for_part: str, resume_state: Any) -> "_Partition":
         return _Partition(self._sink.build_part(step_id, for_part, resume_state))
 
@@ -116,15 +116,15 @@ class _Partition(StatefulSinkPartition[Any, Any]):
     def __init__(self, partition: StatefulSinkPartition[Any, Any]) -> None:
         self._partition = partition
 
-    @reported
+    @log_errors
     def write_batch(self, values: list[Any]) -> None:
         self._partition.write_batch(values)
 
-    @reported
+    @log_errors
     def snapshot(self) -> Any:
         return self._partition.snapshot()
 
-    @reported
+    @log_errors
     def close(self) -> None:
         self._partition.close()
 
@@ -133,7 +133,7 @@ class _StatelessSink(DynamicSink[Any]):
     def __init__(self, sink: DynamicSink[Any]) -> None:
         self._sink = sink
 
-    @reported
+    @log_errors
     def build(self, step_id: str, worker_index: int, worker_count: int) -> "_StatelessPartition":
         return _StatelessPartition(self._sink.build(step_id, worker_index, worker_count))
 
@@ -142,10 +142,10 @@ class _StatelessPartition(StatelessSinkPartition[Any]):
     def __init__(self, partition: StatelessSinkPartition[Any]) -> None:
         self._partition = partition
 
-    @reported
+    @log_errors
     def write_batch(self, items: list[Any]) -> None:
         self._partition.write_batch(items)
 
-    @reported
+    @log_errors
     def close(self) -> None:
         self._partition.close()

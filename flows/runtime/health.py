@@ -69,7 +69,7 @@ class Watchdog:
             self._tell(stalled, behind)
 
     def run(self) -> None:
-        """Looks for as long as the process lives."""
+        """Check for a stall for as long as the process lives."""
         while True:
             time.sleep(LOOK_EVERY)
             try:
@@ -80,7 +80,7 @@ class Watchdog:
 
 
 def serve(telemetry: Telemetry, watchdog: Watchdog, host: str, port: int) -> int:
-    """Serves and watches in threads that end with the process. The port in use; 0 chooses one."""
+    """Serve and watch in threads that end with the process; return the port in use, where 0 chooses one."""
     try:
         server = make_server(host, port, _app(telemetry), ThreadingWSGIServer, handler_class=_Quiet)
     except OSError as error:

@@ -15,7 +15,7 @@ import time
 LENGTH_S = 0.02
 
 
-class Naps:
+class IdleMainThread:
     """The naps of this process's main thread. Without POSIX signals there are none."""
 
     def __init__(self) -> None:

@@ -25,7 +25,7 @@ from time import monotonic
 from typing import BinaryIO, NamedTuple
 
 from tidegate.connectors.files.private_files import make_private_folder
-from tidegate.flows.runtime.error_logging import reported
+from tidegate.flows.runtime.error_logging import log_errors
 from tidegate.operators.metering.snapshot import Frame
 from tidegate.operators.model.errors import TidegateError
 
@@ -63,18 +63,18 @@ class Appended(Position):
     writes: Sequence[Future[None]] = ()
 
     def wait(self) -> Position:
-        """The position, once all is written."""
+        """Wait until all is written, and return the position."""
         for write in self.writes:
             write.result()
         return Position._make(self)
 
-    @reported
+    @log_errors
     def __reduce__(self) -> tuple[type[Position], tuple[object, ...]]:
         return Position, tuple(self.wait())
 
 
 def boot_id() -> str:
-    """A name for this run of the machine, another after each reboot; empty where the system has none."""
+    """Return a name for this run of the machine, another after each reboot; empty where the system has none."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -140,7 +140,7 @@ class Journal:
         return bool(self._boot) and position.boot == self._boot
 
     def append(self, frames: Iterable[Frame], live: Iterable[str]) -> Appended:
-        """Writes frames, and returns the position after them. `live` names the streams that still count.
+        """Write frames and return the position after them. `live` names the streams that still count.
 
         Waits for the frames before them. Raises OSError for what went wrong with those.
         """

@@ -67,7 +67,7 @@ class Meeting:
             lock.close()
 
 
-def start_over_for_strangers() -> None:
+def restart_on_foreign_connection() -> None:
     """Have the process start over, `STARTS_MAX` times, where something else than a peer connected to its exchange port.
 
     Whatever else Timely gives up for ends it with one line.

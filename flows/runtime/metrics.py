@@ -142,7 +142,7 @@ class Telemetry:
         self.registry.register(_Collector(self))
 
     @contextmanager
-    def asking_store(self) -> Iterator[None]:
+    def track_store_wait(self) -> Iterator[None]:
         """Note that this thread waits for the store, for as long as the block takes."""
         thread = get_ident()
         self._asked[thread] = time.monotonic()
@@ -269,7 +269,7 @@ def _of_outbox(outbox: OutboxView, now: float) -> Iterator[Metric]:
 
 
 def _of_shards(shards: list[ShardNumbers]) -> Iterator[Metric]:
-    """Sums over the shards of this process."""
+    """Return the sums over the shards of this process."""
     events = CounterMetricFamily("tidegate_events", "Events by how they ended.", labels=["outcome"])
     readings = CounterMetricFamily(
         "tidegate_readings", "What meters made of events.", labels=["meter", "outcome"]

@@ -54,7 +54,7 @@ def is_on() -> bool:
 
 
 def prepare(data_dir: Path, parts: int, shards: int) -> Path:
-    """The recovery folder under `data_dir`, made if it is not there, without what a kill cut short.
+    """Prepare and return the recovery folder under `data_dir`: made if missing, without what a kill cut short.
 
     Safe if several processes start at once, but before Bytewax opens it: of two copies of SQLite in one process each
     would let go of the other's locks. RecoveryError where it was made for other settings
@@ -91,7 +91,7 @@ def prepare(data_dir: Path, parts: int, shards: int) -> Path:
 
 
 def hold(data_dir: Path) -> None:
-    """Marks `data_dir` as in use by this process of a flow, for as long as the process lives.
+    """Mark `data_dir` as in use by this process of a flow, for as long as the process lives.
 
     RecoveryError where another one has the same process id: Bytewax would take the later start for the one to go on
     from, and the earlier flow's snapshots would be lost. And where a process of another version runs: what crosses
@@ -135,7 +135,7 @@ def _version_running(path: Path) -> str | None:
 
 
 def begin(data_dir: Path) -> None:
-    """Marks the flow on `data_dir` as running. Called as Bytewax builds it, when all its processes have started."""
+    """Mark the flow on `data_dir` as running. Called as Bytewax builds it, when all its processes have started."""
     lock = (data_dir / _RUNNING).open("a+")
     fcntl.flock(lock, fcntl.LOCK_SH)
     _HELD.append(lock)
@@ -153,7 +153,7 @@ def _check_whole(folder: Path) -> None:
 
 
 def _discard_unfinished(data_dir: Path) -> None:
-    """Deletes snapshots of epochs that did not end, unless a process is left that might still end them."""
+    """Delete snapshots of epochs that did not end, unless a process is left that might still end them."""
     with ExitStack() as opened:
         running = opened.enter_context((data_dir / _RUNNING).open("a+"))
         try:
@@ -174,7 +174,7 @@ def _discard_unfinished(data_dir: Path) -> None:
 
 
 def _resume_epoch(parts: Iterable[sqlite3.Connection]) -> int:
-    """The epoch that the next run begins with: the first that a worker of the last run had not ended."""
+    """Return the epoch that the next run begins with: the first that a worker of the last run had not ended."""
     runs: dict[int, tuple[int, int]] = {}
     ended: list[tuple[int, int, int]] = []
     for part in parts:
@@ -191,7 +191,7 @@ def _resume_epoch(parts: Iterable[sqlite3.Connection]) -> int:
 
 
 def process_id() -> str:
-    """The id that `bytewax.run` was given, `0` for a flow of one process."""
+    """Return the id that `bytewax.run` was given, `0` for a flow of one process."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("-i", "--process-id", default=os.environ.get("BYTEWAX_PROCESS_ID"))
     given: str | None = parser.parse_known_args()[0].process_id
@@ -200,12 +200,12 @@ def process_id() -> str:
 
 
 def lineage(data_dir: Path) -> str:
-    """The name of the recovery store's life: as long as it is the same, positions in it count."""
+    """Return the name of the recovery store's life: as long as it is the same, positions in it count."""
     return (data_dir / _FOLDER / "lineage").read_text()
 
 
 def start_over(data_dir: Path, epoch: timedelta) -> NoReturn:
-    """Replaces this process by the same command with recovery on, in the folder that `prepare` then makes."""
+    """Replace this process by the same command with recovery on, in the folder that `prepare` then makes."""
     os.environ[_VARIABLE] = str(data_dir / _FOLDER)
     os.environ.setdefault("BYTEWAX_SNAPSHOT_INTERVAL", str(int(epoch.total_seconds())))
     os.environ.setdefault("BYTEWAX_RECOVERY_BACKUP_INTERVAL", "0")

@@ -18,7 +18,7 @@ import msgspec
 
 from tidegate.connectors.clock import wall_clock
 from tidegate.connectors.engine import FixedPartitionedSource, StatefulSourcePartition
-from tidegate.flows.runtime.error_logging import reported
+from tidegate.flows.runtime.error_logging import log_errors
 from tidegate.flows.runtime.marking import Marking
 from tidegate.flows.runtime.metrics import Telemetry
 from tidegate.operators.model.freshness import ProgressMark
@@ -75,7 +75,7 @@ class DrainedSource(FixedPartitionedSource[Any, Any]):
         self._begin = begin
         self._parts = 0
 
-    @reported
+    @log_errors
     def list_parts(self) -> list[str]:
         self._begin()
         self._drain.has_begun = True
@@ -87,7 +87,7 @@ class DrainedSource(FixedPartitionedSource[Any, Any]):
             self._drain.is_open = True
         return parts
 
-    @reported
+    @log_errors
     def build_part(self, step_id: str, for_part: str, resume_state: Any) -> "_DrainedPartition":
         read = partition = self._source.build_part(step_id, for_part, resume_state)
         if self._marking is not None:
@@ -127,7 +127,7 @@ class _DrainedPartition(StatefulSourcePartition[Any, Any]):
         self._ended = False
         self._left: int | None = None
 
-    @reported
+    @log_errors
     def next_batch(self) -> Iterable[Any]:
         if self._drain.asked or self._ended:
             self._leave()
@@ -173,17 +173,17 @@ class _DrainedPartition(StatefulSourcePartition[Any, Any]):
             self.telemetry.left.append(self)
 
     def behind(self) -> int | None:
-        """What the partition has and has not handed out yet, where it can tell."""
+        """Return the bytes that the partition has and has not handed out; None where it cannot tell."""
         return self._behind() if self._left is None else self._left
 
     def next_awake(self) -> datetime | None:
         # A source may sleep longer than who stops it wants to wait.
         return self._awake and min(self._awake, datetime.now(UTC) + LOOK_EVERY)
 
-    @reported
+    @log_errors
     def snapshot(self) -> Any:
         return self._partition.snapshot()
 
-    @reported
+    @log_errors
     def close(self) -> None:
         self._partition.close()

@@ -30,7 +30,7 @@ _OF = re.compile(rb"tidegate\.connectors\.(file|log|demo|kafka)s?\.")
 _PLACES = msgspec.json.Decoder(dict[str, list[str]])
 
 
-class Steps:
+class StepNames:
     """The places of each role so far, in `data_dir`; without recovery (None) every step has its first name."""
 
     def __init__(self, data_dir: Path | None) -> None:

@@ -27,7 +27,7 @@ from tidegate.serving.http.schemas import (
     exact,
 )
 from tidegate.serving.views.formatting import US, instant
-from tidegate.settings.durations import in_words
+from tidegate.settings.durations import format_duration
 
 HEADER_MAX: Final = 10**15 - 1
 
@@ -154,7 +154,7 @@ def limit_body(limit: Limit) -> LimitBody:
         limit.on_cap,
         exact(limit.grace_pct),
         limit.fail,
-        "off" if limit.max_lag is None else in_words(timedelta(microseconds=limit.max_lag)),
+        "off" if limit.max_lag is None else format_duration(timedelta(microseconds=limit.max_lag)),
         limit.shadow,
         [label(threshold) for threshold in limit.thresholds],
         exact(limit.hysteresis_pct),

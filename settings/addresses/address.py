@@ -26,7 +26,7 @@ from pydantic import Field, GetCoreSchemaHandler, SecretStr, ValidationError
 from pydantic_core import CoreSchema, core_schema
 
 from tidegate.settings.addresses.extras import missing
-from tidegate.settings.durations import in_words
+from tidegate.settings.durations import format_duration
 from tidegate.settings.problems import SettingsError, Strict, did_you_mean, final
 
 # What a URL says before its options; a model takes the parts that it has fields for.
@@ -86,11 +86,11 @@ class Address(Strict):
         return f"{type(self).model_fields['scheme'].default}:"
 
     def written(self) -> tuple[Path, ...]:
-        """The files and folders of this machine that the connector writes and others might read."""
+        """Return the files and folders of this machine that the connector writes and others might read."""
         return ()
 
     def arguments(self) -> dict[str, Any]:
-        """What the connector is built from, by name: every field but the scheme, secrets in the clear."""
+        """Return the arguments of the connector by name: every field but the scheme, secrets in the clear."""
         return {
             name: value.get_secret_value() if isinstance(value, SecretStr) else value
             for name, value in self
@@ -98,7 +98,7 @@ class Address(Strict):
         }
 
     def open(self, **given: Any) -> Any:
-        """The connector, built from this address and what else is `given` to it.
+        """Build the connector from this address and what else is `given` to it.
 
         SettingsError where it cannot be imported.
         """
@@ -112,7 +112,7 @@ class Address(Strict):
         return self.open(**{name: offers[name]() for name in sorted(self.needs)})
 
     def __str__(self) -> str:
-        """The address as it may be written and logged: reads back the same but for its secrets."""
+        """Return the address as it may be written and logged: reads back the same but for its secrets."""
         parts = {name: getattr(self, name) for name in type(self).model_fields}
         hosts, path = parts.get("hosts"), quote(parts.get("path") or "", safe="/*[]{},:=!~")
         if hosts:
@@ -152,7 +152,7 @@ BY_SCHEME: Final = _ByScheme()
 
 
 def load(spec: str) -> Any:
-    """The object that `package.module:Name` names; SettingsError where it cannot be imported."""
+    """Return the object that `package.module:Name` names; SettingsError where it cannot be imported."""
     module, _, name = spec.partition(":")
     try:
         return getattr(import_module(module), name)
@@ -166,7 +166,7 @@ def load(spec: str) -> Any:
 
 
 def _read(members: Mapping[str, type[Address]], value: Any) -> Any:
-    """The parts and options of an address as a mapping. Errors do not have the text: it holds secrets."""
+    """Return the parts and options of an address as a mapping. Errors do not have the text: it holds secrets."""
     if isinstance(value, Address):
         return value
     try:
@@ -241,6 +241,6 @@ def _written(value: Any) -> str:
         case bool():
             return str(value).lower()
         case timedelta():
-            return in_words(value)
+            return format_duration(value)
         case _:
             return quote(str(value), safe="/*,:@~")

@@ -90,11 +90,11 @@ class Delivered(Routed):
         raise NotImplementedError
 
     def open_deliverer(self, secrets: "Secrets") -> Callable[[], Any]:
-        """Opens the way out, when it is wanted; SettingsError where a secret is missing."""
+        """Return a function that opens the way out; SettingsError where a secret is missing."""
         raise NotImplementedError
 
     def open(self, **given: Any) -> Any:
-        """The sink; `given` are the `queue`, a file, and the `secrets`."""
+        """Return the sink; `given` are the `queue`, a file, and the `secrets`."""
         return load(self.connector)(self.target, given["queue"], self.open_deliverer(given["secrets"]))
 
 

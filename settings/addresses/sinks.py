@@ -152,13 +152,13 @@ class Dodo(ProviderAddress):
         return *(path.with_name(name) for name in names), path.with_name(f"{path.stem}-ledger.db")
 
     def rates(self) -> tuple[Rate, Rate]:
-        """What sending may use of the account's limit, and what is left to reading."""
+        """Return the rate for sending and the rate for reading, within the account's limit."""
         whole = TIERS[self.tier].scale(self.share)
         part = min(self.reads / whole.sustained, 0.9)
         return whole.scale(1 - part), whole.scale(part)
 
     def open(self, *, api_key: SecretStr | None = None, data_dir: Path = Path("data"), **given: Any) -> Any:
-        """The sink; `given` are the number of parts, where the catalog is from, and the flow's own choices."""
+        """Build the sink; `given` are the number of parts, where the catalog is from, and the flow's own choices."""
         terms = {name: getattr(self, name) for name in TERMS}
         return load(self.connector)(
             self.base_url,
@@ -171,7 +171,7 @@ class Dodo(ProviderAddress):
         )
 
     def open_client(self, api_key: SecretStr | None, **given: Any) -> Any:
-        """A client of the API for reading, at the rate that is left to it."""
+        """Return a client of the API for reading, at the rate that is left to it."""
         return load("tidegate.connectors.dodo.client:DodoClient")(
             self.base_url, _plain(api_key), self.rates()[1], **given
         )

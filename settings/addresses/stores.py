@@ -24,14 +24,14 @@ class StoreAddress(Address):
     holds: ClassVar[str]
 
     def open_writer(self, *, resumed: bool, numbers: Path | None = None, **given: Any) -> Any:
-        """The flow's writer. `resumed` says that the flow has totals from before, which the store should have too.
+        """Open the flow's writer. `resumed` says that the flow has earlier totals, which the store should have too.
 
         `numbers` is a place for a file about this worker's writes, in a folder for the files of all workers.
         """
         return self.open(**given)
 
     def aside(self) -> Callable[[], Any] | None:
-        """What opens another writer of the flow, in any process; None where a flow has to have the only one."""
+        """Return a function that opens a second writer, in any process; None where a flow has to have the only one."""
         return None
 
     def is_at_hand(self) -> bool:
@@ -43,15 +43,15 @@ class StoreAddress(Address):
         return self
 
     def open_reader(self, **given: Any) -> Any:
-        """The reader of what the writer wrote; SettingsError where it cannot be imported."""
+        """Open the reader of what the writer wrote; SettingsError where it cannot be imported."""
         return load(self.reader)(**self.arguments(), **given)
 
     def open_control(self, **given: Any) -> Any:
-        """The control log and the catalog's versions; SettingsError where it cannot be imported."""
+        """Open the control log and the catalog's versions; SettingsError where it cannot be imported."""
         return load(self.control)(**self.arguments(), **given)
 
     def open_holds(self, **given: Any) -> Any:
-        """The accounts and holds that a gate works with; SettingsError where they cannot be imported."""
+        """Open the accounts and holds that a gate works with; SettingsError where they cannot be imported."""
         return load(self.holds)(**self.arguments(), **given)
 
 

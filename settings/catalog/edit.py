@@ -34,13 +34,13 @@ class _Cut(NamedTuple):
 
 
 def override_of(text: str, customer: str, meter: str) -> Entry | None:
-    """The customer's own entry for the meter, its scalars as they are written; None where there is none."""
+    """Return the customer's own entry for the meter, its scalars as they are written; None where there is none."""
     node = _found(_root(text), ("customers", customer, "limits", meter))
     return _plain(node) if node is not None and not _is_null(node) else None
 
 
 def with_override(text: str, customer: str, meter: str, entry: Entry | None) -> str:
-    """The text with the customer's limit on the meter set to `entry`, or taken out.
+    """Return the text with the customer's limit on the meter set to `entry`, or taken out.
 
     CatalogError where the catalog would be wrong with it.
     """
@@ -72,7 +72,7 @@ def _with(text: str, customer: str, meter: str, entry: Entry) -> str:
 
 
 def _without(text: str, customer: str, meter: str) -> str:
-    """The customer's other limits are written anew; without any, an empty mapping is left."""
+    """Return the text without the entry: the customer's other limits are written again, or an empty mapping."""
     holder = _found(_root(text), ("customers", customer, "limits"))
     if holder is None or _child(holder, meter) is None:
         return text
@@ -85,7 +85,7 @@ def _applied(text: str, cut: _Cut) -> str:
 
 
 def _value_cut(text: str, node: yaml.Node, value: str) -> _Cut:
-    """A node is replaced from its begin to the end of the last that is written in it."""
+    """Replace a node, from its begin to the end of the last node that is written in it."""
     start, end = node.start_mark.index, _end(node)
     # A value that is empty stands right behind the colon.
     space = " " if start > 0 and not text[start - 1].isspace() else ""

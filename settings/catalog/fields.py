@@ -45,7 +45,7 @@ def _zone(name: str) -> str:
 
 
 def _instant(value: object) -> datetime:
-    """An aware instant; periods check the rest: whole seconds, and the years that they know."""
+    """Return an aware instant; periods check the rest: whole seconds, and the years that they know."""
     try:
         if isinstance(value, str) and INSTANT.fullmatch(value):
             return datetime.fromisoformat(value)

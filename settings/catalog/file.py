@@ -58,12 +58,12 @@ class CatalogError(TidegateError):
 
 
 def load_catalog(path: Path | str) -> Catalog:
-    """The catalog in the file; CatalogError where it cannot be read or is wrong in any part."""
+    """Return the catalog in the file; CatalogError where it cannot be read or is wrong in any part."""
     return parse_catalog(read_text(path), str(path))
 
 
 def read_text(path: Path | str) -> str:
-    """The file's text; CatalogError where it cannot be read, is too long or no UTF-8."""
+    """Return the file's text; CatalogError where it cannot be read, is too long or no UTF-8."""
     try:
         with open(path, "rb") as file:
             found = file.read(BYTES_MAX + 1)
@@ -91,7 +91,7 @@ def parse_meters(text: str) -> tuple[Meter, ...]:
 
 
 def parse_catalog(text: str, name: str = "catalog.yaml", *, is_applied: bool = False) -> Catalog:
-    """The catalog that the YAML `text` says; CatalogError holds all that is wrong, in the file `name`.
+    """Return the catalog that the YAML `text` says; CatalogError holds all that is wrong, in the file `name`.
 
     A text that this process has parsed lately is not parsed again; who comes while it is waits for it.
     `is_applied` reads a version that is in force already, so what was allowed when it was applied is not refused.
@@ -128,7 +128,7 @@ def _parse(text: str) -> _Said:
 
 
 def _uncollected(text: str) -> _Said:
-    """Parses without the collector, which would go through a million nodes again and again, and find no cycle."""
+    """Parse without the collector, which would go through a million nodes again and again, and find no cycle."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -212,7 +212,7 @@ class _Reading:
         self._plans: dict[str, PlanEntry | None] = {str(place[-1]): None for place, _ in self._parts("plans")}
 
     def catalog(self) -> Catalog:
-        """What the tree says; to be used only if no fault was found."""
+        """Return the catalog of the tree; call it only if no fault was found."""
         top = self._entry(CatalogEntry, self._root, ())
         meters = tuple(self._read_meters())
         plans = {plan.name: plan for plan in self._read_plans()}
@@ -322,7 +322,7 @@ class _Reading:
         return limits
 
     def _parts(self, section: str) -> list[tuple[Place, Node]]:
-        """The meters, plans or customers, each with its place; none where the section is no such thing."""
+        """Return the meters, plans or customers, each with its place; none where the section is no such thing."""
         node, place = self._root.find((section,))
         match node.value if place else None:
             case dict(entries) if section != "meters":

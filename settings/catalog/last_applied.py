@@ -24,7 +24,7 @@ class Noted(msgspec.Struct):
     meters: dict[str, Definition] = {}
 
 
-class InForce:
+class LastApplied:
     """The file at `path`, in the folder of the recovery store, with which it lives and dies.
 
     One that can't be read is as if there were none. As long as there is no such folder, notes wait for `save`.

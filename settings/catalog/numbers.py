@@ -17,7 +17,7 @@ DIGITS_MAX: Final = 100
 
 
 def read_number(value: object) -> Decimal:
-    """The number in its shortest plain form (`1e3` and `1000.0` are 1000); ValueError for anything else."""
+    """Return the number in its shortest plain form (`1e3` and `1000.0` are 1000); ValueError for anything else."""
     if isinstance(value, int | Decimal) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str) or len(value) > DIGITS_MAX or not NUMBER.fullmatch(value):
@@ -29,7 +29,7 @@ def read_number(value: object) -> Decimal:
 
 
 def bounded(value: object, least: Decimal, most: Decimal) -> Decimal:
-    """A number from `least` to `most` with no more than twelve decimals; ValueError says which it is not."""
+    """Return a number from `least` to `most` with no more than twelve decimals; ValueError says which it is not."""
     number = read_number(value)
     if number < least:
         raise ValueError(f"needs a number of {least} or more")
@@ -42,7 +42,7 @@ def bounded(value: object, least: Decimal, most: Decimal) -> Decimal:
 
 
 def read_constant(value: object) -> str | int | Decimal | bool:
-    """What a filter compares with: quoted it is text, unquoted a number, true, false or else text."""
+    """Return what a filter compares with: quoted it is text, unquoted a number, true, false or else text."""
     if isinstance(value, Plain):
         if value.lower() in ("true", "false"):
             return value.lower() == "true"
@@ -55,7 +55,7 @@ def read_constant(value: object) -> str | int | Decimal | bool:
 
 
 def read_count(value: object) -> int:
-    """A whole number of 1 or more; ValueError for anything else."""
+    """Return a whole number of 1 or more; ValueError for anything else."""
     number = bounded(value, Decimal(1), MOST)
     if number != number.to_integral_value():
         raise ValueError("needs a whole number")

@@ -99,7 +99,7 @@ class CapEntry(Strict):
     shadow: bool = False
 
     def over(self, base: Self | None) -> Self:
-        """This entry's fields where they are written, else those of `base`."""
+        """Return this entry's fields where they are written, else those of `base`."""
         if base is None:
             return self
         return base.model_copy(update={name: getattr(self, name) for name in self.model_fields_set})

@@ -56,7 +56,7 @@ class Pulled(NamedTuple):
     conflicts: tuple[Conflict, ...] = ()
 
 
-def pulled(
+def pull_catalog(
     text: str,
     meters: Iterable[ProviderMeter],
     subscriptions: Iterable[Subscription],
@@ -106,7 +106,7 @@ def apply_periods(
             raise CatalogError(
                 [Problem("catalog", 0, 0, "", "there is none yet; start the flow, or pull one")]
             )
-        made = pulled(newest.text, meters, subscriptions, is_complete=is_complete, adds_meters=False)
+        made = pull_catalog(newest.text, meters, subscriptions, is_complete=is_complete, adds_meters=False)
         if not made.changes:
             return made
         note = "; ".join(made.changes)[:NOTE_MAX]
@@ -223,8 +223,8 @@ class _Following:
         self.changes.append(f"customer {name}: {words}")
 
 
-def edges_of(known: Sequence[datetime], start: datetime, end: datetime) -> tuple[datetime, ...]:
-    """The edges of before this period, and its own, to the microsecond; in UTC, ascending by whole seconds."""
+def boundaries_of(known: Sequence[datetime], start: datetime, end: datetime) -> tuple[datetime, ...]:
+    """Return the boundaries before this period, and its own, in UTC to the microsecond, ascending by whole seconds."""
     start, end = start.astimezone(UTC), end.astimezone(UTC)
     # An edge of the same second is this one, as an older version wrote it.
     before = (edge for edge in known if edge < start.replace(microsecond=0))
@@ -268,7 +268,7 @@ def _period(catalog: Catalog, name: str, found: Subscription) -> Billing:
     known = catalog.customers.get(name)
     policy = known.period if known else None
     edges = policy.edges if isinstance(policy, Billing) else ()
-    return Billing(edges_of(edges, found.previous_billing_date, found.next_billing_date))
+    return Billing(boundaries_of(edges, found.previous_billing_date, found.next_billing_date))
 
 
 def _by_entry(by: BilledBy) -> dict[str, str]:

@@ -13,7 +13,7 @@ from time import monotonic
 from tidegate.operators.model.catalog import Catalog, Meter
 from tidegate.operators.model.ports import CatalogConflict, CatalogVersion, ControlLog
 from tidegate.settings.catalog.file import CatalogError, Problem, is_at_hand, parse_catalog, read_text
-from tidegate.settings.catalog.last_applied import InForce
+from tidegate.settings.catalog.last_applied import LastApplied
 from tidegate.settings.catalog.meter_history import check_meters, definitions, note_counted
 
 _LOG = logging.getLogger("tidegate.catalog")
@@ -31,7 +31,7 @@ class Catalogs:
     and the last good one stays in force. Without one, number 0 is what `in_force` has noted, else empty.
     """
 
-    def __init__(self, log: ControlLog, in_force: InForce | None = None) -> None:
+    def __init__(self, log: ControlLog, in_force: LastApplied | None = None) -> None:
         self._log = log
         self._in_force = in_force
         self._known: dict[int, Catalog] = {}
@@ -79,7 +79,7 @@ class Catalogs:
         return self.get(self.newest)
 
     def get(self, number: int) -> Catalog:
-        """The catalog of this number. CatalogError where it needs a later Tidegate to be read."""
+        """Return the catalog of this number. CatalogError where it needs a later Tidegate to be read."""
         with self._lock:
             return self._known.get(number) or self._know(number)
 
@@ -144,7 +144,7 @@ def apply_text(
     expected: int | None = None,
     name: str = "",
 ) -> CatalogVersion:
-    """Validates `text` and makes it the next version.
+    """Validate `text` and make it the next version.
 
     CatalogError where it is wrong, or changes what a meter has counted; CatalogConflict where `expected` is not the
     newest number any more.
@@ -158,7 +158,7 @@ def apply_text(
 
 
 def apply_file(log: ControlLog, path: Path) -> CatalogVersion | None:
-    """Applies the catalog file, if it says something else than when it was last applied. The newest version then.
+    """Apply the catalog file if it changed since it was last applied; return the newest version.
 
     Several processes may start at once: who comes second finds it applied. Without a file, what the log has stands.
     """

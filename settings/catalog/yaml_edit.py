@@ -33,11 +33,11 @@ class YamlEdit:
         self._behind = ""
 
     def put(self, values: Into) -> None:
-        """Sets keys of the text's own mapping; what is `Into` goes into what is there. Once for a text."""
+        """Set keys of the text's own mapping; what is `Into` goes into what is there. Once for a text."""
         self._set(self._root, values)
 
     def append(self, key: str, items: Sequence[Any]) -> None:
-        """Adds items to the list under a key of the text's own mapping."""
+        """Add items to the list under a key of the text's own mapping."""
         if not items:
             return
         node = _child(self._root, key)
@@ -51,7 +51,7 @@ class YamlEdit:
             self._insert_behind(node, "".join(f"{indent}- {flow(item)}\n" for item in items))
 
     def text(self) -> str:
-        """The text with all changes."""
+        """Return the text with all changes."""
         parts, at = [], 0
         for start, end, new in sorted(self._edits, key=lambda edit: edit[0]):
             parts += [self._text[at:start], new]
@@ -86,7 +86,7 @@ class YamlEdit:
             self._insert_behind(node, "".join(new))
 
     def _put(self, node: Any, new: str) -> None:
-        """Puts a text in the place of a node; a block's place begins behind its key's colon."""
+        """Put a text in the place of a node; a block's place begins behind its key's colon."""
         start = node.start_mark.index
         is_block = isinstance(node, yaml.CollectionNode) and not node.flow_style
         before = self._text[:start].rstrip() if is_block else self._text[:start]
@@ -98,7 +98,7 @@ class YamlEdit:
         self._edits.append((start, _end(node), new))
 
     def _merged(self, node: Any, values: Mapping[str, Any]) -> str:
-        """A mapping on one line, with these values in it."""
+        """Return a mapping on one line, with these values in it."""
         parts = {key.value: self._one_line(value) for key, value in node.value}
         for key, value in values.items():
             known = _child(node, key)
@@ -107,7 +107,7 @@ class YamlEdit:
         return "{" + ", ".join(f"{scalar(key)}: {text}" for key, text in parts.items()) + "}"
 
     def _one_line(self, node: Any) -> str:
-        """A node as it was written, on one line."""
+        """Return a node as it was written, on one line."""
         written = self._text[node.start_mark.index : _end(node)]
         is_block = isinstance(node, yaml.CollectionNode) and not node.flow_style
         if not is_block and "\n" not in written:
@@ -126,7 +126,7 @@ class YamlEdit:
 
 
 def flow(value: Any) -> str:
-    """A value on one line."""
+    """Return a value on one line."""
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{scalar(key)}: {flow(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list | tuple):
@@ -135,7 +135,7 @@ def flow(value: Any) -> str:
 
 
 def scalar(value: Any) -> str:
-    """A text, number or boolean, in quotes where a reader might take a text for something else."""
+    """Return a text, number or boolean, in quotes where a reader might take a text for something else."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if not isinstance(value, str):
@@ -145,7 +145,7 @@ def scalar(value: Any) -> str:
 
 
 def _block(value: Any) -> str:
-    """A section of the text: an item or entry a line."""
+    """Return a value as a section of the text: an item or entry a line."""
     if isinstance(value, Mapping) and value:
         return "\n" + "".join(f"  {scalar(key)}: {flow(item)}\n" for key, item in value.items())
     if isinstance(value, list) and value:

@@ -60,19 +60,19 @@ class Node:
     value: "Value"
 
     def plain(self) -> Any:
-        """The value as dicts, lists, `Plain`, `str` and None."""
+        """Return the value as dicts, lists, `Plain`, `str` and None."""
         value = self.value
         if isinstance(value, dict):
             return {name: node.plain() for name, node in value.items()}
         return [node.plain() for node in value] if isinstance(value, list) else value
 
     def child(self, name: str) -> str | None:
-        """The text under `name`, where there is one."""
+        """Return the text under `name`, where there is one."""
         found = self.value.get(name) if isinstance(self.value, dict) else None
         return str(found.value) if found and isinstance(found.value, str) else None
 
     def find(self, where: Sequence[str | int]) -> tuple["Node", Place]:
-        """The deepest node on the way `where`, and its place; what is no key on the way is passed over."""
+        """Return the deepest node on the way `where`, and its place; what is no key on the way is passed over."""
         node, place = self, list[str | int]()
         for part in where:
             match node.value, part:
@@ -97,7 +97,7 @@ def _escaped(found: re.Match[str]) -> str:
 
 
 def read(text: str) -> tuple[Node | None, list[Fault]]:
-    """The document's tree, and keys that are there twice (the first one counts).
+    """Return the document's tree, and keys that are there twice (the first one counts).
 
     No tree where the text is empty or, with a fault that says why, cannot be read.
     """
@@ -147,7 +147,7 @@ class _Open:
         return self.key is None and type(self.node.value) is dict
 
     def place(self) -> Place:
-        """The key of the value that is being read, or the place in the list of the one read last."""
+        """Return the key of the value that is being read, or the place in the list of the one read last."""
         match self.node.value, self.key:
             case list(items), _:
                 return (len(items) - 1,) if items else ()
@@ -166,7 +166,7 @@ class _Reader:
         self._open: list[_Open] = []
 
     def take(self, event: Any) -> None:
-        """Takes the next event; by its exact type, as files have a hundred thousand."""
+        """Take the next event; by its exact type, as files have a hundred thousand."""
         at, tag, kind = event.start_mark, getattr(event, "tag", None), type(event)
         mark = Mark(at.line + 1, at.column + 1) if at else TOP
         if tag is not None and tag != "!":
@@ -230,7 +230,7 @@ class _Reader:
         return node
 
     def _done(self) -> None:
-        """The value of the pending key, if there is one, is complete."""
+        """Note that the value of the pending key, if there is one, is complete."""
         if self._open:
             self._open[-1].key = None
 
@@ -244,7 +244,7 @@ class _Reader:
 
 
 def _forbidden(text: str) -> Fault | None:
-    """The first character that YAML has no place for; found here, as libyaml counts in bytes."""
+    """Return the first character that YAML has no place for; found here, as libyaml counts in bytes."""
     found = yaml.reader.Reader.NON_PRINTABLE.search(text)
     if not found:
         return None

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from tidegate.settings.durations import Duration, in_words, read_duration
+from tidegate.settings.durations import Duration, format_duration, read_duration
 
 DURATION: TypeAdapter[timedelta] = TypeAdapter(Duration)
 
@@ -43,4 +43,4 @@ def test_a_unit_is_needed_and_nothing_is_guessed(text: object) -> None:
 @given(st.integers(0, 10**12))
 def test_what_is_shown_reads_back(milliseconds: int) -> None:
     duration = timedelta(milliseconds=milliseconds)
-    assert read_duration(in_words(duration)) == duration
+    assert read_duration(format_duration(duration)) == duration

@@ -18,7 +18,7 @@ from tidegate.operators.model.ports import ControlLog
 from tidegate.serving.cli.output import AsJson, Failed, console, print_lines
 from tidegate.settings.addresses.sinks import Dodo
 from tidegate.settings.catalog.file import read_text
-from tidegate.settings.catalog.pull import NOTE_MAX, Pulled, pulled
+from tidegate.settings.catalog.pull import NOTE_MAX, Pulled, pull_catalog
 from tidegate.settings.catalog.versions import apply_file, apply_text
 from tidegate.settings.problems import SettingsError
 from tidegate.settings.reconciliation import ReconciliationSettings, load_reconciliation_settings
@@ -117,7 +117,7 @@ def _read(reads: "DodoReads", text: str) -> Pulled:
             # Each, as a subscription keeps the meters and prices that its product had when it was made.
             whole.append(reads.subscription(one.subscription_id) if one.status in LIVE else one)
             status.update(f"reading subscriptions: {done:,} of {len(listed):,}")
-    return pulled(text, meters, whole)
+    return pull_catalog(text, meters, whole)
 
 
 def _diff(before: str, after: str) -> Iterator[Text]:

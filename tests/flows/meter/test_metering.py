@@ -18,7 +18,7 @@ from tidegate.connectors.files.ndjson import Written
 from tidegate.flows.meter import dataflow
 from tidegate.flows.meter.emission import Emission
 from tidegate.flows.meter.shard_step import PAUSE_MAX, ShardLogic, pause
-from tidegate.flows.meter.store_step import Storing
+from tidegate.flows.meter.store_step import StoreStep
 from tidegate.flows.runtime.metrics import Telemetry
 from tidegate.flows.runtime.shutdown import Drain
 from tidegate.operators.events.decode import Decoder
@@ -63,13 +63,13 @@ def in_process(place: Place, monkeypatch: pytest.MonkeyPatch, **settings: str) -
     run_main(dataflow.build(loaded, dataflow.open_catalogs(loaded), Drain(), Telemetry()))
 
 
-def inline() -> Storing:
+def inline() -> StoreStep:
     """The store of a shard that is looked at alone."""
 
     def nobody(worker: int) -> StoreWriter:
         raise AssertionError("no step asks for it")
 
-    return Storing(nobody, None, Telemetry(), live=False, large=0, epoch=timedelta(seconds=10))
+    return StoreStep(nobody, None, Telemetry(), live=False, large=0, epoch=timedelta(seconds=10))
 
 
 def eventually(is_so: Callable[[], Any]) -> None:

@@ -13,7 +13,7 @@ from tests.flows.conftest import Place
 from tests.flows.meter.test_metering import COUNTERS, FIRST, SECOND, eventually
 from tidegate.flows.meter import store_step
 from tidegate.flows.meter.emission import Emission
-from tidegate.flows.meter.store_step import Storing, _Stored
+from tidegate.flows.meter.store_step import StoreStep, _Stored
 from tidegate.flows.runtime.metrics import Telemetry
 from tidegate.operators.metering.totals import ChangedTotals, Totals
 from tidegate.operators.metering.windows import pack_window
@@ -78,7 +78,7 @@ class World:
     def __init__(self, large: int = 2) -> None:
         self.here, self.aside = Slow(), Slow()
         self.here.let()
-        self.storing = Storing(
+        self.storing = StoreStep(
             lambda worker: self.here, lambda: self.aside, Telemetry(), live=False, large=large, epoch=EPOCH
         )
         self.writes = self.storing._open(0)
@@ -169,7 +169,7 @@ def test_a_huge_write_is_parted(world: World, monkeypatch: pytest.MonkeyPatch) -
 def test_each_worker_has_a_writer_of_its_own() -> None:
     """Connections of SQLite belong to a thread."""
     writers = [Slow(), Slow()]
-    steps = Storing(writers.__getitem__, None, Telemetry(), live=False, large=2, epoch=EPOCH)
+    steps = StoreStep(writers.__getitem__, None, Telemetry(), live=False, large=2, epoch=EPOCH)
     opened = Barrier(2)
 
     def work(worker: int) -> None:

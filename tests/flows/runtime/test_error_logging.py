@@ -6,7 +6,7 @@ from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 from bytewax.outputs import DynamicSink, FixedPartitionedSink, StatefulSinkPartition, StatelessSinkPartition
 
 from tidegate.connectors.files.ndjson import FileError
-from tidegate.flows.runtime.error_logging import reported, reported_sink
+from tidegate.flows.runtime.error_logging import log_errors, log_sink_errors
 from tidegate.flows.runtime.shutdown import Drain, DrainedSource
 
 FULL = FileError("file 'alerts.ndjson': no space left")
@@ -30,20 +30,20 @@ def told(caplog: pytest.LogCaptureFixture) -> list[tuple[str, bool]]:
 
 def test_an_error_of_ours_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(FileError):
-        reported(fails_with(FULL))()
+        log_errors(fails_with(FULL))()
     assert told(caplog) == [("the flow ends: file 'alerts.ndjson': no space left", False)]
 
 
 def test_any_other_error_says_where_it_comes_from(caplog: pytest.LogCaptureFixture) -> None:
     """A failed assertion may have no words at all."""
     with pytest.raises(AssertionError):
-        reported(fails_with(AssertionError()))()
+        log_errors(fails_with(AssertionError()))()
     assert told(caplog) == [("the flow ends: AssertionError()", True)]
 
 
 def test_the_end_of_a_source_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(StopIteration):
-        reported(fails_with(StopIteration()))()
+        log_errors(fails_with(StopIteration()))()
     assert told(caplog) == []
 
 
@@ -121,9 +121,9 @@ def through_unparted(sink: DynamicSink[Any]) -> None:
 
 def test_a_sink_does_what_it_did(caplog: pytest.LogCaptureFixture) -> None:
     parted, unparted = Parted(""), Unparted("")
-    assert through_parted(reported_sink(parted)) == [["0", "1"], 8, "all"]
+    assert through_parted(log_sink_errors(parted)) == [["0", "1"], 8, "all"]
     assert (parted.built, parted.part.given) == (("out", "1", "state"), [b"a", b"b", "closed"])
-    through_unparted(reported_sink(unparted))
+    through_unparted(log_sink_errors(unparted))
     assert (unparted.built, unparted.part.given) == (("out", 1, 2), [b"a", b"b", "closed"])
     assert told(caplog) == []
 
@@ -131,14 +131,14 @@ def test_a_sink_does_what_it_did(caplog: pytest.LogCaptureFixture) -> None:
 @pytest.mark.parametrize("broken", ["list_parts", "build_part", "write_batch", "snapshot", "close"])
 def test_what_fails_of_a_parted_sink_is_told(caplog: pytest.LogCaptureFixture, broken: str) -> None:
     with pytest.raises(FileError):
-        through_parted(reported_sink(Parted(broken)))
+        through_parted(log_sink_errors(Parted(broken)))
     assert told(caplog) == [("the flow ends: file 'alerts.ndjson': no space left", False)]
 
 
 @pytest.mark.parametrize("broken", ["build", "write_batch", "close"])
 def test_what_fails_of_any_other_sink_is_told(caplog: pytest.LogCaptureFixture, broken: str) -> None:
     with pytest.raises(FileError):
-        through_unparted(reported_sink(Unparted(broken)))
+        through_unparted(log_sink_errors(Unparted(broken)))
     assert told(caplog) == [("the flow ends: file 'alerts.ndjson': no space left", False)]
 
 

@@ -135,7 +135,7 @@ def test_a_store_that_owes_an_answer_makes_the_process_not_ready(monkeypatch: py
     now = 10.0
     monkeypatch.setattr("tidegate.flows.runtime.metrics.time.monotonic", lambda: now)
     telemetry = Telemetry()
-    with telemetry.asking_store():
+    with telemetry.track_store_wait():
         assert telemetry.trouble() is None
         now += STORE_SILENT_S + 0.1
         trouble = telemetry.trouble()

@@ -7,9 +7,9 @@ import pytest
 
 from tests.flows.conftest import Place
 from tidegate.flows.meter.dataflow import _alerts, _lines
-from tidegate.flows.meter.decode_step import Decoding
+from tidegate.flows.meter.decode_step import DecodeStep
 from tidegate.flows.meter.shard_step import ShardLogic
-from tidegate.flows.meter.store_step import Storing, _Stored
+from tidegate.flows.meter.store_step import StoreStep, _Stored
 from tidegate.operators.model.ports import Resend
 
 NOTHING: Any = None
@@ -40,13 +40,13 @@ def test_a_cluster_says_what_is_wrong_with_its_state(place: Place) -> None:
 @pytest.mark.parametrize(
     "call",
     [
-        lambda: Decoding.chunks(NOTHING, []),
-        lambda: Decoding.direct(NOTHING, Resend(id="r")),
+        lambda: DecodeStep.chunks(NOTHING, []),
+        lambda: DecodeStep.direct(NOTHING, Resend(id="r")),
         lambda: ShardLogic.on_batch(NOTHING, []),
         lambda: ShardLogic.on_notify(NOTHING),
         lambda: ShardLogic.on_eof(NOTHING),
         lambda: ShardLogic.snapshot(NOTHING),
-        lambda: Storing._write(NOTHING, []),
+        lambda: StoreStep._write(NOTHING, []),
         lambda: _Stored.on_eof(NOTHING),
         lambda: _Stored.snapshot(NOTHING),
         lambda: _alerts(NOTHING, ("0.1", NOTHING)),

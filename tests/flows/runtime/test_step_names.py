@@ -13,7 +13,7 @@ from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 from tidegate.connectors.files.ndjson import FilePosition
 from tidegate.connectors.log.source import LogPosition
 from tidegate.flows.runtime import recovery
-from tidegate.flows.runtime.step_names import ResumedSource, Steps
+from tidegate.flows.runtime.step_names import ResumedSource, StepNames
 
 FILE = FilePosition(7, 7, "")
 
@@ -37,21 +37,23 @@ def keep(data: Path, step: str, partition: str, position: object) -> None:
 def test_each_place_keeps_its_step(data: Path) -> None:
     """A flow that goes back to an earlier source goes on where that one was, not where the later one is."""
     for _ in range(2):
-        assert Steps(data).name("source", "file:") == "source"
-        assert Steps(data).name("source", "log:ingest") == "source_2"
-        assert Steps(data).name("source", "log:other") == "source_3"
-        assert Steps(data).name("billing", "log:ingest") == "billing"
+        assert StepNames(data).name("source", "file:") == "source"
+        assert StepNames(data).name("source", "log:ingest") == "source_2"
+        assert StepNames(data).name("source", "log:other") == "source_3"
+        assert StepNames(data).name("billing", "log:ingest") == "billing"
 
 
 def test_alerts_are_numbered_from_one(data: Path) -> None:
     """As they were before places were remembered; whichever place in the setting an address has now."""
-    names = {place: Steps(data).name("alerts", place, first="alerts_1") for place in ("stdout:", "file:a")}
+    names = {
+        place: StepNames(data).name("alerts", place, first="alerts_1") for place in ("stdout:", "file:a")
+    }
     assert names == {"stdout:": "alerts_1", "file:a": "alerts_2"}
-    assert Steps(data).name("alerts", "file:a", first="alerts_1") == "alerts_2"
+    assert StepNames(data).name("alerts", "file:a", first="alerts_1") == "alerts_2"
 
 
 def test_without_recovery_there_is_one_step(tmp_path: Path) -> None:
-    steps = Steps(None)
+    steps = StepNames(None)
     assert [steps.name("source", place) for place in ("file:", "log:ingest")] == ["source", "source"]
     assert steps.partitions("source") == []
 
@@ -70,8 +72,8 @@ def test_a_store_of_an_earlier_version_is_known_by_its_positions(
     data: Path, position: object, place: str, step: str
 ) -> None:
     keep(data, "source", "in", position)
-    assert Steps(data).name("source", place) == step
-    assert Steps(data).partitions("source") == ["in"]
+    assert StepNames(data).name("source", place) == step
+    assert StepNames(data).partitions("source") == ["in"]
 
 
 class _Parts(FixedPartitionedSource[Any, Any]):

@@ -10,7 +10,7 @@ from typing import Any, Final, get_args
 import pytest
 
 from tests.support.places import ROOT
-from tidegate.flows.meter.dataflow import _offers
+from tidegate.flows.meter.dataflow import offers_of
 from tidegate.settings.addresses.address import OFFERED, Address, load
 from tidegate.settings.addresses.alerts import Alert, Delivered
 from tidegate.settings.addresses.ingest import Ingest
@@ -60,7 +60,7 @@ def test_a_connector_takes_what_its_address_has_and_needs(address: type[Address]
 
 
 def test_a_flow_offers_all_that_an_address_may_need() -> None:
-    found = inspect.getsource(_offers)
+    found = inspect.getsource(offers_of)
     assert {name for name in OFFERED if f'"{name}"' not in found} == set()
 
 
@@ -79,7 +79,7 @@ def test_a_poll_is_as_large_as_the_setting_says(source: str, tmp_path: Path) -> 
     segment.write_bytes(b'{"id":"................................"}\n' * 1000)
     given: dict[str, Any] = {"source": source, "catalog": "catalog.yaml", "poll_bytes": 4096}
     settings = load_settings(given)
-    opened = settings.source.open_in_flow(_offers(settings))
+    opened = settings.source.open_in_flow(offers_of(settings))
     partition = opened.build_part("in", opened.list_parts()[0], None)
     blocks: list[bytes] = []
     with suppress(StopIteration):

@@ -9,7 +9,7 @@ import pytest
 from tidegate.connectors.sqlite.control import SqliteControl
 from tidegate.settings.catalog.edit import with_override
 from tidegate.settings.catalog.file import CatalogError, parse_catalog, parse_meters
-from tidegate.settings.catalog.last_applied import InForce
+from tidegate.settings.catalog.last_applied import LastApplied
 from tidegate.settings.catalog.versions import Catalogs, FileWatch, apply_file, apply_text
 
 CALLS = "  - {name: calls, event_name: llm, aggregation: {type: count}}\n"
@@ -101,10 +101,10 @@ def test_a_new_store_is_told_what_the_flow_has_counted(log: SqliteControl, tmp_p
     apply(log, catalog(CALLS, SUM))
     folder = tmp_path / "recovery"
     folder.mkdir()
-    Catalogs(log, InForce(folder / "catalog.json"))
+    Catalogs(log, LastApplied(folder / "catalog.json"))
     with closing(SqliteControl(tmp_path / "new.db")) as new:
         apply(new, catalog(CALLS, MAX))
-        catalogs = Catalogs(new, InForce(folder / "catalog.json"))
+        catalogs = Catalogs(new, LastApplied(folder / "catalog.json"))
         assert (catalogs.newest, catalogs.current) == (0, parse_catalog(catalog(CALLS, SUM)))
         assert "'tok'" in catalogs.problems
         with pytest.raises(CatalogError):
@@ -115,18 +115,18 @@ def test_a_new_store_is_told_what_the_flow_has_counted(log: SqliteControl, tmp_p
 
 def test_what_a_shard_has_counted_stands_above_what_was_noted(log: SqliteControl, tmp_path: Path) -> None:
     """A state of an older version has no note beside it."""
-    catalogs = Catalogs(log, InForce(tmp_path / "catalog.json"))
+    catalogs = Catalogs(log, LastApplied(tmp_path / "catalog.json"))
     catalogs.remember(parse_meters(catalog(SUM)))
     with pytest.raises(CatalogError, match="'tok'"):
         apply(log, catalog(MAX))
-    assert InForce(tmp_path / "catalog.json").noted.meters == {"tok": ("sum", "n")}
+    assert LastApplied(tmp_path / "catalog.json").noted.meters == {"tok": ("sum", "n")}
 
 
 def test_a_note_that_is_damaged_is_made_again(log: SqliteControl, tmp_path: Path) -> None:
     (tmp_path / "catalog.json").write_bytes(b"{")
     apply(log, catalog(SUM))
-    Catalogs(log, InForce(tmp_path / "catalog.json"))
-    assert InForce(tmp_path / "catalog.json").noted.text == catalog(SUM)
+    Catalogs(log, LastApplied(tmp_path / "catalog.json"))
+    assert LastApplied(tmp_path / "catalog.json").noted.text == catalog(SUM)
 
 
 def test_a_long_history_is_read_once(log: SqliteControl, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from tidegate.operators.billing.provider import (
 from tidegate.operators.model.catalog import Catalog, Customer
 from tidegate.operators.model.periods import Billing, period_of
 from tidegate.settings.catalog.file import CatalogError, parse_catalog
-from tidegate.settings.catalog.pull import edges_of, pulled
+from tidegate.settings.catalog.pull import boundaries_of, pull_catalog
 from tidegate.settings.catalog.yaml_edit import Into, YamlEdit, flow
 
 EXAMPLE = (ROOT / "examples" / "catalog.yaml").read_text()
@@ -52,7 +52,9 @@ def without(catalog: Catalog, *customers: str) -> Catalog:
 
 def test_only_what_differs_is_changed_and_comments_stay() -> None:
     """Whoever keeps the file by hand finds it as it was."""
-    made = pulled(EXAMPLE, [], [subscription("cus_001"), subscription("cus_Ab12"), subscription("cus_006")])
+    made = pull_catalog(
+        EXAMPLE, [], [subscription("cus_001"), subscription("cus_Ab12"), subscription("cus_006")]
+    )
     before, after = EXAMPLE.splitlines(), made.text.splitlines()
     assert [line for line in before if line.lstrip().startswith("#")] == [
         line for line in after if line.lstrip().startswith("#")
@@ -78,9 +80,9 @@ def test_to_pull_again_changes_nothing(text: str) -> None:
     meters = [meter("tokens", "llm.tokens", "sum", "tokens"), meter("calls", "api.call")]
     free = (SubscribedMeter(meter_id="mtr_calls", free_threshold=100),)
     found = [subscription("cus_001", meters=free), subscription("cus_new", meters=free)]
-    once = pulled(text, meters, found)
+    once = pull_catalog(text, meters, found)
     assert once.changes and once.text != text
-    again = pulled(once.text, meters, found)
+    again = pull_catalog(once.text, meters, found)
     assert (again.text, again.changes) == (once.text, ())
     catalog = parse_catalog(once.text)
     name = next(m.name for m in catalog.meters if (m.event_name, m.kind) == ("api.call", "count"))
@@ -93,7 +95,7 @@ def test_a_known_meter_is_known_by_what_it_counts() -> None:
         "conjunction": "and",
         "clauses": [{"key": "dear", "operator": "equals", "value": True}],
     }
-    made = pulled(
+    made = pull_catalog(
         EXAMPLE,
         [
             meter("Input", "llm.tokens", "sum", "input_tokens"),
@@ -118,12 +120,12 @@ def test_two_metered_subscriptions_with_different_periods_are_a_conflict() -> No
         "cus_001", DAY + timedelta(days=2), NEXT, subscription_id="sub_ended", status="cancelled", meters=USED
     )
     both = [later, subscription("cus_001", meters=USED)]
-    made = pulled(EXAMPLE, [], [*both, ended, subscription("cus_006")])
+    made = pull_catalog(EXAMPLE, [], [*both, ended, subscription("cus_006")])
     [conflict] = made.conflicts
     assert (conflict.customer, conflict.subscriptions) == ("cus_001", ("sub_cus_001", "sub_later"))
     old, new = parse_catalog(EXAMPLE), parse_catalog(made.text)
     assert new.customers["cus_001"] == old.customers["cus_001"] and "cus_006" in new.customers
-    resolved = pulled(EXAMPLE, [], [later, ended])
+    resolved = pull_catalog(EXAMPLE, [], [later, ended])
     assert not resolved.conflicts
     assert parse_catalog(resolved.text).customers["cus_001"].period == Billing(
         (DAY + timedelta(days=1), NEXT)
@@ -135,9 +137,9 @@ def test_a_subscription_without_meters_changes_nothing(is_first: bool) -> None:
     """Neither the period of a customer who has a metered one too, nor one who has no other."""
     seats = subscription("cus_001", DAY + timedelta(days=9), NEXT, subscription_id="sub_seats", meters=())
     found = [seats, subscription("cus_001", meters=USED)]
-    made = pulled(EXAMPLE, [], found if is_first else found[::-1])
+    made = pull_catalog(EXAMPLE, [], found if is_first else found[::-1])
     assert not made.conflicts and parse_catalog(made.text).customers["cus_001"].period == Billing((DAY, NEXT))
-    alone = pulled(EXAMPLE, [], [seats, subscription("cus_new", meters=())])
+    alone = pull_catalog(EXAMPLE, [], [seats, subscription("cus_new", meters=())])
     assert (alone.text, alone.changes) == (EXAMPLE, ())
 
 
@@ -146,9 +148,9 @@ def test_equal_periods_of_two_subscriptions_go_together() -> None:
     other = (*USED, SubscribedMeter(meter_id="mtr_tokens", free_threshold=7))
     meters = [meter("tokens", "llm.tokens", "sum", "n"), meter("calls", "api.call")]
     first = subscription("cus_new", meters=USED)
-    made = pulled(CALLS, meters, [first])
+    made = pull_catalog(CALLS, meters, [first])
     second = subscription("cus_new", subscription_id="sub_2", product_id="pdt_2", meters=other)
-    again = pulled(made.text, meters, [first, second])
+    again = pull_catalog(made.text, meters, [first, second])
     catalog = parse_catalog(again.text)
     assert not again.conflicts and "2 lines" in again.warnings[0]
     assert [catalog.limit_of("cus_new", m).included for m in ("calls", "tokens")] == [100, 7]
@@ -164,19 +166,19 @@ def capped(text: str) -> str:
 def test_an_upgrade_moves_plan_and_cap(plan: str) -> None:
     """To the product's own plan; who pays is not stopped by the cap of the plan before."""
     meters = [meter("calls", "api.call")]
-    text = capped(pulled(CALLS, meters, [subscription("cus_new", meters=USED)]).text)
+    text = capped(pull_catalog(CALLS, meters, [subscription("cus_new", meters=USED)]).text)
     if plan == "by hand":
         text = text.replace("pdt_1:", "free:").replace("plan: pdt_1", "plan: free")
     if plan == "linked":
         text = text.replace("plans:\n", "plans:\n  gold: {billing_id: pdt_2, limits: {calls: {cap: 9000}}}\n")
     assert parse_catalog(text).limit_of("cus_new", "calls").cap == 100
     more = (SubscribedMeter(meter_id="mtr_calls", free_threshold=5000),)
-    made = pulled(text, meters, [subscription("cus_new", product_id="pdt_2", meters=more)])
+    made = pull_catalog(text, meters, [subscription("cus_new", product_id="pdt_2", meters=more)])
     catalog = parse_catalog(made.text)
     assert catalog.plan_of("cus_new").name == ("gold" if plan == "linked" else "pdt_2")
     limit = catalog.limit_of("cus_new", "calls")
     assert (limit.included, limit.cap) == (5000, 9000 if plan == "linked" else None)
-    again = pulled(made.text, meters, [subscription("cus_new", product_id="pdt_2", meters=more)])
+    again = pull_catalog(made.text, meters, [subscription("cus_new", product_id="pdt_2", meters=more)])
     assert (again.text, again.changes) == (made.text, ())
 
 
@@ -184,36 +186,38 @@ def test_a_change_of_plan_to_come_is_announced() -> None:
     """With the plan that it will be, or that there is none yet; the plan stays until then."""
     coming = subscription("cus_new", meters=USED, scheduled_change=ScheduledChange("pdt_pro", NEXT))
     at = "customer cus_new: its product becomes pdt_pro at 2026-12-03 09:12 UTC; "
-    assert f"{at}no plan has that billing_id yet" in pulled(CALLS, [], [coming]).warnings
-    made = pulled(CALLS + "plans: {pro: {billing_id: pdt_pro}}\ndefault_plan: pro\n", [], [coming])
+    assert f"{at}no plan has that billing_id yet" in pull_catalog(CALLS, [], [coming]).warnings
+    made = pull_catalog(CALLS + "plans: {pro: {billing_id: pdt_pro}}\ndefault_plan: pro\n", [], [coming])
     assert f"{at}its plan becomes pro" in made.warnings
     assert parse_catalog(made.text).customers["cus_new"].plan == "pdt_1"
 
 
 def test_a_plan_that_was_chosen_by_hand_stays_while_the_product_does() -> None:
     meters = [meter("calls", "api.call")]
-    text = pulled(CALLS, meters, [subscription("cus_new", meters=USED)]).text
+    text = pull_catalog(CALLS, meters, [subscription("cus_new", meters=USED)]).text
     text = text.replace("plans:\n", "plans:\n  vip: {limits: {calls: {included: 100, cap: 900}}}\n")
     text = text.replace("plan: pdt_1", "plan: vip")
-    made = pulled(text, meters, [subscription("cus_new", meters=USED)])
+    made = pull_catalog(text, meters, [subscription("cus_new", meters=USED)])
     assert (made.text, made.changes) == (text, ())
 
 
 def test_an_own_cap_stays_and_is_reported() -> None:
-    text = pulled(CALLS, [meter("calls", "api.call")], [subscription("cus_new", meters=USED)]).text
+    text = pull_catalog(CALLS, [meter("calls", "api.call")], [subscription("cus_new", meters=USED)]).text
     text = text.replace("cus_new: {", "cus_new: {limits: {calls: {cap: 50}}, ")
     moved = subscription("cus_new", product_id="pdt_2", meters=USED)
-    made = pulled(text, [meter("calls", "api.call")], [moved])
+    made = pull_catalog(text, [meter("calls", "api.call")], [moved])
     assert parse_catalog(made.text).limit_of("cus_new", "calls").cap == 50
     assert any("its own cap on calls stays" in warning for warning in made.warnings)
 
 
 def test_a_threshold_that_wrapped_there_is_warned_of() -> None:
     many = (SubscribedMeter(meter_id="mtr_calls", free_threshold=2**31),)
-    made = pulled(CALLS, [meter("calls", "api.call")], [subscription("cus_new", meters=many)])
+    made = pull_catalog(CALLS, [meter("calls", "api.call")], [subscription("cus_new", meters=many)])
     assert "2.1 billion" in made.warnings[0]
     fewer = (SubscribedMeter(meter_id="mtr_calls", free_threshold=2**31 - 1),)
-    assert not pulled(CALLS, [meter("calls", "api.call")], [subscription("cus_new", meters=fewer)]).warnings
+    assert not pull_catalog(
+        CALLS, [meter("calls", "api.call")], [subscription("cus_new", meters=fewer)]
+    ).warnings
 
 
 def test_two_plans_of_one_product_are_refused() -> None:
@@ -223,7 +227,7 @@ def test_two_plans_of_one_product_are_refused() -> None:
 
 def test_a_catalog_that_is_wrong_is_not_touched() -> None:
     with pytest.raises(CatalogError):
-        pulled("meters: [", [], [subscription("cus_1")])
+        pull_catalog("meters: [", [], [subscription("cus_1")])
 
 
 steps = st.lists(st.integers(1, 40), min_size=1, max_size=12)
@@ -234,7 +238,7 @@ steps = st.lists(st.integers(1, 40), min_size=1, max_size=12)
 def test_periods_of_before_stay_what_they_were(lengths: list[int], happened: list[str]) -> None:
     """Whatever the platform does with its edges, what had ended keeps them: a closed bill can be compared for ever."""
     start, end = DAY, DAY + timedelta(days=30)
-    edges = edges_of((), start, end)
+    edges = boundaries_of((), start, end)
     closed: list[tuple[datetime, datetime]] = []
     for what, days in zip(happened, lengths, strict=False):
         if what == "renew":
@@ -247,7 +251,7 @@ def test_periods_of_before_stay_what_they_were(lengths: list[int], happened: lis
             start, end = cut, cut + timedelta(days=days)
         elif what == "longer":
             end += timedelta(days=days)
-        edges = edges_of(edges, start, end)
+        edges = boundaries_of(edges, start, end)
     policy = Billing(edges)
     for begin, finish in [*closed, (start, end)]:
         at = int(begin.timestamp() * 1_000_000)
