@@ -5,7 +5,7 @@ from threading import Event, Lock, Thread
 
 from tidegate.operators.gate.customer_limits import Bounds
 from tidegate.operators.model.catalog import Catalog
-from tidegate.operators.model.ports import Holds, StoreError
+from tidegate.operators.model.ports import CatalogVersion, Holds, StoreError
 from tidegate.serving.gate.tally import LOG
 from tidegate.settings.catalog.file import CatalogError, parse_catalog
 
@@ -26,6 +26,7 @@ class Catalogs:
         self._lock = Lock()
         self._loading: Event | None = None
         self._lives = 0
+        self._version: CatalogVersion | None = None
         self._number = UNKNOWN if given is None else 0
         self.bounds = self._given
         self.problem = ""
@@ -69,7 +70,15 @@ class Catalogs:
     def _take(self, number: int) -> None:
         version = self._store.catalog() if number else None
         self._number = version.number if version else 0
-        if version is not None:
+        if (
+            version is not None
+            and self.bounds is not None
+            and version == self._version
+            and number == version.number
+        ):
+            # Read again as it was: what was decided by it stands, and is not to be judged again.
+            bounds = self.bounds
+        elif version is not None:
             bounds = Bounds(
                 parse_catalog(version.text, f"catalog {version.number}", is_applied=True), version.number
             )
@@ -77,5 +86,5 @@ class Catalogs:
             bounds = self._given
         else:
             raise LookupError("there is none in the store; apply one, or give the gate one")
-        self.bounds, self.problem = bounds, ""
+        self.bounds, self.problem, self._version = bounds, "", version
         self._changed()

@@ -291,6 +291,9 @@ class Core:
                 self._near.drop((hold.customer,))
             if not self._is_current(bounds, reserved.account):
                 if reserved.outcome == "held":
+                    if self.now() > deadline:
+                        # Whoever asked was answered, and may have asked again and been told that it is held.
+                        raise StoreError("the catalog changed while it was reserved")
                     # Under another catalog it might not have been.
                     self.store.release(hold.customer, hold.source, hold.id, now)
             elif reserved.outcome != "moved":

@@ -448,6 +448,36 @@ def test_a_gate_may_start_before_its_store(opened: Opened, kind: Any) -> None:
     assert gate.check("acme", "calls").catalog == 1
 
 
+def test_a_catalog_that_is_read_again_takes_no_hold_back(opened: Opened, kind: Any) -> None:
+    """A store that was away may be another one, so the catalog is read again, perhaps while a reservation is made.
+
+    Who asked may have lost the answer and asked again, and been told that it is held: giving it back to judge it once
+    more let another one have the same room.
+    """
+    store = FakeHolds(catalog_text())
+    gate, other = opened(store, kind), opened(store, Gate)
+    assert gate.check("acme", "calls").allowed and other.check("acme", "calls").allowed
+
+    def away() -> None:
+        raise StoreError("away")
+
+    catalogs = gate.gate._core._catalogs
+    catalogs.forget()
+    store.act = away
+    catalogs.follow(1, 10)
+    assert catalogs.problem
+    told: list[bool] = []
+
+    def ask_again() -> None:
+        if store.calls[-1] == "catalog" and not told:
+            told.append(other.reserve("acme", "calls", 10, timedelta(minutes=5), id="same").allowed)
+
+    store.act = ask_again
+    decision = gate.reserve("acme", "calls", 10, timedelta(minutes=5), id="same")
+    assert decision.allowed and told == [True] and not catalogs.problem
+    assert "release" not in store.calls and ("acme", "same") in store.holds
+
+
 def test_the_next_decision_goes_by_the_new_catalog(opened: Opened, kind: Any) -> None:
     store = FakeHolds()
     gate = opened(store, kind, catalog=parse_catalog(catalog_text("{cap: 3}")))
