@@ -37,31 +37,32 @@ class ReconciliationSettings(Settings):
     source: Source = Field(File(path="-"), description="Where the flow's events come from.")
     reconcile_every: Annotated[Duration, between("1m", "7d")] = Field(
         timedelta(minutes=15),
-        description="Between the starts of two passes; one that takes longer is followed at once.",
+        description="The time between the starts of two runs; the next follows a longer run at once.",
     )
     reconcile_once: bool = Field(
-        False, description="Make one pass, or finish the one that was begun, and end."
+        False, description="Make one run, or finish the one that was begun, and exit."
     )
     reconcile_settle: Annotated[Duration, between("1s", "1h")] = Field(
-        timedelta(minutes=3), description="How long the platform may take to show what it acknowledged."
+        timedelta(minutes=3),
+        description="How long the billing provider may take to show what it acknowledged.",
     )
     reconcile_repair: bool = Field(
-        False, description="Make the repairs that are allowed, instead of only naming them."
+        False, description="Make the repairs that are allowed, instead of only reporting them."
     )
     reconcile_credits: bool = Field(
-        False, description="Among the repairs: entries in credit ledgers, where a meter is paid in credits."
+        False, description="Allow entries in credit ledgers as repairs, where a meter is paid in credits."
     )
     reconcile_tolerance: Decimal = Field(
         Decimal(0),
         ge=0,
         max_digits=24,
         decimal_places=9,
-        description="Units by which a total may differ without drift.",
+        description="How many units a total may differ by without drift.",
     )
     reconcile_periods: bool = Field(
-        False, description="Before a pass, take the subscriptions' periods into the catalog."
+        False, description="Before a run, pull the subscriptions' periods into the catalog."
     )
-    reconcile_report: Report | None = Field(None, description="Where findings go as lines of JSON.")
+    reconcile_report: Report | None = Field(None, description="Where findings are written, as lines of JSON.")
 
     @property
     def folder(self) -> Any:
@@ -79,5 +80,5 @@ class WebhookSettings(Settings):
 
     source: Source = Field(File(path="-"), description="Where the flow's events come from.")
     dodo_webhook_secrets: SecretStr | None = Field(
-        None, description="What Dodo Payments signs webhooks with: whsec_… secrets with spaces between them."
+        None, description="The secrets that Dodo Payments signs webhooks with: whsec_…, separated by spaces."
     )

@@ -32,21 +32,21 @@ class ServingSettings(Settings):
     source: Source = Field(File(path="-"), description="Where the flow's events come from.")
     listen: HostPort = Field(("127.0.0.1", 8080), description="Where the HTTP service listens, as HOST:PORT.")
     auth: Literal["keys", "none"] = Field(
-        "keys", description="Who may call: who has an API key, or, on a loopback address only, anybody."
+        "keys", description="Who may call: holders of an API key, or, on a loopback address only, everyone."
     )
     keys: Path = Field(Path("data/keys.db"), description="The file of API keys; `tidegate keys` writes it.")
     ingest: Ingest = Field(
-        IngestLog(path="data/ingest/"), description="Where events go that the service takes in."
+        IngestLog(path="data/ingest/"), description="Where the service writes the events that it accepts."
     )
     request_bytes_max: ByteSize = Field(
         ByteSize(4 * MIB), ge=1024, le=64 * MIB, description="The longest body of a request."
     )
-    batch_max: int = Field(1000, ge=1, le=10_000, description="The most events in a request.")
+    batch_max: int = Field(1000, ge=1, le=10_000, description="The largest number of events in a request.")
     rate_per_key: int = Field(
         10_000,
         ge=1,
         le=1_000_000,
-        description="Requests per second and API key; a second's worth may come at once.",
+        description="Requests per second and API key; the requests of one second may arrive at once.",
     )
     rate_per_customer_key: int = Field(
         50,
@@ -54,24 +54,27 @@ class ServingSettings(Settings):
         le=1_000_000,
         description="The same for a key or token of one customer, which is in that customer's browsers.",
     )
-    streams_max: int = Field(
-        1000, ge=1, le=100_000, description="The most streams (SSE) that are open at a time."
+    streams_max: int = Field(1000, ge=1, le=100_000, description="The largest number of open streams (SSE).")
+    streams_per_key: int = Field(
+        500, ge=1, le=100_000, description="The largest number of streams with one API key."
     )
-    streams_per_key: int = Field(500, ge=1, le=100_000, description="The most of them with one API key.")
     streams_per_customer: int = Field(
         10,
         ge=1,
         le=100_000,
-        description="The most of them with all keys and tokens of one customer together.",
+        description="The largest number of streams with all keys and tokens of one customer.",
     )
     connections_max: int = Field(
         2000,
         ge=10,
         le=200_000,
-        description="The most connections; twice `TIDEGATE_STREAMS_MAX` are always allowed.",
+        description="The largest number of connections; twice `TIDEGATE_STREAMS_MAX` are always allowed.",
     )
     connections_per_address: int = Field(
-        1500, ge=1, le=200_000, description="The most connections of one address, which may be a proxy's."
+        1500,
+        ge=1,
+        le=200_000,
+        description="The largest number of connections of one address, which may be a proxy's.",
     )
     max_lag: Annotated[Duration, between("1s", "35d")] = Field(
         timedelta(seconds=5),

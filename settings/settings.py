@@ -81,11 +81,11 @@ class Settings(BaseSettings):
     source: Source = Field(description="Where events come from, such as file:events.ndjson or demo:.")
     store: Store = Field(Sqlite(path="data/tidegate.db"), description="Where totals are kept.")
     alerts: Alerts = Field(
-        (AlertStdout(),), description="Where alerts go: one address, or several with spaces between them."
+        (AlertStdout(),), description="Where alerts go: one address, or several separated by spaces."
     )
     webhook_secrets: SecretStr | None = Field(
         None,
-        description="What webhook: signs with: whsec_… secrets with spaces between them, the newest first.",
+        description="The secrets that webhook: signs with: whsec_…, separated by spaces, the newest first.",
     )
     slack_url: SecretStr | None = Field(None, description="The incoming webhook that slack: posts to.")
     dead_letters: DeadLetters = Field(
@@ -96,48 +96,49 @@ class Settings(BaseSettings):
         None, description="The API key of Dodo Payments, for dodo: billing."
     )
     branches: Branches = Field(
-        ("store", "alerts"), description="What runs here: store, alerts, billing. Dead letters always do."
+        ("store", "alerts"),
+        description="The branches that run here: store, alerts, billing. Dead letters always run.",
     )
     catalog: Path = Field(Path("catalog.yaml"), description="Meters, plans, caps and customers, in YAML.")
-    data_dir: Path = Field(Path("data"), description="Where recovery store and journal live.")
+    data_dir: Path = Field(Path("data"), description="The folder of the recovery store and the journal.")
     recovery: bool = Field(True, description="Keep state across restarts.")
     recovery_parts: int = Field(
-        1, ge=1, le=1024, description="Parts of the recovery store: at least as many as processes."
+        1, ge=1, le=1024, description="Parts of the recovery store: at least as many as there are processes."
     )
     epoch: Annotated[Duration, between("1s", "10m")] = Field(
         timedelta(seconds=10),
-        description="Between snapshots: what a restart reads again.",
+        description="The time between two snapshots, which a restart reads again.",
     )
     lateness: Annotated[Duration, between("0", "35d")] = Field(
         timedelta(hours=24),
-        description="How late an event may come; so long its identity is remembered.",
+        description="How late an event may arrive; its identity is remembered for as long.",
     )
     future: Annotated[Duration, between("0", "1d")] = Field(
         timedelta(minutes=5),
-        description="How far ahead of its receipt an event may be, and how far one event alone moves now.",
+        description="How far an event may be ahead of its receipt, and how far one event can move now.",
     )
     clock: Literal["auto", "wall", "event"] = Field(
         "auto",
-        description="What now is: `wall`, when the transport took an event, or `event`, the latest event;"
-        " auto: as the source needs.",
+        description="What now is: `wall`, the time at which the transport took an event, or `event`, the latest"
+        " event's; `auto` chooses by the source.",
     )
     shards: int = Field(
         16, ge=1, le=1024, description="Parts of the state, a power of two. Fixed at the first start."
     )
     poll_bytes: ByteSize = Field(
-        ByteSize(16 * MIB), ge=4 * KIB, le=16 * MIB, description="How much a source hands out at once."
+        ByteSize(16 * MIB), ge=4 * KIB, le=16 * MIB, description="How many bytes a source reads at once."
     )
     payload_bytes_max: ByteSize = Field(
         ByteSize(MIB), ge=KIB, le=16 * MIB, description="The longest payload; longer ones are dead letters."
     )
     coalesce: Annotated[Duration, between("0", "10s")] = Field(
         timedelta(milliseconds=10),
-        description="The least time between two writes of one shard to the store.",
+        description="The shortest time between two writes of one shard to the store.",
     )
     store_aside: int = Field(
         20_000,
         ge=0,
-        description="Of so many totals at once and more, a process of its own writes to sqlite: (0: none does).",
+        description="From this many totals at once, an asynchronous writer process writes to sqlite: (0: never).",
     )
     metrics: HostPort | None = Field(
         None,
@@ -145,13 +146,13 @@ class Settings(BaseSettings):
     )
     stall: Annotated[Duration, between("1s", "1h")] = Field(
         timedelta(seconds=30),
-        description="With no progress for so long though there is input, the process is not ready.",
+        description="After this time with input but without progress, the process is not ready.",
     )
     peer_timeout: Annotated[Duration, between("1s", "1d")] = Field(
         timedelta(minutes=5),
-        description="How long a process waits at its start for the others of its cluster; then it ends with 1.",
+        description="How long a process waits at its start for the others of its cluster; then it exits with 1.",
     )
-    log: Literal["text", "json"] = Field("text", description="How log lines look: for people, or as JSON.")
+    log: Literal["text", "json"] = Field("text", description="The format of log lines: text, or JSON.")
     traces: str | None = Field(
         None,
         pattern=r"^https?://[^\s/]+",
