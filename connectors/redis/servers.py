@@ -18,7 +18,7 @@ from typing import Any, Final, Literal, Protocol
 from redis import Connection, SSLConnection
 from redis import exceptions as errors
 
-from tidegate.operators.model.ports import StoreError, StoreIncomplete
+from tidegate.operators.model.ports import StoreError, StoreIncomplete, StoreRefused
 
 PORT: Final = 6379
 SENTINEL_PORT: Final = 26379
@@ -96,9 +96,28 @@ class Servers:
     timeout: timedelta = timedelta(seconds=5)
     wait: timedelta = timedelta(seconds=60)
 
+    def __post_init__(self) -> None:
+        if self.tls:
+            self._check_files()
+
     def __str__(self) -> str:
         names = ",".join(name if port is None else f"{name}:{port}" for name, port in self.hosts)
         return f"{names}/{self.service}" if self.service else names
+
+    def _check_files(self) -> None:
+        """Raise StoreRefused where a file that TLS needs cannot be used, as connections would not say which."""
+        context = ssl.create_default_context()
+        named = f"ca {self.ca!r}"
+        try:
+            if self.ca is not None:
+                context.load_verify_locations(self.ca)
+            named = f"cert {self.cert!r} with key {self.key!r}"
+            if self.cert is not None:
+                # The password of a key that needs one cannot be given, and must not be asked for on a terminal.
+                context.load_cert_chain(self.cert, self.key, password="")
+        except OSError as error:
+            reason = error.strerror or error
+            raise StoreRefused(f"store {self}: {named}: cannot be used ({reason}); name a PEM file") from None
 
     def connection(self, host: str, port: int, *, sentinel: bool = False, **more: Any) -> Wire:
         """A connection that is made when first used, and never tries again by itself. `more` is as of redis-py."""
@@ -177,16 +196,18 @@ def is_passing(error: Exception, servers: Servers) -> bool:
 
 
 def refusal(error: Exception, servers: Servers) -> StoreError:
-    """What failed, and what to do about it."""
+    """Return the error to raise for one of redis-py's: what failed, and what to do; StoreRefused if no wait helps."""
     text = str(error)
+    passes = is_passing(error, servers)
     advice = next((advice for kind, advice in ADVICE if isinstance(error, kind)), None)
     advice = advice or next((words for word, words in ADVICE_BY_WORD.items() if text.startswith(word)), None)
     if _is_refused_certificate(error):
         advice = "check tls, ca, cert and key of the address against the server's certificate"
-    if advice is None and is_passing(error, servers):
+    if advice is None and passes:
         waited = f"after {servers.wait.total_seconds():g} s of trying"
         advice = f"{waited}; see that the servers run and can be reached, then start again: nothing is lost"
-    return StoreError(f"store {servers}: {text}; {advice or 'this is unexpected, please report it'}")
+    kind = StoreError if passes else StoreRefused
+    return kind(f"store {servers}: {text}; {advice or 'this is unexpected, please report it'}")
 
 
 def complete(reply: Any, servers: Servers) -> Any:

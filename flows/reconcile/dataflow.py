@@ -305,11 +305,13 @@ class _AlertOut:
 
     def __init__(self, settings: ReconciliationSettings) -> None:
         self._settings = settings
+        # At the start, so that a wrong address or secret does not first show with an alert.
+        self._sinks = [(address, self._sink(address)) for address in settings.alerts]
         self._opened: list[tuple[Any, Any, bool]] | None = None
 
     def __call__(self, id: str, kind: str, customer: str, line: bytes) -> None:
         if self._opened is None:
-            self._opened = [self._open(address) for address in self._settings.alerts]
+            self._opened = [self._build(address, sink) for address, sink in self._sinks]
         for address, part, is_keyed in self._opened:
             if address.wants(kind, customer):
                 part.write_batch([line if is_keyed else (id, line)])
@@ -322,8 +324,7 @@ class _AlertOut:
             part.close()
         self._opened = None
 
-    def _open(self, address: Any) -> tuple[Any, Any, bool]:
-        sink = self._sink(address)
+    def _build(self, address: Any, sink: Any) -> tuple[Any, Any, bool]:
         if isinstance(sink, FixedPartitionedSink):
             return address, sink.build_part("alerts", sink.list_parts()[0], None), True
         return address, sink.build("alerts", 0, 1), False

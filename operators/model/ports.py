@@ -18,6 +18,10 @@ class StoreError(TidegateError):
     """A store cannot be opened, written or read; says what to do."""
 
 
+class StoreRefused(StoreError):
+    """The store's servers refuse what is asked, and will again: what is set up, here or there, is wrong."""
+
+
 class StoreReplaced(StoreError):
     """What is open is not what the address names any more: nothing was done, and opening it again will do."""
 

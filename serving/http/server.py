@@ -28,9 +28,10 @@ def serve(settings: ServingSettings, ready: Callable[[str], None], webhooks: Web
 
     With `webhooks` it takes the platform's deliveries too.
 
-    Raises OSError where it cannot listen, KeysError, SettingsError, IngestError as they say.
+    Raises: OSError where it cannot listen, TidegateError where the store, keys or log of events cannot be used.
     """
     service = Service(fit_descriptors(settings, _warn))
+    service.check()
     with listening_on(*settings.listen) as listening:
         ready(_shown(listening))
         server = server_of(service, webhooks)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
+from tidegate.operators.model.ports import StoreError, StoreRefused
 from tidegate.settings.addresses.address import BY_SCHEME, Address, Dsn, load
 from tidegate.settings.durations import Duration, between
 from tidegate.settings.problems import SettingsError
@@ -37,6 +38,9 @@ class StoreAddress(Address):
     def is_at_hand(self) -> bool:
         """Return whether it is known to be there without asking anybody over a network."""
         return False
+
+    def check(self) -> None:
+        """Raise StoreError where waiting cannot make a store of what is there; one that is away may come."""
 
     def require(self) -> Self:
         """Return the address of a store that can be read; SettingsError where it would be made first."""
@@ -79,6 +83,10 @@ class Sqlite(StoreAddress):
     def is_at_hand(self) -> bool:
         return Path(self.path).is_file()
 
+    def check(self) -> None:
+        if Path(self.path).exists():
+            self.open_reader().close()
+
     def require(self) -> Self:
         if not Path(self.path).exists():
             where = Path(self.path).absolute()
@@ -120,6 +128,18 @@ class RedisStore(StoreAddress, Dsn):
 
     def open_writer(self, *, resumed: bool, numbers: Path | None = None, **given: Any) -> Any:
         return self.open(resumed=resumed, numbers=numbers, **given)
+
+    def check(self) -> None:
+        log = self.model_copy(update={"wait": timedelta(0)}).open_control()
+        try:
+            log.catalog_number()
+        except StoreRefused:
+            raise
+        except StoreError:
+            # It is away, or not ready yet.
+            pass
+        finally:
+            log.close()
 
     def arguments(self) -> dict[str, Any]:
         """Of the writer."""
