@@ -9,10 +9,11 @@ READY := .venv/ready
 FITS := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))
 PYTHON ?= $(shell for name in python3 python3.12 python3.11; do \
 	$$name -c "$(FITS)" 2>/dev/null && echo $$name && break; done)
-# Where only other Pythons are: one of our own, from uv.
+# Where only other Pythons are installed, uv fetches one.
 MANAGED := build/python/ready
 UV = UV_PYTHON_INSTALL_DIR=$(CURDIR)/build/python build/uv/bin/uv python
-TRACE := $(firstword $(wildcard ../shared/data/azure-llm-conversation-2023.csv) examples/azure/sample.csv)
+ENGINE = $(or $(PYTHON),$(shell $(UV) find --managed-python 3.12))
+TRACE ?= examples/azure/sample.csv
 
 PINS := --quiet --build-deps-for editable --allow-unsafe --strip-extras --generate-hashes --no-header --no-annotate \
 	--no-emit-index-url --no-emit-trusted-host --no-emit-find-links
@@ -23,50 +24,50 @@ EXTRAS := dodo flow kafka otel redis serve slack smtp webhook
 
 .PHONY: help install check demo test drills lint format types docs bench azure audit sbom constraints clean
 
-help:  ## what there is to make
+help:  ## list the targets
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## (.*)/\1\t\2/' | expand -t 14
 
-install: $(READY)  ## the environment in .venv, from constraints.txt
+install: $(READY)  ## create the environment in .venv from constraints.txt
 
-check: lint types audit docs test drills  ## all that CI runs
+check: lint types audit docs test drills  ## run what CI runs
 
-demo: $(READY)  ## meters a made-up AI product, live; DEMO_SECONDS=60 ends it by itself
+demo: $(READY)  ## meter a made-up AI product, live; DEMO_SECONDS=60 ends it
 	@$(BIN)/python -m examples.demo
 
-test: $(READY)  ## all tests but the drills, on all cores; ARGS="-k totals" for some
+test: $(READY)  ## run all tests but the drills, on all cores; ARGS="-k totals" selects
 	$(BIN)/python -m pytest -q --numprocesses auto --dist worksteal $(addprefix --ignore=,$(DRILLS)) $(ARGS)
 
-drills: $(READY)  ## kills, outages and changes of everything, the manifests, the walkthrough and the demo, as they run
+drills: $(READY)  ## run the long tests: kills, outages, changes, manifests, the Kafka tutorial, the demo
 	$(BIN)/python -m pytest -q --numprocesses auto --dist worksteal $(ARGS) $(DRILLS)
 
-lint: $(READY)  ## ruff, and whether all is written as it formats it
+lint: $(READY)  ## check the code with ruff: rules and format
 	$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet .
 
-format: $(READY)  ## writes the code as ruff formats it
+format: $(READY)  ## fix and format the code with ruff
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
-types: $(READY)  ## mypy, strict
+types: $(READY)  ## check types with mypy, strict
 	$(BIN)/mypy
 
-docs: $(READY)  ## the documentation as a site in build/site; a link that leads nowhere is an error
+docs: $(READY)  ## build the documentation into build/site; a broken link is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
-bench: $(READY)  ## the comparison of throughput in docs/benchmarks.md, a few minutes
+bench: $(READY)  ## compare throughput, as in docs/benchmarks.md; takes minutes
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
-azure: $(READY)  ## meters a trace of LLM requests and counts it a second time
+azure: $(READY)  ## meter a trace of LLM requests (TRACE=file.csv) and count it a second time
 	$(BIN)/python -m examples.azure.run $(TRACE)
 
-audit: $(READY)  ## dependencies against .ci/dependencies.toml: pins, licences, known vulnerabilities
+audit: $(READY)  ## check dependencies against .ci/dependencies.toml: pins, licences, vulnerabilities
 	$(BIN)/python .ci/dependencies.py locked
 	$(BIN)/python .ci/dependencies.py licenses
 	$(BIN)/python .ci/dependencies.py vulnerabilities
 
-sbom: $(READY)  ## build/sbom.json, what the image consists of, as CycloneDX
+sbom: $(READY)  ## write build/sbom.json, the image's contents as CycloneDX
 	$(BIN)/python .ci/dependencies.py sbom build/sbom.json
 
-constraints:  ## adds what pyproject.toml needs to both lists of pins and keeps the rest; UPGRADE=1 renews all pins
-	$(PYTHON) -m venv build/pip-tools
+constraints: $(if $(PYTHON),,$(MANAGED))  ## pin what pyproject.toml adds and keep all other pins; UPGRADE=1 renews all
+	$(ENGINE) -m venv build/pip-tools
 	build/pip-tools/bin/pip install --quiet 'pip-tools>=7.5'
 	$(if $(UPGRADE),,cp constraints.txt constraints-run.txt build/)
 	build/pip-tools/bin/pip-compile $(PINS) $(if $(UPGRADE),--upgrade,--constraint constraints.txt) --extra dev \
@@ -77,13 +78,12 @@ constraints:  ## adds what pyproject.toml needs to both lists of pins and keeps 
 		(head -2 $$name.txt && grep -Ev '^(#|$$)' build/$$name.txt) > build/$$name.new && mv build/$$name.new $$name.txt; \
 	done
 
-clean:  ## removes the environment, caches and the demo's folder
+clean:  ## remove the environment, caches and the demo's folder
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis data/demo
 
 $(READY): constraints.txt pyproject.toml $(if $(PYTHON),,$(MANAGED))
-	$(eval PYTHON := $(or $(PYTHON),$(shell $(UV) find --managed-python 3.12)))
-	@$(PYTHON) -c "$(FITS)" || { echo "make: needs Python 3.11 or 3.12, got $$($(PYTHON) --version 2>&1)" >&2; exit 1; }
-	$(PYTHON) -m venv --clear .venv
+	@$(ENGINE) -c "$(FITS)" || { echo "make: needs Python 3.11 or 3.12, got $$($(ENGINE) --version 2>&1)" >&2; exit 1; }
+	$(ENGINE) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
