@@ -27,8 +27,8 @@ from pydantic import TypeAdapter
 from benchmarks.ended import ENDED
 from tidegate.connectors.clock import wall_clock
 from tidegate.operators.columns.quantity import SCALE
-from tidegate.operators.events.keys import identity
-from tidegate.operators.model.periods import Calendar, period_of
+from tidegate.operators.events.keys import compute_identity
+from tidegate.operators.model.periods import Calendar, find_period
 from tidegate.operators.model.ports import Holds, Scope, Settled
 from tidegate.operators.model.records import Total
 from tidegate.serving.gate import Gate
@@ -124,7 +124,7 @@ class Crowd:
 
     def _outcome(self) -> Outcome:
         now = wall_clock()
-        scope = Scope((METER,), period_of(Calendar("month"), "UTC", now)[0])
+        scope = Scope((METER,), find_period(Calendar("month"), "UTC", now)[0])
         with closing(holds_of(self.store)) as holds:
             account = holds.account(CUSTOMER, scope, now)
             later = holds.account(CUSTOMER, scope, now + 2 * EXPIRES_IN // timedelta(microseconds=1))
@@ -204,16 +204,16 @@ def _clients(crowd: Crowd, number: int) -> None:
 
 def _flow(crowd: Crowd, stop: Any, ready: Any) -> None:
     """Counts each identity once, in order, and writes what it comes to."""
-    start, end = period_of(Calendar("month"), "UTC", wall_clock())
+    start, end = find_period(Calendar("month"), "UTC", wall_clock())
     seen: set[str] = set()
     with closing(address_of(crowd.store).open_writer(resumed=True)) as writer:
         ready.set()
         for lines in _batches(crowd.events, stop):
             fresh = [id for id in dict.fromkeys(lines) if id not in seen]
             seen.update(fresh)
-            keys = np.frombuffer(b"".join(identity(CUSTOMER, "", id) for id in fresh), np.uint64).reshape(
-                -1, 2
-            )
+            keys = np.frombuffer(
+                b"".join(compute_identity(CUSTOMER, "", id) for id in fresh), np.uint64
+            ).reshape(-1, 2)
             known = len(seen)
             total = Total(
                 CUSTOMER, "period", METER, start, end, known, known, known, wall_clock(), 0, 0, 0, True

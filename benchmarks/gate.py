@@ -34,7 +34,7 @@ from benchmarks.crowd import CATALOG, CUSTOMER, METER, Crowd, address_of, holds_
 from benchmarks.ended import ENDED
 from tidegate.connectors.clock import wall_clock
 from tidegate.operators.columns.quantity import SCALE
-from tidegate.operators.model.periods import Calendar, period_of
+from tidegate.operators.model.periods import Calendar, find_period
 from tidegate.operators.model.ports import Hold, Scope, Settled
 from tidegate.operators.model.records import Total
 from tidegate.serving.gate import Gate
@@ -86,7 +86,7 @@ class Place:
 
 def filled(store: str, used: int = 500, cap: int = 1_000_000) -> None:
     """A catalog, and some usage of the customer."""
-    start, end = period_of(Calendar("month"), "UTC", wall_clock())
+    start, end = find_period(Calendar("month"), "UTC", wall_clock())
     total = Total(CUSTOMER, "period", METER, start, end, used, 1, used, wall_clock(), 0, 0, 0, True)
     with (
         closing(address_of(store).open_writer(resumed=False)) as writer,

@@ -23,7 +23,7 @@ import typer
 from benchmarks.ended import ENDED
 from tidegate.connectors.sqlite.api_keys import KeyFile
 from tidegate.connectors.sqlite.store import SqliteWriter
-from tidegate.operators.model.periods import Calendar, period_of
+from tidegate.operators.model.periods import Calendar, find_period
 from tidegate.operators.model.records import Total
 
 CONNECTIONS: Final = 32
@@ -83,7 +83,7 @@ def _prepare(folder: Path) -> str:
 
 def _total(customer: int, count: int) -> Total:
     now = time.time_ns() // 1000
-    start, end = period_of(Calendar("month"), "UTC", now)
+    start, end = find_period(Calendar("month"), "UTC", now)
     return Total(f"c{customer}", "period", "calls", start, end, count, count, count, now, 0, 0, 0, True)
 
 

@@ -18,7 +18,7 @@ import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from tidegate.connectors.alerts.queue import Message, Refused
-from tidegate.operators.model.alert_text import sentence, title
+from tidegate.operators.model.alert_text import write_sentence, write_title
 
 TIMEOUT = 20.0
 
@@ -79,7 +79,9 @@ class MailDeliverer:
 
     def _mail(self, messages: Sequence[Message]) -> EmailMessage:
         alerts = [msgspec.json.decode(message.body) for message in messages]
-        entries = [{"title": title(alert), "sentence": sentence(alert), **alert} for alert in alerts]
+        entries = [
+            {"title": write_title(alert), "sentence": write_sentence(alert), **alert} for alert in alerts
+        ]
         subject = entries[0]["title"] if len(entries) == 1 else f"{len(entries)} alerts"
         ids = sha256("\n".join(message.id for message in messages).encode()).hexdigest()[:32]
         mail = EmailMessage()

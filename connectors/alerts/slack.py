@@ -11,7 +11,7 @@ import msgspec
 
 from tidegate.connectors.alerts.queue import Message, Refused
 from tidegate.connectors.retry_after import read_retry_after
-from tidegate.operators.model.alert_text import sentence
+from tidegate.operators.model.alert_text import write_sentence
 
 TIMEOUT = httpx.Timeout(15.0, connect=5.0)
 _MARKS = {"raised": "🔺", "resolved": "✅"}
@@ -34,7 +34,9 @@ class SlackDeliverer:
     def deliver(self, messages: Sequence[Message]) -> None:
         """One post with a line for each. Raises Refused where it did not arrive."""
         alerts = [msgspec.json.decode(message.body) for message in messages]
-        lines = [f"{_MARKS.get(alert.get('state', ''), '•')} {_escaped(sentence(alert))}" for alert in alerts]
+        lines = [
+            f"{_MARKS.get(alert.get('state', ''), '•')} {_escaped(write_sentence(alert))}" for alert in alerts
+        ]
         try:
             answer = self._client.post(self._url, json={"text": "\n".join(lines)})
         except httpx.HTTPError as error:

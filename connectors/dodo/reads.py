@@ -17,7 +17,6 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 
 from tidegate.connectors.dodo.client import Answer, DodoClient, DodoError, part
-from tidegate.operators.billing.outgoing import instant
 from tidegate.operators.billing.provider import (
     CreditKind,
     Cycle,
@@ -28,6 +27,7 @@ from tidegate.operators.billing.provider import (
     Subscription,
     to_micros,
 )
+from tidegate.operators.model.wire import format_instant
 
 ATTEMPTS_MAX = 6
 PAUSE_FIRST, PAUSE_MAX = 1.0, 30.0
@@ -97,7 +97,7 @@ class DodoReads:
 
     def payments(self, since: int) -> list[Payment]:
         """Return the payments that were made since then (µs)."""
-        return _read(self._all("/payments", {"created_at_gte": instant(since)}), Payment)
+        return _read(self._all("/payments", {"created_at_gte": format_instant(since)}), Payment)
 
     def events(self, customer_id: str, event_name: str, start: int, end: int, now: int) -> list[ListedEvent]:
         """The events of this name in [start, end), whatever meters count them, doubles as often as they are there.
@@ -136,7 +136,7 @@ class DodoReads:
         balance = self._tried(lambda: self._client.get(path))
         if balance.is_missing:
             return []
-        return _read(self._all(f"{path}/ledger", {"start_date": instant(start)}), LedgerEntry)
+        return _read(self._all(f"{path}/ledger", {"start_date": format_instant(start)}), LedgerEntry)
 
     def enter(self, entitlement_id: str, customer_id: str, entry: Mapping[str, Any]) -> Entered:
         """Writes one entry into a credit ledger, once for its idempotency key.
@@ -170,8 +170,8 @@ class DodoReads:
             "customer_id": customer_id,
             "event_name": event_name,
             # Nobody says whether the ends are inside.
-            "start": instant(start - OVERLAP),
-            "end": instant(end + OVERLAP),
+            "start": format_instant(start - OVERLAP),
+            "end": format_instant(end + OVERLAP),
         }
         found = _read(self._all("/events", asked), ListedEvent)
         return [event for event in found if start <= to_micros(event.timestamp) < end]

@@ -30,11 +30,12 @@ from tidegate.connectors.dodo.sender import IDLE, Sender, Stopped, Terms
 from tidegate.connectors.engine import FixedPartitionedSink, StatefulSinkPartition
 from tidegate.connectors.outbox.ledger import Ledger, ledger_path
 from tidegate.connectors.outbox.outbox import Outbox
-from tidegate.operators.billing.outgoing import instant, unpack
+from tidegate.operators.billing.outgoing import unpack
 from tidegate.operators.billing.rate_limit import Rate
 from tidegate.operators.model.catalog import Catalog
 from tidegate.operators.model.ports import Note, StoreError, StoreWriter
 from tidegate.operators.model.records import Accepted
+from tidegate.operators.model.wire import format_instant
 
 QUEUED_BYTES_MAX = 64 << 20
 EVENTS_AT_ONCE = 5000
@@ -303,7 +304,7 @@ class _Works:
             return True
         notes = []
         for _, kind, state, at, text in news:
-            body = {"kind": f"billing_{kind}", "state": state, "at": instant(at), "text": text}
+            body = {"kind": f"billing_{kind}", "state": state, "at": format_instant(at), "text": text}
             notes.append(Note("alert", f"billing-{kind}-{at}-{state}", "", at, msgspec.json.encode(body)))
         try:
             with closing(self._open_store()) as store:

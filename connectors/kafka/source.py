@@ -35,7 +35,7 @@ from tidegate.connectors.kafka.client import Cluster, KafkaError
 from tidegate.connectors.kafka.consumer import STATISTICS_MS, Feed
 from tidegate.connectors.kafka.start_offsets import Starts, settled
 from tidegate.connectors.kafka.topic import Asker, Topic, TopicWatch, made_anew
-from tidegate.operators.events.framing import framed
+from tidegate.operators.events.framing import frame_messages
 from tidegate.operators.model.ports import Ints, Payloads
 
 _OURS: Final = {
@@ -250,7 +250,7 @@ class _Partition(StatefulSourcePartition[Payloads, KafkaPosition]):
             self._feed.close()
 
     def _payloads(self, messages: list[Message], now: int) -> list[Payloads]:
-        block, ends = framed(list(map(Message.value, messages)))
+        block, ends = frame_messages(list(map(Message.value, messages)))
         origin = f"{self._topic}/{self._partition}:{messages[0].offset()}"
         last = messages[-1]
         offset, epoch = last.offset(), last.leader_epoch()

@@ -12,7 +12,7 @@ from tidegate.connectors.outbox.schema import State
 from tidegate.operators.billing.drift import Fate, InFlight, OwnEvent, Span
 from tidegate.operators.billing.outgoing import read_fields
 from tidegate.operators.billing.provider import MatchedMeter, MeterReader
-from tidegate.operators.events.readings import value_of
+from tidegate.operators.events.readings import decode_value
 from tidegate.operators.model.records import Accepted
 
 SECOND = 1_000_000
@@ -146,7 +146,7 @@ class _Reads:
 
 def _read(body: bytes) -> tuple[str, Mapping[str, Any]]:
     name, raw = read_fields(body)
-    properties = value_of(raw)
+    properties = decode_value(raw)
     return name, properties if isinstance(properties, dict) else {}
 
 

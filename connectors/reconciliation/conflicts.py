@@ -6,9 +6,9 @@ from typing import Any
 import msgspec
 from xxhash import xxh3_128_hexdigest
 
-from tidegate.operators.billing.outgoing import instant
 from tidegate.operators.billing.subscriptions import Conflict
 from tidegate.operators.model.ports import Note, StoreReader
+from tidegate.operators.model.wire import format_instant
 
 KIND = "drift"
 STATUS = "conflict"
@@ -23,7 +23,7 @@ def note_of(conflict: Conflict, at: int) -> Note:
         "billed_as": conflict.billed_as,
         "subscriptions": conflict.subscriptions,
         "problem": conflict.why,
-        "looked_at": instant(at),
+        "looked_at": format_instant(at),
     }
     return Note(KIND, _id(conflict.customer), conflict.customer, at, msgspec.json.encode(fields))
 
@@ -63,7 +63,7 @@ def alert_of(conflict: Conflict, at: int) -> tuple[str, bytes]:
         "level": STATUS,
         "limit": "",
         "total": "",
-        "at": instant(at),
+        "at": format_instant(at),
         "limit_version": "",
         "turn": 0,
         "text": conflict.why,

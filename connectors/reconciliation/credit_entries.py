@@ -14,7 +14,7 @@ from tidegate.connectors.dodo.reads import DodoReads
 from tidegate.connectors.reconciliation.repair_journal import Entry
 from tidegate.operators.billing.credit_excess import AMOUNTS, add_amounts
 from tidegate.operators.billing.provider import LedgerEntry, to_micros
-from tidegate.operators.columns.quantity import decimal
+from tidegate.operators.columns.quantity import to_decimal
 from tidegate.operators.model.errors import TidegateError
 
 KEY = "tidegate_act"
@@ -43,7 +43,7 @@ class CreditTerms(NamedTuple):
 
     def credits(self, quantity: int) -> Decimal:
         """Return the credits that a total (×10²⁴) comes to, rounded down as the provider does."""
-        chargeable = AMOUNTS.divide(decimal(max(quantity - self.free, 0)), self.units_per_credit)
+        chargeable = AMOUNTS.divide(to_decimal(max(quantity - self.free, 0)), self.units_per_credit)
         return chargeable.quantize(Decimal(1).scaleb(-self.places), ROUND_DOWN, AMOUNTS)
 
 

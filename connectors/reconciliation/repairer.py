@@ -24,11 +24,11 @@ from tidegate.connectors.outbox.reader import OutboxReader
 from tidegate.connectors.reconciliation.credit_entries import CreditTerms, Entering, NeverDeducted, settle
 from tidegate.connectors.reconciliation.repair_journal import Entry, Journal, State
 from tidegate.operators.billing.drift import Span
-from tidegate.operators.billing.outgoing import instant
 from tidegate.operators.billing.provider import to_micros
 from tidegate.operators.billing.repairs import Repair
-from tidegate.operators.columns.quantity import text
+from tidegate.operators.columns.quantity import format_quantity
 from tidegate.operators.model.ports import Adjustment, ControlLog, Resend, StoreReader
+from tidegate.operators.model.wire import format_instant
 
 BY = "reconciliation"
 # Of one act. What is beyond comes with the next run.
@@ -112,22 +112,22 @@ class Repairer:
         if act.act in ("credit", "debit"):
             assert credit is not None
             return self._entries(act, subject, credit)
-        start = instant(subject.span.start)
-        after, how = {"ours": text(subject.ours), "billers": text(subject.billers)}, {}
+        start = format_instant(subject.span.start)
+        after, how = {"ours": format_quantity(subject.ours), "billers": format_quantity(subject.billers)}, {}
         match act.act:
             case "resend" | "late":
                 after["billers"] = "its events are there"
                 cause = _digest(act.ids)
             case "adjust":
-                after["ours"] = text(subject.ours + act.quantity)
+                after["ours"] = format_quantity(subject.ours + act.quantity)
                 how = {"at": str(max(min(self._clock(), subject.span.end - 1), subject.span.start))}
-                cause = f"{text(act.base)}:{text(act.base + act.quantity)}"
+                cause = f"{format_quantity(act.base)}:{format_quantity(act.base + act.quantity)}"
             case _:
                 # All totals are written again at once, so one such act in a while is enough.
                 cause = str(self._clock() // REWRITES_APART)
         whose = "all" if act.act == "rewrite" else f"{start}:{subject.meter}:{subject.customer}"
         id = f"recon:{act.act}:{whose}:{cause}"
-        return [self._entry(id, act, subject, text(act.quantity), act.ids[:IDS_MAX], how, after)]
+        return [self._entry(id, act, subject, format_quantity(act.quantity), act.ids[:IDS_MAX], how, after)]
 
     def _entries(self, act: Repair, subject: Subject, credit: CreditTerms) -> list[Entry]:
         """Plan one entry for each event, so that each is settled once, also when others join or leave the finding."""
@@ -142,7 +142,7 @@ class Repairer:
                 # An older version settled it, under an id of its own.
                 continue
             how = {"entitlement": credit.entitlement_id, "billed_as": subject.billed_as, **amounts}
-            planned.append(self._entry(key, act, subject, text(quantity), (id,), how))
+            planned.append(self._entry(key, act, subject, format_quantity(quantity), (id,), how))
         return planned[:ENTRIES_MAX]
 
     def _entry(
@@ -155,16 +155,16 @@ class Repairer:
         how: Mapping[str, str],
         after: Mapping[str, str] | None = None,
     ) -> Entry:
-        before = {"ours": text(subject.ours), "billers": text(subject.billers)}
+        before = {"ours": format_quantity(subject.ours), "billers": format_quantity(subject.billers)}
         return Entry(
-            at=instant(self._clock()),
+            at=format_instant(self._clock()),
             id=id,
             state="planned",
             act=act.act,
             customer=subject.customer,
             meter=subject.meter,
-            period_start=instant(subject.span.start),
-            period_end=instant(subject.span.end),
+            period_start=format_instant(subject.span.start),
+            period_end=format_instant(subject.span.end),
             why=act.why,
             quantity=quantity,
             ids=ids,
@@ -182,7 +182,7 @@ class Repairer:
         return self._close(entry, "done" if entry.act in ("credit", "debit") else "made", result)
 
     def _close(self, entry: Entry, state: State, result: str) -> str:
-        self.journal.close(entry, state, instant(self._clock()), result)
+        self.journal.close(entry, state, format_instant(self._clock()), result)
         return f"refused: {result}" if state == "refused" else state
 
     def _done(self, entry: Entry) -> str:

@@ -21,8 +21,8 @@ from tidegate.connectors.files.private_files import make_private_folder
 from tidegate.connectors.reconciliation.findings import Pass
 from tidegate.operators.billing.coverage import CoverageLine, CoverageSum, format_money
 from tidegate.operators.billing.drift_status import DriftStatus
-from tidegate.operators.billing.outgoing import instant
-from tidegate.operators.columns.quantity import text
+from tidegate.operators.columns.quantity import format_quantity
+from tidegate.operators.model.wire import format_instant
 
 PIPE_COLUMNS = 400
 COLOURS = {"drift": "red", "suspect": "yellow", "acknowledged": "green", "conflict": "red"}
@@ -88,7 +88,8 @@ def proof_table(sums: Sequence[CoverageSum]) -> Table:
     for one in sums:
         worth = format_money(one.worth, one.currency) if one.currency else "no price known"
         units = map(
-            text, (one.ours, one.billed, one.in_flight, one.held_back, one.unbilled, one.acknowledged)
+            format_quantity,
+            (one.ours, one.billed, one.in_flight, one.held_back, one.unbilled, one.acknowledged),
         )
         made.add_row(*map(Text, (one.meter, f"{one.totals:,}", *units, worth if one.unbilled else "")))
     return made
@@ -101,13 +102,13 @@ def proof_line(number: int, line: CoverageLine) -> bytes:
         "status": "coverage",
         "customer": line.customer,
         "meter": line.meter,
-        "period_start": instant(line.span.start),
-        "period_end": instant(line.span.end),
-        "ours": text(line.ours),
-        "billed": text(line.billed),
-        "in_flight": text(line.in_flight),
-        "held_back": text(line.held_back),
-        "unbilled": text(line.unbilled),
+        "period_start": format_instant(line.span.start),
+        "period_end": format_instant(line.span.end),
+        "ours": format_quantity(line.ours),
+        "billed": format_quantity(line.billed),
+        "in_flight": format_quantity(line.in_flight),
+        "held_back": format_quantity(line.held_back),
+        "unbilled": format_quantity(line.unbilled),
         "cause": line.cause,
         "state": _state(line),
         "currency": line.currency,
@@ -125,10 +126,10 @@ def _state(line: CoverageLine) -> str:
 def sum_fields(one: CoverageSum) -> dict[str, Any]:
     """A sum of the proof, for JSON."""
     units = {
-        name: text(getattr(one, name))
+        name: format_quantity(getattr(one, name))
         for name in ("ours", "billed", "in_flight", "held_back", "unbilled", "acknowledged")
     }
-    worth = {"currency": one.currency, "worth": f"{one.worth:f}", "unpriced": text(one.unpriced)}
+    worth = {"currency": one.currency, "worth": f"{one.worth:f}", "unpriced": format_quantity(one.unpriced)}
     return {"meter": one.meter, "totals": one.totals, **units, **worth}
 
 

@@ -14,8 +14,8 @@ import msgspec
 from tidegate.connectors.reconciliation.findings import BookError
 from tidegate.connectors.sqlite.files import open_file
 from tidegate.connectors.sqlite.schema import Schema
-from tidegate.operators.billing.outgoing import instant
 from tidegate.operators.billing.statement import StatementLine
+from tidegate.operators.model.wire import format_instant
 
 FILE = "statement.db"
 KEPT_US = 3 * 366 * 86_400 * 1_000_000
@@ -46,7 +46,10 @@ def write_statement(folder: Path, lines: Sequence[StatementLine], since: int, no
     Raises: BookError where the file cannot be written.
     """
     with closing(open_file(folder / FILE, SCHEMA, "rwc")) as file, file.transaction() as db:
-        db.execute("DELETE FROM lines WHERE end > ? OR end < ?", (instant(since), instant(now - KEPT_US)))
+        db.execute(
+            "DELETE FROM lines WHERE end > ? OR end < ?",
+            (format_instant(since), format_instant(now - KEPT_US)),
+        )
         db.executemany("INSERT OR REPLACE INTO lines VALUES (?, ?, ?, ?, ?, ?, ?)", map(_row, lines))
 
 

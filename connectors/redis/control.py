@@ -24,7 +24,7 @@ from tidegate.connectors.redis.key_layout import Keys
 from tidegate.connectors.redis.rebuild import Rebuilds
 from tidegate.connectors.redis.scripts.common import APPEND, APPLY, PUT_BACK
 from tidegate.connectors.redis.servers import Servers
-from tidegate.operators.model.adjustments import is_same
+from tidegate.operators.model.adjustments import is_same_request
 from tidegate.operators.model.ports import (
     CatalogConflict,
     CatalogVersion,
@@ -64,7 +64,7 @@ class RedisControl:
         """As in `ports.ControlLog`."""
         append = APPEND.call(self._slot, self._log, record.id, msgspec.json.encode(record))
         position, known = self._ask(append)
-        if known and not is_same(read_record(known), record):
+        if known and not is_same_request(read_record(known), record):
             raise ControlConflict(record.id)
         return str(position.decode())
 

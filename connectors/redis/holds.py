@@ -28,7 +28,7 @@ from tidegate.connectors.redis.key_layout import Keys, bucket_of, field_of, slot
 from tidegate.connectors.redis.scripts.hold import ACCOUNT, COMMIT, EXPIRED, RELEASE, RESERVE
 from tidegate.connectors.redis.servers import Servers, complete
 from tidegate.connectors.redis.timed_client import TimedRedis
-from tidegate.operators.events.keys import identity
+from tidegate.operators.events.keys import compute_identity
 from tidegate.operators.model.freshness import Heartbeat
 from tidegate.operators.model.ports import Account, CatalogVersion, Closing, Hold, Reserved, Scope
 
@@ -81,7 +81,7 @@ class RedisHolds:
         bucket, keys = self._of(hold.customer)
         places = {meter: place for place, meter in enumerate(scope.meters, 1)}
         limits = [(meter, places.get(meter, 0), str(ceiling)) for meter, ceiling in ceilings.items()]
-        key = identity(hold.customer, hold.source, hold.id)
+        key = compute_identity(hold.customer, hold.source, hold.id)
         given = (
             now, key, hold.customer, hold.until, "" if seen is None else f"{seen:015x}", _packed(hold.quantities),
             _pack(limits), len(fields), *fields,
@@ -95,14 +95,14 @@ class RedisHolds:
         """As in `ports.Holds`."""
         final = b"" if quantities is None else _packed(quantities)
         bucket, keys = self._of(customer)
-        given = (now, identity(customer, source, id), customer, until, final)
+        given = (now, compute_identity(customer, source, id), customer, until, final)
         (state, asked, expired), _ = self._ask("write", COMMIT.call(slot_of(bucket), keys, *given))
         return Closing(state.decode(), quantities_of(asked), bool(expired))
 
     def release(self, customer: str, source: str, id: str, now: int) -> Closing:
         """As in `ports.Holds`."""
         bucket, keys = self._of(customer)
-        given = (now, identity(customer, source, id), customer)
+        given = (now, compute_identity(customer, source, id), customer)
         (state, asked), _ = self._ask("write", RELEASE.call(slot_of(bucket), keys, *given))
         return Closing(state.decode(), quantities_of(asked))
 

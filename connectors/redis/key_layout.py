@@ -28,7 +28,7 @@ import msgspec
 import numpy as np
 from redis.crc import key_slot
 
-from tidegate.operators.columns.quantity import SCALE, scaled
+from tidegate.operators.columns.quantity import SCALE, scale
 from tidegate.operators.events.keys import shard_of
 from tidegate.operators.metering.totals import ShardTotals
 from tidegate.operators.metering.windows import WINDOW_NAMES, key_of, replace_key, start_of, window_of
@@ -173,7 +173,7 @@ def used_of(start: int, row: bytes) -> Used:
     _, _, as_of, written, *rare = _unpack(row[head.end() :])
     kept = rare[-1] if rare else None
     digits = head[3].decode() if kept is None or kept is True else kept
-    total = int(digits) * SCALE if kept is None else scaled(Decimal(digits))
+    total = int(digits) * SCALE if kept is None else scale(Decimal(digits))
     return Used(total, start + as_of, start + written)
 
 

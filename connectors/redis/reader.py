@@ -14,7 +14,7 @@ from tidegate.connectors.redis.scripts.hold import ACCOUNT
 from tidegate.connectors.redis.servers import Servers, complete
 from tidegate.operators.model.freshness import Heartbeat
 from tidegate.operators.model.ports import Changes, Held, Note, StoredTotal
-from tidegate.operators.model.records import Counter, is_after
+from tidegate.operators.model.records import Counter, is_requested
 
 # Named at most per bucket in one answer of the feed; beyond, reading all anew is cheaper.
 NAMES_MAX: Final = 2_000
@@ -34,7 +34,7 @@ class RedisReader:
 
     def read(self, customer: str, since: int = 0) -> list[StoredTotal]:
         """Totals of one customer, of one moment, in one round trip, in the order of window, meter and start."""
-        return [stored for stored in self._page([customer]) if is_after(stored.total, since)]
+        return [stored for stored in self._page([customer]) if is_requested(stored.total, since)]
 
     def totals(self, customer: str | None = None) -> Iterator[StoredTotal]:
         """In the order of customer, window, meter and start; of each customer as of when it comes to them."""

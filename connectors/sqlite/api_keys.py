@@ -22,14 +22,14 @@ from tidegate.connectors.sqlite.schema import Schema
 from tidegate.operators.gate.access import (
     ID_BYTES,
     SECRET_BYTES,
-    Key,
+    ApiKey,
     Scope,
     check_key,
-    is_same,
-    parted,
-    token_of,
+    format_token,
+    is_same_digest,
+    parse_token,
 )
-from tidegate.operators.gate.tokens import Claims, key_of, read, sign
+from tidegate.operators.gate.tokens import Claims, build_key, read_token, sign_token
 from tidegate.operators.model.errors import TidegateError
 
 KEYS_MAX: Final = 100_000
@@ -86,7 +86,7 @@ class KeyFile:
     ) -> None:
         self._clock, self._random = clock, random
         # What was looked up since the file changed last; None is for an id that there is not.
-        self._known: dict[str, Key | None] = {}
+        self._known: dict[str, ApiKey | None] = {}
         self._secrets: dict[str, bytes] | None = None
         self._seen = -1
         self._look_at = self._seen_at = float("-inf")
@@ -106,7 +106,7 @@ class KeyFile:
         *,
         customer: str | None = None,
         expires_in: timedelta | None = None,
-    ) -> tuple[str, Key]:
+    ) -> tuple[str, ApiKey]:
         """A new key and its token, which is shown this once and kept nowhere."""
         try:
             check_key(scopes, customer)
@@ -120,7 +120,7 @@ class KeyFile:
             self._make_room(now)
             return self._insert(name, scopes, customer, now, expires_at)
 
-    def rotate(self, id: str, overlap: timedelta) -> tuple[str, Key]:
+    def rotate(self, id: str, overlap: timedelta) -> tuple[str, ApiKey]:
         """Make a key like this one, which ends after the overlap; the new token and its key."""
         now = self._clock()
         with self._file.transaction():
@@ -136,7 +136,7 @@ class KeyFile:
             )
         return made
 
-    def revoke(self, id: str) -> Key:
+    def revoke(self, id: str) -> ApiKey:
         """End a key for good; one that is revoked already stays as it is."""
         self._execute(
             "UPDATE keys SET revoked_at = ? WHERE id = ? AND revoked_at IS NULL", (self._clock(), id)
@@ -150,24 +150,24 @@ class KeyFile:
             count += found
         return count
 
-    def list(self) -> list[Key]:
+    def list(self) -> list[ApiKey]:
         """All keys, the oldest first."""
         return [_key(row) for row in self._execute("SELECT * FROM keys ORDER BY created_at, id", ())]
 
-    def find(self, token: str, monotonic: float) -> Key | None:
+    def find(self, token: str, monotonic: float) -> ApiKey | None:
         """The key of a token, None where there is none or it is good no more; `monotonic` are seconds."""
         self._follow(monotonic)
-        parts = parted(token)
+        parts = parse_token(token)
         if parts is None:
             return self._find_token(token)
         id, digest = parts
         key = self._look_up(id)
         # Compared also where there is no such key, so that ids cannot be told by the time it takes.
-        if not is_same(digest, key.digest if key else _NOBODY) or key is None:
+        if not is_same_digest(digest, key.digest if key else _NOBODY) or key is None:
             return None
         return key if key.is_good(self._clock()) else None
 
-    def is_good(self, key: Key, monotonic: float) -> bool:
+    def is_good(self, key: ApiKey, monotonic: float) -> bool:
         """Whether a key that was found before is good still."""
         self._follow(monotonic)
         if key.issuer is not None and not key.is_good(self._clock()):
@@ -180,14 +180,14 @@ class KeyFile:
         found = self._execute(f"SELECT count(*) FROM keys WHERE {_GOOD}", (self._clock(),))
         return int(found[0][0])
 
-    def issue(self, issuer: Key, customer: str, lasts: timedelta) -> tuple[str, Key]:
+    def issue(self, issuer: ApiKey, customer: str, lasts: timedelta) -> tuple[str, ApiKey]:
         """A token of this customer, issued with this key; signed and stored nowhere."""
         now = self._clock()
         ends = now + lasts // timedelta(microseconds=1)
         secrets = self._signing()
         id = next(reversed(secrets))
         claims = Claims(id, issuer.id, customer, now, ends)
-        return sign(claims, secrets[id]), key_of(claims, issuer)
+        return sign_token(claims, secrets[id]), build_key(claims, issuer)
 
     def open_signing(self) -> None:
         """Have a secret to sign tokens with, before the first one is asked for."""
@@ -209,12 +209,12 @@ class KeyFile:
         self._reader.close()
         self._file.close()
 
-    def _find_token(self, token: str) -> Key | None:
-        claims = read(token, self._signing())
+    def _find_token(self, token: str) -> ApiKey | None:
+        claims = read_token(token, self._signing())
         issuer = self._look_up(claims.issuer) if claims is not None else None
         if claims is None or issuer is None or not issuer.is_good(self._clock()):
             return None
-        key = key_of(claims, issuer)
+        key = build_key(claims, issuer)
         return key if key.is_good(self._clock()) else None
 
     def _signing(self) -> dict[str, bytes]:
@@ -228,14 +228,14 @@ class KeyFile:
             )
         return self._secrets
 
-    def _look_up(self, id: str) -> Key | None:
+    def _look_up(self, id: str) -> ApiKey | None:
         if id not in self._known:
             if len(self._known) >= KNOWN_MAX:
                 self._known.clear()
             self._known[id] = next(map(_key, self._read("SELECT * FROM keys WHERE id = ?", (id,))), None)
         return self._known[id]
 
-    def _one(self, id: str) -> Key:
+    def _one(self, id: str) -> ApiKey:
         found = self._execute("SELECT * FROM keys WHERE id = ?", (id,))
         if not found:
             raise KeysError(f"keys: there is none with the id {id[:60]!r}; `tidegate keys list` has them")
@@ -243,9 +243,9 @@ class KeyFile:
 
     def _insert(
         self, name: str, scopes: frozenset[Scope], customer: str | None, now: int, expires_at: int | None
-    ) -> tuple[str, Key]:
-        token = token_of(self._random(ID_BYTES), _urlsafe(self._random(SECRET_BYTES)))
-        parts = parted(token)
+    ) -> tuple[str, ApiKey]:
+        token = format_token(self._random(ID_BYTES), _urlsafe(self._random(SECRET_BYTES)))
+        parts = parse_token(token)
         assert parts is not None
         id, digest = parts
         row = (id, name, " ".join(sorted(scopes)), customer, digest, now, expires_at, None)
@@ -307,7 +307,7 @@ def _urlsafe(secret: bytes) -> str:
     return urlsafe_b64encode(secret).rstrip(b"=").decode()
 
 
-def _key(row: tuple[Any, ...]) -> Key:
+def _key(row: tuple[Any, ...]) -> ApiKey:
     id, name, scopes, customer, digest, created_at, expires_at, revoked_at = row
     fields = {
         "id": id,
@@ -319,4 +319,4 @@ def _key(row: tuple[Any, ...]) -> Key:
         "expires_at": expires_at,
         "revoked_at": revoked_at,
     }
-    return msgspec.convert(fields, Key)
+    return msgspec.convert(fields, ApiKey)

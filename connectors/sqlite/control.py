@@ -18,7 +18,7 @@ from tidegate.connectors.control_records import read_record
 from tidegate.connectors.sqlite.connection import WAIT
 from tidegate.connectors.sqlite.files import open_file
 from tidegate.connectors.sqlite.store_schema import SCHEMA
-from tidegate.operators.model.adjustments import is_same
+from tidegate.operators.model.adjustments import is_same_request
 from tidegate.operators.model.ports import (
     CatalogConflict,
     CatalogVersion,
@@ -66,7 +66,7 @@ class SqliteControl:
                 (record.id, msgspec.json.encode(record)),
             )
             found = self._db.execute("SELECT seq, body FROM control WHERE id = ?", (record.id,)).fetchone()
-        if not is_same(read_record(found[1]), record):
+        if not is_same_request(read_record(found[1]), record):
             raise ControlConflict(record.id)
         return str(found[0])
 

@@ -15,7 +15,7 @@ import msgspec
 from xxhash import xxh3_64_intdigest
 
 from tidegate.connectors.sqlite.store_schema import BUCKETS, PACKED
-from tidegate.operators.columns.quantity import scaled, text
+from tidegate.operators.columns.quantity import format_quantity, scale
 from tidegate.operators.events.keys import shard_of
 from tidegate.operators.gate.holds import REMEMBERED
 from tidegate.operators.model.ports import Account, Held, Scope, StoreError, Used
@@ -139,7 +139,9 @@ def add_to_sums(db: sqlite3.Connection, customer: str, quantities: Mapping[str, 
         ).fetchone()
         after = (_whole(row[0]) if row else 0) + quantity
         if after:
-            db.execute("INSERT OR REPLACE INTO held VALUES (?, ?, ?)", (customer, meter, text(after)))
+            db.execute(
+                "INSERT OR REPLACE INTO held VALUES (?, ?, ?)", (customer, meter, format_quantity(after))
+            )
         elif row:
             db.execute("DELETE FROM held WHERE customer = ? AND meter = ?", (customer, meter))
 
@@ -151,7 +153,9 @@ def take_from_sums(db: sqlite3.Connection, customer: str, quantities: Mapping[st
 
 def encode_quantities(quantities: Mapping[str, int]) -> str:
     """Return quantities by meter as they are stored."""
-    return msgspec.json.encode({meter: text(quantity) for meter, quantity in quantities.items()}).decode()
+    return msgspec.json.encode(
+        {meter: format_quantity(quantity) for meter, quantity in quantities.items()}
+    ).decode()
 
 
 def decode_quantities(quantities: Any) -> dict[str, int]:
@@ -166,9 +170,9 @@ def _whole(value: Any) -> int:
     """A stored quantity times 10²⁴."""
     try:
         if type(value) is int:
-            return scaled(value)
+            return scale(value)
         if type(value) is str:
-            return scaled(Decimal(value))
+            return scale(Decimal(value))
     except (InvalidOperation, ValueError):
         # Told below, like what is neither.
         pass

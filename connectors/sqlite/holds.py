@@ -38,8 +38,8 @@ from tidegate.connectors.sqlite.hold_tables import (
     take_from_sums,
 )
 from tidegate.connectors.sqlite.store_schema import SCHEMA
-from tidegate.operators.events.keys import identity
-from tidegate.operators.gate.holds import final_quantities, is_room
+from tidegate.operators.events.keys import compute_identity
+from tidegate.operators.gate.holds import find_final_quantities, has_room
 from tidegate.operators.model.freshness import Heartbeat
 from tidegate.operators.model.ports import (
     Account,
@@ -87,7 +87,7 @@ class SqliteHolds:
         self, hold: Hold, ceilings: Mapping[str, int], scope: Scope, now: int, seen: int | None = None
     ) -> Reserved:
         """As in `ports.Holds`. Who gets nothing takes no lock, and so never holds up the flow."""
-        key = identity(hold.customer, hold.source, hold.id)
+        key = compute_identity(hold.customer, hold.source, hold.id)
         with self._connection("rw", "reserve in") as db:
             with snapshot(db):
                 reserved = _judge(db, key, hold, ceilings, scope, now, seen)
@@ -109,7 +109,7 @@ class SqliteHolds:
         self, customer: str, source: str, id: str, quantities: Mapping[str, int] | None, until: int, now: int
     ) -> Closing:
         """As in `ports.Holds`."""
-        key = identity(customer, source, id)
+        key = compute_identity(customer, source, id)
         with self._connection("rw", "commit in") as db, transaction(db):
             row = db.execute(HOLD, (key,)).fetchone()
             if row is None:
@@ -118,7 +118,7 @@ class SqliteHolds:
             asked, old = decode_quantities(asked_text), decode_quantities(old_text)
             if state in (RELEASED, SETTLED):
                 return Closing("settled" if state == SETTLED else "released", asked)
-            final = final_quantities(asked, quantities)
+            final = find_final_quantities(asked, quantities)
             is_committed = state in (COMMITTED, LAPSED)
             if final is None or (is_committed and final != old):
                 return Closing("conflict", asked)
@@ -138,7 +138,7 @@ class SqliteHolds:
 
     def release(self, customer: str, source: str, id: str, now: int) -> Closing:
         """As in `ports.Holds`."""
-        key = identity(customer, source, id)
+        key = compute_identity(customer, source, id)
         with self._connection("rw", "release in") as db, transaction(db):
             row = db.execute(HOLD, (key,)).fetchone()
             if row is None:
@@ -229,6 +229,6 @@ def _judge(
     if row is not None and row[1] <= COMMITTED and row[4] > now:
         same = decode_quantities(row[2]) == hold.quantities
         return Reserved("repeated" if same else "conflict", account)
-    if not is_room(account, hold.quantities, ceilings):
+    if not has_room(account, hold.quantities, ceilings):
         return Reserved("full", account)
     return Reserved("held" if seen is None or account.revision == seen else "moved", account)

@@ -25,7 +25,7 @@ from tidegate.operators.events.keys import shard_of
 from tidegate.operators.metering.totals import ShardTotals, Totals
 from tidegate.operators.metering.windows import key_of, start_of
 from tidegate.operators.model.ports import StoredTotal
-from tidegate.operators.model.records import Total, is_after
+from tidegate.operators.model.records import Total, is_requested
 
 # Rows per statement: one of its own would cost a row twice the time; beyond 128 nothing is gained.
 ROWS_PER_STATEMENT = (128, 16, 1)
@@ -83,7 +83,7 @@ def read(db: sqlite3.Connection, customer: str, since: int = 0) -> list[StoredTo
     """Read a customer's periods, and hours and days that end after `since`, in the order of window, meter and start."""
     bounds = (since - LONGEST_DAY, since - LONGEST_HOUR) if since else (-_INTEGER_MAX, -_INTEGER_MAX)
     found = _taken_apart(db.execute(_read(shard_of(customer, BUCKETS)), (customer, *bounds)))
-    return [stored for stored in found if is_after(stored.total, since)] if since else found
+    return [stored for stored in found if is_requested(stored.total, since)] if since else found
 
 
 def read_all(db: sqlite3.Connection) -> Iterator[StoredTotal]:

@@ -108,7 +108,7 @@ class Biller:
 
     def _period(self, customer: str, at: int) -> tuple[int, int]:
         periods = Periods(self._catalog.period_of(customer), self._catalog.zone_of(customer))
-        start, end = periods.of(np.array([at], np.int64))
+        start, end = periods.find(np.array([at], np.int64))
         return int(start[0]), int(end[0])
 
     def close(self) -> None:

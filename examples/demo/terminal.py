@@ -8,8 +8,8 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from tidegate.operators.gate.customer_limits import Bounds
-from tidegate.operators.gate.decision import View
+from tidegate.operators.gate.customer_limits import CatalogLimits
+from tidegate.operators.gate.decision import AccountView
 from tidegate.operators.model.aggregates import ADDITIVE
 from tidegate.operators.model.catalog import Catalog, Customer, Plan
 from tidegate.serving.views.balance import ENDS
@@ -46,8 +46,8 @@ class Screen:
 
     def __init__(self, catalog: Catalog, usage: Usage, footer: str) -> None:
         self._catalog = catalog
-        self._bounds = Bounds(catalog, 0)
-        self._views: dict[str, View] = {}
+        self._bounds = CatalogLimits(catalog, 0)
+        self._views: dict[str, AccountView] = {}
         self._usage = usage
         self._footer = footer
         self.refused = 0
@@ -73,7 +73,7 @@ class Screen:
     def look(self, now: int) -> None:
         """Take up what usage is now, and note who is currently denied what."""
         self._views = {
-            customer: view_of(self._bounds.of(customer), totals, self._usage.held.get(customer), now)
+            customer: view_of(self._bounds.find(customer), totals, self._usage.held.get(customer), now)
             for customer, totals in self._usage.totals.items()
         }
         seen = {

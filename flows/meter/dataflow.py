@@ -43,7 +43,7 @@ from tidegate.flows.runtime.shutdown import Drain, DrainedSource
 from tidegate.flows.runtime.step_names import ResumedSource, StepNames
 from tidegate.flows.runtime.tracing import open_spans
 from tidegate.operators.billing.outgoing import pack
-from tidegate.operators.events.routing import shard_of_name
+from tidegate.operators.events.routing import parse_shard_name
 from tidegate.operators.model.ports import ControlLog, Note, StoreWriter
 from tidegate.operators.model.records import Accepted
 from tidegate.operators.model.wire import encode_accepted, encode_dead_letter
@@ -267,7 +267,7 @@ def _open_control_source(settings: Settings, catalogs: Catalogs, telemetry: Tele
 
 @log_errors
 def _encode_lines(key: str, records: list[Any], encode: Callable[[Any], bytes]) -> list[tuple[str, bytes]]:
-    shard = str(shard_of_name(key))
+    shard = str(parse_shard_name(key))
     return [(shard, encode(record)) for record in records]
 
 
@@ -331,5 +331,5 @@ def _select_alerts(address: Routed, keyed: tuple[str, Emission]) -> list[tuple[s
     ]
     if isinstance(address, Delivered):
         return wanted
-    shard = str(shard_of_name(key))
+    shard = str(parse_shard_name(key))
     return [(shard, line) for _, line in wanted]

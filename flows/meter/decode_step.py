@@ -10,7 +10,7 @@ from tidegate.operators.events.chunk import Chunk, Ints
 from tidegate.operators.events.customers import Customers
 from tidegate.operators.events.decode import Decoder
 from tidegate.operators.events.keys import shard_of
-from tidegate.operators.events.routing import shard_names
+from tidegate.operators.events.routing import list_shard_names
 from tidegate.operators.model.freshness import ProgressMark
 from tidegate.operators.model.ports import Adjustment, Payloads, StreamMark
 from tidegate.settings.catalog.versions import Catalogs
@@ -33,7 +33,7 @@ class DecodeStep:
         self._settings = settings
         self._catalogs = catalogs
         self._telemetry = telemetry
-        self._names = shard_names(settings.shards)
+        self._names = list_shard_names(settings.shards)
         self._number = catalogs.newest
         self._decoder = self._decoder_of(self._number, None)
         self._look_at = 0.0

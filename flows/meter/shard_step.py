@@ -22,7 +22,7 @@ from tidegate.operators.metering.catalog_change import BOUNDARIES, render_moves
 from tidegate.operators.metering.republish import REPUBLISH_KIND
 from tidegate.operators.metering.shard import Outcome, Shard
 from tidegate.operators.metering.totals import Totals
-from tidegate.operators.model.adjustments import USED_BEFORE, fingerprint_of
+from tidegate.operators.model.adjustments import USED_BEFORE, compute_fingerprint
 from tidegate.operators.model.freshness import HEARTBEAT_EVERY, Heartbeat, Progress, ProgressMark
 from tidegate.operators.model.ports import Adjustment, Note, Resend, Settled, StreamMark
 from tidegate.operators.model.records import Alert, Counter
@@ -272,7 +272,7 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Item], Emission, Position | None]
                 alerts, refused = shard.adjust(item, wall_clock())
                 fields = msgspec.structs.asdict(item) | {"refused": refused}
                 # A note of its own, as the note under the id is of the adjustment that stands.
-                id = f"{item.id}/{fingerprint_of(item):016x}" if refused == USED_BEFORE else item.id
+                id = f"{item.id}/{compute_fingerprint(item):016x}" if refused == USED_BEFORE else item.id
                 self._note("adjustment", id, item.customer, fields)
                 return alerts
             case Resend():
@@ -291,11 +291,11 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Item], Emission, Position | None]
         assert progress is not None
         if due or not self._pending:
             # All that was counted is stored, or leaves with this.
-            progress.store()
+            progress.mark_stored()
         if not due and now < self._heartbeat_due:
             return None
         self._heartbeat_at, self._heartbeat_due = now, now + HEARTBEAT_PERIOD
-        return progress.heartbeat(wall_clock())
+        return progress.build_heartbeat(wall_clock())
 
     def _note_moves(self, shard: Shard) -> None:
         """Note which windows a catalog moved: one note per catalog version and shard."""

@@ -29,7 +29,6 @@ from tidegate.operators.billing.drift import (
     is_own_id,
     name_gaps,
 )
-from tidegate.operators.billing.outgoing import instant
 from tidegate.operators.billing.provider import (
     Cycle,
     ListedEvent,
@@ -41,12 +40,13 @@ from tidegate.operators.billing.provider import (
     to_exact,
     to_micros,
 )
-from tidegate.operators.columns.quantity import rounded, scaled
+from tidegate.operators.columns.quantity import scale, scale_rounded
 from tidegate.operators.events.keys import shard_of
 from tidegate.operators.model.aggregates import fold_readings
 from tidegate.operators.model.catalog import Catalog
-from tidegate.operators.model.periods import MAX_AT, MIN_AT, Billing, exact_period_of
+from tidegate.operators.model.periods import MAX_AT, MIN_AT, Billing, find_exact_period
 from tidegate.operators.model.ports import StoredTotal, StoreReader
+from tidegate.operators.model.wire import format_instant
 
 SECOND = 1_000_000
 # How long the flow may take to the store for what it has put into the outbox, in a backlog.
@@ -294,9 +294,8 @@ class Comparer:
         quantity = look.after - look.total
         if why := conflict_of(self._store, look.customer):
             return Finding("second_subscription", quantity, (), why)
-        begins = (
-            f"our period begins at {instant(look.ours.start)}, the biller's at {instant(look.theirs.start)}"
-        )
+        ours, theirs = format_instant(look.ours.start), format_instant(look.theirs.start)
+        begins = f"our period starts at {ours}, the provider's at {theirs}"
         return Finding("boundary", quantity, (), begins)
 
     def _named_twice(self, look: Look, findings: Sequence[Finding]) -> Iterator[Finding]:
@@ -511,7 +510,7 @@ class Comparer:
     def _ours(self, customer: str, theirs: Span) -> Span:
         """Our period that holds the start of theirs."""
         catalog = self._catalog()
-        return Span(*exact_period_of(catalog.period_of(customer), catalog.zone_of(customer), theirs.start))
+        return Span(*find_exact_period(catalog.period_of(customer), catalog.zone_of(customer), theirs.start))
 
     def _start(self, customer: str, theirs: Span) -> int:
         """Return what our total of a cycle is known by: its own start where the catalog's periods are the provider's.
@@ -573,7 +572,7 @@ class Comparer:
             applied.add(note.id)
             is_of_this = made["meter"] == look.meter.own_meter.name and made["at"] in look.ours
             if made["by"] == BY and made["refused"] is None and is_of_this:
-                adopted += scaled(Decimal(made["quantity"]))
+                adopted += scale(Decimal(made["quantity"]))
         return adopted, frozenset(applied)
 
     def _rewritten_at(self, customer: str) -> int:
@@ -587,7 +586,7 @@ def charge_of(usage: MeterUsage, theirs: Theirs) -> Charge:
     """Return a meter's part of a cycle, as ours where it counts the same."""
     price = None
     if usage.price_per_unit is not None:
-        free = scaled(usage.free_threshold or 0)
+        free = scale(usage.free_threshold or 0)
         price = Price(usage.currency, _decimal(usage.price_per_unit), free)
     quantity = quantity_of(usage.consumed_units)
     meter, other = theirs.matched.get(usage.id), theirs.others.get(usage.id)
@@ -651,7 +650,7 @@ def known_by(span: Span) -> int:
 def quantity_of(text: int | str) -> int:
     """Return a quantity as JSON has it, times 10²⁴ and rounded there. DodoError for what is no number."""
     try:
-        return rounded(Decimal(text))
+        return scale_rounded(Decimal(text))
     except (ValueError, ArithmeticError) as error:
         raise DodoError(f"dodo: needs a number of units, got {str(text)[:40]!r} ({error})") from None
 

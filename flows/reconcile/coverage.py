@@ -31,7 +31,7 @@ from tidegate.operators.billing.outgoing import BillingRules
 from tidegate.operators.billing.provider import MatchedMeter, UnmatchedMeter
 from tidegate.operators.model.aggregates import ADDITIVE, AT_PROVIDER
 from tidegate.operators.model.catalog import Catalog, Meter
-from tidegate.operators.model.periods import MIN_AT, SECOND, exact_period_of
+from tidegate.operators.model.periods import MIN_AT, SECOND, find_exact_period
 from tidegate.operators.model.ports import StoredTotal, StoreReader
 from tidegate.operators.model.records import Total
 
@@ -181,7 +181,7 @@ class Prover:
         """Return the period of a total to the microsecond, as the catalog has it."""
         catalog = self._catalog()
         policy, zone = catalog.period_of(total.customer), catalog.zone_of(total.customer)
-        exact = Span(*exact_period_of(policy, zone, max(total.start, MIN_AT) + SECOND))
+        exact = Span(*find_exact_period(policy, zone, max(total.start, MIN_AT) + SECOND))
         return exact if known_by(exact) == total.start else Span(total.start, total.end)
 
     def _look(self, own: Own, cycles: Mapping[str, Sequence[BilledCycle]], theirs: Theirs) -> Look:

@@ -49,12 +49,12 @@ from tidegate.flows.reconcile.statement import Accountant
 from tidegate.flows.runtime.error_logging import log_errors, log_sink_errors
 from tidegate.operators.billing.acknowledgements import Acknowledgements, render_acknowledgement
 from tidegate.operators.billing.coverage import CoverageLine, add_up
-from tidegate.operators.billing.outgoing import instant
 from tidegate.operators.billing.provider import match_meters
 from tidegate.operators.billing.subscriptions import find_siblings
-from tidegate.operators.columns.quantity import scaled
+from tidegate.operators.columns.quantity import scale
 from tidegate.operators.model.catalog import Catalog
 from tidegate.operators.model.ports import Acknowledgement, Note
+from tidegate.operators.model.wire import format_instant
 from tidegate.settings.addresses.sinks import Dodo, FilePlace
 from tidegate.settings.catalog.file import load_catalog
 from tidegate.settings.catalog.versions import Catalogs
@@ -131,7 +131,7 @@ class _Runtime:
         repairer = Repairer(journal, books, outbox, control, self.reads, self._clock)
         self._accountant = Accountant(folder, self.reads, journal, terms.looked_back)
         self._repairer = repairer
-        tolerance = scaled(settings.reconcile_tolerance)
+        tolerance = scale(settings.reconcile_tolerance)
         self._acknowledging = AcknowledgementFollower()
         self._accepted: Acknowledgements | None = None
         self._accepted_at = 0
@@ -225,8 +225,8 @@ class _Runtime:
         figures = {
             **last.figures,
             "pass": number,
-            "started_at": instant(last.started_at),
-            "ended_at": instant(last.ended_at or 0),
+            "started_at": format_instant(last.started_at),
+            "ended_at": format_instant(last.ended_at or 0),
             "open_drift": sum(one.status == "drift" for one in found),
             "open_suspect": sum(one.status == "suspect" for one in found),
             "open_acknowledged": sum(one.status == "acknowledged" for one in found),

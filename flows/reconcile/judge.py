@@ -29,11 +29,11 @@ from tidegate.operators.billing.acknowledgements import (
 from tidegate.operators.billing.coverage import BilledCycle, compute_undercharge, format_money
 from tidegate.operators.billing.credit_excess import AMOUNTS, add_amounts, compute_excess
 from tidegate.operators.billing.drift_status import DriftStatus, update_status
-from tidegate.operators.billing.outgoing import instant
 from tidegate.operators.billing.provider import LedgerEntry
 from tidegate.operators.billing.repairs import ADVICE, Circumstances, Repair, plan_repairs
-from tidegate.operators.columns.quantity import scaled, text
+from tidegate.operators.columns.quantity import format_quantity, scale
 from tidegate.operators.model.ports import Note, StoreWriter
+from tidegate.operators.model.wire import format_instant
 
 SECOND = 1_000_000
 # Of one finding in notes and lines; the journal has all that were acted on.
@@ -150,7 +150,10 @@ class Explainer:
         if self._repair and before.status == "drift":
             return False
         known = _findings(before)
-        is_same = (known.get("ours"), known.get("billers")) == (text(look.after), text(look.total))
+        is_same = (known.get("ours"), known.get("billers")) == (
+            format_quantity(look.after),
+            format_quantity(look.total),
+        )
         explained_at: int = known.get("explained_at", 0)
         return self._clock() - explained_at < (HOLDS_FOR if is_same else HOLDS_AT_LEAST)
 
@@ -167,7 +170,9 @@ class Explainer:
         self, standing: DriftStatus, explained: Explained, credit: CreditTerms | None
     ) -> Circumstances:
         look, now = explained.look, self._clock()
-        done = self._repairer.journal.of(look.customer, look.meter.own_meter.name, instant(look.ours.start))
+        done = self._repairer.journal.of(
+            look.customer, look.meter.own_meter.name, format_instant(look.ours.start)
+        )
         resent = {id for entry in done if entry.act in ("resend", "late", "debit") for id in entry.ids}
         missing = [id for one in explained.findings if one.cause == "missing_there" for id in one.ids]
         resent |= self._repairer.sent_again(missing)
@@ -209,7 +214,7 @@ def credit_terms(reads: DodoReads, explained: Explained) -> CreditTerms | None:
     if (own := paid.get(look.meter.id)) is None:
         return None
     places = reads.credit_places(own.credit_entitlement_id)
-    free = {one.meter_id: scaled(one.free_threshold) for one in whole.meters}
+    free = {one.meter_id: scale(one.free_threshold) for one in whole.meters}
     terms = {
         id: CreditTerms(
             id, one.credit_entitlement_id, free.get(id, 0), Decimal(one.meter_units_per_credit), places
@@ -357,22 +362,22 @@ class Settler:
             "billed_as": look.billed_as,
             "subscription": look.subscription_id,
             "meter": standing.meter,
-            "period_start": instant(standing.span.start),
-            "period_end": instant(standing.span.end),
-            "ours": text(look.after),
-            "billers": text(look.total),
-            "drift": text(look.after - look.total),
+            "period_start": format_instant(standing.span.start),
+            "period_end": format_instant(standing.span.end),
+            "ours": format_quantity(look.after),
+            "billers": format_quantity(look.total),
+            "drift": format_quantity(look.after - look.total),
             "uncovered": look.uncovered.cause if look.uncovered else None,
             **_worth(look),
-            "low": None if look.bracket is None else text(look.bracket.low),
-            "high": None if look.bracket is None else text(look.bracket.high),
+            "low": None if look.bracket is None else format_quantity(look.bracket.low),
+            "high": None if look.bracket is None else format_quantity(look.bracket.high),
             "misses": standing.misses,
-            "first_at": None if standing.first_at is None else instant(standing.first_at),
-            "looked_at": instant(now),
+            "first_at": None if standing.first_at is None else format_instant(standing.first_at),
+            "looked_at": format_instant(now),
             "problem": verdict.problem,
         }
-        off = known.get("off") if look.off is None else text(look.off)
-        fields |= {"off": off, "tolerance": text(self._tolerance)} | kept
+        off = known.get("off") if look.off is None else format_quantity(look.off)
+        fields |= {"off": off, "tolerance": format_quantity(self._tolerance)} | kept
         return _acknowledged(standing, verdict.before, acknowledge(fields, self._acknowledged()))
 
 
@@ -430,12 +435,12 @@ def alert_of(standing: DriftStatus, state: str, now: int) -> tuple[str, str, byt
         "state": state,
         "customer": standing.customer,
         "meter": standing.meter,
-        "period_start": instant(standing.span.start),
-        "period_end": instant(standing.span.end),
+        "period_start": format_instant(standing.span.start),
+        "period_end": format_instant(standing.span.end),
         "level": causes or "unexplained",
         "limit": found["billers"],
         "total": found["ours"],
-        "at": instant(now),
+        "at": format_instant(now),
         "limit_version": "",
         "turn": standing.turn,
         "text": words if state == "raised" else _over(found),
@@ -457,7 +462,7 @@ def _findings(standing: DriftStatus) -> Mapping[str, Any]:
 def _finding(one: Any) -> dict[str, Any]:
     return {
         "cause": one.cause,
-        "quantity": None if one.quantity is None else text(one.quantity),
+        "quantity": None if one.quantity is None else format_quantity(one.quantity),
         "events": len(one.ids),
         "ids": list(one.ids[:IDS_SHOWN]),
         "detail": one.detail,
@@ -470,7 +475,7 @@ def _repair(act: Repair, state: str) -> dict[str, Any]:
         "act": act.act,
         "state": state,
         "why": act.why,
-        "quantity": text(act.quantity),
+        "quantity": format_quantity(act.quantity),
         "events": len(act.ids),
     }
 
@@ -481,7 +486,7 @@ def _unread(found: Judged, now: int) -> bytes:
         "status": "unread",
         "subscription": found.task.id,
         "customer": found.task.subscription.customer.customer_id if found.task.subscription else "",
-        "looked_at": instant(now),
+        "looked_at": format_instant(now),
         "problem": found.problem,
     }
     return msgspec.json.encode(fields)

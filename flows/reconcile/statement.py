@@ -13,9 +13,9 @@ from tidegate.connectors.reconciliation.repair_journal import Journal
 from tidegate.connectors.reconciliation.statement_store import write_statement
 from tidegate.operators.billing.coverage import BilledCycle, CoverageLine
 from tidegate.operators.billing.drift_status import DriftStatus
-from tidegate.operators.billing.outgoing import instant
 from tidegate.operators.billing.provider import Payment
 from tidegate.operators.billing.statement import RepairRecord, build_statement
+from tidegate.operators.model.wire import format_instant
 
 _log = logging.getLogger("tidegate.reconciliation")
 
@@ -47,7 +47,9 @@ class Accountant:
         ]
         inputs = sorted([*billed, *used, *map(msgspec.json.encode, payments)])
         outcome = [*map(msgspec.json.encode, lines), *(one.findings for one in findings)]
-        sign_run(self._folder, run, (instant(started_at), instant(now)), catalog, inputs, outcome)
+        sign_run(
+            self._folder, run, (format_instant(started_at), format_instant(now)), catalog, inputs, outcome
+        )
 
     def _payments(self, now: int) -> list[Payment]:
         """Return the payments of the time that is looked into; none where they cannot be read."""

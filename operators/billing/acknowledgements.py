@@ -9,10 +9,10 @@ from collections.abc import Collection, Mapping
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-from tidegate.operators.billing.outgoing import instant
-from tidegate.operators.columns.quantity import rounded, text
+from tidegate.operators.columns.quantity import format_quantity, scale_rounded
 from tidegate.operators.events.rfc3339 import parse
 from tidegate.operators.model.ports import Acknowledgement
+from tidegate.operators.model.wire import format_instant
 
 OPEN = ("suspect", "drift", "acknowledged", "conflict")
 CONFIRMED = ("drift", "acknowledged", "conflict")
@@ -87,10 +87,15 @@ def read_open_drift(fields: Mapping[str, Any]) -> OpenDrift | None:
     amount = fields.get("off")
     if amount is None:
         return None
-    tolerance = rounded(Decimal(fields.get("tolerance", "0")))
+    tolerance = scale_rounded(Decimal(fields.get("tolerance", "0")))
     start = parse(fields["period_start"])
     return OpenDrift(
-        fields["customer"], fields["meter"], start, list_causes(fields), rounded(Decimal(amount)), tolerance
+        fields["customer"],
+        fields["meter"],
+        start,
+        list_causes(fields),
+        scale_rounded(Decimal(amount)),
+        tolerance,
     )
 
 
@@ -119,24 +124,24 @@ def render_acknowledgement(one: Acknowledgement) -> dict[str, Any]:
         "id": one.id,
         "customer": one.customer,
         "meter": one.meter,
-        "period_start": None if one.start is None else instant(one.start),
+        "period_start": None if one.start is None else format_instant(one.start),
         "cause": one.cause,
         "up_to": one.up_to,
         "reason": one.reason,
         "by": one.by,
-        "at": instant(one.at),
+        "at": format_instant(one.at),
     }
 
 
 def format_amount(found: OpenDrift) -> str:
     """Return the amount of a drift as signed decimal text."""
-    return text(found.off)
+    return format_quantity(found.off)
 
 
 def _is_within(one: Acknowledgement, found: OpenDrift) -> bool:
     if one.up_to is None:
         return True
-    most = rounded(Decimal(one.up_to))
+    most = scale_rounded(Decimal(one.up_to))
     # The sign counts for a single finding: an accepted underbilling does not cover an overbilling.
     has_turned = one.start is not None and most * found.off < 0
     return not has_turned and abs(found.off) <= abs(most) + found.tolerance

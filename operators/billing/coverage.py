@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 from tidegate.operators.billing.credit_excess import AMOUNTS
 from tidegate.operators.billing.drift import Span
-from tidegate.operators.columns.quantity import decimal
+from tidegate.operators.columns.quantity import to_decimal
 
 Gap = Literal["no_subscription", "gap", "not_on_plan", "meter_differs", "boundary", "second_subscription"]
 MONEY_PLACES = {"JPY": 0, "KRW": 0, "VND": 0, "CLP": 0, "BHD": 3, "KWD": 3, "OMR": 3, "JOD": 3, "TND": 3}
@@ -27,7 +27,7 @@ class Price(NamedTuple):
 
     def compute_charge(self, quantity: int) -> Decimal:
         """Return what a period's quantity costs."""
-        return AMOUNTS.multiply(decimal(max(quantity - self.free, 0)), self.per_unit)
+        return AMOUNTS.multiply(to_decimal(max(quantity - self.free, 0)), self.per_unit)
 
     def compute_worth(self, billed: int, missing: int) -> Decimal:
         """Return the value of a quantity missing from what is billed; negative if the quantity is billed in excess."""

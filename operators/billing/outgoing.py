@@ -7,19 +7,19 @@ Source: Dodo Payments, events; the limits are those of the API reference, with a
 """
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, Literal, NamedTuple
 
 import msgspec
 
 from tidegate.operators.events.filters import keys_of
-from tidegate.operators.events.readings import number_of, value_of
-from tidegate.operators.events.validate import data_of
+from tidegate.operators.events.readings import decode_value, to_number
+from tidegate.operators.events.validate import read_data
 from tidegate.operators.model.aggregates import ORDERED
 from tidegate.operators.model.catalog import Catalog
-from tidegate.operators.model.periods import exact_period_of
+from tidegate.operators.model.periods import find_exact_period
 from tidegate.operators.model.records import Accepted
+from tidegate.operators.model.wire import format_instant
 
 EVENTS_MAX = 1000
 BYTES_MAX = 1 << 20
@@ -39,7 +39,6 @@ ORIGINAL_TIME = "orig_ts"
 PROVIDER_ID_PREFIX = "cus_"
 
 Late = Literal["restamp", "park"]
-_EPOCH = datetime(1970, 1, 1)
 _MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _PACK, _UNPACK = msgspec.msgpack.Encoder(), msgspec.msgpack.Decoder(list[Accepted])
 _NO_DATA = msgspec.Raw(b"{}")
@@ -95,7 +94,7 @@ class BillingRules:
         `ahead` is how far the provider's clock is ahead of ours (µs), None if unknown.
         """
         catalog = self._catalog
-        start, end = exact_period_of(catalog.period_of(customer), catalog.zone_of(customer), at)
+        start, end = find_exact_period(catalog.period_of(customer), catalog.zone_of(customer), at)
         if ahead is None:
             return start + CLOCK_SKEW_MAX <= now < end - PERIOD_MARGIN - CLOCK_SKEW_MAX
         return start <= now + ahead < end - PERIOD_MARGIN
@@ -124,9 +123,9 @@ class BillingRules:
                 )
                 return Refusal("no_room_for_original_time", detail)
             trimmed += _make_room(metadata, needed)
-            metadata[ORIGINAL_TIME] = instant(at)
+            metadata[ORIGINAL_TIME] = format_instant(at)
         else:
-            event["timestamp"] = instant(at)
+            event["timestamp"] = format_instant(at)
         event["metadata"] = metadata
         return OutgoingEvent(msgspec.json.encode(event), trimmed)
 
@@ -145,13 +144,10 @@ def read_fields(payload: bytes) -> BillableFields:
     """Return the name and properties of an accepted event, which is known to have them."""
     event = _MEMBERS.decode(payload)
     cloud = "specversion" in event
-    name, properties = ("type", data_of(event)) if cloud else ("event_name", event.get("metadata", _NO_DATA))
-    return BillableFields(value_of(event[name]), properties if bytes(properties) != b"null" else _NO_DATA)
-
-
-def instant(at: int) -> str:
-    """Microseconds since the epoch as RFC 3339, UTC, with `Z`."""
-    return f"{(_EPOCH + timedelta(microseconds=at)).isoformat(timespec='microseconds')}Z"
+    name, properties = (
+        ("type", read_data(event)) if cloud else ("event_name", event.get("metadata", _NO_DATA))
+    )
+    return BillableFields(decode_value(event[name]), properties if bytes(properties) != b"null" else _NO_DATA)
 
 
 def to_exact_number(value: int | Decimal) -> int | float | None:
@@ -212,7 +208,7 @@ def _convert_property(
         return Refusal("not_scalar", f"{key}: needs a text, a number or a boolean")
     if not 0 < len(key) <= KEY_MAX:
         return Refusal("key_too_long", f"{key[:40]}…: needs 1 to {KEY_MAX} characters, got {len(key)}")
-    value = number_of(value_of(raw)) if as_number else value_of(raw)
+    value = to_number(decode_value(raw)) if as_number else decode_value(raw)
     if isinstance(value, bool):
         return value
     if isinstance(value, str):

@@ -15,9 +15,9 @@ import msgspec
 from msgspec import UNSET
 
 from tidegate.operators.billing.rollup import SUFFIX
-from tidegate.operators.columns.quantity import rounded, scaled
+from tidegate.operators.columns.quantity import scale, scale_rounded
 from tidegate.operators.events.filters import compile_filter, kind_of
-from tidegate.operators.events.readings import number_of
+from tidegate.operators.events.readings import to_number
 from tidegate.operators.model.aggregates import ADDITIVE, AGGREGATES, AT_PROVIDER, Kind
 from tidegate.operators.model.catalog import Catalog, Condition, Filter, Meter
 
@@ -264,7 +264,7 @@ class MeterReader:
 
     def __init__(self, meter: Meter, *, is_foreign: bool = False) -> None:
         self.event_name = meter.event_name
-        self._scale = rounded if is_foreign else scaled
+        self._scale = scale_rounded if is_foreign else scale
         self._kind, self._key = meter.kind, meter.key or ""
         self._takes_text = meter.numbers == "text"
         self._passes = compile_filter(meter.filter) if meter.filter else None
@@ -289,10 +289,10 @@ class MeterReader:
 
     def _read_one(self, properties: Mapping[str, Any]) -> int | None:
         if AGGREGATES[self._kind].reads == "nothing":
-            return scaled(1)
+            return scale(1)
         value = properties.get(self._key)
         if self._takes_text:
-            value = number_of(value)
+            value = to_number(value)
         return self._scale(value) if kind_of(value) == "number" else None  # type: ignore[arg-type]
 
 

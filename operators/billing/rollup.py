@@ -12,12 +12,13 @@ from typing import NamedTuple
 import msgspec
 from xxhash import xxh3_128_hexdigest
 
-from tidegate.operators.billing.outgoing import INT_MAX, instant, read_fields, to_exact_number
-from tidegate.operators.columns.quantity import QUANTITY_MAX, SCALE, decimal, scaled
-from tidegate.operators.events.readings import Name, number_of
+from tidegate.operators.billing.outgoing import INT_MAX, read_fields, to_exact_number
+from tidegate.operators.columns.quantity import QUANTITY_MAX, SCALE, scale, to_decimal
+from tidegate.operators.events.readings import NameReader, to_number
 from tidegate.operators.model.aggregates import ADDITIVE, AGGREGATES, AT_PROVIDER
 from tidegate.operators.model.catalog import Catalog, Meter
-from tidegate.operators.model.periods import exact_period_of
+from tidegate.operators.model.periods import find_exact_period
+from tidegate.operators.model.wire import format_instant
 
 SUFFIX = ".rollup"
 # The distance from the end of a window, so that a time cut to milliseconds stays inside it.
@@ -51,7 +52,7 @@ class RollupReader:
         for place, meter in enumerate(catalog.meters):
             if meter.kind in ADDITIVE:
                 fed.setdefault(meter.event_name, []).append((place, meter))
-        self._names = {name: Name(name, meters) for name, meters in fed.items()}
+        self._names = {name: NameReader(name, meters) for name, meters in fed.items()}
 
     def read(self, payloads: Sequence[bytes]) -> Iterator[tuple[int, str, int]]:
         """Yield the event's index, the meter's name and the quantity times 10²⁴ of each reading."""
@@ -62,12 +63,12 @@ class RollupReader:
                 by_name.setdefault(name, []).append((place, properties))
         for name, events in by_name.items():
             known = self._names[name]
-            columns = known.columns(known.properties([properties for _, properties in events]))
+            columns = known.build_columns(known.decode_properties([properties for _, properties in events]))
             for feed in known.feeds:
                 passed = feed.passes(columns).tolist() if feed.passes else [True] * len(events)
                 values = columns(feed.key) if AGGREGATES[feed.kind].reads == "number" else [1] * len(events)
                 if feed.takes_text:
-                    values = list(map(number_of, values))
+                    values = list(map(to_number, values))
                 for (place, _), takes, value in zip(events, passed, values, strict=True):
                     if takes and (quantity := _to_quantity(value)) is not None:
                         yield place, self._meters[feed.meter].name, quantity
@@ -76,14 +77,14 @@ class RollupReader:
         """Return the window that contains an event of time `at`."""
         catalog = self._catalog
         start = at - at % length
-        begun, _ = exact_period_of(catalog.period_of(customer), catalog.zone_of(customer), at)
+        begun, _ = find_exact_period(catalog.period_of(customer), catalog.zone_of(customer), at)
         return RollupWindow(customer, meter, start, length, max(start, begun))
 
     def compute_event_time(self, window: RollupWindow) -> int:
         """Return the time (µs) of the window's events: just before its end, or its part of the period's."""
         catalog = self._catalog
         policy, zone = catalog.period_of(window.customer), catalog.zone_of(window.customer)
-        _, period_end = exact_period_of(policy, zone, window.at)
+        _, period_end = find_exact_period(policy, zone, window.at)
         return max(window.at, min(window.start + window.length, period_end) - BEFORE_END)
 
 
@@ -102,7 +103,7 @@ def split_exact(whole: int) -> list[int | float]:
         # Each step takes the leading digits of the rest.
         cut = 10 ** max(len(str(rest)) - DIGITS, 0)
         head = rest - rest % cut
-        found.append(float(decimal(head)))
+        found.append(float(to_decimal(head)))
         rest -= head
     return found
 
@@ -113,7 +114,7 @@ def build_event(window: RollupWindow, quantity: int | float, count: int, revisio
     metadata = {
         "sum": quantity,
         "count": count,
-        "window": instant(window.start),
+        "window": format_instant(window.start),
         "seconds": window.length // 1_000_000,
         "revision": revision,
     }
@@ -130,11 +131,11 @@ def _to_quantity(value: object) -> int | None:
     if type(value) is not int and type(value) is not Decimal:
         return None
     try:
-        whole = scaled(value)
+        whole = scale(value)
     except ValueError:
         return None
     return whole if 0 <= whole <= QUANTITY_MAX * SCALE else None
 
 
 def _to_number(whole: int) -> int | Decimal:
-    return whole // SCALE if whole % SCALE == 0 else decimal(whole)
+    return whole // SCALE if whole % SCALE == 0 else to_decimal(whole)

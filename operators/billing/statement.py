@@ -12,9 +12,9 @@ from typing import Any
 import msgspec
 
 from tidegate.operators.billing.coverage import BilledCycle, Charge, CoverageLine
-from tidegate.operators.billing.outgoing import instant
 from tidegate.operators.billing.provider import Payment, to_micros
-from tidegate.operators.columns.quantity import text
+from tidegate.operators.columns.quantity import format_quantity
+from tidegate.operators.model.wire import format_instant
 
 SECOND = 1_000_000
 # A service period may start some minutes after the billing date.
@@ -90,7 +90,7 @@ def build_statement(
             )
             for charge in cycle.charges:
                 own = proven.pop((cycle.customer, charge.meter, cycle.ours), None)
-                acts = repairs.get((cycle.customer, charge.meter, instant(cycle.span.start)[:19]), ())
+                acts = repairs.get((cycle.customer, charge.meter, format_instant(cycle.span.start)[:19]), ())
                 lines.append(_build_billed_line(cycle, charge, payment, own, tuple(acts), run, now))
     lines += [_build_unbilled_line(one, run, now) for one in proven.values() if not one.billed]
     return sorted(lines, key=lambda one: (one.customer, one.period_start, one.meter, one.subscription))
@@ -115,10 +115,10 @@ def _build_billed_line(
         product=cycle.product_id,
         meter=charge.meter or charge.label,
         meter_id=charge.meter_id,
-        period_start=instant(cycle.span.start),
-        period_end=instant(cycle.span.end),
-        units=text(charge.quantity),
-        free=text(price.free) if price else "0",
+        period_start=format_instant(cycle.span.start),
+        period_end=format_instant(cycle.span.end),
+        units=format_quantity(charge.quantity),
+        free=format_quantity(price.free) if price else "0",
         price=f"{price.per_unit:f}" if price else None,
         currency=price.currency if price else "",
         amount=amount,
@@ -128,7 +128,7 @@ def _build_billed_line(
         **_build_own_fields(own),
         repaired=acts,
         run=run,
-        as_of=instant(now),
+        as_of=format_instant(now),
     )
 
 
@@ -139,8 +139,8 @@ def _build_unbilled_line(own: CoverageLine, run: int, now: int) -> StatementLine
         product="",
         meter=own.meter,
         meter_id="",
-        period_start=instant(own.span.start),
-        period_end=instant(own.span.end),
+        period_start=format_instant(own.span.start),
+        period_end=format_instant(own.span.end),
         units="0",
         free="0",
         price=None,
@@ -152,14 +152,16 @@ def _build_unbilled_line(own: CoverageLine, run: int, now: int) -> StatementLine
         **_build_own_fields(own),
         repaired=(),
         run=run,
-        as_of=instant(now),
+        as_of=format_instant(now),
     )
 
 
 def _build_own_fields(own: CoverageLine | None) -> dict[str, Any]:
     if own is None:
         return {name: "0" for name in ("ours", "in_flight", "held_back", "unbilled")} | {"cause": ""}
-    units = {name: text(getattr(own, name)) for name in ("ours", "in_flight", "held_back", "unbilled")}
+    units = {
+        name: format_quantity(getattr(own, name)) for name in ("ours", "in_flight", "held_back", "unbilled")
+    }
     return units | {"cause": own.cause}
 
 

@@ -1,8 +1,8 @@
-"""A Bloom filter over identities: which of a batch are certainly not in a set.
+"""A Bloom filter over identities: it tells which of a batch are certainly not in a set.
 
-All bits of a key lie in one 64-bit word, so that a key costs one memory access. The word follows from the key's first
-word, the bits from its second one. Keys are added in ascending order, so that those of one word are neighbours.
-20 to 30 bits per key: one or two in a thousand keys that are not in the set pass all the same.
+All bits of a key are in one 64-bit word, so a key costs one memory access. The key's first word selects the filter's
+word, its second word the bits. Keys are added in ascending order, so that keys of one filter word are neighbours.
+With 20 to 30 bits per key, one or two in a thousand keys that are not in the set pass nevertheless.
 
 Source: register-blocked filters, Lang and others, https://www.vldb.org/pvldb/vol12/p502-lang.pdf
 """
@@ -22,18 +22,21 @@ _SMALL = 1 << 10
 _HALF = np.uint64(32)
 
 
-def _patterns() -> Words:
-    """Words with few bits set, one for each ending of a key's second word."""
+def _build_patterns() -> Words:
+    """Return words with few bits set, one for each ending of a key's second word."""
     places = np.random.default_rng(1).integers(0, 64, (1 << _PATTERN_BITS, _BITS), np.uint64)
     patterns: Words = np.bitwise_or.reduce(np.uint64(1) << places, axis=1)
     return patterns
 
 
-_PATTERNS = _patterns()
+_PATTERNS = _build_patterns()
 
 
 class Bloom:
-    """A filter over sorted batches of keys, `lo` ascending; it has room for half as many again as it was built with."""
+    """A filter over sorted batches of keys, `lo` ascending.
+
+    It has room for half as many more keys as it was built with.
+    """
 
     def __init__(self, batches: Iterable[tuple[Words, Words]] = ()) -> None:
         batches = list(batches)
@@ -45,15 +48,15 @@ class Bloom:
 
     @property
     def nbytes(self) -> int:
-        """Memory held."""
+        """The memory held, in bytes."""
         return self._words.nbytes
 
     def has_room(self, keys: int) -> bool:
-        """Whether so many keys can be added before too many others pass."""
+        """Return whether this many keys can be added before too many others pass."""
         return keys <= self._left
 
     def is_wasteful(self, keys: int) -> bool:
-        """Whether it takes several times the memory that so many keys need."""
+        """Return whether the filter takes several times the memory that this many keys need."""
         return self._room > max(_SMALL, 4 * keys)
 
     def add(self, lo: Words, hi: Words) -> None:
@@ -61,19 +64,19 @@ class Bloom:
         if not len(lo):
             return
         self._left -= len(lo)
-        at, pattern = self._places(lo), _pattern(hi)
+        at, pattern = self._find_places(lo), _find_patterns(hi)
         first = np.flatnonzero(np.concatenate(([True], at[1:] != at[:-1])))
         self._words[at[first]] |= np.bitwise_or.reduceat(pattern, first)
 
     def passes(self, lo: Words, hi: Words) -> NDArray[np.bool_]:
-        """True for each key that was added, and for a few others."""
-        pattern = _pattern(hi)
-        found: NDArray[np.bool_] = self._words[self._places(lo)] & pattern == pattern
+        """Return True for each key that was added, and for a few others."""
+        pattern = _find_patterns(hi)
+        found: NDArray[np.bool_] = self._words[self._find_places(lo)] & pattern == pattern
         return found
 
-    def _places(self, lo: Words) -> NDArray[np.int64]:
+    def _find_places(self, lo: Words) -> NDArray[np.int64]:
         return (((lo >> _HALF) * np.uint64(len(self._words))) >> _HALF).view(np.int64)
 
 
-def _pattern(hi: Words) -> Words:
+def _find_patterns(hi: Words) -> Words:
     return _PATTERNS[(hi & np.uint64((1 << _PATTERN_BITS) - 1)).view(np.int64)]

@@ -1,4 +1,4 @@
-"""Grouping rows by small integers, cheaper than sorting them."""
+"""Group rows by small integers, at a lower cost than sorting them."""
 
 from collections.abc import Iterator
 
@@ -10,8 +10,8 @@ Ints = NDArray[np.int64]
 _SPAN_MAX = 1 << 14
 
 
-def distinct(values: Ints) -> list[int]:
-    """The values that occur, ascending."""
+def find_distinct(values: Ints) -> list[int]:
+    """Return the distinct values, ascending."""
     if not len(values):
         return []
     low, high = int(values.min()), int(values.max())
@@ -23,9 +23,9 @@ def distinct(values: Ints) -> list[int]:
     return (np.flatnonzero(np.bincount(values - low)) + low).tolist()
 
 
-def groups(values: Ints) -> Iterator[tuple[int, slice | Ints]]:
-    """Each value that occurs, and its rows; all of them as one slice where there is only one value."""
-    found = distinct(values)
+def group_rows(values: Ints) -> Iterator[tuple[int, slice | Ints]]:
+    """Yield each distinct value and its rows; all rows as one slice if there is only one value."""
+    found = find_distinct(values)
     if len(found) == 1:
         yield found[0], slice(None)
         return

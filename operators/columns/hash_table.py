@@ -1,11 +1,11 @@
 """A hash table in flat numpy columns that looks up and inserts whole batches.
 
-Python's sets and dicts cost over 100 bytes an entry and must be copied and pickled object by object. Here an
-entry is a row across columns, appended in order of arrival, found through an open-addressing index of 32-bit
-row numbers. So a snapshot writes only the rows appended or touched, as bytes, and lookups of a thousand keys
-take a dozen numpy calls instead of a thousand Python ones.
+Python's sets and dicts cost over 100 bytes an entry and must be copied and pickled object by object. Here an entry is
+a row across columns, appended in order of arrival and found through an open-addressing index of 32-bit row numbers. A
+snapshot therefore writes only the rows that were appended or changed, as bytes, and a lookup of a thousand keys takes
+a dozen numpy calls instead of a thousand Python calls.
 
-Source: linear probing with multiplicative (Fibonacci) hashing, Knuth, TAOCP vol. 3, 6.4; the hash is taken to a slot
+Source: linear probing with multiplicative (Fibonacci) hashing, Knuth, TAOCP vol. 3, 6.4; the hash is mapped to a slot
 by multiplication instead of division: https://lemire.me/blog/2016/06/27/a-fast-alternative-to-the-modulo-reduction/
 """
 
@@ -20,10 +20,10 @@ Rows = NDArray[np.int64]
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _HALF = np.uint64(32)
-_FULL = 0.5  # of the index: linear probing then needs 2.5 looks at most on average for a key that is new
+_FULL = 0.5  # of the index: linear probing then needs at most 2.5 probes on average for a new key
 _INDEX_GROWTH = 1.5  # the index holds 4 bytes for each of 2 to 3 slots a row; doubling would make it 4
 _SMALL = 64
-_FEW = 12  # so many keys are looked up faster one by one
+_FEW = 12  # up to this many keys are looked up faster one by one
 _WORD = 2**64 - 1
 # The index has 32 bits for a row, of which it uses one for "none".
 ROWS_MAX = 2**30
@@ -32,9 +32,8 @@ ROWS_MAX = 2**30
 class Table:
     """Rows with unique keys of one or two 64-bit words, and further columns beside them.
 
-    `columns` maps a name to a dtype; new rows start as zeros there. Rows are numbered from 0 in order of
-    insertion. Where they are full, columns are made `growth` times as long: little saves memory, much saves time.
-    Not safe for threads.
+    `columns` maps a name to a dtype; new rows are zeros there. Rows are numbered from 0 in order of insertion. A full
+    column is made `growth` times as long: a small factor saves memory, a large one saves time. Not thread-safe.
     """
 
     def __init__(self, words: int, columns: Mapping[str, Any], growth: float = 1.5) -> None:
@@ -51,34 +50,34 @@ class Table:
 
     @property
     def nbytes(self) -> int:
-        """Memory held by keys, columns and index."""
+        """The memory held by keys, columns and index, in bytes."""
         arrays = (*self.keys, *self.columns.values(), self._index)
         return sum(array.nbytes for array in arrays)
 
     def find(self, *keys: Words) -> Rows:
-        """The row of each key, -1 where it is not in the table."""
+        """Return the row of each key, -1 if it is not in the table."""
         if len(keys[0]) <= _FEW:
             words = zip(*(key.tolist() for key in keys), strict=True)
-            return np.array([self._seek(word, self._slot(word))[0] for word in words], np.int64)
+            return np.array([self._seek(word, self._find_slot(word))[0] for word in words], np.int64)
         found = np.full(len(keys[0]), -1, np.int64)
-        slots = self._slots(keys[0])
+        slots = self._find_slots(keys[0])
         pending = np.arange(len(slots))
         while len(pending) > _FEW:
             rows = self._index[slots[pending]]
             taken = rows >= 0
             pending, rows = pending[taken], rows[taken]
-            same = self._same(rows, pending, keys)
+            same = self._compare_keys(rows, pending, keys)
             found[pending[same]] = rows[same]
             pending = pending[~same]
-            slots[pending] = self._after(slots[pending])
-        for i, word in self._left(pending, keys):
+            slots[pending] = self._advance_slots(slots[pending])
+        for i, word in self._list_pending(pending, keys):
             found[i] = self._seek(word, int(slots[i]))[0]
         return found
 
     def claim(self, *keys: Words) -> tuple[Rows, NDArray[np.bool_]]:
-        """The row of each key, and whether this very position brought it in.
+        """Return the row of each key, and whether this position of the batch added it.
 
-        A key that stands twice in the batch is new at its first position only. Columns of new rows are zeros.
+        A key that occurs twice in the batch is new at its first position only. Columns of new rows are zeros.
         """
         count, base = len(keys[0]), self.size
         self._reserve(base + count)
@@ -86,7 +85,7 @@ class Table:
             return self._claim_few(keys)
         for column, key in zip(self.keys, keys, strict=True):
             column[base : base + count] = key
-        slots = self._slots(keys[0])
+        slots = self._find_slots(keys[0])
         rows = np.empty(count, np.int64)
         new = np.zeros(count, np.bool_)
         pending = np.arange(count)
@@ -97,16 +96,16 @@ class Table:
             empty = found < 0
             if empty.any():
                 bidders = pending[empty]
-                # Written backwards, so that of several bidders for one slot the first stays.
+                # Written backwards, so that the first of several bidders for one slot wins.
                 index[at[empty][::-1]] = base + bidders[::-1]
                 found = index[at]
-            same = self._same(found, pending, keys)
+            same = self._compare_keys(found, pending, keys)
             done = pending[same]
             rows[done] = found[same]
             new[done] = rows[done] == base + done
             pending = pending[~same]
-            slots[pending] = self._after(slots[pending])
-        for i, word in self._left(pending, keys):
+            slots[pending] = self._advance_slots(slots[pending])
+        for i, word in self._list_pending(pending, keys):
             row, slots[i] = self._seek(word, int(slots[i]))
             if row < 0:
                 row, new[i] = base + i, True
@@ -115,29 +114,29 @@ class Table:
         return self._close_ranks(rows, new, slots, base), new
 
     def extend(self, keys: list[Words], columns: Mapping[str, NDArray[Any]]) -> None:
-        """Appends rows whose keys are known to be new, as read back from a snapshot."""
+        """Append rows whose keys are known to be new, as read back from a snapshot."""
         rows, new = self.claim(*keys)
         assert new.all(), "a snapshot repeats a key"
         for name, values in columns.items():
             self.columns[name][rows] = values
 
     def keep(self, kept: NDArray[np.bool_]) -> None:
-        """Drops the rows that are not marked; the others close ranks and are numbered anew."""
+        """Drop the rows that are not marked; the remaining rows are renumbered without gaps."""
         chosen = np.flatnonzero(kept[: self.size])
         self.size = len(chosen)
         room = max(_SMALL, int(self.size * self._growth))
-        self.keys = [_resized(column[chosen], room) for column in self.keys]
-        self.columns = {name: _resized(column[chosen], room) for name, column in self.columns.items()}
+        self.keys = [_resize(column[chosen], room) for column in self.keys]
+        self.columns = {name: _resize(column[chosen], room) for name, column in self.columns.items()}
         self._reindex(max(2 * _SMALL, int(self.size / _FULL * _INDEX_GROWTH)))
 
     def add_column(self, name: str, dtype: Any) -> None:
-        """A further column of zeros."""
+        """Add a column of zeros."""
         self.columns[name] = np.zeros(len(self.keys[0]), dtype)
 
     def _claim_few(self, keys: tuple[Words, ...]) -> tuple[Rows, NDArray[np.bool_]]:
         rows, new = [], []
         for word in zip(*(key.tolist() for key in keys), strict=True):
-            row, slot = self._seek(word, self._slot(word))
+            row, slot = self._seek(word, self._find_slot(word))
             new.append(row < 0)
             if row < 0:
                 row = self._index[slot] = self.size
@@ -149,16 +148,16 @@ class Table:
             rows.append(row)
         return np.array(rows, np.int64), np.array(new, np.bool_)
 
-    def _left(self, pending: Rows, keys: tuple[Words, ...]) -> Iterator[tuple[int, tuple[int, ...]]]:
-        """The last few positions of a batch and their keys; one by one they are cheaper than in columns."""
+    def _list_pending(self, pending: Rows, keys: tuple[Words, ...]) -> Iterator[tuple[int, tuple[int, ...]]]:
+        """Return the last few positions of a batch and their keys, which are cheaper one by one than in columns."""
         words = zip(*(key[pending].tolist() for key in keys), strict=True)
         return zip(pending.tolist(), words, strict=True)
 
-    def _slot(self, word: tuple[int, ...]) -> int:
+    def _find_slot(self, word: tuple[int, ...]) -> int:
         return (((word[0] * int(_GOLDEN)) & _WORD) >> 32) * len(self._index) >> 32
 
     def _seek(self, word: tuple[int, ...], slot: int) -> tuple[int, int]:
-        """The row of one key, or -1, and the slot where the search ended, begun at `slot`."""
+        """Return the row of one key, or -1, and the slot where the search ended, starting at `slot`."""
         index, length = self._index, len(self._index)
         while (row := int(index[slot])) >= 0:
             if all(int(column[row]) == part for column, part in zip(self.keys, word, strict=True)):
@@ -166,16 +165,16 @@ class Table:
             slot = (slot + 1) % length
         return row, slot
 
-    def _same(self, rows: NDArray[Any], wanted: Rows, keys: tuple[Words, ...]) -> NDArray[np.bool_]:
+    def _compare_keys(self, rows: NDArray[Any], wanted: Rows, keys: tuple[Words, ...]) -> NDArray[np.bool_]:
         same: NDArray[np.bool_] = self.keys[0][rows] == keys[0][wanted]
         for column, key in zip(self.keys[1:], keys[1:], strict=True):
             same &= column[rows] == key[wanted]
         return same
 
-    def _slots(self, key: Words) -> Rows:
+    def _find_slots(self, key: Words) -> Rows:
         return ((((key * _GOLDEN) >> _HALF) * np.uint64(len(self._index))) >> _HALF).astype(np.int64)
 
-    def _after(self, slots: Rows) -> Rows:
+    def _advance_slots(self, slots: Rows) -> Rows:
         slots = slots + 1
         slots[slots == len(self._index)] = 0
         return slots
@@ -201,24 +200,24 @@ class Table:
             if size > ROWS_MAX:
                 raise OverflowError(f"a table has room for {ROWS_MAX} rows, needs {size}; use more shards")
             room = max(size, int(room * self._growth) + _SMALL)
-            self.keys = [_resized(column[: self.size], room) for column in self.keys]
-            self.columns = {n: _resized(c[: self.size], room) for n, c in self.columns.items()}
+            self.keys = [_resize(column[: self.size], room) for column in self.keys]
+            self.columns = {n: _resize(c[: self.size], room) for n, c in self.columns.items()}
         if size > _FULL * len(self._index):
             self._reindex(max(int(size / _FULL) + 1, int(len(self._index) * _INDEX_GROWTH)))
 
     def _reindex(self, length: int) -> None:
         self._index = np.full(length, -1, np.int32)
-        slots = self._slots(self.keys[0][: self.size])
+        slots = self._find_slots(self.keys[0][: self.size])
         pending = np.arange(self.size)
         while len(pending):
             at = slots[pending]
             free = self._index[at] < 0
             self._index[at[free][::-1]] = pending[free][::-1]
             pending = pending[self._index[at] != pending]
-            slots[pending] = self._after(slots[pending])
+            slots[pending] = self._advance_slots(slots[pending])
 
 
-def _resized(column: NDArray[Any], room: int) -> NDArray[Any]:
+def _resize(column: NDArray[Any], room: int) -> NDArray[Any]:
     wider = np.zeros(room, column.dtype)
     wider[: len(column)] = column
     return wider

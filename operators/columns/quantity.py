@@ -1,13 +1,13 @@
 """Exact quantities in flat integer columns.
 
-A quantity is `hi + mid·10⁻¹² + lo·10⁻²⁴` with three 64-bit integers, 0 ≤ mid, lo < 10¹². Columns of such
-limbs add up in numpy without rounding, travel and pickle as plain bytes, and hold every JSON number of up to
-24 decimal places, so also the 17 digits that binary floats print. Whole quantities have no
-`mid` and `lo`, those of twelve places no `lo`.
+A quantity is `hi + mid·10⁻¹² + lo·10⁻²⁴` with three 64-bit integers, 0 ≤ mid, lo < 10¹². Columns of such limbs add up
+in numpy without rounding, travel and pickle as plain bytes, and hold every JSON number of up to 24 decimal places,
+including the 17 digits that binary floats print. Whole quantities have no `mid` and `lo`, those of twelve places no
+`lo`.
 
 Bounds: a reading lies in [0, 10¹⁵]. A total whose whole part reaches 10¹⁸ gets a fourth limb, `top`, times 10¹², so
-that it is `top·10¹² + hi + …`: room for 9·10¹⁵ readings at the upper bound in one window. Adjustments are refused
-where they would take a total past ±10³⁰.
+that it is `top·10¹² + hi + …`: room for 9·10¹⁵ readings at the upper bound in one window. An adjustment that would take
+a total past ±10³⁰ is refused.
 """
 
 from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal, Inexact
@@ -29,7 +29,7 @@ LIMBS = ("top", "hi", "mid", "lo")
 WEIGHTS = {"top": SCALE * UNIT, "hi": SCALE, "mid": UNIT, "lo": 1}
 """What one of each limb is worth, times 10²⁴."""
 
-# With values up to 10¹⁵ in a batch, and `hi` below 10¹⁸ before it, so many add up without overflow.
+# With values up to 10¹⁵ in a batch, and `hi` below 10¹⁸ before it, this many add up without overflow.
 _SAFE_SUM = 8 * 10**18
 _SAFE_COUNT = _SAFE_SUM // QUANTITY_MAX
 
@@ -44,11 +44,15 @@ _ROUNDING = Context(prec=2000, Emin=MIN_EMIN, Emax=MAX_EMAX)
 _SHIFT, _TO_INTEGRAL, _TWELVE = _EXACT.scaleb, _EXACT.to_integral_exact, Decimal(12)
 
 
-def scaled(value: int | Decimal) -> int:
-    """The value times 10²⁴ as an integer. Raises ValueError where that is not whole, or the value reaches 10⁴⁰."""
+def scale(value: int | Decimal) -> int:
+    """Return the value times 10²⁴ as an integer.
+
+    Raises:
+        ValueError: the value has more than 24 decimal places, or reaches 10⁴⁰.
+    """
     if isinstance(value, int):
         return int(value) * SCALE
-    # First the magnitude, so that 1e999999999 costs nothing.
+    # The magnitude is checked first, so that 1e999999999 costs nothing.
     if not value.is_finite() or (value and value.adjusted() >= _DIGITS_MAX):
         raise ValueError(f"needs a number below 10^{_DIGITS_MAX}, got {value:.3E}")
     try:
@@ -61,34 +65,39 @@ def scaled(value: int | Decimal) -> int:
     return whole
 
 
-def rounded(value: int | Decimal) -> int:
-    """Return the value times 10²⁴, to the nearest integer: for numbers of others, which may have more digits.
+def scale_rounded(value: int | Decimal) -> int:
+    """Return the value times 10²⁴, rounded to the nearest integer: for foreign numbers, which may have more digits.
 
-    Raises ValueError where it is no number, or over 10³⁹.
+    Raises:
+        ValueError: the value is not a number, or exceeds 10³⁹.
     """
     if isinstance(value, int) or not value.is_finite() or (value and value.adjusted() > PLACES + 15):
-        return scaled(value)
+        return scale(value)
     if value and value.adjusted() < -PLACES - 1:
         return 0
     return int(_ROUNDING.to_integral_value(_ROUNDING.scaleb(value, PLACES)))
 
 
-def limbs_of(value: int | Decimal) -> tuple[int, int, int]:
-    """A reading as (hi, mid, lo). Raises ValueError, which says why, where it is out of bounds."""
+def to_limbs(value: int | Decimal) -> tuple[int, int, int]:
+    """Return a reading as (hi, mid, lo).
+
+    Raises:
+        ValueError: the reading is out of bounds; the message says why.
+    """
     if not 0 <= value <= QUANTITY_MAX:
         raise ValueError(f"needs 0 to {QUANTITY_MAX}, got {str(value)[:40]}")
-    return split(scaled(value))
+    return split_limbs(scale(value))
 
 
-def limb_columns(values: list[int | Decimal]) -> tuple[Ints, Ints | None, Ints | None] | None:
-    """A column of readings as limbs, if all are of 0 or more, below nine million and of at most twelve places.
+def to_limb_columns(values: list[int | Decimal]) -> tuple[Ints, Ints | None, Ints | None] | None:
+    """Return a column of readings as limbs if all are in [0, 9,000,000] and have at most twelve places, else None.
 
-    Those fit one 64-bit integer each, and the rest is column arithmetic. None where one does not; `limbs_of` takes any.
+    Such readings fit one 64-bit integer each, and the rest is column arithmetic. `to_limbs` takes any reading.
     """
     if min(values) < 0 or max(values) > _SHORT_MAX:
         return None
     try:
-        # Without fraction before it is an integer: to_integral_exact raises where a thirteenth place is lost.
+        # to_integral_exact raises if a thirteenth place would be lost.
         moved = [int(_TO_INTEGRAL(_SHIFT(value, _TWELVE))) for value in values]
     except Inexact:
         return None
@@ -96,50 +105,50 @@ def limb_columns(values: list[int | Decimal]) -> tuple[Ints, Ints | None, Ints |
     return hi, mid, None
 
 
-def joined(hi: int, mid: int = 0, lo: int = 0, top: int = 0) -> int:
-    """The limbs as one integer, times 10²⁴."""
+def join_limbs(hi: int, mid: int = 0, lo: int = 0, top: int = 0) -> int:
+    """Return the limbs as one integer, times 10²⁴."""
     return ((top * UNIT + hi) * UNIT + mid) * UNIT + lo
 
 
-def split(whole: int) -> tuple[int, int, int]:
-    """The inverse of `joined` for what needs no `top`."""
+def split_limbs(whole: int) -> tuple[int, int, int]:
+    """Return the limbs of a quantity that needs no `top`; the inverse of `join_limbs`."""
     hi, rest = divmod(whole, SCALE)
     return hi, *divmod(rest, UNIT)
 
 
 def split_total(whole: int) -> dict[str, int]:
-    """The limbs of a total given times 10²⁴, by name; `top` is 0 while `hi` stays within ±HI_MAX."""
-    hi, mid, lo = split(whole)
+    """Return the limbs of a total given times 10²⁴, by name; `top` is 0 while `hi` stays within ±HI_MAX."""
+    hi, mid, lo = split_limbs(whole)
     top, hi = (0, hi) if abs(hi) < HI_MAX else divmod(hi, UNIT)
     return {"top": top, "hi": hi, "mid": mid, "lo": lo}
 
 
-def text(whole: int) -> str:
-    """Decimal text of a quantity given times 10²⁴: no exponent, no trailing zeros. `text(SCALE // 10)` is 0.1."""
+def format_quantity(whole: int) -> str:
+    """Return decimal text of a quantity given times 10²⁴, without exponent or trailing zeros: 0.1 for SCALE // 10."""
     sign = "-" if whole < 0 else ""
     hi, rest = divmod(abs(whole), SCALE)
     return f"{sign}{hi}.{rest:024d}".rstrip("0").rstrip(".")
 
 
-def text_of(hi: int, mid: int, lo: int) -> str:
-    """Decimal text of a quantity of 0 or more in limbs."""
+def format_limbs(hi: int, mid: int, lo: int) -> str:
+    """Return decimal text of a quantity of 0 or more, given in limbs."""
     places = f"{mid:012d}{lo:012d}" if lo else f"{mid:012d}"
     return f"{hi}.{places.rstrip('0')}" if mid or lo else str(hi)
 
 
-def decimal(whole: int) -> Decimal:
-    """A quantity given times 10²⁴ as a Decimal, exactly."""
+def to_decimal(whole: int) -> Decimal:
+    """Return a quantity given times 10²⁴ as an exact Decimal."""
     units, rest = divmod(whole, SCALE)
-    return Decimal(text(whole)) if rest else Decimal(units)
+    return Decimal(format_quantity(whole)) if rest else Decimal(units)
 
 
 def may_overflow(hi: Ints) -> bool:
-    """Whether the sum of these readings, and of a total before them, might not fit 64 bits."""
+    """Return whether the sum of these readings, and of a total before them, might not fit 64 bits."""
     return len(hi) > _SAFE_COUNT and len(hi) * int(hi.max()) > _SAFE_SUM
 
 
 def carry(limbs: dict[str, Ints]) -> None:
-    """Bring summed limbs of 0 or more back into their ranges, in place; adds `top` where one needs it."""
+    """Bring summed limbs of 0 or more back into their ranges, in place; add `top` if one needs it."""
     for name, above in (("lo", "mid"), ("mid", "hi")):
         if name in limbs:
             _carry(limbs[name], limbs[above], np.flatnonzero(limbs[name] >= UNIT))

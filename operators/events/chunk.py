@@ -1,8 +1,8 @@
-"""A chunk: the events of one shard from one poll, in columns, as they cross from worker to worker.
+"""A chunk: the events of one shard from one poll, in columns, as they pass from worker to worker.
 
 An event costs a few dozen bytes here instead of a tree of objects, and a chunk pickles as a handful of byte strings,
-numbers in as few bytes as they need. The events' own bytes ride along as offsets into the poll's block; only where a
-chunk leaves its process are they cut out of it.
+with numbers in as few bytes as they need. The events' own bytes are offsets into the poll's block; they are cut out of
+it only when a chunk leaves its process.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ Ints = NDArray[np.int64]
 
 
 class Reject(NamedTuple):
-    """An event that can't be metered: a reason code from docs/semantics.md, words, and its own bytes."""
+    """An event that cannot be metered: a reason code of docs/semantics.md, an explanation, and its own bytes."""
 
     reason: str
     detail: str
@@ -25,11 +25,11 @@ class Reject(NamedTuple):
 
 
 class Readings(NamedTuple):
-    """What meters read from a chunk's events, in order of arrival; one row per event and meter.
+    """The readings of a chunk's events by meters, in order of arrival; one row per event and meter.
 
     `event` counts from the chunk's first event, `meter` from the catalog's first meter. Quantities are limbs
-    (operators/columns/quantity.py), `mid` and `lo` None where all are whole. `unique_at` are the rows of `unique`
-    meters and `unique_lo`, `unique_hi` their values' digests.
+    (operators/columns/quantity.py), `mid` and `lo` None if all are whole. `unique_at` are the rows of `unique` meters
+    and `unique_lo`, `unique_hi` their values' digests.
     """
 
     event: Ints
@@ -43,10 +43,10 @@ class Readings(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """Events in order of arrival, before they part for their shards.
+    """Events in order of arrival, before they are split by shard.
 
-    `customer` is the customer's number (`Customers`), `digest` the identity in two words, `starts` and `ends`
-    point into the poll's block, `taken` is None where it is the same for the whole poll; the rest is as in `Chunk`.
+    `customer` is the customer's number (`Customers`), `digest` the identity in two words, `starts` and `ends` are
+    offsets into the poll's block, `taken` is None if it is the same for the whole poll; the rest is as in `Chunk`.
     """
 
     customer: Ints
@@ -61,7 +61,7 @@ class Columns(NamedTuple):
     taken: Ints | None = None
 
     def keep(self, kept: NDArray[np.bool_]) -> "Columns":
-        """The marked events alone, with their readings."""
+        """Return the marked events with their readings."""
         readings, place = self.readings, np.cumsum(kept) - 1
         return Columns(
             self.customer[kept],
@@ -70,7 +70,7 @@ class Columns(NamedTuple):
             self.at[kept],
             self.starts[kept],
             self.ends[kept],
-            chosen(readings, np.flatnonzero(kept[readings.event]), place),
+            select_readings(readings, np.flatnonzero(kept[readings.event]), place),
             self.unread.keep(kept, place),
             self.missed.keep(kept, place),
             None if self.taken is None else self.taken[kept],
@@ -80,12 +80,12 @@ class Columns(NamedTuple):
 class Chunk:
     """Events of one shard, in order of arrival.
 
-    `names` lists customers and `customer` points into it; while `shared`, it is the one growing list that all
-    chunks of this shard and process have. `digest_lo` and `digest_hi` are the identities, `mark` fingerprints
-    name and data, `at` is µs since the epoch. `catalog` is the number of the catalog that meters were read
-    under. `unread` says which meters found nothing that they could read, `missed` why events were not metered, wholly
-    or partly. `starts` and `ends` point into `block`. `stream` names the partition that they came from, `taken` when
-    its transport took them (µs since the epoch), one by one or all at once.
+    `names` lists customers and `customer` indexes it; if `shared`, it is the one growing list that all chunks of this
+    shard and process share. `digest_lo` and `digest_hi` are the identities, `mark` is a fingerprint of name and data,
+    `at` is µs since the epoch. `catalog` is the number of the catalog whose meters read the events. `unread` says which
+    meters found a value that they could not read, `missed` why events were not metered, wholly or partly. `starts` and
+    `ends` are offsets into `block`. `stream` names the partition that the events came from, `taken` when its transport
+    took them (µs since the epoch), per event or for all.
     """
 
     __slots__ = (
@@ -157,31 +157,31 @@ class Chunk:
         return len(self.at)
 
     def payload(self, event: int) -> bytes:
-        """The event's own bytes."""
+        """Return the event's own bytes."""
         return self.block[self.starts[event] : self.ends[event]]
 
     def __reduce__(self) -> tuple[Any, ...]:
         used, customer = np.unique(self.customer, return_inverse=True)
-        # Views, as slices of bytes would be copied twice.
+        # Views are used because slices of bytes would be copied twice.
         block, readings = memoryview(self.block), self.readings
         bounds = zip(self.starts.tolist(), self.ends.tolist(), strict=True)
         state = {name: getattr(self, name) for name in self.__slots__}
         state.update(
             names=[self.names[i] for i in used.tolist()],
             shared=False,
-            customer=_small(customer),
+            customer=_shrink(customer),
             block=b"".join([block[start:end] for start, end in bounds]),
-            # Side by side, each ends where the next one starts.
+            # The payloads are contiguous, so each ends where the next one starts.
             starts=None,
-            ends=_small(self.ends - self.starts),
+            ends=_shrink(self.ends - self.starts),
             readings=readings._replace(
-                event=_small(readings.event), meter=_small(readings.meter), hi=_small(readings.hi)
+                event=_shrink(readings.event), meter=_shrink(readings.meter), hi=_shrink(readings.hi)
             ),
         )
-        return _rebuilt, (state,)
+        return _rebuild, (state,)
 
 
-def _rebuilt(state: dict[str, Any]) -> Chunk:
+def _rebuild(state: dict[str, Any]) -> Chunk:
     sizes, readings = state["ends"].astype(np.int64), state["readings"]
     ends = np.cumsum(sizes)
     widened = {name: getattr(readings, name).astype(np.int64) for name in ("event", "meter", "hi")}
@@ -189,13 +189,13 @@ def _rebuilt(state: dict[str, Any]) -> Chunk:
     return Chunk(**{**state, "readings": readings._replace(**widened)})
 
 
-def _small(values: Ints) -> NDArray[Any]:
-    """The same numbers, which are 0 or more, in as few bytes as they need."""
+def _shrink(values: Ints) -> NDArray[Any]:
+    """Return the same numbers, which are 0 or more, in as few bytes as they need."""
     return values.astype(np.min_scalar_type(int(values.max(initial=0))))
 
 
-def chosen(readings: Readings, rows: Ints, place: Ints) -> Readings:
-    """These rows of the readings, in this order; `place` gives each event its new number."""
+def select_readings(readings: Readings, rows: Ints, place: Ints) -> Readings:
+    """Return these rows of the readings, in this order; `place` gives each event its new number."""
     unique = readings.unique_at, readings.unique_lo, readings.unique_hi
     if len(readings.unique_at):
         back = np.full(len(readings.event), -1, np.int64)
@@ -214,8 +214,8 @@ def chosen(readings: Readings, rows: Ints, place: Ints) -> Readings:
     )
 
 
-def concatenated(limbs: Sequence[Ints | None], like: Sequence[Ints]) -> Ints | None:
-    """The parts of a limb as one column, zeros where a part has none; None where none has."""
+def concatenate_limbs(limbs: Sequence[Ints | None], like: Sequence[Ints]) -> Ints | None:
+    """Return the parts of a limb as one column, zeros for a part without it; None if no part has it."""
     if all(limb is None for limb in limbs):
         return None
     parts = zip(limbs, like, strict=True)

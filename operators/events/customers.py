@@ -1,17 +1,17 @@
-"""Customers by number, as routing and identity need them for every event."""
+"""Customers by number, with what routing and identity need for every event."""
 
 from collections.abc import Iterable
 from threading import Lock
 
 import numpy as np
 
-from tidegate.operators.events.keys import customer_digest, shard_of
+from tidegate.operators.events.keys import digest_customer, shard_of
 
 
 class Customers:
-    """Customers by number, with what routing and identity need of each. It grows and never forgets.
+    """Customers by number, with the shard and digest of each. It grows and never forgets.
 
-    Worker threads of one process share it: numbers are given under a lock, and arrays are replaced, not resized.
+    Worker threads of one process share it: numbers are assigned under a lock, and arrays are replaced, not resized.
     """
 
     def __init__(self, shards: int) -> None:
@@ -24,7 +24,7 @@ class Customers:
         self._lock = Lock()
 
     def add(self, customers: Iterable[str]) -> None:
-        """Gives numbers to those that have none."""
+        """Assign numbers to customers that have none."""
         with self._lock:
             new = [customer for customer in dict.fromkeys(customers) if customer not in self.number]
             if not new:
@@ -34,7 +34,7 @@ class Customers:
                 self.shard = np.resize(self.shard, 2 * last)
                 self.local = np.resize(self.local, 2 * last)
                 self.digest = np.resize(self.digest, (2 * last, 2))
-            digests = b"".join(map(customer_digest, new))
+            digests = b"".join(map(digest_customer, new))
             self.digest[first:last] = np.frombuffer(digests, np.uint64).reshape(-1, 2)
             for number, customer in enumerate(new, first):
                 shard = self.shard[number] = shard_of(customer, self.shards)

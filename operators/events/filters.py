@@ -1,4 +1,4 @@
-"""Which events a meter takes: filters, compiled to work on whole columns of properties."""
+"""Filters: which events a meter takes, compiled to work on whole columns of properties."""
 
 from collections.abc import Callable
 from decimal import Decimal
@@ -9,18 +9,18 @@ from numpy.typing import NDArray
 from xxhash import xxh3_128_digest
 
 from tidegate.operators.model.catalog import Condition, Filter
-from tidegate.operators.model.numbers import Far, canonical_of
+from tidegate.operators.model.numbers import OutOfRangeNumber, canonicalize_number
 
 Column = list[Any]
 Columns = Callable[[str], Column]
-"""Gives the values of a property, one per event, `UNSET` where an event lacks it."""
+"""Returns the values of a property, one per event, `UNSET` if an event lacks it."""
 
 Passed = NDArray[np.bool_]
 Predicate = Callable[[Columns], Passed]
 
 
 def compile_filter(filter: Filter) -> Predicate:
-    """A function that says of each event whether it passes.
+    """Return a function that tells which events pass the filter.
 
     A condition on a missing property, or on one of another type, is false under every operator.
     Source: dodo/CONTRACT.md 6.2.
@@ -41,7 +41,7 @@ def compile_filter(filter: Filter) -> Predicate:
 
 
 def compile_condition(condition: Condition) -> Predicate:
-    """A function for one comparison; numbers compare exactly, texts by code point."""
+    """Return a function for one comparison; numbers compare exactly, texts by code point."""
     key, wanted = condition.key, condition.value
     compare = _COMPARISONS[condition.operator]
     kind = kind_of(wanted)
@@ -50,7 +50,7 @@ def compile_condition(condition: Condition) -> Predicate:
         values = columns(key)
         return np.array([kind_of(value) == kind and compare(value, wanted) for value in values], np.bool_)
 
-    # Equality with a text or a boolean needs no look at the type, which is most of the cost.
+    # Equality with a text or a boolean needs no check of the type, which would be most of the cost.
     if condition.operator == "equals" and kind == "text":
         return lambda columns: np.array([value == wanted for value in columns(key)], np.bool_)
     if condition.operator == "equals" and kind == "boolean":
@@ -59,7 +59,7 @@ def compile_condition(condition: Condition) -> Predicate:
 
 
 def keys_of(filter: Filter) -> set[str]:
-    """The properties that a filter looks at."""
+    """Return the properties that a filter reads."""
     return {
         key
         for clause in filter.clauses
@@ -68,37 +68,37 @@ def keys_of(filter: Filter) -> set[str]:
 
 
 def kind_of(value: object) -> str:
-    """`number`, `text`, `boolean` or `other`: values of different kinds never compare."""
+    """Return `number`, `text`, `boolean` or `other`: values of different kinds never compare."""
     return _KINDS.get(type(value), "other")
 
 
 _KINDS: dict[type, str] = {
     int: "number",
     Decimal: "number",
-    Far: "number",
+    OutOfRangeNumber: "number",
     str: "text",
     bool: "boolean",
 }
 
 
-def _ordered(compare: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
+def _compare_numbers(compare: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
     return lambda value, wanted: kind_of(wanted) == "number" and compare(value, wanted)
 
 
 _COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
     "equals": lambda value, wanted: bool(value == wanted),
     "not_equals": lambda value, wanted: bool(value != wanted),
-    "greater_than": _ordered(lambda value, wanted: bool(value > wanted)),
-    "greater_than_or_equals": _ordered(lambda value, wanted: bool(value >= wanted)),
-    "less_than": _ordered(lambda value, wanted: bool(value < wanted)),
-    "less_than_or_equals": _ordered(lambda value, wanted: bool(value <= wanted)),
+    "greater_than": _compare_numbers(lambda value, wanted: bool(value > wanted)),
+    "greater_than_or_equals": _compare_numbers(lambda value, wanted: bool(value >= wanted)),
+    "less_than": _compare_numbers(lambda value, wanted: bool(value < wanted)),
+    "less_than_or_equals": _compare_numbers(lambda value, wanted: bool(value <= wanted)),
     "contains": lambda value, wanted: kind_of(wanted) == "text" and wanted in value,
     "does_not_contain": lambda value, wanted: kind_of(wanted) == "text" and wanted not in value,
 }
 
 
-def unique_digest(value: object) -> bytes | None:
-    """16 bytes that are equal for equal values of a `unique` meter; None where the value does not count.
+def digest_unique(value: object) -> bytes | None:
+    """Return 16 bytes that are equal for equal values of a `unique` meter; None if the value does not count.
 
     Numbers are equal by value (1, 1.0 and 1e0 are one), texts by their characters; 1, "1" and true differ.
     """
@@ -107,5 +107,5 @@ def unique_digest(value: object) -> bytes | None:
     if isinstance(value, bool):
         return xxh3_128_digest(b"b1" if value else b"b0")
     if isinstance(value, int | Decimal):
-        return xxh3_128_digest(f"n{canonical_of(value)}".encode())
+        return xxh3_128_digest(f"n{canonicalize_number(value)}".encode())
     return None

@@ -1,4 +1,4 @@
-"""What meters read: the properties they need, decoded name by name, and readings gathered into columns."""
+"""Readings: the properties that meters need, decoded name by name, and what the meters read, gathered into columns."""
 
 import re
 from decimal import Decimal, InvalidOperation
@@ -11,17 +11,17 @@ import msgspec
 import numpy as np
 from msgspec import UNSET, DecodeError
 
-from tidegate.operators.columns.quantity import QUANTITY_MAX, limb_columns, limbs_of
-from tidegate.operators.events.chunk import NO_READINGS, Ints, Readings, concatenated
-from tidegate.operators.events.filters import Columns, Predicate, compile_filter, keys_of, unique_digest
-from tidegate.operators.events.unmetered import NOTHING_UNREAD, Unread, is_number, reason_of
+from tidegate.operators.columns.quantity import QUANTITY_MAX, to_limb_columns, to_limbs
+from tidegate.operators.events.chunk import NO_READINGS, Ints, Readings, concatenate_limbs
+from tidegate.operators.events.filters import Columns, Predicate, compile_filter, digest_unique, keys_of
+from tidegate.operators.events.unmetered import NOTHING_UNREAD, Unread, find_unmetered_reason, is_number
 from tidegate.operators.model.aggregates import AGGREGATES, Kind
 from tidegate.operators.model.catalog import Meter
-from tidegate.operators.model.numbers import Far, read_number
+from tidegate.operators.model.numbers import OutOfRangeNumber, read_number
 
 
 class Feed(NamedTuple):
-    """One meter as it takes events of a name: its place in the catalog, its kind, what it reads.
+    """One meter of an event name: its place in the catalog, its kind, and what it reads.
 
     `takes_text` says that it reads texts that are numbers.
     """
@@ -33,10 +33,10 @@ class Feed(NamedTuple):
     takes_text: bool = False
 
 
-class Name:
-    """The meters of one event name, and a decoder for just the properties that they look at.
+class NameReader:
+    """The meters of one event name, and a decoder for exactly the properties that they read.
 
-    What nobody reads is skipped in C, and a column of values is one `attrgetter` away.
+    msgspec skips all other properties in C, and one `attrgetter` returns a column of values.
     """
 
     def __init__(self, name: str, meters: list[tuple[int, Meter]]) -> None:
@@ -54,7 +54,7 @@ class Name:
             for place, meter in meters
         ]
         self._getters = {key: attrgetter(field) for key, field in fields.items()}
-        # A struct can't have members with quotes, backslashes or control characters; those are looked up one by one.
+        # A struct cannot have members with quotes, backslashes or control characters; those are decoded one by one.
         self._is_plain = not any(map(_UNPLAIN.search, fields))
         self._properties = msgspec.defstruct(
             "Properties",
@@ -65,44 +65,44 @@ class Name:
         self._fast = msgspec.json.Decoder(self._properties, float_hook=Decimal)
         self._fields = fields
 
-    def properties(self, raws: list[msgspec.Raw]) -> list[Any]:
-        """The properties of each event; None where its data is not an object."""
+    def decode_properties(self, raws: list[msgspec.Raw]) -> list[Any]:
+        """Return the properties of each event; None if its data is not an object."""
         if not self._is_plain:
-            return list(map(self._one, raws))
+            return list(map(self._decode_one, raws))
         try:
-            # Values one after another are lines to msgspec, wherever line breaks stand.
+            # msgspec decodes consecutive values as lines, wherever the line breaks are.
             found = self._fast.decode_lines(b"\n".join(raws))
         except (DecodeError, RecursionError, InvalidOperation):
             found = []
-        return found if len(found) == len(raws) else list(map(self._one, raws))
+        return found if len(found) == len(raws) else list(map(self._decode_one, raws))
 
-    def _one(self, raw: msgspec.Raw) -> Any:
-        """Member by member, for what the fast way refuses: null, numbers out of reach, and no object at all."""
+    def _decode_one(self, raw: msgspec.Raw) -> Any:
+        """Decode the members one by one, for null, numbers out of range, and data that is not an object."""
         try:
             members = _MEMBERS.decode(b"{}" if bytes(raw) == b"null" else raw)
         except (DecodeError, RecursionError):
             return None
-        found = {f: value_of(members[key]) for key, f in self._fields.items() if key in members}
+        found = {f: decode_value(members[key]) for key, f in self._fields.items() if key in members}
         return self._properties(**found)
 
-    def columns(self, properties: list[Any]) -> Columns:
-        """Columns of these events' properties, each gathered once."""
+    def build_columns(self, properties: list[Any]) -> Columns:
+        """Return a function that gathers columns of these events' properties, each once."""
         return cache(lambda key: list(map(self._getters[key], properties)))
 
 
-def value_of(raw: msgspec.Raw) -> Any:
+def decode_value(raw: msgspec.Raw) -> Any:
     """Return a JSON value, numbers as int or Decimal."""
     try:
         return _ANY.decode(raw)
     except (DecodeError, RecursionError):
-        # Longer than Python reads as an integer; or lists too deep, which no meter reads.
+        # The integer is longer than Python reads, or a list is nested too deeply, which no meter reads anyway.
         text = bytes(raw)
         return read_number(text.decode()) if text[:1] in b"-0123456789" else []
 
 
-def number_of(value: Any) -> Any:
-    """The number that a text is, as JSON writes it; any other value as it is."""
-    return value_of(msgspec.Raw(value.encode())) if type(value) is str and is_number(value) else value
+def to_number(value: Any) -> Any:
+    """Return the number that a text is in JSON's notation; return any other value unchanged."""
+    return decode_value(msgspec.Raw(value.encode())) if type(value) is str and is_number(value) else value
 
 
 _UNPLAIN = re.compile(r'["\\\x00-\x1f]')
@@ -110,8 +110,8 @@ _ANY = msgspec.json.Decoder(float_hook=read_number)
 _MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-class Gathered:
-    """Collects what meters read. `wrong` has the reason and words for events that turn out to be rejects."""
+class ReadingsBuilder:
+    """Collects what meters read. `wrong` has the reason and an explanation for events that turn out to be rejects."""
 
     def __init__(self) -> None:
         self.wrong: dict[int, tuple[str, str]] = {}
@@ -122,14 +122,14 @@ class Gathered:
         self._unread: list[tuple[Ints, int, Ints]] = []
 
     def refuse(self, events: Ints, properties: list[Any]) -> Ints:
-        """Marks the events without properties as wrong; returns the others."""
+        """Mark the events without properties as wrong, and return the others."""
         missing = np.fromiter((found is None for found in properties), np.bool_, len(events))
         wrong = ("data_not_object", "data: needs an object, got something else")
         self.wrong.update(dict.fromkeys(events[missing].tolist(), wrong))
         return events[~missing]
 
     def read(self, feed: Feed, events: Ints, columns: Columns) -> None:
-        """Adds what one meter reads from these events, of which `columns` has the properties."""
+        """Add what one meter reads from these events; `columns` returns their properties."""
         passed = None
         if feed.passes is not None:
             passed = feed.passes(columns)
@@ -146,12 +146,12 @@ class Gathered:
             self._read_unique(feed, events, values)
             return
         if feed.takes_text:
-            values = list(map(number_of, values))
-        # By type, as a boolean is an int in Python and no number on a meter.
+            values = list(map(to_number, values))
+        # Compared by type, because a boolean is an int in Python and not a number to a meter.
         types = set(map(type, values))
-        if types == {int} and (whole := _whole_column(values)) is not None:
+        if types == {int} and (whole := _to_whole_column(values)) is not None:
             self._add(feed, events, (whole, None, None))
-        elif types <= {int, Decimal} and (limbs := limb_columns(values)):
+        elif types <= {int, Decimal} and (limbs := to_limb_columns(values)):
             self._add(feed, events, limbs)
         else:
             self._read_numbers(feed, events, values)
@@ -162,7 +162,7 @@ class Gathered:
         for i, value in enumerate(values):
             if type(value) in _NUMBERS:
                 try:
-                    parts.append(limbs_of(value))
+                    parts.append(to_limbs(value))
                     read.append(i)
                 except ValueError as error:
                     self.wrong.setdefault(int(events[i]), ("quantity_out_of_range", f"{feed.key}: {error}"))
@@ -172,7 +172,7 @@ class Gathered:
             self._add(feed, events[read], (hi, mid, lo))
 
     def _read_unique(self, feed: Feed, events: Ints, values: list[Any]) -> None:
-        digests = list(map(unique_digest, values))
+        digests = list(map(digest_unique, values))
         read = [i for i, digest in enumerate(digests) if digest is not None]
         self._miss(feed, events, values, read)
         if read:
@@ -183,7 +183,7 @@ class Gathered:
         if len(read) == len(events):
             return
         missed = np.delete(np.arange(len(events)), read)
-        reasons = [reason_of(feed.kind, values[i]) for i in missed.tolist()]
+        reasons = [find_unmetered_reason(feed.kind, values[i]) for i in missed.tolist()]
         self._unread.append((events[missed], feed.meter, np.array(reasons, np.int64)))
 
     def _add(self, feed: Feed, events: Ints, quantity: tuple[Ints, Ints | None, Ints | None]) -> None:
@@ -192,8 +192,8 @@ class Gathered:
         self._limbs.append(quantity)
         self._unique.append([])
 
-    def readings(self) -> Readings:
-        """All readings, meter after meter."""
+    def build_readings(self) -> Readings:
+        """Return all readings, meter after meter."""
         if not self._event:
             return NO_READINGS
         his, mids, los = zip(*self._limbs, strict=True)
@@ -204,15 +204,15 @@ class Gathered:
             np.concatenate(self._event),
             np.concatenate(self._meter),
             np.concatenate(his),
-            concatenated(mids, his),
-            concatenated(los, his),
+            concatenate_limbs(mids, his),
+            concatenate_limbs(los, his),
             np.concatenate(places),
             digests[0::2],
             digests[1::2],
         )
 
-    def unread(self) -> Unread:
-        """Return what meters found and could not read."""
+    def build_unread(self) -> Unread:
+        """Return the values that meters found and could not read."""
         if not self._unread:
             return NOTHING_UNREAD
         events, meters, reasons = zip(*self._unread, strict=True)
@@ -221,8 +221,8 @@ class Gathered:
         return Unread(np.concatenate(events), meter, np.concatenate(reasons))
 
 
-def _whole_column(values: list[int]) -> Ints | None:
-    """Integers as a column; None where one is out of bounds."""
+def _to_whole_column(values: list[int]) -> Ints | None:
+    """Return integers as a column; None if one is out of bounds."""
     try:
         column = np.array(values, np.int64)
     except OverflowError:
@@ -230,5 +230,5 @@ def _whole_column(values: list[int]) -> Ints | None:
     return column if column.min() >= 0 and column.max() <= QUANTITY_MAX else None
 
 
-# By exact type, as a boolean is an int in Python.
-_NUMBERS = (int, Decimal, Far)
+# Compared by exact type, because a boolean is an int in Python.
+_NUMBERS = (int, Decimal, OutOfRangeNumber)

@@ -31,7 +31,11 @@ _FRACTION = 10 ** np.arange(5, -1, -1)
 
 
 def parse(text: str) -> int:
-    """One instant in µs since the epoch. ValueError where the text is not RFC 3339."""
+    """Return one instant in µs since the epoch.
+
+    Raises:
+        ValueError: the text is not RFC 3339.
+    """
     match = _SHAPE.fullmatch(text)
     if match is None:
         raise ValueError(f"needs RFC 3339 such as 2026-11-22T10:00:00.250Z, got {text[:40]!r}")
@@ -57,37 +61,37 @@ def parse(text: str) -> int:
 
 
 def parse_column(texts: list[str]) -> NDArray[np.int64]:
-    """Every text as µs since the epoch; `INVALID` where it is not RFC 3339 or outside [2000, 2100).
+    """Return every text as µs since the epoch; `INVALID` if it is not RFC 3339 or outside [2000, 2100).
 
-    Callers look again at the invalid ones with `parse`, which says what is wrong.
+    Callers pass the invalid ones to `parse`, which says what is wrong.
     """
     if not texts:
         return np.empty(0, np.int64)
     lengths = set(map(len, texts))
     if len(lengths) == 1:
-        return _of_one_length(texts, lengths.pop())
+        return _parse_same_length(texts, lengths.pop())
     at = np.full(len(texts), INVALID, np.int64)
     sizes = np.fromiter(map(len, texts), np.int64, len(texts))
     for length in lengths:
         where = np.flatnonzero(sizes == length)
-        at[where] = _of_one_length([texts[i] for i in where.tolist()], length)
+        at[where] = _parse_same_length([texts[i] for i in where.tolist()], length)
     return at
 
 
-def _of_one_length(texts: list[str], length: int) -> NDArray[np.int64]:
+def _parse_same_length(texts: list[str], length: int) -> NDArray[np.int64]:
     joined = "".join(texts)
     if not 20 <= length <= 64 or not joined.isascii():
-        return np.fromiter(map(_parsed, texts), np.int64, len(texts))
+        return np.fromiter(map(_parse_or_invalid, texts), np.int64, len(texts))
     matrix = np.frombuffer(joined.encode(), np.uint8).reshape(len(texts), length)
     zulu = (matrix[:, -1] | 0x20) == ord("z")
     if zulu.all():
-        return _read(matrix, length - 1, None)
+        return _parse_matrix(matrix, length - 1, None)
     if not zulu.any() and length >= 25:
-        return _read(matrix, length - 6, length - 6)
-    return np.fromiter(map(_parsed, texts), np.int64, len(texts))
+        return _parse_matrix(matrix, length - 6, length - 6)
+    return np.fromiter(map(_parse_or_invalid, texts), np.int64, len(texts))
 
 
-def _parsed(text: str) -> int:
+def _parse_or_invalid(text: str) -> int:
     try:
         at = parse(text)
     except ValueError:
@@ -95,9 +99,9 @@ def _parsed(text: str) -> int:
     return at if MIN_AT <= at < MAX_AT else INVALID
 
 
-def _read(matrix: NDArray[np.uint8], end: int, offset: int | None) -> NDArray[np.int64]:
-    """Instants of rows whose date, time and fraction end before `end`; second 60 is left to `parse`."""
-    # Turned, so that each position of the text is one contiguous row of bytes.
+def _parse_matrix(matrix: NDArray[np.uint8], end: int, offset: int | None) -> NDArray[np.int64]:
+    """Return the instants of rows whose date, time and fraction end before `end`; second 60 is left to `parse`."""
+    # Transposed, so that each position of the text is one contiguous row of bytes.
     chars = np.ascontiguousarray(matrix.T)
     digits = chars - np.uint8(ord("0"))  # wraps below "0", so one comparison finds every non-digit
     fraction = end - 20
@@ -113,36 +117,38 @@ def _read(matrix: NDArray[np.uint8], end: int, offset: int | None) -> NDArray[np
         sign = chars[offset]
         good &= ((sign == ord("+")) | (sign == ord("-"))) & (chars[offset + 3] == ord(":"))
         numbers += [offset + 1, offset + 2, offset + 4, offset + 5]
-        hours, minutes = _pair(digits, offset + 1), _pair(digits, offset + 4)
+        hours, minutes = _read_pair(digits, offset + 1), _read_pair(digits, offset + 4)
         good &= (hours <= 23) & (minutes <= 59)
         ahead = np.where(sign == ord("-"), -60, 60) * (hours * 60 + minutes)
     good &= (digits[numbers] <= 9).all(axis=0)
-    hour, minute, second = _pair(digits, 11), _pair(digits, 14), _pair(digits, 17)
+    hour, minute, second = _read_pair(digits, 11), _read_pair(digits, 14), _read_pair(digits, 17)
     good &= (hour <= 23) & (minute <= 59) & (second <= 59)
-    # Nearly always all are of one day, which is then read once.
+    # Nearly always all texts have the same date, which is then read once.
     dates = digits[:10, :1] if (chars[:10] == chars[:10, :1]).all() else digits[:10]
-    year = _pair(dates, 0) * 100 + _pair(dates, 2)
-    month, day = _pair(dates, 5), _pair(dates, 8)
+    year = _read_pair(dates, 0) * 100 + _read_pair(dates, 2)
+    month, day = _read_pair(dates, 5), _read_pair(dates, 8)
     exists = (month >= 1) & (month <= 12)
     leap = (year % 4 == 0) & ((year % 100 != 0) | (year % 400 == 0))
     month = np.where(exists, month, 1)
     good &= exists & (day >= 1) & (day <= _MONTH_DAYS[month] + (leap & (month == 2)))
-    at = (_days(year, month, day) * 86400 + hour * 3600 + minute * 60 + second - ahead) * SECOND
+    at = (_count_days(year, month, day) * 86400 + hour * 3600 + minute * 60 + second - ahead) * SECOND
     for place in range(min(fraction, 6)):
         at += digits[20 + place] * _FRACTION[place]
     good &= (at >= MIN_AT) & (at < MAX_AT)
     if not good.all():
         for row in np.flatnonzero(~good).tolist():
-            at[row] = _parsed(matrix[row].tobytes().decode())
+            at[row] = _parse_or_invalid(matrix[row].tobytes().decode())
     return np.asarray(at, np.int64)
 
 
-def _pair(digits: NDArray[np.uint8], at: int) -> NDArray[np.int64]:
+def _read_pair(digits: NDArray[np.uint8], at: int) -> NDArray[np.int64]:
     return np.asarray(digits[at] * np.int64(10) + digits[at + 1], np.int64)
 
 
-def _days(year: NDArray[np.int64], month: NDArray[np.int64], day: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Days since 1970-01-01 of a Gregorian date."""
+def _count_days(
+    year: NDArray[np.int64], month: NDArray[np.int64], day: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Return the days since 1970-01-01 of a Gregorian date."""
     year = year - (month <= 2)
     era = year // 400
     of_era = year - era * 400

@@ -1,9 +1,9 @@
-"""Names for shards that spread evenly over workers.
+"""Routing: names for shards that spread evenly over workers.
 
-Bytewax gives a key to the worker `hash(key) mod workers`. With the plain numbers 0 to 15 as keys, one of two workers
-would get ten shards and one of four only two. So a shard's name has a suffix that makes the hash come out at the
-shard's own number modulo 48, which is even for 2, 3, 4, 6, 8, 12 and 16 workers. Should another Bytewax hash
-otherwise, the spread is as it would be by chance, and nothing else changes.
+Bytewax assigns a key to the worker `hash(key) mod workers`. With the plain numbers 0 to 15 as keys, one of two workers
+would get ten shards and one of four only two. A shard's name therefore has a suffix that makes its hash equal to the
+shard's own number modulo 48, which is even for 2, 3, 4, 6, 8, 12 and 16 workers. If another Bytewax version hashes
+differently, the spread is random, and nothing else changes.
 Source: SipHash-1-3 with a zero key over the text and a byte 0xff, as Rust's DefaultHasher does it; Aumasson and
 Bernstein, SipHash, 2012.
 """
@@ -14,23 +14,23 @@ EVEN = 48
 _MASK = 2**64 - 1
 
 
-def shard_names(shards: int) -> list[str]:
-    """One name per shard, `NUMBER.SUFFIX`; the same on every machine."""
-    return [_name(shard) for shard in range(shards)]
+def list_shard_names(shards: int) -> list[str]:
+    """Return one name per shard, `NUMBER.SUFFIX`; the same on every machine."""
+    return [_find_name(shard) for shard in range(shards)]
 
 
-def shard_of_name(name: str) -> int:
-    """The shard's number."""
+def parse_shard_name(name: str) -> int:
+    """Return the shard's number."""
     return int(name.partition(".")[0])
 
 
-def _name(shard: int) -> str:
+def _find_name(shard: int) -> str:
     names = (f"{shard}.{suffix}" for suffix in count())
-    return next(name for name in names if siphash(name.encode() + b"\xff") % EVEN == shard % EVEN)
+    return next(name for name in names if compute_siphash(name.encode() + b"\xff") % EVEN == shard % EVEN)
 
 
-def siphash(text: bytes) -> int:
-    """SipHash-1-3 with a zero key."""
+def compute_siphash(text: bytes) -> int:
+    """Return SipHash-1-3 with a zero key."""
     v0, v1, v2, v3 = 0x736F6D6570736575, 0x646F72616E646F6D, 0x6C7967656E657261, 0x7465646279746573
     whole = len(text) - len(text) % 8
     words = [int.from_bytes(text[i : i + 8], "little") for i in range(0, whole, 8)]
@@ -47,16 +47,16 @@ def siphash(text: bytes) -> int:
 
 def _round(v0: int, v1: int, v2: int, v3: int) -> tuple[int, int, int, int]:
     v0 = (v0 + v1) & _MASK
-    v1 = _turned(v1, 13) ^ v0
-    v0 = _turned(v0, 32)
+    v1 = _rotate(v1, 13) ^ v0
+    v0 = _rotate(v0, 32)
     v2 = (v2 + v3) & _MASK
-    v3 = _turned(v3, 16) ^ v2
+    v3 = _rotate(v3, 16) ^ v2
     v0 = (v0 + v3) & _MASK
-    v3 = _turned(v3, 21) ^ v0
+    v3 = _rotate(v3, 21) ^ v0
     v2 = (v2 + v1) & _MASK
-    v1 = _turned(v1, 17) ^ v2
-    return v0, v1, _turned(v2, 32), v3
+    v1 = _rotate(v1, 17) ^ v2
+    return v0, v1, _rotate(v2, 32), v3
 
 
-def _turned(word: int, by: int) -> int:
+def _rotate(word: int, by: int) -> int:
     return ((word << by) | (word >> (64 - by))) & _MASK

@@ -1,4 +1,4 @@
-"""Columns of a whole poll, put together from its pieces and parted into a chunk for each shard."""
+"""Columns of a whole poll, joined from its pieces and split into a chunk for each shard."""
 
 import numpy as np
 from xxhash import xxh3_64_intdigest
@@ -10,16 +10,16 @@ from tidegate.operators.events.chunk import (
     Ints,
     Readings,
     Reject,
-    chosen,
-    concatenated,
+    concatenate_limbs,
+    select_readings,
 )
 from tidegate.operators.events.customers import Customers
-from tidegate.operators.events.unmetered import NOTHING_MISSED, NOTHING_UNREAD, Unread, joined_missed
+from tidegate.operators.events.unmetered import NOTHING_MISSED, NOTHING_UNREAD, Unread, join_missed
 from tidegate.operators.model.ports import Payloads
 
 
-def joined(parts: list[Columns]) -> Columns | None:
-    """The columns of consecutive pieces as one; None where there are none."""
+def join_columns(parts: list[Columns]) -> Columns | None:
+    """Return the columns of consecutive pieces as one; None if there are none."""
     if len(parts) < 2:
         return parts[0] if parts else None
     shifts = np.cumsum([0, *(len(part.at) for part in parts[:-1])]).tolist()
@@ -37,8 +37,8 @@ def joined(parts: list[Columns]) -> Columns | None:
             np.concatenate([r.event + shift for r, shift in zip(readings, shifts, strict=True)]),
             np.concatenate([r.meter for r in readings]),
             np.concatenate(his),
-            concatenated([r.mid for r in readings], his),
-            concatenated([r.lo for r in readings], his),
+            concatenate_limbs([r.mid for r in readings], his),
+            concatenate_limbs([r.lo for r in readings], his),
             np.concatenate([r.unique_at + shift for r, shift in zip(readings, rows, strict=True)]),
             np.concatenate([r.unique_lo for r in readings]),
             np.concatenate([r.unique_hi for r in readings]),
@@ -48,22 +48,22 @@ def joined(parts: list[Columns]) -> Columns | None:
             np.concatenate([p.unread.meter for p in parts]),
             np.concatenate([p.unread.reason for p in parts]),
         ),
-        joined_missed([part.missed for part in parts], shifts),
-        None if parts[0].taken is None else np.concatenate([_given(part.taken) for part in parts]),
+        join_missed([part.missed for part in parts], shifts),
+        None if parts[0].taken is None else np.concatenate([_require_column(part.taken) for part in parts]),
     )
 
 
-def _given(column: Ints | None) -> Ints:
+def _require_column(column: Ints | None) -> Ints:
     assert column is not None, "a poll has transport times for all of its pieces, or for none"
     return column
 
 
-def split(
+def split_by_shard(
     columns: Columns | None, rejects: list[Reject], payloads: Payloads, customers: Customers
 ) -> list[tuple[int, Chunk]]:
-    """Events parted by their customer's shard, each shard's in order of arrival, readings too.
+    """Return a chunk per shard, with each shard's events and readings in order of arrival.
 
-    Rejects have no customer that could be trusted; they go to a shard by their bytes, to be counted there.
+    A reject has no trustworthy customer; it goes to a shard by the hash of its bytes, to be counted there.
     """
     rejected: dict[int, list[Reject]] = {}
     for reject in rejects:
@@ -75,13 +75,13 @@ def split(
     bounds = np.searchsorted(shard[order], np.arange(customers.shards + 1)).tolist()
     place = np.empty(len(order), np.int64)
     place[order] = np.arange(len(order))
-    # Everything is put in order once; each shard's part is then a slice of it.
+    # Everything is sorted once; each shard's part is then a slice of it.
     local, mark, at = customers.local[columns.customer[order]], columns.mark[order], columns.at[order]
     digest_lo, digest_hi = columns.digest[order, 0], columns.digest[order, 1]
     starts, ends = columns.starts[order], columns.ends[order]
     taken = None if columns.taken is None else columns.taken[order]
     where = place[columns.readings.event]
-    readings = chosen(columns.readings, np.argsort(where, kind="stable"), place)
+    readings = select_readings(columns.readings, np.argsort(where, kind="stable"), place)
     cuts = np.searchsorted(readings.event, bounds).tolist()
     unique_cuts = np.searchsorted(readings.unique_at, cuts).tolist()
     unread = columns.unread._replace(event=place[columns.unread.event])
@@ -100,33 +100,33 @@ def split(
             digest_hi=digest_hi[part],
             mark=mark[part],
             at=at[part],
-            readings=_sliced(
+            readings=_slice_readings(
                 readings,
                 slice(cuts[number], cuts[number + 1]),
                 slice(unique_cuts[number], unique_cuts[number + 1]),
                 first,
             ),
-            unread=unread.between(first, last),
-            missed=missed.between(first, last),
+            unread=unread.select_range(first, last),
+            missed=missed.select_range(first, last),
             block=payloads.block,
             starts=starts[part],
             ends=ends[part],
             received_at=payloads.received_at,
             rejects=rejected.get(number, []),
             stream=payloads.stream,
-            taken=_time_taken(payloads) if taken is None else taken[part],
+            taken=_find_time_taken(payloads) if taken is None else taken[part],
         )
         chunks.append((number, chunk))
     return chunks
 
 
-def _time_taken(payloads: Payloads) -> int:
-    """Return when the transport took the poll; where it does not say, that is when we read it."""
+def _find_time_taken(payloads: Payloads) -> int:
+    """Return when the transport took the poll, or when we read it if the transport does not say."""
     return payloads.transport_time or payloads.received_at
 
 
-def _sliced(readings: Readings, rows: slice, unique: slice, first: int) -> Readings:
-    """These rows of readings in order, for a chunk that begins at event `first`."""
+def _slice_readings(readings: Readings, rows: slice, unique: slice, first: int) -> Readings:
+    """Return these rows of readings in order, for a chunk that begins at event `first`."""
     return Readings(
         readings.event[rows] - first,
         readings.meter[rows],

@@ -1,7 +1,7 @@
-"""Accepted events that a meter did not read: why not, event by event, found in columns.
+"""Unmetered events: why meters did not read accepted events, event by event, found in columns.
 
-An event is *unmetered* where no meter read it, and has one cause. An event that some meters of its name read and
-others could not is *partly* metered, and has a cause for each of those others.
+An event is *unmetered* if no meter read it, and has one cause. An event that some meters of its name read and others
+could not is *partly* metered, and has a cause for each of those others.
 """
 
 import re
@@ -21,14 +21,14 @@ Reason = Literal[
     "text_number", "not_a_number", "not_a_value", "key_missing", "no_filter_matched", "unknown_name"
 ]
 REASONS: tuple[Reason, ...] = get_args(Reason)
-"""Of several reasons an event has the first: the one that is closest to being metered."""
+"""An event with several reasons has the first of them: the one that is closest to being metered."""
 TEXT_NUMBER, NOT_A_NUMBER, NOT_A_VALUE, KEY_MISSING, NO_FILTER_MATCHED, UNKNOWN_NAME = range(len(REASONS))
 
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
 
 
 class Cause(NamedTuple):
-    """Why events of a name were not read. `meter` and `key` are empty where no single meter is meant."""
+    """Why events of a name were not read. `meter` and `key` are empty if no single meter is meant."""
 
     name: str
     reason: Reason
@@ -38,11 +38,11 @@ class Cause(NamedTuple):
 
     @property
     def is_announced(self) -> bool:
-        """Whether there is an alert when it is new. A property that only some meters need may well be left out."""
+        """Whether a new cause raises an alert. A property that only some meters need may be left out on purpose."""
         return not (self.partly and self.reason == "key_missing")
 
     def __str__(self) -> str:
-        return words(self.reason, self.name, self.meter, self.key)
+        return describe_reason(self.reason, self.name, self.meter, self.key)
 
 
 class Missed(NamedTuple):
@@ -59,12 +59,12 @@ class Missed(NamedTuple):
         rows = kept[self.event]
         return Missed(place[self.event[rows]], self.cause[rows], self.causes)
 
-    def whole(self) -> list[tuple[int, Cause]]:
+    def list_unmetered(self) -> list[tuple[int, Cause]]:
         """Return the events that no meter read, each with its cause."""
         rows = zip(self.event.tolist(), self.cause.tolist(), strict=True)
         return [(event, self.causes[cause]) for event, cause in rows if not self.causes[cause].partly]
 
-    def between(self, first: int, last: int) -> "Missed":
+    def select_range(self, first: int, last: int) -> "Missed":
         """Return the rows of the events from `first` to before `last`, numbered from 0, with their causes alone."""
         rows = np.flatnonzero((self.event >= first) & (self.event < last))
         if not len(rows):
@@ -85,7 +85,7 @@ class Unread(NamedTuple):
         rows = kept[self.event]
         return Unread(place[self.event[rows]], self.meter[rows], self.reason[rows])
 
-    def between(self, first: int, last: int) -> "Unread":
+    def select_range(self, first: int, last: int) -> "Unread":
         """Return the rows of the events from `first` to before `last`, numbered from 0."""
         rows = (self.event >= first) & (self.event < last)
         return Unread(self.event[rows] - first, self.meter[rows], self.reason[rows])
@@ -97,12 +97,12 @@ NOTHING_UNREAD = Unread(_NONE, _NONE, _NONE)
 
 
 def is_number(text: str) -> bool:
-    """Whether a text is a number as JSON writes it, with nothing around it."""
+    """Return whether a text is a number in JSON's notation, with nothing around it."""
     return _NUMBER.fullmatch(text) is not None
 
 
-def reason_of(kind: Kind, value: object) -> int:
-    """Why a meter of this kind can't read the value."""
+def find_unmetered_reason(kind: Kind, value: object) -> int:
+    """Return why a meter of this kind cannot read the value."""
     if value is UNSET:
         return KEY_MISSING
     if AGGREGATES[kind].reads == "value":
@@ -110,8 +110,8 @@ def reason_of(kind: Kind, value: object) -> int:
     return TEXT_NUMBER if isinstance(value, str) and is_number(value) else NOT_A_NUMBER
 
 
-def words(reason: str, name: str, meter: str, key: str) -> str:
-    """The cause in a sentence."""
+def describe_reason(reason: str, name: str, meter: str, key: str) -> str:
+    """Return the cause in a sentence."""
     match reason:
         case "unknown_name":
             return f"no meter takes events of the name {name!r}"
@@ -130,10 +130,10 @@ def words(reason: str, name: str, meter: str, key: str) -> str:
 def find_missed(
     kept: NDArray[np.bool_], read: Ints, unread: Unread, names: "Names", meters: Sequence[Meter]
 ) -> Missed:
-    """Return why events were not read, those that `kept` leaves out aside.
+    """Return why events were not read, excluding those that `kept` leaves out.
 
-    `read` are the events of all readings, with repeats. Where every event was read by all its meters this costs two
-    passes over a column of booleans.
+    `read` are the events of all readings, with repeats. If every event was read by all its meters, the cost is two
+    operations on a column of booleans.
     """
     seen = ~kept
     seen[read] = True
@@ -141,7 +141,7 @@ def find_missed(
         return NOTHING_MISSED
     bare = np.flatnonzero(~seen)
     unread = Unread(*(column[kept[unread.event]] for column in unread))
-    # Per event the first reason, and of that the first meter.
+    # Each event gets the first reason, and the first meter with that reason.
     ranks = unread.reason * len(meters) + unread.meter
     nothing = len(REASONS) * len(meters)
     best = np.full(len(kept), nothing, np.int64)
@@ -149,19 +149,19 @@ def find_missed(
     of_meter = bare[best[bare] < nothing]
     others = bare[best[bare] == nothing]
     is_known = names.number[others] > 0
-    collected = _Collected(meters)
-    collected.of_meters(of_meter, best[of_meter], partly=False)
-    collected.without_filter(others[is_known], names)
-    collected.of_unknown_names(others[~is_known], names)
+    collected = _MissedBuilder(meters)
+    collected.add_by_meter(of_meter, best[of_meter], partly=False)
+    collected.add_unfiltered(others[is_known], names)
+    collected.add_unknown_names(others[~is_known], names)
     elsewhere = seen[unread.event]
-    collected.of_meters(unread.event[elsewhere], ranks[elsewhere], partly=True)
-    return collected.missed()
+    collected.add_by_meter(unread.event[elsewhere], ranks[elsewhere], partly=True)
+    return collected.build()
 
 
 class Names(NamedTuple):
     """Names of events: as texts, as codes that are equal for equal names, and as the catalog numbers them from 1.
 
-    `number` is 0 where no meter takes the name.
+    `number` is 0 if no meter takes the name.
     """
 
     text: Sequence[str]
@@ -169,15 +169,17 @@ class Names(NamedTuple):
     number: Ints
 
 
-class _Collected:
+class _MissedBuilder:
+    """Collects events that were not read, with their causes."""
+
     def __init__(self, meters: Sequence[Meter]) -> None:
         self._meters = meters
         self._events: list[Ints] = []
         self._rows: list[Ints] = []
         self._causes: list[Cause] = []
 
-    def of_meters(self, events: Ints, ranks: Ints, *, partly: bool) -> None:
-        """Add causes that are given as reason and meter in one number."""
+    def add_by_meter(self, events: Ints, ranks: Ints, *, partly: bool) -> None:
+        """Add events with causes that are given as reason and meter in one number."""
         found, which = np.unique(ranks, return_inverse=True)
         causes = []
         for rank in found.tolist():
@@ -186,7 +188,7 @@ class _Collected:
             causes.append(Cause(meter.event_name, REASONS[reason], meter.name, meter.key or "", partly))
         self._add(events, which, causes)
 
-    def without_filter(self, events: Ints, names: Names) -> None:
+    def add_unfiltered(self, events: Ints, names: Names) -> None:
         """Add events of known names that no meter's filter lets pass."""
         _, first, which = np.unique(names.number[events], return_index=True, return_inverse=True)
         texts = [names.text[event] for event in events[first].tolist()]
@@ -197,7 +199,7 @@ class _Collected:
         ]
         self._add(events, which, causes)
 
-    def of_unknown_names(self, events: Ints, names: Names) -> None:
+    def add_unknown_names(self, events: Ints, names: Names) -> None:
         """Add events whose name no meter takes."""
         _, first, which = np.unique(names.code[events], return_index=True, return_inverse=True)
         self._add(events, which, [Cause(names.text[i], "unknown_name") for i in events[first].tolist()])
@@ -207,12 +209,13 @@ class _Collected:
         self._rows.append(which.reshape(-1) + len(self._causes))
         self._causes += causes
 
-    def missed(self) -> Missed:
+    def build(self) -> Missed:
+        """Return all events that were added."""
         return Missed(np.concatenate(self._events), np.concatenate(self._rows), self._causes)
 
 
-def joined_missed(parts: Sequence[Missed], shifts: Sequence[int]) -> Missed:
-    """The rows of consecutive pieces as one; `shifts` says where each piece's events begin."""
+def join_missed(parts: Sequence[Missed], shifts: Sequence[int]) -> Missed:
+    """Return the rows of consecutive pieces as one; `shifts` says where each piece's events begin."""
     causes = [cause for part in parts for cause in part.causes]
     if not causes:
         return NOTHING_MISSED

@@ -1,12 +1,12 @@
-"""How one cap judges what a total would come to. `operators/gate/decision.py` decides, under all caps that apply.
+"""Caps: whether a request passes, as a pure function of limit, total and quantity, without any stored state.
 
-Pure: nothing sticky, nothing baked in. So raising a cap lets the very next request pass.
+Raising a cap therefore lets the very next request pass, and any two readers of the same total decide alike.
 """
 
 from decimal import Decimal
 from typing import Literal, TypeVar
 
-from tidegate.operators.columns.quantity import SCALE, scaled
+from tidegate.operators.columns.quantity import SCALE, scale
 from tidegate.operators.model.catalog import OnCap
 
 Passing = Literal["within", "overage", "warn", "grace", "cap_reached"]
@@ -14,15 +14,16 @@ Reason = Literal["no_cap", Passing]
 Amount = TypeVar("Amount", int, Decimal)
 
 
-def edge_of(cap: int, grace_pct: Decimal) -> int:
-    """The most that may be reached of a cap with its grace; all times 10²⁴, cut off to a whole number."""
-    return cap * (100 * SCALE + scaled(grace_pct)) // (100 * SCALE)
+def compute_edge(cap: int, grace_pct: Decimal) -> int:
+    """Return the highest total that a cap with its grace allows; all times 10²⁴, cut off to a whole number."""
+    return cap * (100 * SCALE + scale(grace_pct)) // (100 * SCALE)
 
 
-def reason_of(after: Amount, cap: Amount, edge: Amount, on_cap: OnCap) -> Passing:
-    """How a request stands that would bring the total to `after`; all three in one unit.
+def find_reason(after: Amount, cap: Amount, edge: Amount, on_cap: OnCap) -> Passing:
+    """Return the reason for a request that would bring the total to `after`; all three amounts in one unit.
 
-    Up to the cap all pass; past it `allow` and `warn` let pass, and `block` denies past `edge`.
+    Up to the cap every request passes; beyond it `allow` and `warn` let requests pass, and `block` denies beyond
+    `edge`.
     """
     if after <= cap:
         return "within"

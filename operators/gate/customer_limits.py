@@ -1,4 +1,4 @@
-"""What a catalog says of one customer, made ready for decisions.
+"""A customer's limits under one catalog, prepared for decisions.
 
 Quantities are whole numbers times 10²⁴ (operators/columns/quantity.py).
 """
@@ -7,18 +7,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from tidegate.operators.columns.quantity import scaled
-from tidegate.operators.gate.caps import edge_of
+from tidegate.operators.columns.quantity import scale
+from tidegate.operators.gate.caps import compute_edge
 from tidegate.operators.model.aggregates import LEVELS, Kind
 from tidegate.operators.model.catalog import Catalog, Fail, Limit, SpendCap
-from tidegate.operators.model.periods import Policy, period_of
+from tidegate.operators.model.periods import Policy, find_period
 from tidegate.operators.model.ports import Scope
 
 Asked = Mapping[str, int]
 
 
-class Bound(NamedTuple):
-    """A meter's cap: the limit's own, and with its grace."""
+class CapBound(NamedTuple):
+    """A meter's cap: the cap itself, and the cap with its grace."""
 
     limit: Limit
     cap: int
@@ -26,35 +26,35 @@ class Bound(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Own:
-    """What holds for one customer under catalog `number`: `bounds` of the meters with a cap, `limits` of all."""
+class CustomerLimits:
+    """The limits of one customer under catalog `number`: `bounds` of the meters with a cap, `limits` of all meters."""
 
     customer: str
     number: int
     meters: tuple[str, ...]
     kinds: Mapping[str, Kind]
-    bounds: Mapping[str, Bound]
+    bounds: Mapping[str, CapBound]
     limits: Mapping[str, Limit]
     spend: SpendCap | None
     policy: Policy
     zone: str
     trusted: int | None
-    """The least `max_lag` of all caps that may deny (µs), None where none has one."""
+    """The least `max_lag` of all caps that may deny (µs), None if none has one."""
 
-    def period(self, now: int) -> tuple[int, int]:
-        """The period that holds `now` (µs)."""
-        return period_of(self.policy, self.zone, now)
+    def find_period(self, now: int) -> tuple[int, int]:
+        """Return the period that contains `now` (µs)."""
+        return find_period(self.policy, self.zone, now)
 
-    def scope(self, start: int) -> Scope:
-        """What has to be read for a decision in the period that begins at `start`."""
+    def build_scope(self, start: int) -> Scope:
+        """Return what must be read for a decision in the period that begins at `start`."""
         return Scope(self.meters, start)
 
-    def ceilings(self, asked: Asked) -> dict[str, int]:
-        """Per meter the most that used, held and asked for may come to; -1 where no room would be enough."""
+    def compute_ceilings(self, asked: Asked) -> dict[str, int]:
+        """Return per meter the most that used, held and requested may add up to; -1 if no room would be enough."""
         found = {}
         for meter, quantity in asked.items():
             bound = self.bounds.get(meter)
-            if bound is None or not denies(bound.limit):
+            if bound is None or not may_deny(bound.limit):
                 continue
             if self.kinds[meter] not in LEVELS:
                 found[meter] = bound.edge
@@ -63,11 +63,11 @@ class Own:
         return found
 
     def may_be_outdated(self, lag: int | None) -> bool:
-        """Whether any cap may not trust totals of this age (µs)."""
+        """Return whether any cap distrusts totals of this age (µs)."""
         return self.trusted is not None and (lag is None or lag > self.trusted)
 
-    def outdated(self, asked: Iterable[str], lag: int | None) -> list[tuple[str, Fail]]:
-        """What each cap does that may deny and does not trust totals of this age (µs, None: unknown), as in `fails`."""
+    def list_outdated(self, asked: Iterable[str], lag: int | None) -> list[tuple[str, Fail]]:
+        """Return the caps that may deny and distrust totals of this age (µs, None: unknown), with their `fail`."""
         caps: list[tuple[str, Limit | SpendCap]] = [
             (meter, self.bounds[meter].limit) for meter in asked if meter in self.bounds
         ]
@@ -76,46 +76,46 @@ class Own:
         return [
             (meter, cap.fail)
             for meter, cap in caps
-            if denies(cap) and cap.max_lag is not None and (lag is None or lag > cap.max_lag)
+            if may_deny(cap) and cap.max_lag is not None and (lag is None or lag > cap.max_lag)
         ]
 
-    def spend_denies(self) -> bool:
-        """Whether room on the meters asked for is not all that counts, as the spend cap may deny."""
-        return self.spend is not None and denies(self.spend)
+    def may_spend_cap_deny(self) -> bool:
+        """Return whether the spend cap may deny, so that room on the requested meters is not sufficient."""
+        return self.spend is not None and may_deny(self.spend)
 
-    def fails(self, asked: Iterable[str]) -> list[tuple[str, Fail]]:
-        """What each cap that may deny does while the store is away, by meter; "" is the spend cap."""
+    def list_fails(self, asked: Iterable[str]) -> list[tuple[str, Fail]]:
+        """Return the `fail` of each cap that may deny while the store is unavailable, by meter; "" is the spend cap."""
         found = [(meter, self.bounds[meter].limit) for meter in asked if meter in self.bounds]
-        fails: list[tuple[str, Fail]] = [(meter, limit.fail) for meter, limit in found if denies(limit)]
-        if self.spend is not None and denies(self.spend):
+        fails: list[tuple[str, Fail]] = [(meter, limit.fail) for meter, limit in found if may_deny(limit)]
+        if self.spend is not None and may_deny(self.spend):
             fails.append(("", self.spend.fail))
         return fails
 
 
-class Bounds:
-    """A catalog's caps; `number` is that of its version, 0 for a catalog that is not the store's."""
+class CatalogLimits:
+    """The limits of a catalog; `number` is that of its version, 0 for a catalog that is not in the store."""
 
     def __init__(self, catalog: Catalog, number: int) -> None:
         self.number = number
         self._catalog = catalog
         self._meters = tuple(meter.name for meter in catalog.meters)
         self._kinds = {meter.name: meter.kind for meter in catalog.meters}
-        # By identity: a plan's limit is one object for all its customers, and the catalog keeps it alive.
-        self._bounds: dict[int, Bound] = {}
+        # Compared by identity: a plan's limit is one object for all its customers, and the catalog keeps it alive.
+        self._bounds: dict[int, CapBound] = {}
 
-    def of(self, customer: str) -> Own:
-        """What holds for this customer."""
+    def find(self, customer: str) -> CustomerLimits:
+        """Return the limits of this customer."""
         catalog = self._catalog
         limits = {meter: catalog.limit_of(customer, meter) for meter in self._meters}
         spend = catalog.spend_cap_of(customer)
         caps: list[Limit | SpendCap] = [*limits.values(), *([spend] if spend else [])]
-        lags = [cap.max_lag for cap in caps if denies(cap) and cap.max_lag is not None]
-        return Own(
+        lags = [cap.max_lag for cap in caps if may_deny(cap) and cap.max_lag is not None]
+        return CustomerLimits(
             customer,
             self.number,
             self._meters,
             self._kinds,
-            {meter: self._bound(limit) for meter, limit in limits.items() if limit.cap is not None},
+            {meter: self._find_bound(limit) for meter, limit in limits.items() if limit.cap is not None},
             limits,
             spend,
             catalog.period_of(customer),
@@ -123,15 +123,15 @@ class Bounds:
             min(lags, default=None),
         )
 
-    def _bound(self, limit: Limit) -> Bound:
+    def _find_bound(self, limit: Limit) -> CapBound:
         bound = self._bounds.get(id(limit))
         if bound is None:
             assert limit.cap is not None
-            cap = scaled(limit.cap)
-            bound = self._bounds[id(limit)] = Bound(limit, cap, edge_of(cap, limit.grace_pct))
+            cap = scale(limit.cap)
+            bound = self._bounds[id(limit)] = CapBound(limit, cap, compute_edge(cap, limit.grace_pct))
         return bound
 
 
-def denies(cap: Limit | SpendCap) -> bool:
-    """Whether this cap may deny anybody anything."""
+def may_deny(cap: Limit | SpendCap) -> bool:
+    """Return whether this cap may deny any request."""
     return cap.cap is not None and cap.on_cap == "block" and not cap.shadow

@@ -1,6 +1,6 @@
-"""What a store decides about a hold by itself: whether there is room. Pure, and the same in every store.
+"""Holds: what a store decides about a hold by itself, whether there is room. Pure, and the same in every store.
 
-A hold's quantity counts from its reserve on, until its event's total counts it instead, or until it ends.
+A hold's quantity counts from its reserve until its event's total counts instead, or until it ends.
 """
 
 from collections.abc import Mapping
@@ -14,8 +14,8 @@ ONLY_METER = ""
 """The key that stands for the only meter of a hold."""
 
 
-def is_room(account: Account, quantities: Mapping[str, int], ceilings: Mapping[str, int]) -> bool:
-    """Whether used, held and asked for stay within the ceiling of each meter that has one; all times 10²⁴."""
+def has_room(account: Account, quantities: Mapping[str, int], ceilings: Mapping[str, int]) -> bool:
+    """Return whether used, held and requested stay within the ceiling of each meter that has one; all times 10²⁴."""
     for meter, ceiling in ceilings.items():
         used = account.used.get(meter)
         if (used.total if used else 0) + account.held.get(meter, 0) + quantities.get(meter, 0) > ceiling:
@@ -23,8 +23,8 @@ def is_room(account: Account, quantities: Mapping[str, int], ceilings: Mapping[s
     return True
 
 
-def final_quantities(asked: Mapping[str, int], given: Mapping[str, int] | None) -> dict[str, int] | None:
-    """The quantities that a commit of `given` makes final; None where its meters are not those asked for."""
+def find_final_quantities(asked: Mapping[str, int], given: Mapping[str, int] | None) -> dict[str, int] | None:
+    """Return the quantities that a commit of `given` makes final; None if its meters are not the reserved ones."""
     if given is None:
         return dict(asked)
     if set(given) == {ONLY_METER} and len(asked) == 1:

@@ -1,4 +1,4 @@
-"""The live bill: what usage past the included quantity costs, by the plan's tiers, as it stands."""
+"""The live bill: what usage beyond the included quantity costs at present, by the plan's tiers."""
 
 from collections.abc import Iterable
 from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal, Inexact
@@ -6,13 +6,13 @@ from functools import reduce
 
 from tidegate.operators.model.catalog import Limit
 
-# Decimal's own operators round to 28 digits, which money and totals outgrow. Here a result that would be rounded
+# Decimal's own operators round to 28 digits, which money and totals exceed. Here a result that would be rounded
 # raises; the longest one, a price of 27 digits times a total of 55, fits.
 EXACT = Context(prec=100, Emin=MIN_EMIN, Emax=MAX_EMAX, traps=[Inexact])
 
 
-def overage(limit: Limit, total: Decimal) -> Decimal:
-    """The part of a total past the included quantity, 0 at least; without an included quantity, all of it."""
+def compute_overage(limit: Limit, total: Decimal) -> Decimal:
+    """Return the part of a total beyond the included quantity, 0 at least; all of it if no quantity is included."""
     return max(EXACT.subtract(total, limit.included or Decimal(0)), Decimal(0))
 
 
@@ -21,18 +21,18 @@ def add_up(amounts: Iterable[Decimal]) -> Decimal:
     return reduce(EXACT.add, amounts, Decimal(0))
 
 
-def left_of(cap: Decimal, used: Decimal) -> Decimal:
-    """Return what is left of a cap, 0 at least."""
+def compute_remaining(cap: Decimal, used: Decimal) -> Decimal:
+    """Return the rest of a cap, 0 at least."""
     return max(EXACT.subtract(cap, used), Decimal(0))
 
 
-def live_bill(limit: Limit, total: Decimal) -> Decimal:
-    """What the overage of a total costs, in the unit of the tiers' prices, not rounded.
+def compute_live_bill(limit: Limit, total: Decimal) -> Decimal:
+    """Return what the overage of a total costs, in the unit of the tiers' prices, unrounded.
 
-    Each tier prices the part of the overage between the tier before it and its own `up_to`; past the last
-    tier the last price goes on. Without tiers there is nothing to pay.
+    Each tier prices the part of the overage between the previous tier's `up_to` and its own; beyond the last tier the
+    last price applies. Without tiers the overage costs nothing.
     """
-    over, cost, begin = overage(limit, total), Decimal(0), Decimal(0)
+    over, cost, begin = compute_overage(limit, total), Decimal(0), Decimal(0)
     for tier in limit.tiers:
         is_last = tier is limit.tiers[-1]
         end = over if tier.up_to is None or is_last else min(over, tier.up_to)

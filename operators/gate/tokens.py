@@ -1,4 +1,4 @@
-"""Short-lived tokens of one customer: signed, and stored nowhere.
+"""Short-lived tokens of one customer: signed, and not stored.
 
 A token is `tgt_CLAIMS.SIGNATURE`, both base64url without padding: the claims are a JSON array, the signature is
 HMAC-SHA256 over the text before the dot, under one of the service's signing secrets, which the claims name.
@@ -12,14 +12,14 @@ from typing import Final
 
 import msgspec
 
-from tidegate.operators.gate.access import Key
+from tidegate.operators.gate.access import ApiKey
 
 TOKEN: Final = re.compile(r"(tgt_([A-Za-z0-9_-]{1,4000}))\.([A-Za-z0-9_-]{43})")
 SECONDS_MIN, SECONDS_MAX = 60, 3600
 
 
 class Claims(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """What a token says; `issuer` is the id of the API key that it was issued with, times are µs since the epoch."""
+    """The contents of a token; `issuer` is the id of the API key that issued it, times are µs since the epoch."""
 
     secret: str
     issuer: str
@@ -28,14 +28,14 @@ class Claims(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     expires_at: int
 
 
-def sign(claims: Claims, secret: bytes) -> str:
-    """Return the token of these claims."""
+def sign_token(claims: Claims, secret: bytes) -> str:
+    """Return the token for these claims."""
     signed = f"tgt_{_encode(msgspec.json.encode(claims))}"
     return f"{signed}.{_signature(signed, secret)}"
 
 
-def read(token: str, secrets: Mapping[str, bytes]) -> Claims | None:
-    """Return what a token claims; None where none of the secrets has signed it."""
+def read_token(token: str, secrets: Mapping[str, bytes]) -> Claims | None:
+    """Return the claims of a token; None if none of the secrets has signed it."""
     found = TOKEN.fullmatch(token)
     if found is None:
         return None
@@ -49,9 +49,9 @@ def read(token: str, secrets: Mapping[str, bytes]) -> Claims | None:
     return claims
 
 
-def key_of(claims: Claims, issuer: Key) -> Key:
-    """Return the token as the key that it stands for."""
-    return Key(
+def build_key(claims: Claims, issuer: ApiKey) -> ApiKey:
+    """Return the API key that a token stands for."""
+    return ApiKey(
         id=f"{claims.issuer}.{claims.issued_at}",
         name=f"token of {issuer.name}",
         scopes=frozenset({"read"}),

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tidegate.operators.columns.hash_table import Table
-from tidegate.operators.columns.quantity import LIMBS, SCALE, WEIGHTS, joined, text
+from tidegate.operators.columns.quantity import LIMBS, SCALE, WEIGHTS, format_quantity, join_limbs
 from tidegate.operators.events.chunk import Ints
 from tidegate.operators.metering.key_index import KeyIndex
 from tidegate.operators.metering.thresholds import (
@@ -292,7 +292,7 @@ def _build_alert(window: _Window, rules: AlertRules, change: RuleChange, total: 
         period_end=window.end,
         level=level,
         limit=rules.limit,
-        total=text(total),
+        total=format_quantity(total),
         at=at,
         limit_version=rules.version,
         turn=turn,
@@ -318,7 +318,7 @@ def _replay_readings(
     """
     i = passed.place
     readings = np.sort(touched.order[touched.starts[i] : touched.starts[i + 1]])
-    total = joined(**{name: int(limb[i]) for name, limb in touched.limbs.items()})
+    total = join_limbs(**{name: int(limb[i]) for name, limb in touched.limbs.items()})
     limbs = {name: limb[readings] for name, limb in batch.list_limbs().items()}
     if total % SCALE or any(limb.any() for name, limb in limbs.items() if name != "hi"):
         values, unit = _join_limbs(limbs), 1

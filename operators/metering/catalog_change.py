@@ -31,9 +31,9 @@ from tidegate.operators.metering.windows import (
     window_of,
 )
 from tidegate.operators.model.periods import DAY, HOUR, MIN_AT
-from tidegate.operators.model.periods import buckets as buckets_of
+from tidegate.operators.model.periods import get_buckets as buckets_of
 from tidegate.operators.model.records import Window
-from tidegate.operators.model.wire import instant
+from tidegate.operators.model.wire import format_instant
 
 # How long a period is held past its end and the lateness, in lengths of the period and in µs. So a month that becomes
 # a quarter or a year, or an hour that becomes a day, continues from its total.
@@ -227,9 +227,9 @@ def render_moves(moves: WindowMoves) -> dict[str, object]:
         {
             "customer": move.customer,
             "window": move.window,
-            "start": instant(move.start),
-            "was": instant(move.was),
-            "end": instant(move.end),
+            "start": format_instant(move.start),
+            "was": format_instant(move.was),
+            "end": format_instant(move.end),
         }
         for move in moves.examples
     ]

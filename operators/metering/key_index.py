@@ -10,13 +10,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tidegate.operators.columns.grouping import groups
+from tidegate.operators.columns.grouping import group_rows
 from tidegate.operators.events.chunk import Chunk, Ints
 from tidegate.operators.metering.thresholds import AlertRules, build_rules
 from tidegate.operators.metering.windows import KEYS_MAX
 from tidegate.operators.model.aggregates import AGGREGATES, FOLD_CODES
-from tidegate.operators.model.catalog import Catalog, Meter, meter_clash
-from tidegate.operators.model.periods import MIN_AT, Buckets, Periods, Policy, buckets
+from tidegate.operators.model.catalog import Catalog, Meter, explain_clash
+from tidegate.operators.model.periods import MIN_AT, Buckets, Periods, Policy, get_buckets
 
 UNCOUNTED = -1
 
@@ -104,7 +104,7 @@ class KeyIndex:
             place = known.get(meter.name, len(self.meters))
             if place == len(self.meters):
                 self.meters.append(meter)
-            elif clash := meter_clash(self.meters[place], meter):
+            elif clash := explain_clash(self.meters[place], meter):
                 self.refused[meter.name] = clash
                 place = UNCOUNTED
             numbers.append(place)
@@ -166,7 +166,7 @@ class KeyIndex:
             policy = (self.catalog.period_of(name), zone)
             if zone not in self._zone_numbers:
                 self._zone_numbers[zone] = len(self._zones)
-                self._zones.append(buckets(zone))
+                self._zones.append(get_buckets(zone))
             if policy not in self._policy_numbers:
                 self._policy_numbers[policy] = len(self._policies)
                 self._policies.append(Periods(*policy))
@@ -229,18 +229,18 @@ class KeyIndex:
         """Return the windows that contain each event."""
         zone, policy = self._zone.values[customer], self._policy.values[customer]
         hour, hour_end, day, period, period_end = (np.empty(len(at), np.int64) for _ in range(5))
-        for number, rows in groups(zone):
-            hour[rows], hour_end[rows] = self._zones[number].hour(at[rows])
-            day[rows] = self._zones[number].day(at[rows])[0]
-        for number, rows in groups(policy):
-            period[rows], period_end[rows] = self._policies[number].of(at[rows])
+        for number, rows in group_rows(zone):
+            hour[rows], hour_end[rows] = self._zones[number].find_hours(at[rows])
+            day[rows] = self._zones[number].find_days(at[rows])[0]
+        for number, rows in group_rows(policy):
+            period[rows], period_end[rows] = self._policies[number].find(at[rows])
         return EventWindows(hour, hour_end, day, period, period_end)
 
     def find_period_bounds(self, customer: Ints, at: Ints) -> tuple[Ints, Ints]:
         """Return start and end of the period that contains each instant."""
         starts, ends = np.empty_like(at), np.empty_like(at)
-        for number, rows in groups(self._policy.values[customer]):
-            starts[rows], ends[rows] = self._policies[number].of(at[rows])
+        for number, rows in group_rows(self._policy.values[customer]):
+            starts[rows], ends[rows] = self._policies[number].find(at[rows])
         return starts, ends
 
     def find_bucket_bounds(self, customer: Ints, start: Ints, is_day: NDArray[np.bool_]) -> tuple[Ints, Ints]:
@@ -280,8 +280,8 @@ def find_bucket_bounds(
     # No event is older than MIN_AT, so the bucket of MIN_AT stands for one that begins earlier.
     at = np.maximum(start, MIN_AT)
     starts, ends = np.empty_like(at), np.empty_like(at)
-    for number, rows in groups(zone):
-        hour, day = zones[number].hour(at[rows]), zones[number].day(at[rows])
+    for number, rows in group_rows(zone):
+        hour, day = zones[number].find_hours(at[rows]), zones[number].find_days(at[rows])
         starts[rows] = np.where(is_day[rows], day[0], hour[0])
         ends[rows] = np.where(is_day[rows], day[1], hour[1])
     return starts, ends

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from xxhash import xxh3_128_hexdigest
 
 from tidegate.operators.columns.hash_table import Table
-from tidegate.operators.columns.quantity import SCALE, TOTAL_MAX, scaled
+from tidegate.operators.columns.quantity import SCALE, TOTAL_MAX, scale
 from tidegate.operators.events.chunk import Chunk, Ints, Readings
 from tidegate.operators.metering import catalog_change, snapshot
 from tidegate.operators.metering.alerts import AlertStates
@@ -42,7 +42,7 @@ from tidegate.operators.metering.windows import (
     read_total,
     start_of,
 )
-from tidegate.operators.model.adjustments import FULL, USED_BEFORE, fault_of, fingerprint_of
+from tidegate.operators.model.adjustments import FULL, USED_BEFORE, compute_fingerprint, find_fault
 from tidegate.operators.model.catalog import Catalog, Meter
 from tidegate.operators.model.periods import HOUR
 from tidegate.operators.model.ports import Adjustment, Settled, StreamMark
@@ -275,11 +275,11 @@ class Shard(ShardState):
         A repeated adjustment changes nothing and gets the same answer. `received_at` is the current time, µs since the
         epoch.
         """
-        if fault := fault_of(adjustment):
+        if fault := find_fault(adjustment):
             return [], fault
         if known := self.adjustments.find(adjustment):
-            return [], known.refused if known.content == fingerprint_of(adjustment) else USED_BEFORE
-        if not self.adjustments.has_room(lambda word: word in self.adjusted):
+            return [], known.refused if known.content == compute_fingerprint(adjustment) else USED_BEFORE
+        if not self.adjustments.make_room(lambda word: word in self.adjusted):
             return [], FULL
         alerts, refused = self._adjust(adjustment, received_at)
         self.adjustments.add(adjustment, 0 if refused else self._find_period_word(adjustment), refused)
@@ -304,7 +304,7 @@ class Shard(ShardState):
         if key_index.fold_of[numbers[0]] != ADD:
             return [], f"meter {adjustment.meter!r} adds nothing up: {key_index.meters[numbers[0]].kind}"
         try:
-            amount = scaled(Decimal(adjustment.quantity))
+            amount = scale(Decimal(adjustment.quantity))
         except (ValueError, InvalidOperation):
             return [], f"quantity: needs a decimal of at most 24 places, got {adjustment.quantity[:40]!r}"
         customer = np.array([key_index.assign_row(adjustment.customer)], np.int64)

@@ -17,7 +17,7 @@ from tidegate.operators.metering.key_index import KeyIndex
 from tidegate.operators.metering.stream_times import Stream, Streams
 from tidegate.operators.metering.unmetered_rows import UnmeteredRows
 from tidegate.operators.metering.windows import COLUMNS, PERIOD_COLUMNS, WINDOW_NAMES, WindowAdjustments
-from tidegate.operators.model.adjustments import Remembered
+from tidegate.operators.model.adjustments import AdjustmentMemory
 from tidegate.operators.model.catalog import Catalog, Meter
 
 
@@ -61,7 +61,7 @@ class ShardState:
         self.values = {window: Table(2, {"word": np.uint64}) for window in WINDOW_NAMES}
         self.alert_states = AlertStates(self.key_index, self.periods)
         self.adjusted: dict[int, WindowAdjustments] = {}
-        self.adjustments = Remembered()
+        self.adjustments = AdjustmentMemory()
         self.counts: dict[str, int] = {}
         self.unmetered = UnmeteredRows()
         self.let_go = Table(1, {"start": np.int64, "version": np.int64})

@@ -25,7 +25,7 @@ from tidegate.operators.metering.sorted_runs import NOBODY, Rows, concatenate_ro
 from tidegate.operators.metering.stream_times import Stream, Streams
 from tidegate.operators.metering.unmetered_rows import SavedRow
 from tidegate.operators.metering.windows import UNSAVED, WindowAdjustments, normalize
-from tidegate.operators.model.adjustments import Known
+from tidegate.operators.model.adjustments import KnownAdjustment
 from tidegate.operators.model.catalog import Meter
 from tidegate.operators.model.records import Window
 
@@ -74,7 +74,7 @@ class _StateFrame(msgspec.Struct):
     partitions: dict[str, Stream] = {}
     stream_clocks: _Rows | None = None
     unmetered: list[SavedRow] = []
-    adjustments: list[Known] = []
+    adjustments: list[KnownAdjustment] = []
     zones: list[str] = []
     zone: bytes = b""
     let_go: _Rows | None = None

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import msgspec
 from xxhash import xxh3_64_hexdigest, xxh3_128_hexdigest
 
-from tidegate.operators.columns.quantity import SCALE, scaled, text
+from tidegate.operators.columns.quantity import SCALE, format_quantity, scale
 from tidegate.operators.model.catalog import Limit
 
 NEVER_NEXT = 2**63 - 1
@@ -88,7 +88,7 @@ def build_rules(limit: Limit) -> AlertRules:
     if limit.included is not None:
         # Overage begins past the included quantity, so one step of 10⁻²⁴ above it.
         value = Fraction(limit.included)
-        ups, downs = (scaled(limit.included) + 1,), (floor(value * left * SCALE) + 1,)
+        ups, downs = (scale(limit.included) + 1,), (floor(value * left * SCALE) + 1,)
         labels = (format_plain(limit.included),)
         ladders.append(Ladder("overage", "overage_started", "overage_ended", ups, downs, labels))
     return AlertRules(
@@ -167,7 +167,7 @@ def compute_limit_version(limit: Limit) -> str:
 def format_plain(value: object) -> str:
     """Return decimal text without exponent or trailing zeros."""
     assert isinstance(value, Decimal | int)
-    return text(scaled(value))
+    return format_quantity(scale(value))
 
 
 def _build_ladder(

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tidegate.operators.columns.hash_table import Table
-from tidegate.operators.columns.quantity import SCALE, joined, text, text_of
+from tidegate.operators.columns.quantity import SCALE, format_limbs, format_quantity, join_limbs
 from tidegate.operators.events.chunk import Ints
 from tidegate.operators.metering.catalog_change import find_ends
 from tidegate.operators.metering.key_index import KeyIndex
@@ -84,7 +84,7 @@ class ShardTotals(NamedTuple):
         hi, mid, lo = self.hi[rows], self.mid[rows], self.lo[rows]
         amounts: list[Amount] = hi.tolist()
         broken = np.flatnonzero(mid | lo)
-        texts = map(text_of, *(limb[broken].tolist() for limb in (hi, mid, lo)))
+        texts = map(format_limbs, *(limb[broken].tolist() for limb in (hi, mid, lo)))
         for row, found in zip(broken.tolist(), texts, strict=True):
             amounts[row] = found
         for row, (amount, _) in self._list_apart(rows):
@@ -270,7 +270,7 @@ def _set_apart(
         if known is not None:
             version[row] += known.times
             steady[row] = False
-        whole = joined(int(part.hi[row]), int(part.mid[row]), int(part.lo[row]), tops.get(word, 0))
+        whole = join_limbs(int(part.hi[row]), int(part.mid[row]), int(part.lo[row]), tops.get(word, 0))
         apart[row] = _to_amount(whole), _to_amount(known.amount if known else 0)
     return part._replace(version=version, steady=steady, apart=apart)
 
@@ -278,4 +278,4 @@ def _set_apart(
 def _to_amount(whole: int) -> Amount:
     """Return a quantity given times 10²⁴ as a total is written: an int if it is whole and fits 64 bits, else text."""
     hi, rest = divmod(whole, SCALE)
-    return hi if not rest and -(2**63) <= hi < 2**63 else text(whole)
+    return hi if not rest and -(2**63) <= hi < 2**63 else format_quantity(whole)

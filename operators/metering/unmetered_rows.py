@@ -13,11 +13,11 @@ import numpy as np
 from xxhash import xxh3_128_hexdigest
 
 from tidegate.operators.events.chunk import Chunk, Ints
-from tidegate.operators.events.envelope import named
+from tidegate.operators.events.envelope import read_identity
 from tidegate.operators.events.unmetered import Cause, Missed
 from tidegate.operators.model.ports import Note
 from tidegate.operators.model.records import Alert
-from tidegate.operators.model.wire import instant
+from tidegate.operators.model.wire import format_instant
 
 NAMES_MAX = 1_000
 NAMES_OF_ONE = 20
@@ -186,7 +186,7 @@ def _group_rows(labels: Ints, at: Ints) -> Iterator[_Group]:
 def _build_row(chunk: Chunk, missed: Missed, group: _Group) -> UnmeteredRow:
     first, last = int(missed.event[group.first]), int(missed.event[group.last])
     names, customer = chunk.names, chunk.customer
-    id = named(chunk.payload(last)).id[:ID_SHOWN]
+    id = read_identity(chunk.payload(last)).id[:ID_SHOWN]
     return UnmeteredRow(
         names[customer[first]], group.events, group.first_at, group.last_at, names[customer[last]], id
     )
@@ -234,8 +234,8 @@ def _build_note(shard: int, customer: str, cause: Cause, row: UnmeteredRow) -> N
         "key": cause.key,
         "partly": cause.partly,
         "events": row.events,
-        "first_at": instant(row.first_at),
-        "last_at": instant(row.last_at),
+        "first_at": format_instant(row.first_at),
+        "last_at": format_instant(row.last_at),
         "customer": row.customer,
         "event_id": row.event_id,
     }

@@ -12,7 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tidegate.operators.columns.hash_table import Table, Words
-from tidegate.operators.columns.quantity import HI_MAX, LIMBS, UNIT, carry, joined, may_overflow, split_total
+from tidegate.operators.columns.quantity import (
+    HI_MAX,
+    LIMBS,
+    UNIT,
+    carry,
+    join_limbs,
+    may_overflow,
+    split_total,
+)
 from tidegate.operators.events.chunk import Ints
 from tidegate.operators.model.aggregates import FOLD_CODES
 from tidegate.operators.model.periods import SECOND
@@ -200,7 +208,9 @@ def read_total(table: Table, word: Words) -> int:
     """Return the total of one window times 10²⁴, 0 if there is none."""
     (row,) = table.find(word)
     return (
-        0 if row < 0 else joined(**{name: int(limb[0]) for name, limb in _read_limbs(table, [row]).items()})
+        0
+        if row < 0
+        else join_limbs(**{name: int(limb[0]) for name, limb in _read_limbs(table, [row]).items()})
     )
 
 

@@ -1,7 +1,7 @@
-"""Adjustments judged by what they say alone, and remembered by their ids so that each is applied once.
+"""Adjustments: checked on their own, and remembered by id so that each is applied once.
 
-The same judgement is made where an adjustment comes in and again at its shard, as a control log may hold what an older
-or newer program, or a hand, has put there.
+The same check is made where an adjustment is accepted and again at its shard, because a control log may contain what an
+older or newer program version, or a person, has written.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 import msgspec
 from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
-from tidegate.operators.columns.quantity import scaled
+from tidegate.operators.columns.quantity import scale
 from tidegate.operators.model.periods import MAX_AT, MIN_AT
 from tidegate.operators.model.ports import Acknowledgement, Adjustment, ControlRecord
 
@@ -24,8 +24,8 @@ USED_BEFORE: Final = (
 FULL: Final = f"{REMEMBERED_MAX:,} adjustments of periods that are still held are remembered in this shard"
 
 
-def fault_of(adjustment: Adjustment) -> str | None:
-    """Return why the adjustment can't be applied under any catalog and in any state, None if it may be."""
+def find_fault(adjustment: Adjustment) -> str | None:
+    """Return why the adjustment cannot be applied under any catalog and state, None if it may be."""
     if not 0 < len(adjustment.id) <= ID_MAX:
         return f"id: needs 1 to {ID_MAX} characters, got {len(adjustment.id)}"
     for name in ("customer", "meter"):
@@ -36,10 +36,10 @@ def fault_of(adjustment: Adjustment) -> str | None:
     return None
 
 
-def is_same(one: object, other: ControlRecord) -> bool:
-    """Return whether two records ask for the same, by whom and why apart; 1 and 1.0 are one quantity."""
+def is_same_request(one: object, other: ControlRecord) -> bool:
+    """Return whether two records request the same, ignoring author and reason; 1 and 1.0 are one quantity."""
     if isinstance(one, Adjustment) and isinstance(other, Adjustment):
-        return _content(one) == _content(other)
+        return _normalize(one) == _normalize(other)
     if isinstance(one, Acknowledgement) and isinstance(other, Acknowledgement):
         return msgspec.structs.replace(one, reason="", by="", at=0) == msgspec.structs.replace(
             other, reason="", by="", at=0
@@ -47,21 +47,21 @@ def is_same(one: object, other: ControlRecord) -> bool:
     return type(one) is type(other)
 
 
-def fingerprint_of(adjustment: Adjustment) -> int:
-    """Return 64 bits of what the adjustment asks for, apart from its id."""
-    return xxh3_64_intdigest(msgspec.json.encode(_content(adjustment)))
+def compute_fingerprint(adjustment: Adjustment) -> int:
+    """Return 64 bits that identify what the adjustment requests, apart from its id."""
+    return xxh3_64_intdigest(msgspec.json.encode(_normalize(adjustment)))
 
 
-def _content(adjustment: Adjustment) -> tuple[str, str, int, str]:
+def _normalize(adjustment: Adjustment) -> tuple[str, str, int, str]:
     try:
-        quantity = str(scaled(Decimal(adjustment.quantity)))
+        quantity = str(scale(Decimal(adjustment.quantity)))
     except (ValueError, InvalidOperation):
         quantity = f"as text {adjustment.quantity}"
     return adjustment.customer, adjustment.meter, adjustment.at, quantity
 
 
-class Known(NamedTuple):
-    """An adjustment of before: its id's digest, what it asked for, the window of its period (0: none), its refusal."""
+class KnownAdjustment(NamedTuple):
+    """An adjustment applied before: its id's digest, its fingerprint, the word of its period (0: none), its refusal."""
 
     id: bytes
     content: int
@@ -69,26 +69,29 @@ class Known(NamedTuple):
     refused: str | None
 
 
-class Remembered:
-    """The adjustments of a shard by their ids. `unsaved` are those since the last delta.
+class AdjustmentMemory:
+    """The adjustments of a shard by id. `unsaved` are those since the last delta.
 
-    At most REMEMBERED_MAX: beyond that, those are forgotten whose period is no longer held, as they would be refused.
+    It holds at most REMEMBERED_MAX. Beyond that, adjustments of periods that are no longer held are forgotten, because
+    they would be refused.
     """
 
     def __init__(self) -> None:
-        self.known: dict[bytes, Known] = {}
-        self.unsaved: list[Known] = []
+        self.known: dict[bytes, KnownAdjustment] = {}
+        self.unsaved: list[KnownAdjustment] = []
 
-    def find(self, adjustment: Adjustment) -> Known | None:
+    def find(self, adjustment: Adjustment) -> KnownAdjustment | None:
+        """Return the remembered adjustment with this id, if any."""
         return self.known.get(_digest(adjustment.id))
 
     def add(self, adjustment: Adjustment, word: int, refused: str | None) -> None:
-        known = Known(_digest(adjustment.id), fingerprint_of(adjustment), word, refused)
+        """Remember an adjustment with the word of its period and its refusal."""
+        known = KnownAdjustment(_digest(adjustment.id), compute_fingerprint(adjustment), word, refused)
         self.known[known.id] = known
         self.unsaved.append(known)
 
-    def has_room(self, is_held: Callable[[int], bool]) -> bool:
-        """Return whether one more can be remembered, after those were forgotten that can be."""
+    def make_room(self, is_held: Callable[[int], bool]) -> bool:
+        """Forget adjustments of periods that are no longer held if the memory is full; return whether one more fits."""
         if len(self.known) >= REMEMBERED_MAX:
             self.known = {id: known for id, known in self.known.items() if known.word and is_held(known.word)}
             self.unsaved = [known for known in self.unsaved if known.id in self.known]

@@ -1,4 +1,4 @@
-"""An alert in words, for mail and chat. Takes the alert as it is written (operators/model/wire.py)."""
+"""Alerts in words, for mail and chat, from alerts as they are written (operators/model/wire.py)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,12 +14,12 @@ _WHAT = {
 }
 
 
-def sentence(alert: Mapping[str, Any]) -> str:
-    """One sentence: who, which meter, what happened, and the total."""
+def write_sentence(alert: Mapping[str, Any]) -> str:
+    """Return one sentence with the customer, the meter, what happened, and the total."""
     what = _WHAT.get((str(alert.get("kind")), str(alert.get("state"))))
     customer, meter = alert.get("customer") or "Tidegate", alert.get("meter")
     if what is None:
-        # A text may name a property, whose underscores are its own.
+        # Underscores in a text stay, because they may be part of a property's name.
         words = str(alert.get("text") or f"{alert.get('kind')} {alert.get('state')}".replace("_", " "))
         return f"{customer}{f' · {meter}' if meter else ''}: {words}"
     limit = alert.get("limit")
@@ -31,8 +31,8 @@ def sentence(alert: Mapping[str, Any]) -> str:
     return f"{customer} {words}: {meter} stands at {alert.get('total')}"
 
 
-def title(alert: Mapping[str, Any]) -> str:
-    """A few words for a subject line: kind, customer and meter."""
+def write_title(alert: Mapping[str, Any]) -> str:
+    """Return a few words for a subject line: kind, customer and meter."""
     kind = str(alert.get("kind", "alert")).replace("_", " ").capitalize()
     named = ", ".join(str(alert[name]) for name in ("customer", "meter") if alert.get(name))
     resolved = " (resolved)" if alert.get("state") == "resolved" and "released" not in kind else ""

@@ -1,7 +1,7 @@
 """The catalog: meters, plans, caps, periods and customers, as values.
 
-`settings/catalog/file.py` reads it from YAML; the flow, the gate and the reports ask it here. Nothing in it
-changes after it is built, so any two readers that hold the same catalog decide alike.
+`settings/catalog/file.py` reads it from YAML; the flow, the gate and the reports query it. It never changes after it is
+built, so any two readers that hold the same catalog decide alike.
 """
 
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ Operator = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """One comparison of an event's property with a constant."""
+    """A comparison of an event's property with a constant."""
 
     key: str
     operator: Operator
@@ -50,7 +50,7 @@ class Meter:
     """What is counted: the events of one name that pass the filter, under one aggregation.
 
     `key` names the property that is aggregated; only `count` has none. `numbers` says whether a text that is a number
-    as JSON writes it is read as that number.
+    in JSON's notation is read as that number.
     """
 
     name: str
@@ -62,8 +62,8 @@ class Meter:
     numbers: Numbers = "strict"
 
 
-def meter_clash(old: Meter, new: Meter) -> str | None:
-    """Why `new` can't go on with what `old`, of the same name, has counted; None where it can."""
+def explain_clash(old: Meter, new: Meter) -> str | None:
+    """Return why `new` cannot continue what `old`, of the same name, has counted; None if it can."""
     if (old.kind, old.key) == (new.kind, new.key):
         return None
     counted = f"{old.kind} of {old.key!r}" if old.key is not None else old.kind
@@ -75,7 +75,7 @@ def meter_clash(old: Meter, new: Meter) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Tier:
-    """Overage up to `up_to` units past the included quantity (None: without end) costs `price` each."""
+    """Overage up to `up_to` units beyond the included quantity (None: unlimited) costs `price` each."""
 
     up_to: Decimal | None
     price: Decimal
@@ -83,7 +83,7 @@ class Tier:
 
 @dataclass(frozen=True, slots=True)
 class Threshold:
-    """A level that is told: `percent` of the limit, or an `absolute` quantity. One of the two is set."""
+    """A level that raises an alert: `percent` of the limit, or an `absolute` quantity. One of the two is set."""
 
     percent: Decimal | None = None
     absolute: Decimal | None = None
@@ -91,7 +91,7 @@ class Threshold:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """What a customer may use of one meter in one period, and what happens on the way there.
+    """What a customer may use of one meter in one period, and which alerts and prices apply on the way.
 
     `max_lag` (µs) is how old totals may be before `fail` decides; None trusts totals of any age.
     """
@@ -112,7 +112,7 @@ class Limit:
 class SpendCap:
     """What a customer's overage of all meters may cost in one period, in the unit of the tiers' prices.
 
-    Without a cap it is not limited, whatever the plan says.
+    Without a cap the cost is unlimited, whatever the plan says.
     """
 
     cap: Decimal | None = None
@@ -127,7 +127,7 @@ class SpendCap:
 class Plan:
     """The limits that customers share, per meter and of money, and the period they are billed by.
 
-    `billing_id` is the billing provider's product that the plan stands for.
+    `billing_id` is the id of the billing provider's product for the plan.
     """
 
     name: str
@@ -140,7 +140,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class BilledBy:
-    """The provider's subscription that a customer's period is of, and its product."""
+    """The provider's subscription that sets a customer's period, and its product."""
 
     subscription: str
     product: str
@@ -148,7 +148,7 @@ class BilledBy:
 
 @dataclass(frozen=True, slots=True)
 class Customer:
-    """A customer's plan and what differs from it. `limits` and `spend_cap` are whole, not patches: they replace."""
+    """A customer's plan and what differs from it. `limits` and `spend_cap` are complete: they replace the plan's."""
 
     name: str
     plan: str
@@ -166,11 +166,11 @@ NO_LIMIT = Limit()
 
 @dataclass(frozen=True)
 class Catalog:
-    """Everything that may be chosen about metering, validated as a whole.
+    """Everything that may be configured about metering, validated as a whole.
 
-    `meters` keep the file's order. A customer who is not named has the default plan; without one, the
-    customer is metered by calendar month in UTC and has no limits. `on_unmetered` says what becomes of an event that
-    no meter reads: it is accepted and counted, or it is a dead letter.
+    `meters` keep the file's order. A customer who is not listed has the default plan; without one, the customer is
+    metered by calendar month in UTC and has no limits. `on_unmetered` says what happens to an event that no meter
+    reads: it is accepted and counted, or it becomes a dead letter.
     """
 
     meters: tuple[Meter, ...] = ()
@@ -180,30 +180,30 @@ class Catalog:
     on_unmetered: OnUnmetered = "count"
 
     def plan_of(self, customer: str) -> Plan:
-        """The customer's plan; the default one, or one without limits, for a stranger."""
+        """Return the customer's plan; for a customer who is not listed the default plan, or one without limits."""
         known = self.customers.get(customer)
         name = known.plan if known else self.default_plan
         return NO_PLAN if name is None else self.plans[name]
 
     def zone_of(self, customer: str) -> str:
-        """The IANA zone of the customer's days and periods: the customer's, else the plan's, else UTC."""
+        """Return the IANA zone of the customer's days and periods: the customer's, else the plan's, else UTC."""
         known = self.customers.get(customer)
         return (known and known.zone) or self.plan_of(customer).zone or "UTC"
 
     def period_of(self, customer: str) -> Policy:
-        """What the customer is billed by."""
+        """Return the policy for the customer's billing periods."""
         known = self.customers.get(customer)
         return (known and known.period) or self.plan_of(customer).period
 
     def limit_of(self, customer: str, meter: str) -> Limit:
-        """The limit that holds for a customer and meter; `NO_LIMIT` where none is set."""
+        """Return the limit for a customer and meter; `NO_LIMIT` if none is set."""
         known = self.customers.get(customer)
         if known and meter in known.limits:
             return known.limits[meter]
         return self.plan_of(customer).limits.get(meter, NO_LIMIT)
 
     def spend_cap_of(self, customer: str) -> SpendCap | None:
-        """What the customer's overage may cost, None where that is not limited."""
+        """Return what the customer's overage may cost, None if that is unlimited."""
         known = self.customers.get(customer)
         found = (known and known.spend_cap) or self.plan_of(customer).spend_cap
         return found if found and found.cap is not None else None

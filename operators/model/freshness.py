@@ -1,9 +1,9 @@
-"""How fresh totals are: what the flow has read, counted and stored, as each shard reports it.
+"""Freshness of totals: what the flow has read, counted and stored, as each shard reports it.
 
-A source adds marks to its stream, which follow the events of their partition to every shard. A shard that has a mark
-has counted all that the partition handed out before it, and says so in a heartbeat, in the write of the totals that
-hold these events or after it. So a reader knows, per shard, up to when everything that the transports took is in the
-totals, and a service that put an event at a position knows when the event is.
+A source adds marks to its stream, which follow the events of their partition to every shard. A shard that has received
+a mark has counted everything that the partition handed out before it, and reports so in a heartbeat, which is written
+with the totals of these events or after them. A reader therefore knows, per shard, up to when everything that the
+transports took is in the totals, and a service that put an event at a position knows when the event is counted.
 """
 
 from collections.abc import Iterable
@@ -20,8 +20,8 @@ class ProgressMark(msgspec.Struct, frozen=True):
     """How far partition `stream` of a source has been handed out, of `streams` partitions in all.
 
     Everything before `position` was handed out, and everything that the transport took until `taken_until` (µs since
-    the epoch, 0 where that is not known). `behind` is what is left to read, None where the transport does not say.
-    `ended` marks the end of the input.
+    the epoch, 0 if unknown). `behind` is what is left to read, None if the transport does not say. `ended` marks the
+    end of the input.
     """
 
     stream: str
@@ -35,9 +35,9 @@ class ProgressMark(msgspec.Struct, frozen=True):
 class Heartbeat(msgspec.Struct, frozen=True):
     """What shard `shard` of `shards` has counted and stored by `written_at` (µs since the epoch).
 
-    Everything that the transports took until `counted_until` is in its totals; 0 where a partition was never read to
-    its end and its transport gives no times. `positions` says the same per partition. `ended` says that the input has
-    ended and was counted to its end.
+    Everything that the transports took until `counted_until` is in its totals; 0 if a partition was never read to its
+    end and its transport gives no times. `positions` says the same per partition. `ended` says that the input has ended
+    and was counted to its end.
     """
 
     shard: int
@@ -51,14 +51,17 @@ class Heartbeat(msgspec.Struct, frozen=True):
 
     @property
     def lag(self) -> int | None:
-        """The age of what may not be counted when this was written (µs); None where that is not known."""
+        """The age of what may not have been counted when this was written (µs); None if unknown."""
         if self.ended:
             return 0
         return max(self.written_at - self.counted_until, 0) if self.counted_until else None
 
 
 class Progress:
-    """What one shard has received of each partition. `heartbeat` reports what was stored when `store` was called."""
+    """What one shard has received of each partition.
+
+    `build_heartbeat` reports what was stored at the last `mark_stored`.
+    """
 
     def __init__(self, shard: int, shards: int, process: str) -> None:
         self._names = (shard, shards, process)
@@ -68,21 +71,21 @@ class Progress:
         self._stored_positions: dict[str, int] = {}
 
     def receive(self, mark: ProgressMark) -> None:
-        """Note that all events before the mark were counted."""
+        """Record that all events before the mark were counted."""
         self._marks[mark.stream] = mark
         self.advance(mark.stream, mark.position)
 
     def advance(self, stream: str, position: int) -> None:
-        """Note that the events of this partition before `position` were counted."""
+        """Record that the events of this partition before `position` were counted."""
         if position > self._positions.get(stream, -1):
             self._positions[stream] = position
 
-    def store(self) -> None:
-        """Note that the totals so far are in the write that the next heartbeat goes with."""
+    def mark_stored(self) -> None:
+        """Record that the totals so far are in the write that the next heartbeat accompanies."""
         self._stored_marks = tuple(self._marks.values())
         self._stored_positions = dict(self._positions)
 
-    def heartbeat(self, now: int) -> Heartbeat | None:
+    def build_heartbeat(self, now: int) -> Heartbeat | None:
         """Return the report of what is stored, None until every partition has sent a mark."""
         marks = self._stored_marks
         if not marks or len(marks) < max(mark.streams for mark in marks):
@@ -99,8 +102,8 @@ class Progress:
         )
 
 
-def newest_generation(heartbeats: Iterable[Heartbeat]) -> list[Heartbeat]:
-    """Return the heartbeats of the newest number of shards: those of an earlier layout say nothing any more."""
+def select_newest_generation(heartbeats: Iterable[Heartbeat]) -> list[Heartbeat]:
+    """Return the heartbeats of the newest number of shards, because those of an earlier layout are obsolete."""
     found = list(heartbeats)
     if not found:
         return []

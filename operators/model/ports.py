@@ -1,4 +1,4 @@
-"""What the flow and its readers ask of the outside world; every connector fills one of these shapes."""
+"""Ports: the types and protocols through which flows and readers use the outside world; connectors implement them."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Final, Literal, NamedTuple, Protocol
@@ -15,7 +15,7 @@ Ints = NDArray[np.int64]
 
 
 class StoreError(TidegateError):
-    """A store cannot be opened, written or read; says what to do."""
+    """A store cannot be opened, written or read; the message says what to do."""
 
 
 class StoreRefused(StoreError):
@@ -23,22 +23,25 @@ class StoreRefused(StoreError):
 
 
 class StoreReplaced(StoreError):
-    """What is open is not what the address names any more: nothing was done, and opening it again will do."""
+    """The open store is no longer the one that the address names.
+
+    Nothing was done; opening the store again succeeds.
+    """
 
 
 class StoreIncomplete(StoreError):
-    """The store lost totals, and does not have all of them back yet: what it holds is not all there is."""
+    """The store lost totals and does not have all of them back yet, so its contents are incomplete."""
 
 
 class IngestError(TidegateError):
-    """Events cannot be put where the flow reads them, as of now; says what to do. Whoever sent them may send again."""
+    """Events cannot be put where the flow reads them at present; the message says what to do. Senders may retry."""
 
 
 class StreamMark(msgspec.Struct, frozen=True):
-    """What a source says of one of its partitions (`stream`) besides payloads, for what may be forgotten.
+    """What a source reports about one of its partitions (`stream`) besides payloads, for what may be forgotten.
 
-    `state` is `open` where it has, or may have, more to bring; `idle` where it is read to its end; `ended` where
-    nothing more comes; None says nothing of it. `at` is a time that it has come to (µs since the epoch, 0 if unknown);
+    `state` is `open` if it has, or may have, more to bring; `idle` if it is read to its end; `ended` if nothing more
+    comes; None reports no state. `at` is a time that the partition has reached (µs since the epoch, 0 if unknown);
     `parts` names all partitions of the source, if it is not empty.
     """
 
@@ -49,12 +52,12 @@ class StreamMark(msgspec.Struct, frozen=True):
 
 
 class Payloads(msgspec.Struct, frozen=True):
-    """A source's poll: payloads one per line (`\\n`), and when they reached us (µs since the epoch).
+    """A source's poll: payloads one per line, and when they reached us (µs since the epoch).
 
-    `transport_time` is when the transport took them, or None where it does not say (a file). Where payloads differ in
-    it, `times_of` gives it for the payloads at these bytes of the block, 0 where there is none. `origin` names
-    partition and position, for people, `stream` the partition. A poll may hold a `mark` instead of payloads.
-    All that the partition gave up to and with this poll lies before `position`.
+    `transport_time` is when the transport took them, or None if it does not say (a file). If payloads differ in it,
+    `times_of` returns it for the payloads at these bytes of the block, 0 if unknown. `origin` names partition and
+    position for people, `stream` the partition. A poll may have a `mark` instead of payloads. Everything that the
+    partition gave up to and including this poll lies before `position`.
     """
 
     block: bytes
@@ -67,14 +70,14 @@ class Payloads(msgspec.Struct, frozen=True):
     position: int = 0
 
     def time_of(self, byte: int) -> int | None:
-        """Return when the transport took the payload that holds this byte of the block."""
+        """Return when the transport took the payload that contains this byte of the block."""
         if self.times_of is None:
             return self.transport_time
         return int(self.times_of(np.array([byte]))[0]) or None
 
 
 class StoredTotal(NamedTuple):
-    """A total as a store gives it back: the record, and when it was written (µs since the epoch)."""
+    """A total as read from a store: the record, and when it was written (µs since the epoch)."""
 
     total: Total
     written_at: int
@@ -83,7 +86,7 @@ class StoredTotal(NamedTuple):
 class Changes(NamedTuple):
     """What a reader missed: the customers written since `after`, and the number to ask from next time.
 
-    `complete` is False where the feed no longer reaches back to `after`: read everything anew.
+    `complete` is False if the feed no longer reaches back to `after`: the reader must then read everything again.
     """
 
     seq: int
@@ -92,10 +95,10 @@ class Changes(NamedTuple):
 
 
 class Note(NamedTuple):
-    """Something to be looked up later: an alert, a finding of drift, a delivery. `body` is one JSON object.
+    """A record to be looked up later: an alert, a finding of drift, a delivery. `body` is one JSON object.
 
-    `kind` and `id` name it; a later one of the same name replaces it if its `at` (µs since the epoch) is not older.
-    An empty `body` takes it off the list: readers do not return it, and an older one does not bring it back.
+    `kind` and `id` identify it; a later note of the same kind and id replaces it if its `at` (µs since the epoch) is
+    not older. An empty `body` removes it: readers do not return it, and an older note does not bring it back.
     """
 
     kind: str
@@ -118,7 +121,7 @@ class Settled(NamedTuple):
 class Adjustment(msgspec.Struct, frozen=True, kw_only=True, tag="adjustment"):
     """A change of a total that no event made, by an operator or by reconciliation; applied once per `id`.
 
-    `quantity`, a signed decimal, is added to the windows of `customer` and `meter` that hold `at` (µs since the
+    `quantity`, a signed decimal, is added to the windows of `customer` and `meter` that contain `at` (µs since the
     epoch). `by` says who, `reason` why.
     """
 
@@ -132,7 +135,7 @@ class Adjustment(msgspec.Struct, frozen=True, kw_only=True, tag="adjustment"):
 
 
 class Resend(msgspec.Struct, frozen=True, kw_only=True, tag="resend"):
-    """Asks the flow to write every total again, into a store that lost some. `id` names the request."""
+    """A request that the flow republish every total, for a store that lost some. `id` identifies the request."""
 
     id: str
 
@@ -141,9 +144,9 @@ class Acknowledgement(msgspec.Struct, frozen=True, kw_only=True, tag="acknowledg
     """An operator's decision that drift is known and accepted: of one finding, or of a cause of a meter.
 
     One finding is a `customer`, a `meter` and the `start` of the period (µs since the epoch). A `cause` is of a
-    `meter`, of all customers where `customer` is empty. `up_to` is the amount that is accepted, as decimal text with
-    the sign of the drift; None for any. `at` is when (µs), `by` who, `reason` why. A later one of the same finding or
-    cause replaces it; `is_withdrawn` ends it.
+    `meter`, for all customers if `customer` is empty. `up_to` is the accepted amount, as decimal text with the sign of
+    the drift; None for any. `at` is when (µs), `by` who, `reason` why. A later one of the same finding or cause
+    replaces it; `is_withdrawn` ends it.
     """
 
     id: str
@@ -162,20 +165,23 @@ ControlRecord = Adjustment | Resend | Acknowledgement
 
 
 class Unread(NamedTuple):
-    """A control record that this program can't read, as a newer one wrote it or a hand changed it; `why` in words."""
+    """A control record that this program cannot read, as a newer version or a person wrote it; `why` says more."""
 
     why: str
 
 
 class Control(NamedTuple):
-    """A record of the flow's control input. `position` orders them and is what a reader asks on from; "" is before."""
+    """A record of the flow's control input.
+
+    `position` orders records, and readers continue from it; "" is the start.
+    """
 
     position: str
     record: ControlRecord | Unread
 
 
 class ControlConflict(TidegateError):
-    """A control record of this id asks for something else; nothing was added."""
+    """A control record with this id requests something else; nothing was added."""
 
     def __init__(self, id: str) -> None:
         super().__init__(
@@ -195,7 +201,7 @@ class CatalogVersion(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CatalogConflict(TidegateError):
-    """Another version was applied meanwhile; `current` is its number."""
+    """Another version was applied in the meantime; `current` is its number."""
 
     def __init__(self, current: int) -> None:
         self.current = current
@@ -213,11 +219,11 @@ NOTHING_HELD: Final = Held({}, None)
 
 
 class StoreWriter(Protocol):
-    """Takes absolute totals; writes a total only if its version is newer, so a replay is a no-op.
+    """Writes absolute totals, each only if its version is newer, so that a replay has no effect.
 
-    A boundary moves without a new version: of the same version and total, one with another end is written.
-    One call is one transaction. Holds whose identity is in `settled` end in it. `heartbeats` are stored in it or right
-    after it, never before; of a shard the last one written stands.
+    The end of a window moves without a new version: of the same version and total, one with another end is written. One
+    call is one transaction. Holds whose identity is in `settled` end in it. `heartbeats` are stored in it or right
+    after it, never before; the last one written of a shard counts.
     """
 
     def write(
@@ -235,7 +241,7 @@ class StoreReader(Protocol):
     """Reads what was written, from any process, while the flow writes."""
 
     def read(self, customer: str, since: int = 0) -> list[StoredTotal]:
-        """Read a customer's totals, of one moment: all, or all periods and the hours and days after `since` (µs)."""
+        """Return a customer's totals at one moment: all, or all periods and the hours and days after `since` (µs)."""
         ...
 
     def totals(self, customer: str | None = None) -> Iterator[StoredTotal]: ...
@@ -249,76 +255,81 @@ class StoreReader(Protocol):
 
     def counters(self) -> Iterable[Counter]: ...
     def notes(self, kind: str, customer: str | None = None, limit: int = 100) -> list[Note]:
-        """The newest notes of a kind, the newest first."""
+        """Return the newest notes of a kind, newest first."""
         ...
 
     def changes(self, after: int) -> Changes: ...
     def heartbeats(self) -> list[Heartbeat]:
-        """Return the last heartbeat of each shard; none where no flow has reported."""
+        """Return the last heartbeat of each shard; none if no flow has reported."""
         ...
 
     def close(self) -> None: ...
 
 
 class ControlLog(Protocol):
-    """The flow's control input, and the catalog's versions, in the store; from any process, durable on return."""
+    """The flow's control input and the catalog's versions, in the store; from any process, durable on return."""
 
     def append(self, record: ControlRecord) -> str:
-        """Add a record and return its position. The same record again is not added again.
+        """Add a record and return its position. A repeated record is not added again.
 
         Raises:
-            ControlConflict: a record of this id asks for something else (operators/model/adjustments.py, `is_same`).
+            ControlConflict: a record of this id requests something else (operators/model/adjustments.py,
+                `is_same_request`).
         """
         ...
 
     def generation(self) -> str:
-        """Return what names this log and no other; a log that is lost and begun again has another one."""
+        """Return the identity of this log; a log that is lost and started again has another one."""
         ...
 
     def at(self, position: str) -> Control | None:
-        """Return the record at this very position, None where there is none."""
+        """Return the record at exactly this position, None if there is none."""
         ...
 
     def resend(self, *, anew: bool = False) -> str:
-        """Asks the flow to write every total again, or joins who has asked already, unless `anew`; the Resend's id.
+        """Request that the flow republish every total, and return the request's id.
 
-        Every shard answers by a note (operators/metering/republish.py). A store that can tell that it lost totals
-        keeps its readers away from where they are missing until then, by StoreIncomplete.
+        An open request is joined, unless `anew`. Every shard answers by a note (operators/metering/republish.py). Until
+        then, a store that knows that it lost totals raises StoreIncomplete to its readers.
         """
         ...
 
     def after(self, position: str, limit: int = 1000) -> list[Control]: ...
     def memo(self, name: str) -> bytes | None:
-        """Return what was last kept under a name, None where nothing was."""
+        """Return what was last stored under a name, None if nothing was."""
         ...
 
     def keep(self, name: str, body: bytes) -> None:
-        """Keep a few bytes with the log, in the place of what was there, for `memo` from any process."""
+        """Store a few bytes under a name with the log, replacing the previous ones, for `memo` from any process."""
         ...
 
     def catalog(self, number: int | None = None) -> CatalogVersion | None:
-        """The version of this number, or the newest; None where there is none."""
+        """Return the version of this number, or the newest; None if there is none."""
         ...
 
     def catalog_number(self) -> int:
-        """The newest version's number, 0 before the first. Cheap enough to ask a hundred times a second."""
+        """Return the newest version's number, 0 before the first. Cheap enough for a hundred calls per second."""
         ...
 
     def catalogs(self, limit: int = 50) -> list[CatalogVersion]:
-        """The newest versions, the newest first."""
+        """Return the newest versions, newest first."""
         ...
 
     def apply(
         self, text: str, *, origin: str, by: str, note: str = "", expected: int | None = None
     ) -> CatalogVersion:
-        """Makes `text`, a validated catalog, the next version; CatalogConflict where `expected` is not the newest."""
+        """Make `text`, a validated catalog, the next version and return it.
+
+        Raises:
+            CatalogConflict: `expected` is not the number of the newest version.
+        """
         ...
 
     def close(self) -> None: ...
 
 
 class Place(NamedTuple):
-    """Where the flow reads an event: in partition `stream`, before `position`, as its heartbeats say it."""
+    """Where the flow reads an event: in partition `stream`, before `position`, as in heartbeats."""
 
     stream: str
     position: int
@@ -328,10 +339,13 @@ class Ingest(Protocol):
     """Where the HTTP service puts payloads for the flow to read."""
 
     async def put(self, payloads: Sequence[bytes], customers: Sequence[str]) -> list[Place]:
-        """Return the place of each when all are durable, a payload per customer; IngestError where they may not be.
+        """Store payloads, one per customer in `customers`, and return the place of each once all are durable.
 
-        A payload is one line of JSON, an event. After an error some may be there all the same: sending again is
+        A payload is one line of JSON, an event. After an error some may have been stored: sending them again is
         harmless.
+
+        Raises:
+            IngestError: the payloads may not be durable.
         """
         ...
 
@@ -347,19 +361,19 @@ class Used(NamedTuple):
 
 
 class Scope(NamedTuple):
-    """What is asked of a customer: the totals of these meters for the period that begins at `start` (µs)."""
+    """What a decision needs of a customer: the totals of these meters for the period that begins at `start` (µs)."""
 
     meters: tuple[str, ...]
     start: int
 
 
 class Account(NamedTuple):
-    """What decisions about one customer rest on, all of one moment.
+    """What decisions about one customer are based on, all of one moment.
 
-    `used` has the meters that have a total in the scope. `held` is what open holds hold per meter (×10²⁴), whatever
-    their period; settled, released and expired ones are left out, and it stays right until `next_expiry` (µs, None
-    without open holds). `catalog` is the number of the newest catalog version, 0 without one. `revision` differs
-    whenever `used` or `held` do.
+    `used` has the meters that have a total in the scope. `held` is the quantity of open holds per meter (×10²⁴),
+    whatever their period, without settled, released and expired ones; it is valid until `next_expiry` (µs, None without
+    open holds). `catalog` is the number of the newest catalog version, 0 without one. `revision` changes whenever
+    `used` or `held` do.
     """
 
     used: Mapping[str, Used]
@@ -370,9 +384,9 @@ class Account(NamedTuple):
 
 
 class Hold(NamedTuple):
-    """Quantities (×10²⁴, 0 or more) per meter that are kept for one event until it comes, or until `until` (µs).
+    """Quantities (×10²⁴, 0 or more) per meter that are reserved for one event until it arrives, or until `until` (µs).
 
-    Customer, source and id are the event's own; `keys.identity` of them is what `Settled` names.
+    Customer, source and id are the event's own; `keys.compute_identity` of them is the identity in `Settled`.
     """
 
     customer: str
@@ -383,14 +397,14 @@ class Hold(NamedTuple):
 
 
 class Reserved(NamedTuple):
-    """How a reserve ended, and the account after it.
+    """The result of a reserve, and the account after it.
 
     - `held`: it is held now.
     - `repeated`: it was held or committed already, with the same quantities; nothing changed.
-    - `settled`: its event has come already; nothing is held.
+    - `settled`: its event has arrived already; nothing is held.
     - `conflict`: it is held or committed with other quantities, which stand.
     - `full`: there is not enough room; nothing is held.
-    - `moved`: the account is no longer the one that was seen; nothing is held.
+    - `moved`: the account has changed since it was read; nothing is held.
     """
 
     outcome: Literal["held", "repeated", "settled", "conflict", "full", "moved"]
@@ -398,12 +412,12 @@ class Reserved(NamedTuple):
 
 
 class Closing(NamedTuple):
-    """What became of a hold that is committed or released.
+    """The result of committing or releasing a hold.
 
-    `committed`: it counts, with the quantities committed, until its event comes or it expires. `released`,
-    `settled`: it no longer counts. `unknown`: no such hold is remembered. `conflict`: it was committed before with
-    other quantities, or the meters are not those held; nothing changed. `reserved` are the quantities as they were
-    asked for, empty where unknown. `expired` says that a commit came after the expiry: it is held anew.
+    `committed`: it counts, with the quantities committed, until its event arrives or it expires. `released`, `settled`:
+    it no longer counts. `unknown`: no such hold is remembered. `conflict`: it was committed before with other
+    quantities, or the meters are not those held; nothing changed. `reserved` are the quantities as requested, empty if
+    unknown. `expired` says that a commit came after the expiry: the quantities are held again.
     """
 
     state: Literal["committed", "released", "settled", "unknown", "conflict"]
@@ -412,24 +426,24 @@ class Closing(NamedTuple):
 
 
 class News(NamedTuple):
-    """Whose accounts changed since the call before, None for everybody's; and the newest catalog's number."""
+    """The customers whose accounts changed since the previous call, None for all; and the newest catalog's number."""
 
     customers: frozenset[str] | None
     catalog: int
 
 
 class Feed(Protocol):
-    """A store's push channel for near caches; one thread has it. Raises StoreError when it is broken.
+    """A store's push channel for near caches, used by one thread. Raises StoreError when it is broken.
 
-    It tells of each change of an account that was read after the feed was opened, and of each catalog version.
-    Expiry of holds is not told: accounts say it themselves.
+    It reports each change of an account that was read after the feed was opened, and each catalog version. Expiry of
+    holds is not reported, because accounts carry it.
     """
 
     def wait(self, seconds: float) -> News:
-        """Returns as soon as there is news, and after about `seconds` at the latest; it may be none.
+        """Wait for news and return it; return after about `seconds` at the latest, possibly without news.
 
-        Before it returns it has made sure, by a round trip begun within this very call, that the channel works
-        and that all that was committed before the call began has been told, now or by an earlier call.
+        Before it returns it has verified, by a round trip begun within this call, that the channel works and that
+        everything committed before the call began has been reported, now or by an earlier call.
         """
         ...
 
@@ -437,55 +451,55 @@ class Feed(Protocol):
 
 
 class Holds(Protocol):
-    """The gate's end of a store: accounts and holds, from any thread and process. Making one does no I/O.
+    """The gate's access to a store: accounts and holds, from any thread and process. Creating one does no I/O.
 
-    It is made with `read_wait` and `write_wait`, how long (timedelta) an account, or anything else, may take.
-    Whatever fails raises StoreError, and the next call tries anew, connecting again if need be. What a hold counts
-    in ends in the same transaction in which its event's totals are written (`Settled`). An ended hold is remembered
-    for an hour past its expiry, so that late retries change nothing. `now` is in µs since the epoch.
+    It is created with `read_wait` and `write_wait`, how long (timedelta) reading an account, or any other call, may
+    take. Every failure raises StoreError, and the next call tries again, reconnecting if necessary. A hold ends in the
+    transaction in which its event's totals are written (`Settled`). An ended hold is remembered for an hour past its
+    expiry, so that late retries change nothing. `now` is in µs since the epoch.
     """
 
     self_timed: bool
-    """True where each call returns or raises within its wait, whatever happens; else the gate sees to that."""
+    """True if each call returns or raises within its wait, whatever happens; otherwise the gate enforces the wait."""
 
     def account(self, customer: str, scope: Scope, now: int) -> Account:
-        """One round trip."""
+        """Return the customer's account, in one round trip."""
         ...
 
     def reserve(
         self, hold: Hold, ceilings: Mapping[str, int], scope: Scope, now: int, seen: int | None = None
     ) -> Reserved:
-        """Holds if, for each meter in `ceilings` (×10²⁴), used + held + asked for is no more than its ceiling.
+        """Hold the quantities if, for each meter in `ceilings` (×10²⁴), used + held + requested stays within it.
 
-        With `seen`, only if the account's revision still is this one. Atomic. An expired or released hold of the
-        same identity is as if it had never been.
+        With `seen`, hold them only if the account's revision is still this one. Atomic. An expired or released hold of
+        the same identity has no effect.
         """
         ...
 
     def commit(
         self, customer: str, source: str, id: str, quantities: Mapping[str, int] | None, until: int, now: int
     ) -> Closing:
-        """Makes the quantities final, and keeps the hold until `until` at least.
+        """Make the quantities final, and keep the hold until `until` at least.
 
-        None commits what was reserved; the key "" stands for the only meter of the hold. They may be more than was
-        reserved. The first commit stands.
+        None commits what was reserved; the key "" stands for the only meter of the hold. They may exceed what was
+        reserved. The first commit counts.
         """
         ...
 
     def release(self, customer: str, source: str, id: str, now: int) -> Closing:
-        """Ends a hold that was not committed."""
+        """End a hold that was not committed."""
         ...
 
     def open_holds(self, customer: str, identities: Sequence[bytes], now: int) -> frozenset[bytes]:
-        """Return those of these event identities (`keys.identity`) that an open hold counts."""
+        """Return those of these event identities (`keys.compute_identity`) that an open hold counts."""
         ...
 
     def catalog(self) -> CatalogVersion | None:
-        """The newest catalog version, None where there is none."""
+        """Return the newest catalog version, None if there is none."""
         ...
 
     def heartbeats(self) -> list[Heartbeat]:
-        """Return the last heartbeat of each shard; none where no flow has reported."""
+        """Return the last heartbeat of each shard; none if no flow has reported."""
         ...
 
     def feed(self) -> Feed: ...

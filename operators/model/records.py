@@ -1,7 +1,7 @@
-"""What leaves the metering step: totals, alerts, dead letters and accepted events, as values.
+"""Records that leave the metering step: totals, alerts, dead letters and accepted events, as values.
 
-Times are integers: microseconds since the Unix epoch, UTC. Quantities are exact decimal strings or
-integers, never binary floats.
+Times are integers: microseconds since the Unix epoch, UTC. Quantities are exact decimal strings or integers, never
+binary floats.
 """
 
 from typing import Literal, NamedTuple
@@ -12,11 +12,11 @@ Window = Literal["period", "day", "hour"]
 
 
 class Total(NamedTuple):
-    """The total of one customer, meter and window, absolute, as it stands after `version` changes.
+    """The absolute total of one customer, meter and window after `version` changes.
 
-    `version` grows by one with each change applied to this window and repeats exactly on replay.
-    `steady` says that events never make this total smaller (all aggregations but `min` and `last`), so that a smaller
-    one can only be an older reading. `total` is an int where it is whole and fits 64 bits, else decimal text.
+    `version` grows by one with each change to this window and repeats exactly on replay. `steady` says that events
+    never make this total smaller (all aggregations but `min` and `last`), so that a smaller one can only be an older
+    reading. `total` is an int if it is whole and fits 64 bits, else decimal text.
     """
 
     customer: str
@@ -34,10 +34,10 @@ class Total(NamedTuple):
     steady: bool
 
 
-def is_after(total: Total, since: int) -> bool:
-    """Whether to read it when asked for windows after `since` (µs), 0 for all.
+def is_requested(total: Total, since: int) -> bool:
+    """Return whether to include a total in a query for windows after `since` (µs), 0 for all.
 
-    All periods are read: where a period ends now is for the catalog to say, and a store may hear of it later.
+    All periods are included: the catalog determines where a period ends now, and a store may learn it later.
     """
     return not since or total.window == "period" or total.end > since
 
@@ -56,10 +56,10 @@ class Counter(NamedTuple):
 
 
 class Alert(msgspec.Struct, frozen=True, kw_only=True):
-    """One change of state of one rule; `id` repeats on replay, so that receivers drop what they have.
+    """One change of state of one rule; `id` repeats on replay, so that receivers drop repeats.
 
-    `event_name` and `text` are those of `unmetered` alone, whose `level` is the reason, and which has neither customer
-    nor period.
+    Only alerts of kind `unmetered` have `event_name` and `text`; their `level` is the reason, and they have neither
+    customer nor period.
     """
 
     id: str
@@ -88,9 +88,9 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
-    """An event that was not metered, whole, with the reason. `id` repeats on replay.
+    """An event that was not metered, complete, with the reason. `id` repeats on replay.
 
-    `payload` is the event's own bytes; `detail` says in words what was expected and what came.
+    `payload` is the event's own bytes; `detail` says what was expected and found.
     """
 
     id: str
@@ -101,10 +101,10 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Accepted(NamedTuple):
-    """An accepted event for billing: a safe id, time and own bytes.
+    """An accepted event for billing: a safe id, its time and its own bytes.
 
     The id is 32 hex digits of the identity, and the event's hour (UTC). A replay repeats both. An identity that is
-    accepted again after it was forgotten has a later hour, and so is two events to the biller as well.
+    accepted again after it was forgotten has a later hour, and so is two events for the billing provider too.
     """
 
     id: str

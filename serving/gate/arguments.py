@@ -5,7 +5,7 @@ from decimal import Decimal
 from difflib import get_close_matches
 from typing import Final
 
-from tidegate.operators.columns.quantity import QUANTITY_MAX, SCALE, scaled
+from tidegate.operators.columns.quantity import QUANTITY_MAX, SCALE, scale
 from tidegate.operators.model.errors import TidegateError
 
 Quantity = int | Decimal
@@ -64,7 +64,7 @@ def _whole(quantity: Quantity) -> int:
         if 0 <= quantity <= QUANTITY_MAX:
             return quantity * SCALE
     elif isinstance(quantity, Decimal):
-        whole = scaled(quantity)
+        whole = scale(quantity)
         if 0 <= whole <= QUANTITY_MAX * SCALE:
             return whole
     raise ValueError(

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from threading import Event, Lock, Thread
 
-from tidegate.operators.gate.customer_limits import Bounds
+from tidegate.operators.gate.customer_limits import CatalogLimits
 from tidegate.operators.model.catalog import Catalog
 from tidegate.operators.model.ports import CatalogVersion, Holds, StoreError
 from tidegate.serving.gate.tally import LOG
@@ -22,7 +22,7 @@ class Catalogs:
     def __init__(self, store: Holds, given: Catalog | None, changed: Callable[[], None]) -> None:
         self._store = store
         self._changed = changed
-        self._given = Bounds(given, 0) if given is not None else None
+        self._given = CatalogLimits(given, 0) if given is not None else None
         self._lock = Lock()
         self._loading: Event | None = None
         self._lives = 0
@@ -79,7 +79,7 @@ class Catalogs:
             # Read again as it was: what was decided by it stands, and is not to be judged again.
             bounds = self.bounds
         elif version is not None:
-            bounds = Bounds(
+            bounds = CatalogLimits(
                 parse_catalog(version.text, f"catalog {version.number}", is_applied=True), version.number
             )
         elif self._given is not None:

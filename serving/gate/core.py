@@ -13,10 +13,10 @@ from typing import Final, Generic, NamedTuple, TypeVar
 
 import msgspec
 
-from tidegate.operators.columns.quantity import decimal
-from tidegate.operators.gate.customer_limits import Asked, Bounds, Own
-from tidegate.operators.gate.decision import Decision, Receipt, View, decide_blind, decide_stale
-from tidegate.operators.gate.holds import final_quantities
+from tidegate.operators.columns.quantity import to_decimal
+from tidegate.operators.gate.customer_limits import Asked, CatalogLimits, CustomerLimits
+from tidegate.operators.gate.decision import AccountView, Decision, Receipt, decide_blind, decide_stale
+from tidegate.operators.gate.holds import find_final_quantities
 from tidegate.operators.model.aggregates import LEVELS
 from tidegate.operators.model.catalog import Catalog, Fail
 from tidegate.operators.model.ports import Account, Closing, Hold, Holds, Reserved, StoreError, Used
@@ -78,8 +78,8 @@ class Side(NamedTuple):
 class _Known(NamedTuple):
     """What a catalog says of a customer, and the period that it was asked in."""
 
-    bounds: Bounds
-    own: Own
+    bounds: CatalogLimits
+    own: CustomerLimits
     start: int
     end: int
 
@@ -240,7 +240,7 @@ class Core:
         check_identity(customer, source, id)
         return source
 
-    def _view(self, customer: str) -> View:
+    def _view(self, customer: str) -> AccountView:
         """The customer's view as of now, also in the near cache."""
         for _ in range(CATALOGS_MAX):
             ticket = self._near.ticket()
@@ -248,13 +248,15 @@ class Core:
             pending = customer in self._pending
             self.freshness.follow(self.store, self.now(), 0 if pending else FOLLOWED_EVERY)
             bounds, own, start, end = self._terms_of(customer, now)
-            account = self.store.account(customer, own.scope(start), now)
+            account = self.store.account(customer, own.build_scope(start), now)
             if self._is_current(bounds, account):
                 if pending:
                     # Heartbeats were read before the account, so what they do not contain it may, but not the reverse.
                     more = self._pending_of(own, start, end, now)
-                    return View(own, account._replace(used=_used_with(account.used, more, now)), start, end)
-                view = View(own, account, start, end)
+                    return AccountView(
+                        own, account._replace(used=_used_with(account.used, more, now)), start, end
+                    )
+                view = AccountView(own, account, start, end)
                 if self.terms.near:
                     self._near.put(customer, view, ticket)
                 return view
@@ -268,7 +270,7 @@ class Core:
             # Perhaps only this process does not know the newest catalog yet.
             own = self._view(hold.customer).own
             self._check_known(own, hold.quantities)
-        outdated = own.outdated(hold.quantities, self.freshness.lag(hold.customer, self.now()))
+        outdated = own.list_outdated(hold.quantities, self.freshness.lag(hold.customer, self.now()))
         if any(fail == "closed" for _, fail in outdated):
             view = self._view(hold.customer)
             return self._flagged(view.decide(hold.quantities), view.own, hold.quantities)
@@ -279,14 +281,14 @@ class Core:
         while True:
             now = self._clocks.wall()
             bounds, own, start, end = self._terms_of(hold.customer, now)
-            if seen is None and own.spend_denies():
+            if seen is None and own.may_spend_cap_deny():
                 # Money depends on all meters, so first it has to be seen what they are at.
                 seen = UNSEEN
-            ceilings = own.ceilings(hold.quantities)
+            ceilings = own.compute_ceilings(hold.quantities)
             if hold.customer in self._pending:
                 more = self._pending_of(own, start, end, now)
                 ceilings = {meter: ceiling - more.get(meter, 0) for meter, ceiling in ceilings.items()}
-            reserved = self.store.reserve(hold, ceilings, own.scope(start), now, seen)
+            reserved = self.store.reserve(hold, ceilings, own.build_scope(start), now, seen)
             if reserved.outcome == "held":
                 self._near.drop((hold.customer,))
             if not self._is_current(bounds, reserved.account):
@@ -297,9 +299,9 @@ class Core:
                     # Under another catalog it might not have been.
                     self.store.release(hold.customer, hold.source, hold.id, now)
             elif reserved.outcome != "moved":
-                return _decided(View(own, reserved.account, start, end), reserved, hold.quantities)
+                return _decided(AccountView(own, reserved.account, start, end), reserved, hold.quantities)
             else:
-                decision = View(own, reserved.account, start, end).decide(hold.quantities)
+                decision = AccountView(own, reserved.account, start, end).decide(hold.quantities)
                 if not decision.allowed:
                     return decision
                 seen = reserved.account.revision
@@ -310,7 +312,7 @@ class Core:
         """Count an event that this process made durable until totals contain it."""
         self._pending.add(customer, identity, event)
 
-    def _pending_of(self, own: Own, start: int, end: int, now: int) -> dict[str, int]:
+    def _pending_of(self, own: CustomerLimits, start: int, end: int, now: int) -> dict[str, int]:
         """What the customer's pending events of this period add to each meter, without those that a hold counts."""
         events, merged = self._pending.of(own.customer, self.freshness.positions(own.customer))
         of_period = {identity: event for identity, event in events.items() if start <= event.at < end}
@@ -328,13 +330,13 @@ class Core:
         bounds = self._bounds()
         known = self._known.get(customer)
         if known is None or known.bounds is not bounds or not known.start <= now < known.end:
-            own = bounds.of(customer)
+            own = bounds.find(customer)
             if len(self._known) >= KNOWN_MAX:
                 self._known.clear()
-            known = self._known[customer] = _Known(bounds, own, *own.period(now))
+            known = self._known[customer] = _Known(bounds, own, *own.find_period(now))
         return known
 
-    def _bounds(self) -> Bounds:
+    def _bounds(self) -> CatalogLimits:
         if self._catalogs.bounds is None:
             self._catalogs.follow(ANY, self._reading.timeout / 2)
         bounds = self._catalogs.bounds
@@ -342,7 +344,7 @@ class Core:
             raise StoreError(self._catalogs.problem or "the catalog is still being read")
         return bounds
 
-    def _is_current(self, bounds: Bounds, account: Account) -> bool:
+    def _is_current(self, bounds: CatalogLimits, account: Account) -> bool:
         """Whether the account was read under the catalog that decisions go by; else that is another one now.
 
         A version that cannot be read in time, or not at all, leaves the one before it in force.
@@ -353,7 +355,7 @@ class Core:
 
     def _decide_blind(self, customer: str, asked: Asked, detail: str) -> Decision:
         bounds = self._catalogs.bounds
-        own = bounds.of(customer) if bounds else None
+        own = bounds.find(customer) if bounds else None
         return decide_blind(own, customer, asked, self.terms.fail, detail)
 
     def _receipt(
@@ -362,18 +364,18 @@ class Core:
         self._near.drop((customer,))
         exceeded: dict[str, Decimal] = {}
         if closing.state == "committed" and quantities is not None:
-            final = final_quantities(closing.reserved, quantities) or {}
+            final = find_final_quantities(closing.reserved, quantities) or {}
             over = {meter: quantity - closing.reserved[meter] for meter, quantity in final.items()}
-            exceeded = {meter: decimal(quantity) for meter, quantity in over.items() if quantity > 0}
+            exceeded = {meter: to_decimal(quantity) for meter, quantity in over.items() if quantity > 0}
         return Receipt(
             customer=customer, id=id, state=closing.state, exceeded=exceeded, expired=closing.expired
         )
 
-    def _flagged(self, decision: Decision, own: Own, asked: Asked) -> Decision:
+    def _flagged(self, decision: Decision, own: CustomerLimits, asked: Asked) -> Decision:
         """Return the decision with its lag, and with what is wrong: totals too old, or a catalog that can't be read."""
         self._check_known(own, asked)
         lag = self.freshness.lag(own.customer, self.now())
-        outdated = own.outdated(asked, lag) if own.may_be_outdated(lag) else []
+        outdated = own.list_outdated(asked, lag) if own.may_be_outdated(lag) else []
         if outdated:
             self.tally.add("stale")
             decision = decide_stale(decision, outdated, lag, describe(lag))
@@ -382,7 +384,7 @@ class Core:
         problem = self._catalogs.problem
         return msgspec.structs.replace(decision, degraded=True, detail=problem) if problem else decision
 
-    def _check_known(self, own: Own, asked: Asked) -> None:
+    def _check_known(self, own: CustomerLimits, asked: Asked) -> None:
         """Raise UnknownMeter for a meter that the catalog does not have, unless those are asked for."""
         if self.terms.unknown_meters:
             return
@@ -431,10 +433,10 @@ def _added(base: Mapping[str, int], more: Mapping[str, int]) -> dict[str, int]:
     return added
 
 
-def _decided(view: View, reserved: Reserved, asked: Asked) -> Decision:
+def _decided(view: AccountView, reserved: Reserved, asked: Asked) -> Decision:
     match reserved.outcome:
         case "held":
-            return view.decide_taken(asked)
+            return view.decide_reserved(asked)
         case "repeated":
             return view.decide_known(asked, "held")
         case "settled" | "conflict" as why:

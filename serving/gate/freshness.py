@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Final, NamedTuple
 
 from tidegate.operators.events.keys import shard_of
-from tidegate.operators.model.freshness import Heartbeat, newest_generation
+from tidegate.operators.model.freshness import Heartbeat, select_newest_generation
 from tidegate.operators.model.ports import Holds
 
 READ_EVERY: Final = 0.1
@@ -58,7 +58,7 @@ class Freshness:
 
     def take(self, heartbeats: Iterable[Heartbeat], now: float) -> None:
         """Note the heartbeats as they are at monotonic time `now`."""
-        found = newest_generation(heartbeats)
+        found = select_newest_generation(heartbeats)
         shards = found[0].shards if found else 0
         before = self._seen if shards == self._shards else {}
         self._seen = {one.shard: self._note(one, before.get(one.shard), now) for one in found}

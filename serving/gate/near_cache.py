@@ -12,7 +12,7 @@ Times are monotonic seconds, given by who asks. Safe to share between threads.
 from collections.abc import Iterable
 from threading import Lock
 
-from tidegate.operators.gate.decision import View
+from tidegate.operators.gate.decision import AccountView
 
 # A view takes about two kilobytes.
 CUSTOMERS_MAX = 20_000
@@ -28,7 +28,7 @@ class Near:
         self.staleness = staleness
         self.proven = NEVER
         self._customers_max = customers_max
-        self._views: dict[str, View] = {}
+        self._views: dict[str, AccountView] = {}
         self._dropped: dict[str, int] = {}
         self._all_dropped = 0
         self._drops = 0
@@ -37,7 +37,7 @@ class Near:
     def __len__(self) -> int:
         return len(self._views)
 
-    def get(self, customer: str, now: float) -> View | None:
+    def get(self, customer: str, now: float) -> AccountView | None:
         """The customer's view, if there is one, and if it is proven to be right or `staleness` old at most."""
         # First, as what is proven later need not hold for a view that was dropped meanwhile.
         proven = self.proven
@@ -48,7 +48,7 @@ class Near:
         """To be taken before a view is read, and given when it is put."""
         return self._drops
 
-    def put(self, customer: str, view: View, ticket: int) -> None:
+    def put(self, customer: str, view: AccountView, ticket: int) -> None:
         """Keeps the view, if nothing was dropped of its customer since the ticket was taken."""
         with self._lock:
             if self._all_dropped > ticket or self._dropped.get(customer, 0) > ticket:

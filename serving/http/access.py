@@ -8,7 +8,7 @@ import msgspec
 from msgspec import UNSET
 
 from tidegate.connectors.sqlite.api_keys import KeysError
-from tidegate.operators.gate.access import Key
+from tidegate.operators.gate.access import ApiKey
 from tidegate.serving.http.problems import Problem, unavailable
 from tidegate.serving.http.routing import Nothing, Route
 
@@ -19,8 +19,8 @@ HOSTS: Final = ("localhost", "127.0.0.1", "[::1]")
 class Keys(Protocol):
     """Where keys are looked up; a change is seen within a moment."""
 
-    def find(self, token: str, monotonic: float) -> Key | None: ...
-    def is_good(self, key: Key, monotonic: float) -> bool: ...
+    def find(self, token: str, monotonic: float) -> ApiKey | None: ...
+    def is_good(self, key: ApiKey, monotonic: float) -> bool: ...
 
 
 class Access:
@@ -33,7 +33,7 @@ class Access:
         # Per key, and per customer of keys that are in browsers, the tokens that are left, and when that was.
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
-    def admit(self, route: Route, headers: Mapping[str, str]) -> Key | None:
+    def admit(self, route: Route, headers: Mapping[str, str]) -> ApiKey | None:
         """The key that was shown, None where none is needed; else a Problem of status 401, 403 or 429."""
         if self._keys is None:
             _check_host(headers.get("host", ""))
@@ -60,7 +60,7 @@ class Access:
             raise Problem(403, "scope", f"needs an API key with the scope {route.scope}")
         return key
 
-    def still_admits(self, key: Key | None) -> bool:
+    def still_admits(self, key: ApiKey | None) -> bool:
         """Whether a stream that was opened with this key may go on."""
         return key is None or self._keys is None or self._keys.is_good(key, self._monotonic())
 
@@ -82,7 +82,7 @@ class Access:
             self._buckets.popitem(last=False)
 
 
-def own_customer(route: Route, key: Key | None, path: Nothing, query: Nothing) -> Nothing:
+def own_customer(route: Route, key: ApiKey | None, path: Nothing, query: Nothing) -> Nothing:
     """The query, narrowed to the key's own customer; a Problem of status 403 where it is about another."""
     if key is None or key.customer is None or route.customer == "own":
         return query

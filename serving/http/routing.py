@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 import msgspec
 
-from tidegate.operators.gate.access import Key, Scope
+from tidegate.operators.gate.access import ApiKey, Scope
 
 JSON: Final = "application/json"
 
@@ -51,7 +51,7 @@ class Call(Generic[P, Q, B]):
     query: Q
     body: B
     headers: Mapping[str, str]
-    key: Key | None
+    key: ApiKey | None
 
     @property
     def by(self) -> str:

@@ -12,9 +12,9 @@ from tidegate.operators.billing.acknowledgements import (
     format_amount,
     read_open_drift,
 )
-from tidegate.operators.billing.outgoing import instant
 from tidegate.operators.model.errors import TidegateError
 from tidegate.operators.model.ports import Acknowledgement
+from tidegate.operators.model.wire import format_instant
 
 
 class Unfit(TidegateError):
@@ -88,7 +88,7 @@ def _the_one(asked: Asked, findings: Iterable[Mapping[str, Any]]) -> OpenDrift:
     if not known:
         raise Unfit(f"{whose}: reconciliation has found no drift there; `tidegate reconcile --show` lists it")
     if len(known) > 1:
-        starts = ", ".join(instant(one.start) for one in known)
+        starts = ", ".join(format_instant(one.start) for one in known)
         raise Unfit(f"{whose}: has drift in {len(known)} periods, so name one by its start: {starts}")
     return known[0]
 
@@ -120,7 +120,7 @@ def _withdrawn_start(asked: Asked, known: Acknowledgements) -> int:
 def words_of(one: Acknowledgement) -> str:
     """Return a line for people about an acknowledgement."""
     whose = f"customer {one.customer}" if one.customer else "all customers"
-    what = f"cause {one.cause}" if one.start is None else f"period from {instant(one.start)}"
+    what = f"cause {one.cause}" if one.start is None else f"period from {format_instant(one.start)}"
     line = f"{one.meter}, {whose}, {what}"
     if one.is_withdrawn:
         return f"withdrawn: {line}"

@@ -9,10 +9,10 @@ from decimal import Decimal
 from enum import IntEnum
 from typing import NamedTuple
 
-from tidegate.operators.columns.quantity import decimal, scaled
-from tidegate.operators.gate.customer_limits import Own
-from tidegate.operators.gate.decision import Decision, View
-from tidegate.operators.gate.overage import EXACT, add_up, left_of, live_bill
+from tidegate.operators.columns.quantity import scale, to_decimal
+from tidegate.operators.gate.customer_limits import CustomerLimits
+from tidegate.operators.gate.decision import AccountView, Decision
+from tidegate.operators.gate.overage import EXACT, add_up, compute_live_bill, compute_remaining
 from tidegate.operators.model.aggregates import AGGREGATES, LEVELS
 from tidegate.operators.model.catalog import Limit
 from tidegate.operators.model.ports import Account, Held, StoredTotal, StoreReader, Used
@@ -58,15 +58,15 @@ def read_account(reader: StoreReader, customer: str, now: int) -> tuple[list[Sto
     return stored, held
 
 
-def view_of(own: Own, totals: Mapping[str, Total], held: Held | None, at: int) -> View:
+def view_of(own: CustomerLimits, totals: Mapping[str, Total], held: Held | None, at: int) -> AccountView:
     """Return the account of the period that holds `at` (µs), with its totals by meter, as the gate has it."""
     used = {
-        meter: Used(scaled(Decimal(total.total)), total.as_of, total.as_of)
+        meter: Used(scale(Decimal(total.total)), total.as_of, total.as_of)
         for meter, total in totals.items()
         if meter in own.kinds
     }
     quantities, next_expiry = held or ({}, None)
-    return View(own, Account(used, quantities, next_expiry, own.number, 0), *own.period(at))
+    return AccountView(own, Account(used, quantities, next_expiry, own.number, 0), *own.find_period(at))
 
 
 def current_totals(stored: Iterable[StoredTotal], start: int) -> dict[str, StoredTotal]:
@@ -76,24 +76,24 @@ def current_totals(stored: Iterable[StoredTotal], start: int) -> dict[str, Store
     }
 
 
-def total_of(view: View, meter: str) -> int:
+def total_of(view: AccountView, meter: str) -> int:
     """Return what is used of a meter, times 10²⁴."""
     used = view.account.used.get(meter)
     return used.total if used else 0
 
 
-def quantity_asked(view: View, meter: str) -> int:
+def quantity_asked(view: AccountView, meter: str) -> int:
     """Return the quantity (×10²⁴) that a limit status asks the gate for.
 
     It is the least that may be asked for; of a level it is the level that there is, as nothing is added to it.
     """
     kind = view.own.kinds[meter]
-    return max(total_of(view, meter), 0) if kind in LEVELS else scaled(AGGREGATES[kind].least)
+    return max(total_of(view, meter), 0) if kind in LEVELS else scale(AGGREGATES[kind].least)
 
 
-def limit_status(view: View, meter: str) -> LimitStatus:
+def limit_status(view: AccountView, meter: str) -> LimitStatus:
     """Return how the account stands to a meter's limit, by what the gate says to `quantity_asked` of it."""
-    limit, total = view.own.limits[meter], decimal(total_of(view, meter))
+    limit, total = view.own.limits[meter], to_decimal(total_of(view, meter))
     level, words = _level(limit, total, view.decide({meter: quantity_asked(view, meter)}))
     of = limit.cap if limit.cap is not None else limit.included
     return LimitStatus(meter, total, share(total, of), level, words)
@@ -106,17 +106,17 @@ def share(total: Decimal, of: Decimal | None) -> Decimal | None:
     if not of:
         return HUNDRED
     # In integers: a large total of a tiny cap is more percent than a Decimal's division gives.
-    percent = 100 * scaled(total.copy_abs()) // scaled(of)
+    percent = 100 * scale(total.copy_abs()) // scale(of)
     return Decimal(percent if total >= 0 else -percent)
 
 
-def worst_status(view: View) -> LimitStatus:
+def worst_status(view: AccountView) -> LimitStatus:
     """Return the worst limit status over all meters, of equally bad ones the one furthest along."""
     found = [limit_status(view, meter) for meter in view.own.meters]
     return max(found, default=NO_LIMITS, key=lambda one: (one.level, one.share or Decimal(0)))
 
 
-def remaining(view: View, meter: str) -> Decimal | None:
+def remaining(view: AccountView, meter: str) -> Decimal | None:
     """Return what is left of a meter's cap beside what is used and held, 0 at least; None without a cap.
 
     Holds are no part of a level.
@@ -124,13 +124,14 @@ def remaining(view: View, meter: str) -> Decimal | None:
     cap, taken = view.own.limits[meter].cap, total_of(view, meter)
     if view.own.kinds[meter] not in LEVELS:
         taken += view.account.held.get(meter, 0)
-    return None if cap is None else left_of(cap, decimal(taken))
+    return None if cap is None else compute_remaining(cap, to_decimal(taken))
 
 
-def bill(view: View) -> Decimal:
+def bill(view: AccountView) -> Decimal:
     """Return the overage of all meters, without what is held."""
     return add_up(
-        live_bill(limit, decimal(total_of(view, meter))) for meter, limit in view.own.limits.items()
+        compute_live_bill(limit, to_decimal(total_of(view, meter)))
+        for meter, limit in view.own.limits.items()
     )
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Final
 from pydantic import AfterValidator, PlainValidator, StringConstraints
 
 from tidegate.operators.model.catalog import Threshold
-from tidegate.operators.model.periods import zone_exists
+from tidegate.operators.model.periods import is_zone
 from tidegate.settings.catalog.numbers import MOST, bounded
 
 CHARSET: Final = re.compile(r"[A-Za-z0-9_.-]+")
@@ -39,7 +39,7 @@ def _printable(name: str) -> str:
 
 
 def _zone(name: str) -> str:
-    if not zone_exists(name):
+    if not is_zone(name):
         raise ValueError("needs an IANA zone such as Europe/Berlin")
     return name
 

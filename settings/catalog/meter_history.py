@@ -15,7 +15,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from tidegate.operators.model.aggregates import Kind
-from tidegate.operators.model.catalog import Catalog, Meter, meter_clash
+from tidegate.operators.model.catalog import Catalog, Meter, explain_clash
 from tidegate.operators.model.ports import ControlLog
 from tidegate.settings.catalog.file import CatalogError, Problem, parse_meters
 
@@ -48,7 +48,7 @@ def clashes(log: ControlLog, newest: int, catalog: Catalog) -> list[str]:
     """Return why meters of the catalog can't follow the versions up to `newest`; empty where all can."""
     known = {**_versions(log, newest), **_counted(log)}
     found = (
-        meter_clash(Meter(meter.name, "", *known[meter.name]), meter)
+        explain_clash(Meter(meter.name, "", *known[meter.name]), meter)
         for meter in catalog.meters
         if meter.name in known
     )

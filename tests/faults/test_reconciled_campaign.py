@@ -19,10 +19,10 @@ import pytest
 from tests.faults.support.reconciler import Kill, reconcile_apart
 from tests.flows.reconcile.metered import BEGIN, END, MINUTE, NOON, SECOND, System, edge_of, system, written
 from tidegate.connectors.dodo.reads import DodoReads
-from tidegate.operators.billing.outgoing import instant
 from tidegate.operators.billing.provider import to_micros
 from tidegate.operators.billing.subscriptions import LIVE
 from tidegate.operators.events.rfc3339 import parse
+from tidegate.operators.model.wire import format_instant
 from tidegate.settings.catalog.file import parse_catalog
 from tidegate.settings.catalog.pull import apply_periods
 
@@ -47,7 +47,7 @@ def change_plan(m: System, rng: random.Random, acme: str, ids: list[str]) -> Non
 
 
 def lapse(m: System, rng: random.Random, acme: str, ids: list[str]) -> None:
-    m.simulator.change(m.subscriptions[acme], status="cancelled", end=instant(m.clock.now))
+    m.simulator.change(m.subscriptions[acme], status="cancelled", end=format_instant(m.clock.now))
 
 
 def bill_twice(m: System, rng: random.Random, acme: str, ids: list[str]) -> None:
@@ -72,7 +72,7 @@ def double(m: System, rng: random.Random, acme: str, ids: list[str]) -> None:
 
 
 def make_up(m: System, rng: random.Random, acme: str, ids: list[str]) -> None:
-    at = instant(m.clock.now - rng.randrange(1, 50) * MINUTE)
+    at = format_instant(m.clock.now - rng.randrange(1, 50) * MINUTE)
     fields = {"customer_id": acme, "event_name": "llm.tokens", "metadata": {"tokens": rng.randrange(1, 50)}}
     m.simulator.insert({"event_id": f"other{rng.random()}", "timestamp": at} | fields)
 
@@ -90,13 +90,13 @@ def resume(m: System, rng: random.Random, acme: str, ids: list[str]) -> None:
 
 
 def renew_early(m: System, rng: random.Random, acme: str, ids: list[str]) -> None:
-    m.simulator.roll(m.subscriptions[acme], at=instant(m.clock.now))
+    m.simulator.roll(m.subscriptions[acme], at=format_instant(m.clock.now))
 
 
 def leave_gap(m: System, rng: random.Random, acme: str, ids: list[str]) -> None:
     """The next period begins some minutes after this one has ended."""
-    start = instant(m.clock.now + rng.randrange(1, 20) * MINUTE)
-    m.simulator.roll(m.subscriptions[acme], at=instant(m.clock.now), start=start, end=edge_of(END))
+    start = format_instant(m.clock.now + rng.randrange(1, 20) * MINUTE)
+    m.simulator.roll(m.subscriptions[acme], at=format_instant(m.clock.now), start=start, end=edge_of(END))
 
 
 def restart(m: System, rng: random.Random, acme: str, ids: list[str]) -> None:

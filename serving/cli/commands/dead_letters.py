@@ -24,16 +24,16 @@ from tidegate.connectors.outbox import operator_actions
 from tidegate.connectors.outbox.outbox import Outbox
 from tidegate.connectors.outbox.reader import Entry, OutboxReader
 from tidegate.connectors.outbox.schema import KEPT_BACK
-from tidegate.operators.billing.outgoing import instant
 from tidegate.operators.billing.provider import MeterReader
-from tidegate.operators.columns.quantity import text
+from tidegate.operators.columns.quantity import format_quantity
 from tidegate.operators.events.chunk import Reject
-from tidegate.operators.events.readings import value_of
+from tidegate.operators.events.readings import decode_value
 from tidegate.operators.events.validate import judge
 from tidegate.operators.model.aggregates import ADDITIVE
 from tidegate.operators.model.catalog import Catalog
 from tidegate.operators.model.periods import MAX_AT
 from tidegate.operators.model.ports import Adjustment, ControlConflict, ControlLog
+from tidegate.operators.model.wire import format_instant
 from tidegate.serving.cli.output import AsJson, Failed, console, print_done, print_lines, print_table
 from tidegate.serving.views.formatting import clipped, moment
 from tidegate.settings.addresses.sinks import DeadLetterFile, Dodo
@@ -119,7 +119,9 @@ def retry(
     assert letters is not None
     if to is not None:
         _send_to(to, found)
-        letters.note(instant(wall_clock()), [letter.id for letter in found], "retried", why or f"to {to}")
+        letters.note(
+            format_instant(wall_clock()), [letter.id for letter in found], "retried", why or f"to {to}"
+        )
         words = f"{len(found):,} events are appended to {to}; the flow judges them again"
         print_done(as_json, words, appended=len(found), to=str(to))
         return
@@ -143,7 +145,7 @@ def drop(
     found, rest = _sorted_out(settings, ids)
     letters = _letters(settings)
     if found and letters is not None:
-        letters.note(instant(wall_clock()), [letter.id for letter in found], "dropped", why)
+        letters.note(format_instant(wall_clock()), [letter.id for letter in found], "dropped", why)
         print_done(as_json, f"{len(found):,} are dropped", dropped=len(found))
     if rest:
         with _outbox(settings) as outbox:
@@ -159,7 +161,7 @@ def adjustments(catalog: Catalog, letter: Letter, by: str, why: str) -> list[Adj
     fields = judge(letter.payload, None, MAX_AT)
     if isinstance(fields, Reject):
         raise LetterError(f"dead letter {letter.id}: cannot be read as an event ({fields.detail})")
-    properties = value_of(fields.data)
+    properties = decode_value(fields.data)
     made = []
     for meter in catalog.meters:
         if meter.event_name != fields.name or meter.kind not in ADDITIVE:
@@ -172,7 +174,7 @@ def adjustments(catalog: Catalog, letter: Letter, by: str, why: str) -> list[Adj
                     customer=fields.customer,
                     meter=meter.name,
                     at=fields.at,
-                    quantity=text(quantity),
+                    quantity=format_quantity(quantity),
                     reason=why or f"dead letter {letter.id}: {letter.reason}",
                     by=by,
                 )
@@ -197,7 +199,7 @@ def _adjust(
             if apply:
                 for adjustment in made:
                     _append(control, adjustment, letter)
-                letters.note(instant(wall_clock()), [letter.id], "adjusted", why)
+                letters.note(format_instant(wall_clock()), [letter.id], "adjusted", why)
     columns = ("customer", "meter", "at (UTC)", "quantity>", "letter")
     if as_json:
         names = ("customer", "meter", "at", "quantity", "letter")
@@ -292,7 +294,7 @@ def _entry_fields(entry: Entry) -> dict[str, Any]:
     return {
         "id": entry.id,
         "customer": entry.customer,
-        "at": instant(entry.at),
+        "at": format_instant(entry.at),
         "state": entry.state.name,
         "reason": entry.reason,
         "detail": entry.detail,

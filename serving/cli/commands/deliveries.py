@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tidegate.connectors.alerts.queue import Queue, Standing, undelivered
-from tidegate.operators.model.alert_text import sentence
+from tidegate.operators.model.alert_text import write_sentence
 from tidegate.serving.cli.output import print_done
 
 app = typer.Typer(no_args_is_help=True, help="Alerts on their way to webhooks, chat and mail.")
@@ -64,5 +64,5 @@ def _fields(one: Standing) -> dict[str, object]:
     due = datetime.fromtimestamp(one.due_at, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     return {
         "target": one.target, "id": one.id, "state": one.state, "tries": one.tries, "due": due,
-        "error": one.error, "text": sentence(alert), "alert": alert,
+        "error": one.error, "text": write_sentence(alert), "alert": alert,
     }  # fmt: skip

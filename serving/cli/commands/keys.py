@@ -9,7 +9,7 @@ import msgspec
 import typer
 
 from tidegate.connectors.sqlite.api_keys import KeyFile, KeysError
-from tidegate.operators.gate.access import SCOPES, Key
+from tidegate.operators.gate.access import SCOPES, ApiKey
 from tidegate.serving.cli.output import AsJson, print_lines, print_table
 from tidegate.serving.views.formatting import instant, moment
 from tidegate.settings.durations import read_duration
@@ -124,7 +124,7 @@ def _duration(option: str, text: str) -> timedelta:
         raise KeysError(f"{option}: {error}") from None
 
 
-def _show(token: str, key: Key, as_json: bool) -> None:
+def _show(token: str, key: ApiKey, as_json: bool) -> None:
     if as_json:
         print_lines([msgspec.json.encode({**_line(key), "token": token})])
     else:
@@ -136,7 +136,7 @@ def _file() -> KeyFile:
     return KeyFile(load_serving_settings().keys)
 
 
-def _line(key: Key) -> dict[str, Any]:
+def _line(key: ApiKey) -> dict[str, Any]:
     return {
         "id": key.id,
         "name": key.name,

@@ -26,8 +26,8 @@ from tidegate.connectors.reconciliation.findings import BookError, BookReader, P
 from tidegate.connectors.reconciliation.report import console, summary, table
 from tidegate.operators.billing.acknowledgements import Acknowledgements, acknowledge
 from tidegate.operators.billing.drift_status import DriftStatus
-from tidegate.operators.billing.outgoing import instant
 from tidegate.operators.model.errors import TidegateError
+from tidegate.operators.model.wire import format_instant
 from tidegate.serving.cli.commands.acknowledge import ack, acks, unack
 from tidegate.serving.cli.output import print_lines
 from tidegate.settings.addresses.extras import engine_missing
@@ -147,8 +147,8 @@ class _Shown:
         last = self.last
         run = None if last is None else {
             "pass": last.number,
-            "started_at": instant(last.started_at),
-            "ended_at": None if last.ended_at is None else instant(last.ended_at),
+            "started_at": format_instant(last.started_at),
+            "ended_at": None if last.ended_at is None else format_instant(last.ended_at),
             "figures": dict(last.figures),
         }  # fmt: skip
         return {

@@ -18,11 +18,11 @@ from tidegate.connectors.reconciliation.findings import BookError, BookReader
 from tidegate.connectors.reconciliation.statement_store import read_statement
 from tidegate.operators.billing.coverage import format_money
 from tidegate.operators.billing.drift import OwnEvent, Span
-from tidegate.operators.billing.outgoing import instant
 from tidegate.operators.billing.provider import MatchedMeter, to_micros
 from tidegate.operators.billing.statement import StatementLine
-from tidegate.operators.columns.quantity import text
+from tidegate.operators.columns.quantity import format_quantity
 from tidegate.operators.model.catalog import Catalog
+from tidegate.operators.model.wire import format_instant
 from tidegate.serving.cli.output import AsJson, Failed, console, print_lines, table
 from tidegate.serving.views.formatting import grouped
 from tidegate.settings.addresses.sinks import Dodo
@@ -140,8 +140,8 @@ def _show_events(found: Iterator[Event], form: Form) -> None:
             "meter": one.line.meter,
             "event": one.event,
             "id": one.own.id,
-            "at": instant(one.own.at),
-            "units": text(one.own.quantity or 0),
+            "at": format_instant(one.own.at),
+            "units": format_quantity(one.own.quantity or 0),
             "state": one.own.fate,
             "reason": one.own.reason,
             "finding": one.finding,

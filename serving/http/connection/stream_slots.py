@@ -6,7 +6,7 @@ A customer's keys and tokens are in browsers, which open streams as they like, s
 from collections import Counter
 from typing import Final
 
-from tidegate.operators.gate.access import Key
+from tidegate.operators.gate.access import ApiKey
 from tidegate.serving.http.problems import RETRY_AFTER_S, Problem, unavailable
 
 NOBODY: Final = ("", "")
@@ -32,7 +32,7 @@ class Places:
         self._held: Counter[tuple[str, str]] = Counter()
         self.taken = 0
 
-    def take(self, key: Key | None) -> Place:
+    def take(self, key: ApiKey | None) -> Place:
         """Take a place for a stream with this key. Raises Problem of status 429 or 503 where there is none."""
         holder, most = self._quota(key)
         if self._held[holder] >= most:
@@ -54,7 +54,7 @@ class Places:
         if not self._held[holder]:
             del self._held[holder]
 
-    def _quota(self, key: Key | None) -> tuple[tuple[str, str], int]:
+    def _quota(self, key: ApiKey | None) -> tuple[tuple[str, str], int]:
         if key is None:
             return NOBODY, self._most
         if key.customer is not None:

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from tidegate.operators.columns.quantity import joined
+from tidegate.operators.columns.quantity import join_limbs
 from tidegate.operators.events.chunk import Chunk
 from tidegate.operators.events.decode import Decoder
 from tidegate.operators.events.unmetered import Cause
@@ -139,7 +139,7 @@ def _quantities(chunk: Chunk, catalog: Catalog) -> dict[int, dict[str, int]]:
     ):
         meter = catalog.meters[place]
         if meter.kind in ADDITIVE:
-            found.setdefault(event, {})[meter.name] = joined(*limbs)
+            found.setdefault(event, {})[meter.name] = join_limbs(*limbs)
     return found
 
 

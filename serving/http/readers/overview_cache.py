@@ -15,7 +15,7 @@ from heapq import nlargest
 from itertools import groupby
 from typing import Final, NamedTuple
 
-from tidegate.operators.gate.customer_limits import Bounds
+from tidegate.operators.gate.customer_limits import CatalogLimits
 from tidegate.operators.model.catalog import Catalog
 from tidegate.operators.model.ports import Held, StoredTotal, StoreReader
 from tidegate.operators.model.records import Total
@@ -77,7 +77,7 @@ class Board:
         self._settings, self._clock, self._decided = settings, clock, decided
         self._letters = Letters(settings)
         self._rows: dict[str, Row] = {}
-        self._seq, self._bounds = 0, Bounds(Catalog(), -1)
+        self._seq, self._bounds = 0, CatalogLimits(Catalog(), -1)
         self._moments: deque[tuple[int, int]] = deque()
         self._as_of = self._written_at = self._wrote_at = 0
         self._unmetered: list[UnmeteredBody] = []
@@ -91,7 +91,7 @@ class Board:
         changes = reader.changes(self._seq)
         is_all = not (changes.complete and number == self._bounds.number and self._seq)
         if number != self._bounds.number:
-            self._bounds = Bounds(catalog, number)
+            self._bounds = CatalogLimits(catalog, number)
         whose = {row.customer for row in self._rows.values() if row.until <= now} | changes.customers - {""}
         if is_all or len(whose) > SINGLY_MAX:
             held = reader.read_held(now)
@@ -147,8 +147,8 @@ class Board:
         before = self._rows.get(customer)
         if before is None and len(self._rows) >= CUSTOMERS_MAX:
             return
-        own = self._bounds.of(customer)
-        start, _ = own.period(now)
+        own = self._bounds.find(customer)
+        start, _ = own.find_period(now)
         current = {}
         for one in stored:
             self._wrote_at = max(self._wrote_at, one.written_at)

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Final
 
 from tidegate.connectors.log.tail import TailLine, lanes_of, read_tail, tail_bytes
-from tidegate.operators.events.envelope import named
-from tidegate.operators.model.freshness import Heartbeat, newest_generation
+from tidegate.operators.events.envelope import read_identity
+from tidegate.operators.model.freshness import Heartbeat, select_newest_generation
 from tidegate.serving.gate.pending import PendingEvent
 from tidegate.serving.http.readers.intake import Verdict
 
@@ -27,7 +27,7 @@ def take_up(
     accepted: Callable[[str, bytes, PendingEvent], None],
 ) -> int:
     """Have all events accepted that are in the log in `folder` and not counted; return how many."""
-    beats, count = newest_generation(heartbeats), 0
+    beats, count = select_newest_generation(heartbeats), 0
     for lane in lanes_of(folder):
         position = _counted(beats, lane)
         if position is None:
@@ -65,6 +65,6 @@ def _accept(
     for line, verdict in zip(lines, verdicts, strict=True):
         if not verdict.reason and verdict.quantities:
             event = PendingEvent(verdict.at, verdict.quantities, line.place)
-            accepted(named(line.payload).customer, verdict.identity, event)
+            accepted(read_identity(line.payload).customer, verdict.identity, event)
             count += 1
     return count

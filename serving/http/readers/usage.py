@@ -4,13 +4,13 @@ from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from typing import Any, Final
 
-from tidegate.operators.columns.quantity import decimal
-from tidegate.operators.gate.customer_limits import Bounds
-from tidegate.operators.gate.decision import View
-from tidegate.operators.gate.overage import EXACT, live_bill
+from tidegate.operators.columns.quantity import to_decimal
+from tidegate.operators.gate.customer_limits import CatalogLimits
+from tidegate.operators.gate.decision import AccountView
+from tidegate.operators.gate.overage import EXACT, compute_live_bill
 from tidegate.operators.model.aggregates import AGGREGATES
 from tidegate.operators.model.catalog import Catalog, Limit, Meter
-from tidegate.operators.model.periods import DAY, HOUR, NEVER_END, period_of
+from tidegate.operators.model.periods import DAY, HOUR, NEVER_END, find_period
 from tidegate.operators.model.ports import Held, StoredTotal
 from tidegate.operators.model.records import Total, Window
 from tidegate.serving.http.schemas import (
@@ -39,7 +39,7 @@ BUCKETS_MAX: Final = 20_000
 
 def period(catalog: Catalog, customer: str, at: int) -> tuple[int, int]:
     """The customer's period that holds this instant (µs)."""
-    return period_of(catalog.period_of(customer), catalog.zone_of(customer), at)
+    return find_period(catalog.period_of(customer), catalog.zone_of(customer), at)
 
 
 def usage_body(
@@ -60,8 +60,8 @@ def usage_body(
 
     `held` is what is held at `now`, of which a period that has ended has nothing.
     """
-    own = Bounds(catalog, number).of(customer)
-    start, end = own.period(at)
+    own = CatalogLimits(catalog, number).find(customer)
+    start, end = own.find_period(at)
     current = current_totals(stored, start)
     totals = {meter: one.total for meter, one in current.items()}
     view = view_of(own, totals, held if start <= now < end else None, at)
@@ -87,7 +87,7 @@ def period_body(start: int, end: int) -> PeriodBody:
     return PeriodBody(instant(start), None if end == NEVER_END else instant(end))
 
 
-def _spend(view: View) -> SpendBody | None:
+def _spend(view: AccountView) -> SpendBody | None:
     spend = view.own.spend
     if spend is None or spend.cap is None:
         return None
@@ -97,7 +97,7 @@ def _spend(view: View) -> SpendBody | None:
     return SpendBody(exact(spend.cap), spend.on_cap, exact(left))
 
 
-def _meter(catalog: Catalog, view: View, meter: Meter, found: StoredTotal | None) -> MeterUsage:
+def _meter(catalog: Catalog, view: AccountView, meter: Meter, found: StoredTotal | None) -> MeterUsage:
     limit = view.own.limits[meter.name]
     known = catalog.customers.get(view.own.customer)
     status = limit_status(view, meter.name)
@@ -123,8 +123,8 @@ def _meter(catalog: Catalog, view: View, meter: Meter, found: StoredTotal | None
         maybe(status.share),
         LEVELS[status.level],
         status.words,
-        exact(live_bill(limit, total)),
-        exact(decimal(view.account.held.get(meter.name, 0))),
+        exact(compute_live_bill(limit, total)),
+        exact(to_decimal(view.account.held.get(meter.name, 0))),
     )
 
 

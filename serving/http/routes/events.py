@@ -11,9 +11,9 @@ from tidegate.operators.events.envelope import (
     JSON,
     LINES,
     EnvelopeError,
-    Named,
-    named,
-    payloads,
+    EventIdentity,
+    read_identity,
+    split_request,
 )
 from tidegate.operators.events.unmetered import Cause
 from tidegate.operators.model.ports import IngestError
@@ -35,7 +35,7 @@ async def post_events(service: Service, call: Call[Nothing, Nothing, bytes]) -> 
     """202 where all were taken, 207 where some were, 422 where none was; what was taken is durable."""
     media = call.headers.get("content-type", JSON).partition(";")[0].strip().lower()
     try:
-        events = payloads(media, call.headers, call.body)
+        events = split_request(media, call.headers, call.body)
     except EnvelopeError as error:
         raise Problem(400, "malformed", str(error)) from None
     most = service.settings.batch_max
@@ -46,7 +46,7 @@ async def post_events(service: Service, call: Call[Nothing, Nothing, bytes]) -> 
             f"needs at most {most} events in a request, got {len(events)}; send fewer at a time",
         )
     verdicts = await _verdicts(service, events)
-    names = [named(event) for event in events]
+    names = [read_identity(event) for event in events]
     taken = [i for i, verdict in enumerate(verdicts) if not verdict.reason]
     if taken:
         try:
@@ -86,7 +86,7 @@ def _result(id: str, verdict: Verdict) -> EventResult:
     return EventResult(id[:ID_SHOWN], "rejected", verdict.reason, verdict.detail)
 
 
-def _warnings(results: Iterable[tuple[Named, Verdict]]) -> list[EventWarning]:
+def _warnings(results: Iterable[tuple[EventIdentity, Verdict]]) -> list[EventWarning]:
     """What will not be metered, cause by cause, the first WARNINGS_MAX of them."""
     found: dict[Cause, tuple[str, int]] = {}
     for name, verdict in results:

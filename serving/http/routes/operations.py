@@ -11,7 +11,7 @@ from tidegate.connectors.reconciliation.findings import BookError
 from tidegate.connectors.reconciliation.statement_store import FILE, read_statement
 from tidegate.operators.billing.acknowledgements import render_acknowledgement
 from tidegate.operators.events.keys import shard_of
-from tidegate.operators.model.adjustments import fault_of
+from tidegate.operators.model.adjustments import find_fault
 from tidegate.operators.model.aggregates import ADJUSTABLE
 from tidegate.operators.model.ports import Adjustment, ControlConflict, ControlLog, Note, StoredTotal
 from tidegate.operators.model.records import Counter
@@ -174,7 +174,7 @@ async def post_adjustment(service: Service, call: Call[Nothing, Nothing, Adjustm
         reason=asked.reason,
         by=call.by,
     )
-    if fault := fault_of(record):
+    if fault := find_fault(record):
         raise unfit(fault)
     try:
         position = await service.control.ask(lambda log: log.append(record))

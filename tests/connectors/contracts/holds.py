@@ -24,9 +24,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from tests.connectors.contracts.store import ODD_KEYS, PAIRS, child, processes
-from tidegate.operators.columns.quantity import SCALE, scaled, text
-from tidegate.operators.events.keys import identity
-from tidegate.operators.gate.holds import REMEMBERED, final_quantities
+from tidegate.operators.columns.quantity import SCALE, format_quantity, scale
+from tidegate.operators.events.keys import compute_identity
+from tidegate.operators.gate.holds import REMEMBERED, find_final_quantities
 from tidegate.operators.model.ports import (
     Account,
     ControlLog,
@@ -66,7 +66,9 @@ class Place(Protocol):
 
 def total_of(customer: str, meter: str, quantity: int, version: int, **fields: Any) -> Total:
     """A total of the period, the quantity times 10²⁴."""
-    written: int | str = quantity // SCALE if quantity % SCALE == 0 and quantity < 2**63 else text(quantity)
+    written: int | str = (
+        quantity // SCALE if quantity % SCALE == 0 and quantity < 2**63 else format_quantity(quantity)
+    )
     total = Total(
         customer, "period", meter, START, END, written, version, version, NOW + version, 0, 0, 0, True
     )
@@ -75,13 +77,15 @@ def total_of(customer: str, meter: str, quantity: int, version: int, **fields: A
 
 def settled_of(*identities: tuple[str, str, str]) -> Settled:
     """Events of these customers, sources and ids."""
-    words = np.frombuffer(b"".join(identity(*parts) for parts in identities), np.uint64).reshape(-1, 2)
+    words = np.frombuffer(b"".join(compute_identity(*parts) for parts in identities), np.uint64).reshape(
+        -1, 2
+    )
     return Settled(words[:, 0].copy(), words[:, 1].copy())
 
 
 def hold_of(customer: str, id: str, until: int = NOW + LIFE, source: str = "", **quantities: Any) -> Hold:
     """Quantities in units, as numbers or texts."""
-    amounts = {meter: scaled(Decimal(quantity)) for meter, quantity in quantities.items()}
+    amounts = {meter: scale(Decimal(quantity)) for meter, quantity in quantities.items()}
     return Hold(customer, source, id, amounts, until)
 
 
@@ -167,7 +171,7 @@ class Story(RuleBasedStateMachine):
             assert (closing.state, closing.reserved) == ("unknown", {})
             return
         assert closing.reserved == kept.asked
-        final = final_quantities(kept.asked, given)
+        final = find_final_quantities(kept.asked, given)
         if kept.state in ("released", "settled"):
             assert closing.state == kept.state
         elif final is None or (kept.state == "committed" and final != kept.quantities):
@@ -373,10 +377,10 @@ class HoldsContract(ABC):
             closing(place.open_holds()) as holds,
         ):
             writer.write(
-                [total_of("a", "calls", scaled(Decimal("0.1")), 1), total_of("b", "calls", huge, 1)], []
+                [total_of("a", "calls", scale(Decimal("0.1")), 1), total_of("b", "calls", huge, 1)], []
             )
             hold = hold_of("a", "1", calls="0.2")
-            ceiling = {"calls": scaled(Decimal("0.3"))}
+            ceiling = {"calls": scale(Decimal("0.3"))}
             assert holds.reserve(hold, ceiling, SCOPE, NOW).outcome == "held"
             more = Hold("a", "", "2", {"calls": tiny}, NOW + LIFE)
             assert holds.reserve(more, ceiling, SCOPE, NOW).outcome == "full"

@@ -18,10 +18,10 @@ from tidegate.connectors.outbox.outbox import Outbox
 from tidegate.connectors.outbox.reader import OutboxReader
 from tidegate.connectors.outbox.rollup import Rollup
 from tidegate.connectors.outbox.schema import State
-from tidegate.operators.billing.outgoing import instant
 from tidegate.operators.billing.rollup import RollupWindow
 from tidegate.operators.model.catalog import Catalog, Meter
 from tidegate.operators.model.records import Accepted
+from tidegate.operators.model.wire import format_instant
 
 TERMS = Terms(concurrency=1, rollup=timedelta(minutes=1))
 
@@ -144,7 +144,7 @@ def test_kills_and_replays_count_nothing_twice(here: World) -> None:
 def sums(events: list[Accepted]) -> dict[tuple[str, str, str], Decimal]:
     found: dict[tuple[str, str, str], Decimal] = defaultdict(Decimal)
     for event in events:
-        window = instant(event.at - event.at % MINUTE)
+        window = format_instant(event.at - event.at % MINUTE)
         found[f"cus_{event.customer}", "tokens.rollup", window] += json.loads(event.payload)["data"]["tokens"]
     return {key: value for key, value in found.items() if value}
 

@@ -30,9 +30,9 @@ from tidegate.flows.reconcile.dataflow import Outside, build
 from tidegate.operators.billing.drift_status import DriftStatus
 from tidegate.operators.billing.provider import to_micros
 from tidegate.operators.billing.rate_limit import TIERS, Rate
-from tidegate.operators.columns.quantity import scaled, text
-from tidegate.operators.events.keys import identity, shard_of
-from tidegate.operators.model.periods import HOUR, period_of
+from tidegate.operators.columns.quantity import format_quantity, scale
+from tidegate.operators.events.keys import compute_identity, shard_of
+from tidegate.operators.model.periods import HOUR, find_period
 from tidegate.operators.model.ports import Adjustment, Note, Resend
 from tidegate.operators.model.records import Accepted, Total
 from tidegate.settings.catalog.file import parse_catalog
@@ -188,7 +188,7 @@ class System:
         at = self.clock.now if at is None else at
         number = next(self._numbers)
         body = {"event_id": f"e{number}", "customer_id": customer, "event_name": name, "metadata": properties}
-        id = f"{identity(customer, '', f'e{number}').hex()}-{at // HOUR:x}"
+        id = f"{compute_identity(customer, '', f'e{number}').hex()}-{at // HOUR:x}"
         if how.get("here", True):
             self.count(customer, "tokens" if tokens else "calls", tokens or 1, at)
         if how.get("booked", True):
@@ -201,8 +201,8 @@ class System:
         old = self.totals.get((customer, meter, start))
         if old is None:
             old = Total(customer, "period", meter, start, end, 0, 0, 0, at, 0, 0, 0, True)
-        changed = scaled(quantity) if adjustment is None else scaled_text(adjustment)
-        total = text(scaled_text(old.total) + changed)
+        changed = scale(quantity) if adjustment is None else scaled_text(adjustment)
+        total = format_quantity(scaled_text(old.total) + changed)
         made = old._replace(
             total=total,
             version=old.version + 1,
@@ -210,12 +210,14 @@ class System:
             as_of=max(at, old.as_of),
         )
         if adjustment is not None:
-            made = made._replace(adjustment=text(scaled_text(old.adjustment) + changed), steady=False)
+            made = made._replace(
+                adjustment=format_quantity(scaled_text(old.adjustment) + changed), steady=False
+            )
         self.totals[customer, meter, start] = made
         self.writer.write([made], [])
 
     def period(self, customer: str, at: int) -> tuple[int, int]:
-        return period_of(self.catalog.period_of(customer), self.catalog.zone_of(customer), at)
+        return find_period(self.catalog.period_of(customer), self.catalog.zone_of(customer), at)
 
     def obey(self) -> None:
         """Applies what the control log has, as the flow does."""
@@ -324,4 +326,4 @@ def edge_of(at: datetime) -> str:
 
 
 def scaled_text(quantity: int | str) -> int:
-    return scaled(Decimal(quantity))
+    return scale(Decimal(quantity))

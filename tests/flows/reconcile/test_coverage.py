@@ -11,8 +11,8 @@ import pytest
 
 from tests.flows.reconcile.metered import BEGIN, END, METERS, MINUTE, System, causes, system, written
 from tidegate.flows.reconcile.coverage import Prover
-from tidegate.operators.billing.outgoing import instant
 from tidegate.operators.billing.provider import to_micros
+from tidegate.operators.model.wire import format_instant
 
 # 10 free, then 2 cents each.
 PRICED = {"price_per_unit": "2", "free_threshold": 10}
@@ -131,9 +131,11 @@ def test_usage_between_two_periods_is_named_and_leaves_the_list_when_it_is_bille
     edge = metered.clock.now // 1_000_000 * 1_000_000
     metered.clock.sleep(1)
     metered.simulator.switch(auto_renew=False)
-    begin = instant(edge + 180_000_000)
-    metered.simulator.roll(metered.subscriptions[acme], at=instant(edge), start=begin, end=written(END))
-    metered.edges[acme] = [written(BEGIN), instant(edge)[:19] + "Z", begin[:19] + "Z", written(END)]
+    begin = format_instant(edge + 180_000_000)
+    metered.simulator.roll(
+        metered.subscriptions[acme], at=format_instant(edge), start=begin, end=written(END)
+    )
+    metered.edges[acme] = [written(BEGIN), format_instant(edge)[:19] + "Z", begin[:19] + "Z", written(END)]
     metered.apply()
     ids = [metered.event(acme, tokens=n) for n in (100, 200)]
     metered.run(1200, step=60)
@@ -157,10 +159,12 @@ def test_usage_of_no_period_is_a_gap_also_where_the_catalog_has_not_followed(
     edge = metered.clock.now
     metered.clock.sleep(1)
     if is_renewed:
-        begin = instant(edge + 180_000_000)
-        metered.simulator.roll(metered.subscriptions[acme], at=instant(edge), start=begin, end=written(END))
+        begin = format_instant(edge + 180_000_000)
+        metered.simulator.roll(
+            metered.subscriptions[acme], at=format_instant(edge), start=begin, end=written(END)
+        )
     else:
-        metered.simulator.change(metered.subscriptions[acme], status="cancelled", end=instant(edge))
+        metered.simulator.change(metered.subscriptions[acme], status="cancelled", end=format_instant(edge))
     ids = [metered.event(acme, tokens=n) for n in (100, 200)]
     metered.run(1200, step=60)
     found = metered.reconcile()[acme, "tokens"]

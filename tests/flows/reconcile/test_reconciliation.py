@@ -43,9 +43,9 @@ from tidegate.connectors.reconciliation.conflicts import known_in, note_of
 from tidegate.connectors.reconciliation.findings import BookError, BookReader
 from tidegate.connectors.reconciliation.repair_journal import Entry, Journal
 from tidegate.flows.reconcile.dataflow import build
-from tidegate.operators.billing.outgoing import instant
 from tidegate.operators.billing.provider import to_micros
 from tidegate.operators.billing.rate_limit import Rate
+from tidegate.operators.model.wire import format_instant
 from tidegate.settings.catalog.file import parse_catalog
 from tidegate.settings.catalog.pull import apply_periods
 from tidegate.settings.problems import SettingsError
@@ -266,7 +266,7 @@ def test_a_frozen_period_names_what_came_after_it(metered: System) -> None:
     metered.event(acme, tokens=5)
     metered.run(120)
     edge = metered.clock.now // SECOND * SECOND + SECOND
-    at = instant(edge)[:19] + "Z"
+    at = format_instant(edge)[:19] + "Z"
     metered.clock.sleep(2)
     metered.simulator.roll(metered.subscriptions[acme], at=at, end=written(END))
     metered.edges[acme] = [written(BEGIN), at, written(END)]
@@ -342,7 +342,7 @@ def test_periods_are_taken_over_before_a_pass_if_that_is_wanted(metered: System)
     metered.event(acme, tokens=5)
     metered.run(120)
     edge = (metered.clock.now // SECOND - 60) * SECOND
-    at = instant(edge)[:19] + "Z"
+    at = format_instant(edge)[:19] + "Z"
     metered.simulator.roll(metered.subscriptions[acme], at=at, end=written(END))
     metered.reconcile(reconcile_periods="true")
     newest = metered.control.catalog()
@@ -449,7 +449,7 @@ def test_what_was_adopted_once_is_not_adopted_again(metered: System) -> None:
     metered.apply()
     lost = metered.event(acme, tokens=5)
     metered.run(400)
-    when = instant(metered.clock.now - HOUR)
+    when = format_instant(metered.clock.now - HOUR)
     name, data = "llm.tokens", {"tokens": 9}
     metered.simulator.insert(
         {
@@ -602,7 +602,7 @@ def test_an_adjustment_of_a_lost_book_is_applied_and_made_once(metered: System) 
     for number in range(3):
         another = {
             "event_id": f"other{number}", "customer_id": acme, "event_name": "llm.tokens",
-            "timestamp": instant(metered.clock.now - HOUR), "metadata": {"tokens": 2},
+            "timestamp": format_instant(metered.clock.now - HOUR), "metadata": {"tokens": 2},
         }  # fmt: skip
         metered.simulator.insert(another)
         metered.run(300, step=30)
@@ -693,7 +693,7 @@ def test_repairs_that_are_killed_are_made_once(
     metered.simulator.insert(
         {
             "event_id": "evt_other", "customer_id": globex, "event_name": "llm.tokens",
-            "timestamp": instant(metered.clock.now - HOUR), "metadata": {"tokens": 9},
+            "timestamp": format_instant(metered.clock.now - HOUR), "metadata": {"tokens": 9},
         }
     )  # fmt: skip
     real = repairer.Repairer._done

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 from tests.flows.reconcile.metered import END, KEY, SECOND, System, system, written
 from tidegate.connectors.reconciliation.evidence import verify_runs
 from tidegate.connectors.reconciliation.statement_store import read_statement
-from tidegate.operators.billing.outgoing import instant
 from tidegate.operators.billing.statement import StatementLine
+from tidegate.operators.model.wire import format_instant
 from tidegate.serving.cli.main import app
 
 
@@ -47,7 +47,7 @@ def closed(metered: System) -> tuple[str, list[str]]:
     ids = [metered.event(acme, tokens=n) for n in (5, 7)]
     metered.run(400)
     edge = metered.clock.now // SECOND * SECOND
-    at = instant(edge)[:19] + "Z"
+    at = format_instant(edge)[:19] + "Z"
     metered.simulator.roll(metered.subscriptions[acme], at=at, end=written(END))
     metered.edges[acme].insert(1, at)
     metered.apply()

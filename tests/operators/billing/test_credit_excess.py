@@ -5,7 +5,7 @@ from decimal import Decimal
 import pytest
 
 from tidegate.operators.billing.credit_excess import add_amounts, compute_excess
-from tidegate.operators.columns.quantity import SCALE, decimal
+from tidegate.operators.columns.quantity import SCALE, to_decimal
 
 MINUTE = 60_000_000
 
@@ -32,7 +32,7 @@ def test_what_no_usage_explains_is_too_much(
         [(at * MINUTE, Decimal(amount)) for at, amount in deductions],
         [at * MINUTE for at in refills],
         [(at * MINUTE, quantity * SCALE) for at, quantity in arrived],
-        decimal,
+        to_decimal,
     )
     assert found == too_much
 
@@ -43,7 +43,7 @@ LARGE = Decimal("9876543210987654321098765432.1")
 def test_amounts_beyond_28_digits_are_not_rounded() -> None:
     tiny = Decimal("0.000001")
     assert add_amounts([LARGE, tiny, LARGE.copy_negate()]) == tiny
-    assert compute_excess([(1, LARGE), (2, LARGE)], [], [], decimal) == add_amounts([LARGE, LARGE])
+    assert compute_excess([(1, LARGE), (2, LARGE)], [], [], to_decimal) == add_amounts([LARGE, LARGE])
     assert (
         compute_excess(
             [(1, add_amounts([LARGE, tiny]))], [], [(0, 10**24)], lambda total: LARGE if total else Decimal(0)

@@ -19,7 +19,7 @@ from tidegate.operators.billing.outgoing import (
     BillingRules,
     OutgoingEvent,
     Refusal,
-    instant,
+    format_instant,
     pack,
     split_batches,
     to_exact_number,
@@ -304,5 +304,5 @@ def test_packed_events_come_back(events: list[Accepted]) -> None:
 
 
 def test_an_instant_has_its_microseconds_and_its_zone() -> None:
-    assert instant(AT) == "2026-11-22T12:00:00.250000Z"
-    assert instant(0) == "1970-01-01T00:00:00.000000Z"
+    assert format_instant(AT) == "2026-11-22T12:00:00.250000Z"
+    assert format_instant(0) == "1970-01-01T00:00:00.000000Z"

@@ -16,7 +16,7 @@ from tidegate.operators.billing.rollup import (
 )
 from tidegate.operators.columns.quantity import SCALE
 from tidegate.operators.model.catalog import Catalog, Condition, Customer, Filter, Meter, Plan
-from tidegate.operators.model.periods import Billing, period_of
+from tidegate.operators.model.periods import Billing, find_period
 
 MINUTE = 60_000_000
 EDGE = datetime(2026, 11, 22, 9, 12, 44, tzinfo=UTC)
@@ -92,7 +92,7 @@ def test_a_window_is_cut_at_the_edge_of_the_billing_period() -> None:
     assert before.start == after.start == before.at == edge - 44_000_000
     assert after.at == edge
     policy = CATALOG.period_of("acme")
-    assert period_of(policy, "UTC", before.at)[1] == period_of(policy, "UTC", after.at)[0] == edge
+    assert find_period(policy, "UTC", before.at)[1] == find_period(policy, "UTC", after.at)[0] == edge
 
 
 @patient

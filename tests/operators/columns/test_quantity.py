@@ -14,15 +14,15 @@ from tidegate.operators.columns.quantity import (
     PLACES,
     SCALE,
     carry,
-    decimal,
-    joined,
-    limb_columns,
-    limbs_of,
-    rounded,
-    split,
+    format_limbs,
+    format_quantity,
+    join_limbs,
+    scale_rounded,
+    split_limbs,
     split_total,
-    text,
-    text_of,
+    to_decimal,
+    to_limb_columns,
+    to_limbs,
 )
 from tidegate.operators.metering.windows import ADD, COLUMNS, PERIOD_WINDOW, Batch, add_runs, fold_batch
 
@@ -39,46 +39,48 @@ READINGS = st.one_of(
 
 @given(READINGS)
 def test_limbs_hold_every_reading_exactly(value: int | Decimal) -> None:
-    assert Fraction(joined(*limbs_of(value)), SCALE) == Fraction(value)
-    assert split(joined(*limbs_of(value))) == limbs_of(value)
+    assert Fraction(join_limbs(*to_limbs(value)), SCALE) == Fraction(value)
+    assert split_limbs(join_limbs(*to_limbs(value))) == to_limbs(value)
 
 
 @given(st.integers(-(10**45), 10**45))
 def test_text_reads_back_as_the_same_number(whole: int) -> None:
     with localcontext() as context:
         context.prec = 60
-        assert Fraction(Decimal(text(whole))) == Fraction(whole, SCALE)
-    assert "E" not in text(whole) and not ("." in text(whole) and text(whole).endswith("0"))
+        assert Fraction(Decimal(format_quantity(whole))) == Fraction(whole, SCALE)
+    assert "E" not in format_quantity(whole) and not (
+        "." in format_quantity(whole) and format_quantity(whole).endswith("0")
+    )
 
 
 @given(st.lists(READINGS, min_size=1, max_size=50))
 def test_a_column_gives_the_same_limbs_as_its_values_one_by_one(values: list[int | Decimal]) -> None:
-    found = limb_columns(values)
+    found = to_limb_columns(values)
     if found is not None:
         hi, mid, lo = (np.zeros(len(values), np.int64) if limb is None else limb for limb in found)
-        assert list(zip(hi.tolist(), mid.tolist(), lo.tolist(), strict=True)) == list(map(limbs_of, values))
+        assert list(zip(hi.tolist(), mid.tolist(), lo.tolist(), strict=True)) == list(map(to_limbs, values))
 
 
 @given(st.lists(READINGS, min_size=1, max_size=50))
 def test_sums_of_limbs_carry_without_loss(values: list[int | Decimal]) -> None:
-    parts = np.array([limbs_of(value) for value in values], np.int64)
+    parts = np.array([to_limbs(value) for value in values], np.int64)
     limbs = {name: parts[:, i].sum(keepdims=True) for i, name in enumerate(("hi", "mid", "lo"))}
     carry(limbs)
     total = {name: int(limb[0]) for name, limb in limbs.items()}
-    assert Fraction(joined(**total), SCALE) == sum(map(Fraction, values))
-    assert text_of(**total) == text(joined(**total))
+    assert Fraction(join_limbs(**total), SCALE) == sum(map(Fraction, values))
+    assert format_limbs(**total) == format_quantity(join_limbs(**total))
 
 
 @settings(deadline=None)
 @given(st.integers(-(10**30) * SCALE, 10**30 * SCALE), st.integers(0, 2**63 - 2**60))
 def test_a_total_of_any_size_is_held_and_grows_without_loss(whole: int, more: int) -> None:
     limbs = {name: np.array([limb]) for name, limb in split_total(whole).items()}
-    assert joined(**{name: int(limb[0]) for name, limb in limbs.items()}) == whole
+    assert join_limbs(**{name: int(limb[0]) for name, limb in limbs.items()}) == whole
     if whole >= 0:
         limbs["hi"] += more
         carry(limbs)
         assert limbs["hi"][0] < HI_MAX
-        assert joined(**{name: int(limb[0]) for name, limb in limbs.items()}) == whole + more * SCALE
+        assert join_limbs(**{name: int(limb[0]) for name, limb in limbs.items()}) == whole + more * SCALE
 
 
 @pytest.mark.parametrize(
@@ -87,22 +89,22 @@ def test_a_total_of_any_size_is_held_and_grows_without_loss(whole: int, more: in
 )
 def test_a_reading_out_of_bounds_is_refused_in_words(value: int | Decimal) -> None:
     with pytest.raises(ValueError, match="needs"):
-        limbs_of(value)
+        to_limbs(value)
 
 
 def test_a_tenth_added_ten_million_times_is_one_million() -> None:
     """In floats it is 999999.9998389754, and a customer notices."""
     table, count = Table(1, COLUMNS), 100_000
-    hi, mid, _ = limb_columns([Decimal("0.1")] * count) or pytest.fail("a tenth fits")
+    hi, mid, _ = to_limb_columns([Decimal("0.1")] * count) or pytest.fail("a tenth fits")
     key, no = np.zeros(count, np.int64), np.zeros(count, np.bool_)
     batch = Batch(key, np.arange(count), np.full(count, ADD), hi, mid, None, no, no)
     for _ in range(100):
         add_runs(table, fold_batch(batch, key, key, None), [(PERIOD_WINDOW, np.zeros(1, np.int64))])
     total = [int(table.columns[name][0]) for name in ("hi", "mid")]
-    assert text_of(*total, 0) == "1000000"
+    assert format_limbs(*total, 0) == "1000000"
     assert int(table.columns["events"][0]) == 10_000_000
 
 
 @given(st.decimals(allow_nan=False, allow_infinity=False, min_value=-(10**9), max_value=10**9))
 def test_a_number_of_others_is_rounded_to_24_places(value: Decimal) -> None:
-    assert abs(decimal(rounded(value)) - value) <= Decimal(10) ** -24 / 2
+    assert abs(to_decimal(scale_rounded(value)) - value) <= Decimal(10) ** -24 / 2

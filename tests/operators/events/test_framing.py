@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidegate.operators.events.framing import framed
+from tidegate.operators.events.framing import frame_messages
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
@@ -33,7 +33,7 @@ def test_each_payload_has_its_line_however_it_was_written(
         indent = indent if len(records) == 1 else None
         text = (ending or "\n").join(json.dumps(record, indent=indent) for record in records) + ending
         written.append(text.replace("\n", ending or "\n").encode())
-    block, ends = framed(written)
+    block, ends = frame_messages(written)
     assert [json.loads(line) for line in lines_of(block)] == [
         r for records, _, _ in messages for r in records
     ]
@@ -67,7 +67,7 @@ def test_each_payload_has_its_line_however_it_was_written(
     ],
 )
 def test_what_a_message_becomes(value: bytes | None, lines: list[bytes]) -> None:
-    block, ends = framed([b"before", value, b"after"])
+    block, ends = frame_messages([b"before", value, b"after"])
     assert lines_of(block) == [b"before", *lines, b"after"]
     at = ends or [1, 2, 3]
     assert block.split(b"\n")[at[1] : at[2]] == [b"after"]

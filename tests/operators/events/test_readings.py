@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.operators.strategies import NOON
 from tidegate.operators.events.decode import Decoder
-from tidegate.operators.events.readings import Name
+from tidegate.operators.events.readings import NameReader
 from tidegate.operators.model.catalog import Condition, Filter, Meter
 from tidegate.operators.model.ports import Payloads
 from tidegate.settings.catalog.file import CatalogError, parse_catalog
@@ -38,10 +38,10 @@ KEYS = st.one_of(st.sampled_from(ODD), st.text(st.characters(codec="utf-8"), min
 def test_a_property_of_any_name_is_read(keys: list[str], escaped: bool) -> None:
     """A struct of msgspec refuses some names, which ended the flow at every start."""
     meters = [(i, Meter(f"m{i}", "llm", "sum", key)) for i, key in enumerate(keys)]
-    name = Name("llm", [*meters, (9, Meter("n", "llm", "count", None, _present(keys[0])))])
+    name = NameReader("llm", [*meters, (9, Meter("n", "llm", "count", None, _present(keys[0])))])
     data = {key: i for i, key in enumerate(keys)} | {"other": [1]}
     raws = [msgspec.Raw(json.dumps(one, ensure_ascii=escaped).encode()) for one in (data, {}, data)]
-    found = name.columns(name.properties([*raws, msgspec.Raw(b"null")]))
+    found = name.build_columns(name.decode_properties([*raws, msgspec.Raw(b"null")]))
     for i, key in enumerate(keys):
         assert found(key) == [i, msgspec.UNSET, i, msgspec.UNSET]
 
@@ -52,9 +52,11 @@ def _present(key: str) -> Filter:
 
 @pytest.mark.parametrize("key", ['a"b', "a\\b"])
 def test_numbers_keep_their_digits_under_an_odd_name(key: str) -> None:
-    name = Name("llm", [(0, Meter("m", "llm", "sum", key))])
+    name = NameReader("llm", [(0, Meter("m", "llm", "sum", key))])
     raw = json.dumps({key: 0}).replace("0", "0.10000000000000000000001").encode()
-    assert name.columns(name.properties([msgspec.Raw(raw)]))(key) == [Decimal("0.10000000000000000000001")]
+    assert name.build_columns(name.decode_properties([msgspec.Raw(raw)]))(key) == [
+        Decimal("0.10000000000000000000001")
+    ]
 
 
 TEXT = st.text(min_size=1, max_size=12)

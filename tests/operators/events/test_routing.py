@@ -9,7 +9,7 @@ from bytewax.dataflow import Dataflow
 from bytewax.operators import StatefulBatchLogic
 from bytewax.testing import TestingSink, TestingSource, cluster_main
 
-from tidegate.operators.events.routing import shard_names, shard_of_name
+from tidegate.operators.events.routing import list_shard_names, parse_shard_name
 
 
 class Where(StatefulBatchLogic[str, int, None]):
@@ -25,7 +25,7 @@ class Where(StatefulBatchLogic[str, int, None]):
 @pytest.mark.parametrize("workers", [2, 3, 4, 8])
 def test_no_worker_gets_more_than_its_share(workers: int) -> None:
     """Else the fullest one sets the pace for all."""
-    names, found = shard_names(16), list[tuple[str, int]]()
+    names, found = list_shard_names(16), list[tuple[str, int]]()
     flow = Dataflow("routing")
     keyed = op.key_on("key", op.input("names", flow, TestingSource(names)), lambda name: name)
     op.output("out", op.stateful_batch("where", keyed, lambda _: Where()), TestingSink(found))
@@ -36,4 +36,4 @@ def test_no_worker_gets_more_than_its_share(workers: int) -> None:
 
 
 def test_a_name_tells_its_shard() -> None:
-    assert [shard_of_name(name) for name in shard_names(64)] == list(range(64))
+    assert [parse_shard_name(name) for name in list_shard_names(64)] == list(range(64))

@@ -12,7 +12,7 @@ import pytest
 from tidegate.operators.billing.outgoing import BillingRules, OutgoingEvent
 from tidegate.operators.billing.provider import MeterReader
 from tidegate.operators.billing.rollup import RollupReader
-from tidegate.operators.columns.quantity import scaled
+from tidegate.operators.columns.quantity import scale
 from tidegate.operators.events.decode import Decoder
 from tidegate.operators.events.unmetered import NOTHING_MISSED, Cause
 from tidegate.operators.metering import unmetered_rows
@@ -25,7 +25,7 @@ from tidegate.operators.metering.unmetered_rows import (
     NOTES_AT_ONCE,
     OTHER,
 )
-from tidegate.operators.model.alert_text import sentence, title
+from tidegate.operators.model.alert_text import write_sentence, write_title
 from tidegate.operators.model.catalog import Catalog, Condition, Filter, Meter
 from tidegate.operators.model.ports import Payloads
 from tidegate.operators.model.records import Alert
@@ -272,14 +272,14 @@ def test_texts_count_as_numbers_where_a_meter_says_so(
     assert shard.counts.get("accepted", 0) == shard.counts.get("metered", 0) == (0 if reason else 1)
     assert "unmetered" not in shard.counts
     if reason is None:
-        whole = scaled(Decimal(str(total)))
+        whole = scale(Decimal(str(total)))
         rolled = {meter: quantity for _, meter, quantity in RollupReader(TEXTS).read([payload])}
         assert rolled == {"tokens": whole}
         out = BillingRules(TEXTS).build_event("id", "cus_1", NOON, payload)
         # What the provider is sent is a number, as it would not read the text; where that is not exact, it says so.
         if isinstance(out, OutgoingEvent):
             sent = json.loads(out.body, parse_float=Decimal)["metadata"]["n"]
-            assert type(sent) is not str and scaled(sent) == whole
+            assert type(sent) is not str and scale(sent) == whole
         assert MeterReader(TEXTS.meters[0]).read([{"n": value}]) == [whole]
 
 
@@ -343,11 +343,11 @@ def test_the_alert_is_a_sentence_in_mail_and_chat() -> None:
     (alert,) = shard.apply(chunk).alerts
     line = json.loads(encode_alert(alert))
     assert (line["event_name"], line["customer"], line["level"]) == ("llm.tokens", "", "key_missing")
-    assert sentence(line) == (
+    assert write_sentence(line) == (
         "Tidegate · tokens: An event is not metered: "
         "it has no property 'input_tokens', which the meter 'tokens' reads"
     )
-    assert title(line) == "Unmetered: tokens"
+    assert write_title(line) == "Unmetered: tokens"
 
 
 def test_shards_and_replays_give_a_cause_one_alert() -> None:

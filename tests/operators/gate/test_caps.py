@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidegate.operators.columns.quantity import scaled
-from tidegate.operators.gate.customer_limits import Bounds
-from tidegate.operators.gate.decision import Decision, View
+from tidegate.operators.columns.quantity import scale
+from tidegate.operators.gate.customer_limits import CatalogLimits
+from tidegate.operators.gate.decision import AccountView, Decision
 from tidegate.operators.model.catalog import Catalog, Limit, Meter, Plan
 from tidegate.operators.model.periods import NEVER_END
 from tidegate.operators.model.ports import Account, Used
@@ -20,9 +20,9 @@ QUANTITIES = st.decimals(0, 10**12, places=6)
 def decide(limit: Limit, total: Decimal, quantity: Decimal | int = 1) -> Decision:
     """The gate's decision where this is the only limit, and nothing is held."""
     plan = Plan("p", limits={"tokens": limit})
-    own = Bounds(Catalog((Meter("tokens", "t", "sum", "n"),), {"p": plan}, {}, "p"), 1).of("acme")
-    account = Account({"tokens": Used(scaled(total), 0, 0)}, {}, None, 1, 0)
-    return View(own, account, 0, NEVER_END).decide({"tokens": scaled(quantity)})
+    own = CatalogLimits(Catalog((Meter("tokens", "t", "sum", "n"),), {"p": plan}, {}, "p"), 1).find("acme")
+    account = Account({"tokens": Used(scale(total), 0, 0)}, {}, None, 1, 0)
+    return AccountView(own, account, 0, NEVER_END).decide({"tokens": scale(quantity)})
 
 
 @pytest.mark.parametrize(

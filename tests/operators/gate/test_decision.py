@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tidegate.operators.columns.quantity import SCALE, scaled
-from tidegate.operators.gate.customer_limits import Bounds, Own
-from tidegate.operators.gate.decision import Decision, View, decide_blind
-from tidegate.operators.gate.holds import final_quantities, is_room
+from tidegate.operators.columns.quantity import SCALE, scale
+from tidegate.operators.gate.customer_limits import CatalogLimits, CustomerLimits
+from tidegate.operators.gate.decision import AccountView, Decision, decide_blind
+from tidegate.operators.gate.holds import find_final_quantities, has_room
 from tidegate.operators.model.catalog import Catalog, Customer, Limit, Meter, Plan, SpendCap, Tier
 from tidegate.operators.model.periods import NEVER_END, Calendar, Never
 from tidegate.operators.model.ports import Account, Used
@@ -28,25 +28,25 @@ PRICED = (Tier(Decimal(10), Decimal("0.5")), Tier(None, Decimal(2)))
 START, END = 1_000, 2_000
 
 
-def own_of(limits: dict[str, Limit], spend: SpendCap | None = None, **plan: Any) -> Own:
+def own_of(limits: dict[str, Limit], spend: SpendCap | None = None, **plan: Any) -> CustomerLimits:
     catalog = Catalog(METERS, {"p": Plan("p", limits=limits, spend_cap=spend, **plan)}, default_plan="p")
-    return Bounds(catalog, 7).of("acme")
+    return CatalogLimits(catalog, 7).find("acme")
 
 
 def account_of(
     used: dict[str, Any] | None = None, held: dict[str, Any] | None = None, next_expiry: int | None = None
 ) -> Account:
-    totals = {meter: Used(scaled(Decimal(total)), 1_500, 1_520) for meter, total in (used or {}).items()}
-    holds = {meter: scaled(Decimal(quantity)) for meter, quantity in (held or {}).items()}
+    totals = {meter: Used(scale(Decimal(total)), 1_500, 1_520) for meter, total in (used or {}).items()}
+    holds = {meter: scale(Decimal(quantity)) for meter, quantity in (held or {}).items()}
     return Account(totals, holds, next_expiry, 7, 1)
 
 
 def asked_of(asked: dict[str, Any]) -> dict[str, int]:
-    return {meter: scaled(Decimal(quantity)) for meter, quantity in asked.items()}
+    return {meter: scale(Decimal(quantity)) for meter, quantity in asked.items()}
 
 
-def decide(own: Own, account: Account, **asked: Any) -> Decision:
-    return View(own, account, START, END).decide(asked_of(asked))
+def decide(own: CustomerLimits, account: Account, **asked: Any) -> Decision:
+    return AccountView(own, account, START, END).decide(asked_of(asked))
 
 
 def cap(limit: int | str, **fields: Any) -> Limit:
@@ -178,8 +178,11 @@ def test_without_a_total_there_is_nothing_to_be_fresh() -> None:
 
 def test_a_period_without_end_never_resets() -> None:
     own = own_of({"calls": cap(1)}, period=Never())
-    assert View(own, account_of(), *own.period(10**15)).decide(asked_of({"calls": 1})).resets_at is None
-    assert own.period(10**15)[1] == NEVER_END
+    assert (
+        AccountView(own, account_of(), *own.find_period(10**15)).decide(asked_of({"calls": 1})).resets_at
+        is None
+    )
+    assert own.find_period(10**15)[1] == NEVER_END
 
 
 def test_the_period_is_the_one_that_holds_now() -> None:
@@ -187,9 +190,9 @@ def test_the_period_is_the_one_that_holds_now() -> None:
     day = 86_400 * 10**6
     noon = 20_000 * day + day // 2
     own = own_of({}, period=Calendar("day"), zone="Asia/Kathmandu")
-    start, end = own.period(noon)
+    start, end = own.find_period(noon)
     assert (start, end) == (20_000 * day - 5 * day // 24 - 45 * 60 * 10**6, start + day)
-    assert own.scope(start).start == start and set(own.scope(start).meters) == {
+    assert own.build_scope(start).start == start and set(own.build_scope(start).meters) == {
         meter.name for meter in METERS
     }
 
@@ -352,9 +355,9 @@ def test_any_caps_decide_as_each_by_itself(
     decision = decide(own, account, **asked)
     assert decision.allowed == naive_allows(limits, spend, used, held, asked)
     # What the store looks at by itself never lets pass what a meter's cap denies.
-    if not is_room(account, asked_of(asked), own.ceilings(asked_of(asked))):
+    if not has_room(account, asked_of(asked), own.compute_ceilings(asked_of(asked))):
         assert not decision.allowed
-    elif not own.spend_denies():
+    elif not own.may_spend_cap_deny():
         assert decision.allowed
 
 
@@ -370,8 +373,8 @@ def test_what_was_just_held_is_told_with_what_is_left_for_others(
     own = own_of(limits, spend)
     before = decide(own, account_of(used, held), **asked)
     more = {meter: held.get(meter, Decimal(0)) + asked.get(meter, Decimal(0)) for meter in {*held, *asked}}
-    after = View(own, account_of(used, more), START, END)
-    taken = after.decide_taken(asked_of(asked))
+    after = AccountView(own, account_of(used, more), START, END)
+    taken = after.decide_reserved(asked_of(asked))
     assert (taken.allowed, taken.reason, taken.meter) == (before.allowed, before.reason, before.meter)
     if taken.scope == "meter" and taken.remaining is not None and taken.meter not in ("peak", "seats"):
         left = before.remaining or Decimal(0)
@@ -421,9 +424,9 @@ def test_without_a_catalog_the_gate_says_what_it_does(fail: Any) -> None:
 def test_customers_differ() -> None:
     plan = Plan("p", limits={"calls": cap(5)}, spend_cap=SpendCap(Decimal(1)))
     rich = Customer("rich", "p", limits={"calls": cap(50)}, spend_cap=SpendCap(None))
-    bounds = Bounds(Catalog(METERS, {"p": plan}, {"rich": rich}, "p"), 3)
-    assert (bounds.of("rich").bounds["calls"].cap, bounds.of("rich").spend) == (50 * SCALE, None)
-    assert (bounds.of("x").bounds["calls"].cap, bounds.of("x").spend) == (5 * SCALE, SpendCap(Decimal(1)))
+    bounds = CatalogLimits(Catalog(METERS, {"p": plan}, {"rich": rich}, "p"), 3)
+    assert (bounds.find("rich").bounds["calls"].cap, bounds.find("rich").spend) == (50 * SCALE, None)
+    assert (bounds.find("x").bounds["calls"].cap, bounds.find("x").spend) == (5 * SCALE, SpendCap(Decimal(1)))
 
 
 @pytest.mark.parametrize(
@@ -437,11 +440,11 @@ def test_customers_differ() -> None:
     ],
 )
 def test_a_commit_is_by_meter(given_: dict[str, int] | None, final: dict[str, int] | None) -> None:
-    assert final_quantities({"a": 1, "b": 2}, given_) == final
+    assert find_final_quantities({"a": 1, "b": 2}, given_) == final
 
 
 def test_a_commit_of_the_only_meter_needs_no_name() -> None:
-    assert final_quantities({"a": 1}, {"": 5}) == {"a": 5}
+    assert find_final_quantities({"a": 1}, {"": 5}) == {"a": 5}
 
 
 def test_where_holds_alone_are_in_the_way_the_first_to_end_gives_room() -> None:

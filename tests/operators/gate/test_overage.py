@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidegate.operators.gate.overage import live_bill
+from tidegate.operators.gate.overage import compute_live_bill
 from tidegate.operators.model.catalog import Limit, Tier
 
 TIERS = (Tier(Decimal(100), Decimal("0.5")), Tier(Decimal(300), Decimal("0.25")), Tier(None, Decimal("0.1")))
@@ -32,11 +32,11 @@ TIERS = (Tier(Decimal(100), Decimal("0.5")), Tier(Decimal(300), Decimal("0.25"))
     ],
 )
 def test_each_part_of_the_overage_has_its_tiers_price(limit: Limit, total: str, cost: str) -> None:
-    assert live_bill(limit, Decimal(total)) == Decimal(cost)
+    assert compute_live_bill(limit, Decimal(total)) == Decimal(cost)
 
 
 @given(st.integers(0, 500), st.integers(0, 900))
 def test_the_bill_is_the_sum_of_the_prices_of_single_units(included: int, total: int) -> None:
     prices = [Fraction(1, 2)] * 100 + [Fraction(1, 4)] * 200 + [Fraction(1, 10)] * 600
-    bill = live_bill(Limit(included=Decimal(included), tiers=TIERS), Decimal(total))
+    bill = compute_live_bill(Limit(included=Decimal(included), tiers=TIERS), Decimal(total))
     assert Fraction(bill) == sum(prices[: max(total - included, 0)])

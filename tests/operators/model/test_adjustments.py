@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.operators.strategies import NOON
 from tidegate.operators.metering.shard import Shard
 from tidegate.operators.model import adjustments
-from tidegate.operators.model.adjustments import FULL, USED_BEFORE, fault_of, is_same
+from tidegate.operators.model.adjustments import FULL, USED_BEFORE, find_fault, is_same_request
 from tidegate.operators.model.catalog import Catalog, Customer, Meter, Plan
 from tidegate.operators.model.periods import DAY, MAX_AT, MIN_AT, Calendar, Never
 from tidegate.operators.model.ports import Adjustment
@@ -143,6 +143,6 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 @given(st.builds(adjustment, quantity=QUANTITIES, at=ANY_AT), st.text(), st.text())
 def test_who_asks_and_why_makes_no_other_adjustment(one: Adjustment, reason: str, by: str) -> None:
     other = msgspec.structs.replace(one, reason=reason, by=by)
-    assert is_same(one, other)
-    assert not is_same(one, msgspec.structs.replace(one, customer=one.customer + "x"))
-    assert fault_of(one) == fault_of(other)
+    assert is_same_request(one, other)
+    assert not is_same_request(one, msgspec.structs.replace(one, customer=one.customer + "x"))
+    assert find_fault(one) == find_fault(other)

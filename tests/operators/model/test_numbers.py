@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.reference.model import Number, compare, holds
-from tidegate.operators.events.filters import compile_condition, unique_digest
+from tidegate.operators.events.filters import compile_condition, digest_unique
 from tidegate.operators.model.catalog import Condition, Operator
-from tidegate.operators.model.numbers import Far, canonical_of, read_number
+from tidegate.operators.model.numbers import OutOfRangeNumber, canonicalize_number, read_number
 
 TEXTS = st.builds(
     "{}{}{}{}".format,
@@ -32,7 +32,7 @@ TEXTS = st.builds(
 @given(TEXTS, TEXTS)
 def test_numbers_count_as_one_if_their_values_are_equal(one: str, other: str) -> None:
     same = compare(Number(one), Number(other)) == 0
-    assert (unique_digest(read_number(one)) == unique_digest(read_number(other))) == same
+    assert (digest_unique(read_number(one)) == digest_unique(read_number(other))) == same
 
 
 OPERATORS: tuple[Operator, ...] = ("equals", "not_equals", "greater_than", "less_than_or_equals")
@@ -54,8 +54,8 @@ def test_filters_compare_them_by_value(text: str, operator: Operator, wanted: in
 def test_a_number_out_of_reach_is_no_other_one(text: str) -> None:
     value = read_number(text)
     others: list[int | Decimal] = [0, Decimal("Infinity"), read_number(text.replace("9" * 20, "9" * 21))]
-    assert isinstance(value, Far)
-    assert canonical_of(value) not in [canonical_of(other) for other in others]
+    assert isinstance(value, OutOfRangeNumber)
+    assert canonicalize_number(value) not in [canonicalize_number(other) for other in others]
 
 
 def test_a_seen_value_of_the_version_before_is_still_the_same() -> None:
@@ -73,4 +73,4 @@ def test_a_seen_value_of_the_version_before_is_still_the_same() -> None:
         significant = "".join(map(str, digits)).lstrip("0")
         stripped = significant.rstrip("0")
         known = f"{sign}{stripped}e{int(exponent) + len(significant) - len(stripped)}" if stripped else "0"
-        assert canonical_of(value) == known
+        assert canonicalize_number(value) == known

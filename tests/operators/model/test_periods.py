@@ -30,9 +30,9 @@ from tidegate.operators.model.periods import (
     Never,
     Periods,
     Policy,
-    buckets,
-    period_of,
-    zone_exists,
+    find_period,
+    get_buckets,
+    is_zone,
 )
 
 
@@ -49,10 +49,10 @@ def aware(text: str) -> datetime:
 
 def edges_from(policy: Policy, zone: str, at: str, count: int) -> list[int]:
     """The start of the period that holds `at`, and the ends of it and the periods after it."""
-    start, end = period_of(policy, zone, us(at))
+    start, end = find_period(policy, zone, us(at))
     found = [start, end]
     while len(found) < count:
-        found.append(period_of(policy, zone, found[-1])[1])
+        found.append(find_period(policy, zone, found[-1])[1])
     return found
 
 
@@ -120,24 +120,24 @@ batches = st.lists(instants, min_size=1, max_size=40).map(lambda at: np.array(at
 @given(policies, zones, instants, st.floats(0, 1))
 def test_windows_tile_time(policy: Policy, zone: str, at: int, part: float) -> None:
     """No second is billed twice or not at all, whatever the policy, the zone and the season."""
-    start, end = period_of(policy, zone, at)
+    start, end = find_period(policy, zone, at)
     assert start <= at < end
     inside = start + int((end - 1 - start) * part)
     for other in (start, inside, end - 1):
         if MIN_AT <= other < MAX_AT:
-            assert period_of(policy, zone, other) == (start, end)
+            assert find_period(policy, zone, other) == (start, end)
     if end < MAX_AT:
-        assert period_of(policy, zone, end)[0] == end
+        assert find_period(policy, zone, end)[0] == end
     if start > MIN_AT:
-        assert period_of(policy, zone, start - 1)[1] == start
+        assert find_period(policy, zone, start - 1)[1] == start
 
 
 @given(policies, zones, batches)
 def test_many_instants_get_the_periods_that_each_gets_alone(policy: Policy, zone: str, at: Instants) -> None:
     periods = Periods(policy, zone)
     for _ in range(2):
-        starts, ends = periods.of(at)
-        alone = [period_of(policy, zone, int(one)) for one in at]
+        starts, ends = periods.find(at)
+        alone = [find_period(policy, zone, int(one)) for one in at]
         assert list(zip(starts.tolist(), ends.tolist(), strict=True)) == alone
 
 
@@ -145,8 +145,11 @@ def test_many_instants_get_the_periods_that_each_gets_alone(policy: Policy, zone
 @given(zones, batches)
 def test_buckets_are_the_calendars_days_and_hours(zone: str, at: Instants) -> None:
     """The chart and the period agree to the microsecond."""
-    for unit, (starts, ends) in (("day", buckets(zone).day(at)), ("hour", buckets(zone).hour(at))):
-        alone = [period_of(Calendar(unit), zone, int(one)) for one in at]  # type: ignore[arg-type]
+    for unit, (starts, ends) in (
+        ("day", get_buckets(zone).find_days(at)),
+        ("hour", get_buckets(zone).find_hours(at)),
+    ):
+        alone = [find_period(Calendar(unit), zone, int(one)) for one in at]  # type: ignore[arg-type]
         assert list(zip(starts.tolist(), ends.tolist(), strict=True)) == alone
 
 
@@ -154,7 +157,7 @@ def test_buckets_are_the_calendars_days_and_hours(zone: str, at: Instants) -> No
 def test_hours_nest_in_days_and_days_in_weeks_and_months(zone: str, at: int) -> None:
     """So that the hours of a chart add up to its days, and the days to the bill."""
     hour, day, week, month = (
-        period_of(Calendar(unit), zone, at) for unit in ("hour", "day", "week", "month")
+        find_period(Calendar(unit), zone, at) for unit in ("hour", "day", "week", "month")
     )
     assert month[0] <= day[0] <= hour[0] < hour[1] <= day[1] <= month[1]
     assert week[0] <= day[0] < day[1] <= week[1]
@@ -169,7 +172,7 @@ def test_the_anchor_is_an_edge_or_its_local_time_repeats(policy: Anchored, zone:
         return
     local = policy.anchor.astimezone(ZoneInfo(zone))
     edge = us(local.replace(fold=0).isoformat())
-    assert period_of(policy, zone, edge)[0] == edge
+    assert find_period(policy, zone, edge)[0] == edge
     assert edge <= anchor
     assert (edge == anchor) == (local.fold == 0)
 
@@ -181,8 +184,8 @@ def test_what_was_asked_before_does_not_matter(zone: str, at: list[int]) -> None
     fresh = Buckets(zone)
     for one in at:
         asked = np.array([one], np.int64)
-        start, end = fresh.day(asked)
-        assert (int(start[0]), int(end[0])) == period_of(Calendar("day"), zone, one)
+        start, end = fresh.find_days(asked)
+        assert (int(start[0]), int(end[0])) == find_period(Calendar("day"), zone, one)
 
 
 # Oracle: walk a zone's wall clock in small steps, and write down when it first shows what
@@ -232,10 +235,10 @@ def test_calendar_edges_are_where_a_walk_finds_a_new_date(zone: str, year: int) 
     for unit, name in names.items():
         edges = [at for (before, _), (wall, at) in pairwise(shown) if name(before) != name(wall)]
         for start, end in pairwise(edges):
-            assert period_of(Calendar(unit), zone, start) == (start, end)  # type: ignore[arg-type]
-            assert period_of(Calendar(unit), zone, end - 1) == (start, end)  # type: ignore[arg-type]
+            assert find_period(Calendar(unit), zone, start) == (start, end)  # type: ignore[arg-type]
+            assert find_period(Calendar(unit), zone, end - 1) == (start, end)  # type: ignore[arg-type]
         if unit == "day":
-            starts, _ = Buckets(zone).day(np.array([at for _, at in shown if at >= edges[0]], np.int64))
+            starts, _ = Buckets(zone).find_days(np.array([at for _, at in shown if at >= edges[0]], np.int64))
             assert sorted(set(starts.tolist())) == edges
 
 
@@ -251,7 +254,7 @@ def test_hours_are_counted_from_where_a_walk_finds_a_new_date(zone: str, year: i
             asked += [hour, until - 1]
             want += [(hour, until)] * 2
             hour += HOUR
-    starts, ends = Buckets(zone).hour(np.array(asked, np.int64))
+    starts, ends = Buckets(zone).find_hours(np.array(asked, np.int64))
     assert list(zip(starts.tolist(), ends.tolist(), strict=True)) == want
 
 
@@ -287,8 +290,8 @@ def test_anchored_edges_are_where_a_walk_finds_the_anchors_wall_time(
     ):
         edges = sorted({shown[bisect_left(walls, wall)][1] for wall in wanted})
         for start, end in pairwise(edges):
-            assert period_of(policy, zone, start) == (start, end)
-            assert period_of(policy, zone, end - 1) == (start, end)
+            assert find_period(policy, zone, start) == (start, end)
+            assert find_period(policy, zone, end - 1) == (start, end)
 
 
 # Tables
@@ -367,8 +370,8 @@ def test_anchored_edges_are_where_a_walk_finds_the_anchors_wall_time(
     ],
 )
 def test_a_day_is_the_local_date_from_its_first_instant(zone: str, at: str, start: str, end: str) -> None:
-    assert period_of(Calendar("day"), zone, us(at)) == (us(start), us(end))
-    starts, ends = Buckets(zone).day(np.array([us(at)], np.int64))
+    assert find_period(Calendar("day"), zone, us(at)) == (us(start), us(end))
+    starts, ends = Buckets(zone).find_days(np.array([us(at)], np.int64))
     assert (starts.tolist(), ends.tolist()) == ([us(start)], [us(end)])
 
 
@@ -391,7 +394,7 @@ def test_a_day_is_the_local_date_from_its_first_instant(zone: str, at: str, star
     ],
 )
 def test_calendar_periods_by_hand(unit: str, zone: str, at: str, start: str, end: str) -> None:
-    assert period_of(Calendar(unit), zone, us(at)) == (us(start), us(end))  # type: ignore[arg-type]
+    assert find_period(Calendar(unit), zone, us(at)) == (us(start), us(end))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -500,7 +503,7 @@ def test_the_offset_an_anchor_is_written_with_does_not_matter() -> None:
     utc = Anchored(1, "month", aware("2024-01-30T23:00"))
     assert berlin == utc
     assert hash(berlin) == hash(utc)
-    assert period_of(berlin, "America/New_York", us("2024-06-01")) == period_of(
+    assert find_period(berlin, "America/New_York", us("2024-06-01")) == find_period(
         utc, "America/New_York", us("2024-06-01")
     )
     # Datetimes of two zones never compare equal within an hour that repeats; policies do.
@@ -522,12 +525,12 @@ def test_the_offset_an_anchor_is_written_with_does_not_matter() -> None:
 )
 def test_billing_periods_lie_between_the_platforms_edges(at: str, start: int, end: int) -> None:
     policy = Billing((aware("2024-01-15T11:00+01:00"), aware("2024-02-20")))
-    assert period_of(policy, "Asia/Kathmandu", us(at)) == (start, end)
+    assert find_period(policy, "Asia/Kathmandu", us(at)) == (start, end)
 
 
 @pytest.mark.parametrize("policy", [Never(), Billing(())])
 def test_without_edges_there_is_one_period(policy: Policy) -> None:
-    assert period_of(policy, "Europe/Berlin", us("2024-01-01")) == (0, us("9999-12-31"))
+    assert find_period(policy, "Europe/Berlin", us("2024-01-01")) == (0, us("9999-12-31"))
 
 
 def test_the_constants_are_the_instants_they_name() -> None:
@@ -574,12 +577,12 @@ def test_a_wrong_policy_is_refused_in_words(build: Callable[[], Policy], words: 
 )
 def test_an_unknown_zone_is_named(name: str) -> None:
     """Zones that mean something else on another machine are unknown too: two workers must bill alike."""
-    assert not zone_exists(name)
+    assert not is_zone(name)
     for ask in (
-        lambda: period_of(Never(), name, MIN_AT),
+        lambda: find_period(Never(), name, MIN_AT),
         lambda: Periods(Calendar("day"), name),
         lambda: Buckets(name),
-        lambda: buckets(name),
+        lambda: get_buckets(name),
     ):
         with pytest.raises(ValueError, match=f"got '{name}'"):
             ask()
@@ -587,13 +590,17 @@ def test_an_unknown_zone_is_named(name: str) -> None:
 
 @pytest.mark.parametrize("zone", ZONES)
 def test_the_zones_of_the_tables_exist(zone: str) -> None:
-    assert zone_exists(zone)
+    assert is_zone(zone)
 
 
 @pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin"])
 def test_no_instants_give_no_buckets(zone: str) -> None:
     none = np.empty(0, np.int64)
-    for starts, ends in (Buckets(zone).day(none), Buckets(zone).hour(none), Periods(Never(), zone).of(none)):
+    for starts, ends in (
+        Buckets(zone).find_days(none),
+        Buckets(zone).find_hours(none),
+        Periods(Never(), zone).find(none),
+    ):
         assert starts.size == ends.size == 0
         assert starts.dtype == ends.dtype == np.int64
 
@@ -601,18 +608,18 @@ def test_no_instants_give_no_buckets(zone: str) -> None:
 @pytest.mark.parametrize("zone", ["Pacific/Kiritimati", "America/New_York", "Europe/Berlin"])
 def test_the_first_and_last_instants_have_buckets(zone: str) -> None:
     for at in (MIN_AT, MAX_AT - 1):
-        start, end = Buckets(zone).day(np.array([at], np.int64))
+        start, end = Buckets(zone).find_days(np.array([at], np.int64))
         assert start[0] <= at < end[0]
 
 
 @pytest.mark.parametrize("at", [MIN_AT - 1, MAX_AT])
 def test_an_instant_out_of_bounds_does_not_grow_the_edges_without_end(at: int) -> None:
     with pytest.raises(ValueError, match="need to lie from 2000 until 2100"):
-        Buckets("Europe/Berlin").day(np.array([at], np.int64))
+        Buckets("Europe/Berlin").find_days(np.array([at], np.int64))
 
 
 def test_a_zones_buckets_are_shared() -> None:
-    assert buckets("Asia/Kolkata") is buckets("Asia/Kolkata")
+    assert get_buckets("Asia/Kolkata") is get_buckets("Asia/Kolkata")
 
 
 def test_a_backfill_keeps_the_days_already_known() -> None:
@@ -621,9 +628,9 @@ def test_a_backfill_keeps_the_days_already_known() -> None:
     asked: list[int] = []
     for year in ("2024", "2010", "2030"):
         asked += [us(f"{year}-01-01"), us(f"{year}-12-25")]
-        days.day(np.array(asked[-2:], np.int64))
+        days.find_days(np.array(asked[-2:], np.int64))
         known = days._edges
-        days.day(np.array(asked, np.int64))
+        days.find_days(np.array(asked, np.int64))
         assert days._edges is known
 
 
@@ -632,45 +639,45 @@ def test_one_day_after_the_other_leads_over_new_year(zone: str) -> None:
     days = Buckets(zone)
     at = us("2024-12-20")
     for _ in range(20):
-        _, end = days.day(np.array([at], np.int64))
-        assert period_of(Calendar("day"), zone, at)[1] == end[0]
+        _, end = days.find_days(np.array([at], np.int64))
+        assert find_period(Calendar("day"), zone, at)[1] == end[0]
         at = int(end[0])
 
 
 @pytest.mark.parametrize("late", [0, -1])
 def test_the_edge_of_what_is_known_has_a_day(late: int) -> None:
     days = Buckets("Europe/Berlin")
-    days.day(np.array([us("2024-06-01")], np.int64))
+    days.find_days(np.array([us("2024-06-01")], np.int64))
     at = int(days._edges[-1]) + late
-    start, end = days.day(np.array([at], np.int64))
-    assert (start[0], end[0]) == period_of(Calendar("day"), "Europe/Berlin", at)
+    start, end = days.find_days(np.array([at], np.int64))
+    assert (start[0], end[0]) == find_period(Calendar("day"), "Europe/Berlin", at)
 
 
 def test_recent_periods_are_not_worked_out_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """The hot path asks for the same few periods thousands of times a second."""
     periods = Periods(Calendar("month"), "Europe/Berlin")
     at = np.array([us("2024-01-05"), us("2024-02-05"), us("2024-01-06")], np.int64)
-    first = periods.of(at)
-    monkeypatch.setattr("tidegate.operators.model.periods.period_of", None)
-    again = periods.of(at[::-1])
+    first = periods.find(at)
+    monkeypatch.setattr("tidegate.operators.model.periods.find_period", None)
+    again = periods.find(at[::-1])
     assert [edge.tolist() for edge in first] == [edge[::-1].tolist() for edge in again]
 
 
 def test_few_periods_are_remembered_however_many_are_asked() -> None:
     periods = Periods(Calendar("day"), "UTC")
-    periods.of(np.arange(MIN_AT, MIN_AT + 100 * DAY, DAY))
+    periods.find(np.arange(MIN_AT, MIN_AT + 100 * DAY, DAY))
     assert len(periods._recent) == 8
 
 
 def test_threads_may_grow_the_same_buckets() -> None:
     shared, whole = Buckets("America/New_York"), Buckets("America/New_York")
     years = [np.arange(us(f"{year}-01-01"), us(f"{year}-12-31"), 7 * HOUR) for year in range(2005, 2035)]
-    whole.day(np.array([MIN_AT, MAX_AT - DAY], np.int64))
+    whole.find_days(np.array([MIN_AT, MAX_AT - DAY], np.int64))
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(shared.day, years[::2] + years[1::2]))
+        found = list(pool.map(shared.find_days, years[::2] + years[1::2]))
     for at, (starts, ends) in zip(years[::2] + years[1::2], found, strict=True):
-        assert (starts == whole.day(at)[0]).all()
-        assert (ends == whole.day(at)[1]).all()
+        assert (starts == whole.find_days(at)[0]).all()
+        assert (ends == whole.find_days(at)[1]).all()
 
 
 @given(policies)
@@ -685,8 +692,8 @@ def test_billing_edges_part_the_events_of_their_second_to_the_microsecond() -> N
     first, second = (int(edge.timestamp()) * SECOND for edge in edges)
     periods = Periods(Billing(tuple(edges)), "UTC")
     at = np.array([second + 506_021, second + 506_020, second + 999_999, first + 506_021, first + 3])
-    starts, ends = periods.of(at)
+    starts, ends = periods.find(at)
     assert starts.tolist() == [second, first, second, first, 0]
     assert ends.tolist()[1] == second + 506_021
     for one, start in zip(at.tolist(), starts.tolist(), strict=True):
-        assert period_of(Billing(tuple(edges)), "UTC", one)[0] == start
+        assert find_period(Billing(tuple(edges)), "UTC", one)[0] == start

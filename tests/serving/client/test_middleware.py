@@ -24,7 +24,7 @@ from tidegate.connectors.clock import wall_clock
 from tidegate.connectors.log.writer import LogWriter
 from tidegate.connectors.sqlite.control import SqliteControl
 from tidegate.connectors.sqlite.holds import SqliteHolds
-from tidegate.operators.gate.customer_limits import Bounds
+from tidegate.operators.gate.customer_limits import CatalogLimits
 from tidegate.serving.client.emit import EmitError, HttpEmit, LogEmit
 from tidegate.serving.client.middleware import Denied, Metering, UsageMiddleware
 from tidegate.serving.gate import AsyncGate
@@ -59,9 +59,9 @@ class Place:
 
     def held(self, customer: str = "acme") -> dict[str, int]:
         """What holds count, whole."""
-        own = Bounds(parse_catalog(CATALOG), 1).of(customer)
+        own = CatalogLimits(parse_catalog(CATALOG), 1).find(customer)
         now = wall_clock()
-        account = self.holds.account(customer, own.scope(own.period(now)[0]), now)
+        account = self.holds.account(customer, own.build_scope(own.find_period(now)[0]), now)
         return {meter: quantity // 10**24 for meter, quantity in account.held.items() if quantity}
 
 
@@ -280,9 +280,9 @@ def test_the_example_end_to_end(tmp_path: Path) -> None:
         assert used == 23
     assert meter(served)["total"] == used
     holds = SqliteHolds(served.store)
-    own = Bounds(parse_catalog(CATALOG), 1).of("acme")
+    own = CatalogLimits(parse_catalog(CATALOG), 1).find("acme")
     now = wall_clock()
-    assert not any(holds.account("acme", own.scope(own.period(now)[0]), now).held.values())
+    assert not any(holds.account("acme", own.build_scope(own.find_period(now)[0]), now).held.values())
     holds.close()
 
 

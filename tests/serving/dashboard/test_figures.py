@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Browser, Page
 
 from tests.serving.dashboard.site import Reader, Site
-from tidegate.operators.model.periods import buckets
+from tidegate.operators.model.periods import get_buckets
 from tidegate.serving.views.formatting import brief, grouped
 
 HOUR_MS = 3_600_000
@@ -85,11 +85,11 @@ def test_slots_of_charts_are_the_windows_that_the_flow_counts_in(page: Page, zon
         [[[], "calls", "day", 31, ms, zone], [[], "calls", "hour", 24, ms, zone]],
     )
     days, hours = ([slot["start"] for slot in slots] for slots in found)
-    counted = buckets(zone)
+    counted = get_buckets(zone)
     at = np.arange(days[0], ms + 1, HOUR_MS // 4, dtype=np.int64) * 1000
-    assert days == sorted(set((counted.day(at)[0] // 1000).tolist()))
+    assert days == sorted(set((counted.find_days(at)[0] // 1000).tolist()))
     recent = at[at >= hours[0] * 1000]
-    assert hours == sorted(set((counted.hour(recent)[0] // 1000).tolist()))
+    assert hours == sorted(set((counted.find_hours(recent)[0] // 1000).tolist()))
 
 
 def test_a_message_is_read_however_it_is_cut(page: Page) -> None:

@@ -7,9 +7,9 @@ from datetime import timedelta
 from typing import Any
 
 from tidegate.operators.columns.quantity import SCALE
-from tidegate.operators.events.keys import identity
+from tidegate.operators.events.keys import compute_identity
 from tidegate.operators.gate.decision import Decision, Receipt
-from tidegate.operators.gate.holds import is_room
+from tidegate.operators.gate.holds import has_room
 from tidegate.operators.model.freshness import Heartbeat
 from tidegate.operators.model.ports import (
     Account,
@@ -128,7 +128,7 @@ class FakeHolds:
             return Reserved("repeated" if same else "conflict", before)
         if self.answer is not None:
             return Reserved(self.answer, before)
-        if not is_room(before, hold.quantities, ceilings):
+        if not has_room(before, hold.quantities, ceilings):
             return Reserved("full", before)
         if seen not in (None, before.revision):
             return Reserved("moved", before)
@@ -160,7 +160,7 @@ class FakeHolds:
         return FakeFeed(self)
 
     def open_holds(self, customer: str, identities: Sequence[bytes], now: int) -> frozenset[bytes]:
-        held = {identity(*(hold.customer, hold.source, hold.id)) for hold in self.holds.values()}
+        held = {compute_identity(*(hold.customer, hold.source, hold.id)) for hold in self.holds.values()}
         return frozenset(held & set(identities))
 
     def heartbeats(self) -> list[Heartbeat]:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.serving.gate.fakes import NOW, Clock, Face, FakeHolds, catalog_text, gate_on
 from tidegate.operators.columns.quantity import SCALE
-from tidegate.operators.events.keys import identity
+from tidegate.operators.events.keys import compute_identity
 from tidegate.operators.model.freshness import Heartbeat
 from tidegate.operators.model.ports import Place
 from tidegate.serving.gate import AsyncGate, Gate
@@ -165,7 +165,7 @@ def pending(n: int = 1, *, at: int = NOW, place: Place = PLACE) -> PendingEvent:
 
 
 def accept(world: World, id: str, event: PendingEvent) -> None:
-    world.gate.gate.accepted("acme", identity("acme", "", id), event)
+    world.gate.gate.accepted("acme", compute_identity("acme", "", id), event)
 
 
 @pytest.mark.parametrize("near", [False, True])
@@ -203,7 +203,7 @@ def test_an_event_whose_hold_is_open_is_counted_once() -> None:
 def test_pending_events_are_bounded_and_their_sum_stays_exact() -> None:
     events = Pending()
     for i in range(3 * EVENTS_MAX):
-        events.add("acme", identity("acme", "", str(i)), pending(1, place=Place("0", i + 1)))
+        events.add("acme", compute_identity("acme", "", str(i)), pending(1, place=Place("0", i + 1)))
     found, merged = events.of("acme", {"0": 0})
     assert len(found) == EVENTS_MAX
     assert merged is not None and merged.quantities["calls"] == 2 * EVENTS_MAX * SCALE

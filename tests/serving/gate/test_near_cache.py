@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.serving.gate.fakes import FakeHolds
-from tidegate.operators.gate.customer_limits import Bounds
-from tidegate.operators.gate.decision import View
+from tidegate.operators.gate.customer_limits import CatalogLimits
+from tidegate.operators.gate.decision import AccountView
 from tidegate.operators.model.catalog import Catalog, Plan
 from tidegate.operators.model.ports import Account, News
 from tidegate.serving.gate.cache_follower import Watch
@@ -19,11 +19,11 @@ from tidegate.serving.gate.pending import Pending
 from tidegate.serving.gate.tally import Tally
 
 STALENESS = 1.0
-BOUNDS = Bounds(Catalog((), {"p": Plan("p")}, default_plan="p"), 0)
+BOUNDS = CatalogLimits(Catalog((), {"p": Plan("p")}, default_plan="p"), 0)
 
 
-def view_of(customer: str, revision: int) -> View:
-    return View(BOUNDS.of(customer), Account({}, {}, None, 0, revision), 0, 10)
+def view_of(customer: str, revision: int) -> AccountView:
+    return AccountView(BOUNDS.find(customer), Account({}, {}, None, 0, revision), 0, 10)
 
 
 class Channel:
@@ -182,7 +182,7 @@ def test_before_anything_is_proven_nothing_is_answered() -> None:
     assert near.get("a", -1e300) is None
 
 
-class Interrupted(dict[str, View]):
+class Interrupted(dict[str, AccountView]):
     """Between the look for a view and its use, another thread drops it and proves that it was right to."""
 
     near: Near
@@ -209,7 +209,7 @@ class Scripted:
     def __init__(self, near: Near, watch_: list[Watch]) -> None:
         self.now = 100.0
         self.near, self._watch = near, watch_
-        self.seen: list[View | None] = []
+        self.seen: list[AccountView | None] = []
         self.proven: list[float] = []
 
     def wait(self, seconds: float) -> News:

@@ -21,7 +21,7 @@ from tests.support.redis_server import Server
 from tidegate.connectors.redis.control import RedisControl
 from tidegate.connectors.redis.holds import RedisHolds
 from tidegate.connectors.redis.writer import RedisWriter
-from tidegate.operators.model.periods import Calendar, period_of
+from tidegate.operators.model.periods import Calendar, find_period
 from tidegate.operators.model.ports import Scope, StoreError
 from tidegate.operators.model.records import Total
 from tidegate.serving.gate import AsyncGate, Gate
@@ -47,7 +47,7 @@ def proxy(server: Server) -> Iterator[Proxy]:
 def fill(port: int) -> None:
     """Usage of acme in the month that it is, 5 of 10."""
     given: dict[str, Any] = {"hosts": [("127.0.0.1", port)]}
-    start, end = period_of(Calendar("month"), "UTC", time.time_ns() // 1000)
+    start, end = find_period(Calendar("month"), "UTC", time.time_ns() // 1000)
     total = Total("acme", "period", "calls", start, end, 5, 1, 1, start, 0, 0, 0, True)
     with closing(RedisWriter(resumed=False, **given)) as writer:
         writer.write([total], [], heartbeats=[ENDED])

@@ -18,7 +18,7 @@ from tidegate.connectors.sqlite.control import SqliteControl
 from tidegate.connectors.sqlite.holds import SqliteHolds
 from tidegate.connectors.sqlite.store import SqliteWriter
 from tidegate.connectors.sqlite.store_schema import PACKED
-from tidegate.operators.model.periods import Calendar, period_of
+from tidegate.operators.model.periods import Calendar, find_period
 from tidegate.operators.model.records import Total
 from tidegate.serving.gate import AsyncGate, Gate
 
@@ -28,7 +28,7 @@ WRITE = timedelta(milliseconds=100)
 
 def write(path: Path, used: int, version: int) -> None:
     """Usage of acme in the month that it is."""
-    start, end = period_of(Calendar("month"), "UTC", time.time_ns() // 1000)
+    start, end = find_period(Calendar("month"), "UTC", time.time_ns() // 1000)
     total = Total("acme", "period", "calls", start, end, used, version, version, start, 0, 0, 0, True)
     with closing(SqliteWriter(path)) as writer:
         writer.write([total], [], heartbeats=[ENDED])

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tidegate.operators.columns.quantity import SCALE, scaled, text
-from tidegate.operators.gate.customer_limits import Bounds
-from tidegate.operators.gate.decision import View
+from tidegate.operators.columns.quantity import SCALE, format_quantity, scale
+from tidegate.operators.gate.customer_limits import CatalogLimits
+from tidegate.operators.gate.decision import AccountView
 from tidegate.operators.model.catalog import Catalog, Limit, Meter, Plan, SpendCap, Threshold, Tier
 from tidegate.operators.model.ports import Account, StoredTotal, Used
 from tidegate.operators.model.records import Total
@@ -31,7 +31,7 @@ def catalog_of(limit: Limit, spend: Decimal | None = None) -> Catalog:
 
 def stored(catalog: Catalog, total: int) -> StoredTotal:
     start, end = period(catalog, "acme", NOW)
-    number: int | str = text(total)
+    number: int | str = format_quantity(total)
     return StoredTotal(Total("acme", "period", "tokens", start, end, number, 1, 1, NOW, 0, 0, 0, True), NOW)
 
 
@@ -70,7 +70,9 @@ def test_the_gate_decides_exactly_and_says_so(
     catalog = catalog_of(Limit(cap=cap, tiers=(Tier(None, price),)), spend)
     account = Account({"tokens": Used(total, NOW, NOW)}, {"tokens": held}, None, 1, 0)
     start, end = period(catalog, "acme", NOW)
-    decision = View(Bounds(catalog, 1).of("acme"), account, start, end).decide({"tokens": asked * SCALE})
+    decision = AccountView(CatalogLimits(catalog, 1).find("acme"), account, start, end).decide(
+        {"tokens": asked * SCALE}
+    )
     before = Fraction(total + held, SCALE)
     after = before + asked
     bills = [max(value, Fraction(0)) * Fraction(price) for value in (before, after)]
@@ -91,13 +93,13 @@ def test_the_gate_decides_exactly_and_says_so(
 def test_rate_headers_stay_within_what_a_structured_field_holds(cap: Decimal) -> None:
     catalog = catalog_of(Limit(cap=cap))
     start, end = period(catalog, "acme", NOW)
-    decision = View(Bounds(catalog, 1).of("acme"), Account({}, {}, None, 1, 0), start, end).decide(
-        {"tokens": 0}
-    )
+    decision = AccountView(
+        CatalogLimits(catalog, 1).find("acme"), Account({}, {}, None, 1, 0), start, end
+    ).decide({"tokens": 0})
     headers = dict(rate_headers(decision, NOW))
     numbers = [
         int(headers["ratelimit-policy"].split("q=")[1]),
         int(headers["ratelimit"].split("r=")[1].split(";")[0]),
     ]
     assert numbers == [min(int(cap), 999_999_999_999_999)] * 2
-    assert scaled(cap) > 0
+    assert scale(cap) > 0

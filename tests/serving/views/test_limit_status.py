@@ -4,8 +4,8 @@ from fractions import Fraction
 
 import pytest
 
-from tidegate.operators.gate.customer_limits import Bounds
-from tidegate.operators.gate.decision import View
+from tidegate.operators.gate.customer_limits import CatalogLimits
+from tidegate.operators.gate.decision import AccountView
 from tidegate.operators.model.aggregates import Kind
 from tidegate.operators.model.catalog import Catalog, Limit, Meter, Plan, Threshold, Tier
 from tidegate.operators.model.ports import Held
@@ -21,9 +21,9 @@ NOW = 10**15
 
 def account(
     catalog: Catalog, used: Mapping[str, Decimal], held: Held | None = None, customer: str = "anyone"
-) -> View:
-    own = Bounds(catalog, 1).of(customer)
-    start, end = own.period(NOW)
+) -> AccountView:
+    own = CatalogLimits(catalog, 1).find(customer)
+    start, end = own.find_period(NOW)
     totals = {
         meter: Total(customer, "period", meter, start, end, f"{total:f}", 1, 1, NOW, 0, 0, 0, True)
         for meter, total in used.items()

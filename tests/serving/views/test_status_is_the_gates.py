@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from tests.support.heartbeats import ENDED
 from tidegate.connectors.sqlite.holds import SqliteHolds
 from tidegate.connectors.sqlite.store import SqliteReader, SqliteWriter
-from tidegate.operators.columns.quantity import scaled, text
+from tidegate.operators.columns.quantity import format_quantity, scale
 from tidegate.operators.gate.decision import Decision
 from tidegate.operators.model.catalog import Catalog, Limit, Meter, Plan, SpendCap, Threshold, Tier
-from tidegate.operators.model.periods import Calendar, period_of
+from tidegate.operators.model.periods import Calendar, find_period
 from tidegate.operators.model.ports import Hold, Scope
 from tidegate.operators.model.records import Total
 from tidegate.serving.gate import Gate
@@ -27,7 +27,7 @@ from tidegate.serving.http.schemas import MeterUsage, UsageBody
 from tidegate.serving.views.limit_status import read_account
 
 NOW = 1_795_900_000_000_000
-START, END = period_of(Calendar("month"), "UTC", NOW)
+START, END = find_period(Calendar("month"), "UTC", NOW)
 SECOND = 1_000_000
 PATIENCE = timedelta(minutes=1)
 LEAST = Decimal(1).scaleb(-24)
@@ -70,12 +70,14 @@ class Store:
     def account(self, used: dict[str, Decimal], held: dict[str, Decimal], expired: bool) -> str:
         customer = f"cus_{next(self.names)}"
         totals = [
-            Total(customer, "period", meter, START, END, text(scaled(each)), 1, 1, NOW, 0, 0, 0, True)
+            Total(
+                customer, "period", meter, START, END, format_quantity(scale(each)), 1, 1, NOW, 0, 0, 0, True
+            )
             for meter, each in used.items()
         ]
         self.writer.write(totals, [])
         until = NOW - 1 if expired else NOW + 10 * SECOND
-        hold = Hold(customer, "", "held", {meter: scaled(each) for meter, each in held.items()}, until)
+        hold = Hold(customer, "", "held", {meter: scale(each) for meter, each in held.items()}, until)
         assert self.holds.reserve(hold, {}, Scope((), START), NOW - SECOND).outcome == "held"
         return customer
 

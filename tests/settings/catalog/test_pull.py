@@ -18,7 +18,7 @@ from tidegate.operators.billing.provider import (
     Subscription,
 )
 from tidegate.operators.model.catalog import Catalog, Customer
-from tidegate.operators.model.periods import Billing, period_of
+from tidegate.operators.model.periods import Billing, find_period
 from tidegate.settings.catalog.file import CatalogError, parse_catalog
 from tidegate.settings.catalog.pull import boundaries_of, pull_catalog
 from tidegate.settings.catalog.yaml_edit import Into, YamlEdit, flow
@@ -255,7 +255,7 @@ def test_periods_of_before_stay_what_they_were(lengths: list[int], happened: lis
     policy = Billing(edges)
     for begin, finish in [*closed, (start, end)]:
         at = int(begin.timestamp() * 1_000_000)
-        assert period_of(policy, "UTC", at) == (at, int(finish.timestamp() * 1_000_000))
+        assert find_period(policy, "UTC", at) == (at, int(finish.timestamp() * 1_000_000))
 
 
 texts = st.text(st.characters(codec="utf-8", exclude_categories=["C"]), min_size=1, max_size=12)

@@ -13,7 +13,7 @@ from tidegate.connectors.clock import wall_clock
 from tidegate.connectors.sqlite.api_keys import KeyFile
 from tidegate.connectors.sqlite.control import SqliteControl
 from tidegate.connectors.sqlite.store import SqliteWriter
-from tidegate.operators.model.periods import Calendar, period_of
+from tidegate.operators.model.periods import Calendar, find_period
 from tidegate.operators.model.ports import Note
 from tidegate.operators.model.records import Counter, Total
 
@@ -29,7 +29,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     control.apply(CATALOG, origin="cli", by="me", note="first")
     control.close()
     now = wall_clock()
-    start, end = period_of(Calendar("month"), "UTC", now)
+    start, end = find_period(Calendar("month"), "UTC", now)
     writer = SqliteWriter("store.db")
     alert = {
         "id": "1",

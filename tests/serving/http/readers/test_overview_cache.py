@@ -10,7 +10,7 @@ from tests.support.heartbeats import ENDED
 from tidegate.connectors.sqlite.holds import SqliteHolds
 from tidegate.connectors.sqlite.store import SqliteReader, SqliteWriter
 from tidegate.operators.columns.quantity import SCALE
-from tidegate.operators.model.periods import Calendar, period_of
+from tidegate.operators.model.periods import Calendar, find_period
 from tidegate.operators.model.ports import Hold, Scope
 from tidegate.operators.model.records import Total
 from tidegate.serving.http.readers.overview_cache import Board
@@ -18,7 +18,7 @@ from tidegate.settings.catalog.file import parse_catalog
 from tidegate.settings.serving import ServingSettings
 
 NOW = 1_795_900_000_000_000
-START, END = period_of(Calendar("month"), "UTC", NOW)
+START, END = find_period(Calendar("month"), "UTC", NOW)
 SECOND = 1_000_000
 CATALOG = parse_catalog(
     "meters: [{name: calls, event_name: c, aggregation: {type: count}}]\n"

@@ -14,7 +14,7 @@ import zstandard
 from tests.reference.malformed import dodo
 from tests.serving.http.routes.test_events import JSON, URL, event, taken
 from tests.serving.http.served import Served
-from tidegate.operators.events.envelope import EnvelopeError, payloads
+from tidegate.operators.events.envelope import EnvelopeError, split_request
 from tidegate.serving.http.connection.encoded import PARTS_MAX, decompress
 from tidegate.serving.http.problems import Problem
 
@@ -227,7 +227,7 @@ def test_odd_headers_and_bodies_end_in_events_or_in_a_refusal() -> None:
         try:
             if encoding:
                 body = decompress(encoding, random_.choice([body, gzip.compress(body)]), 1000)
-            found = payloads(random_.choice(media), headers, body)
+            found = split_request(random_.choice(media), headers, body)
         except (EnvelopeError, Problem) as error:
             assert str(error).isprintable()
             continue
