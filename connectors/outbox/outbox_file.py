@@ -118,7 +118,7 @@ class OutboxFile:
 
     def bytes_used(self) -> int:
         """Return how many bytes of the file hold something."""
-        with self._lock, self._file.reading():
+        with self._lock:
             return self._file.bytes_used()
 
     def close(self) -> None:

@@ -76,8 +76,7 @@ class DatabaseFile:
     def bytes_used(self) -> int:
         """Return how many bytes of the file hold something."""
         pages, free, size = (
-            self.db.execute(f"PRAGMA {name}").fetchone()[0]
-            for name in ("page_count", "freelist_count", "page_size")
+            self.value(f"PRAGMA {name}") for name in ("page_count", "freelist_count", "page_size")
         )
         return int((pages - free) * size)
 

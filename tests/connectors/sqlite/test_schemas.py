@@ -387,6 +387,7 @@ def test_what_is_no_file_of_ours_is_named_and_left(
     make(path)
     held = path.read_bytes() if path.is_file() else None
     assert says.format(maker=schema.maker) in refusal(schema, path, mode)
+    assert path not in [Path(os.readlink(fd)) for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink()]
     assert held == (path.read_bytes() if path.is_file() else None)
 
 
