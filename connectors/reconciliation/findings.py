@@ -9,75 +9,27 @@ import fcntl
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
 from tidegate.connectors.files.private_files import make_private_folder
+from tidegate.connectors.reconciliation.book_reader import BookReader
+from tidegate.connectors.reconciliation.book_schema import OPEN, SCHEMA, BookError, read_status
 from tidegate.connectors.sqlite.files import open_file
-from tidegate.connectors.sqlite.schema import Schema
 from tidegate.operators.billing.coverage import BilledCycle
-from tidegate.operators.billing.drift import Span
 from tidegate.operators.billing.drift_status import DriftStatus
 from tidegate.operators.billing.provider import Subscription
-from tidegate.operators.model.errors import TidegateError
 
 _CYCLE = msgspec.json.Decoder(BilledCycle)
 PASSES_KEPT = 100
 
 Outcome = Literal["compared", "unread", "nothing"]
 
-_IS_OPEN = "status IN ('suspect', 'drift', 'acknowledged', 'conflict')"
-_OPEN = f"SELECT * FROM standings WHERE {_IS_OPEN}"
-
-# `cycles` has what each cycle of this run bills, for the proof at its end; `proved` the lines of the last run's proof.
-# The indexes `open` and `named` are those of earlier releases, which knew fewer statuses.
-_SCHEMA = f"""
-CREATE TABLE IF NOT EXISTS passes (
-    number INTEGER PRIMARY KEY, started_at INTEGER NOT NULL, ended_at INTEGER, meters BLOB NOT NULL,
-    figures BLOB NOT NULL DEFAULT '{{}}'
-);
-CREATE TABLE IF NOT EXISTS tasks (
-    pass INTEGER NOT NULL, round INTEGER NOT NULL, subscription_id TEXT NOT NULL, record BLOB NOT NULL,
-    due_at INTEGER NOT NULL, outcome TEXT, suspects INTEGER NOT NULL DEFAULT 0, detail TEXT NOT NULL DEFAULT '',
-    PRIMARY KEY (pass, round, subscription_id)
-) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS to_do ON tasks (round, due_at) WHERE outcome IS NULL;
-CREATE TABLE IF NOT EXISTS standings (
-    customer TEXT, meter TEXT, start INTEGER, end INTEGER NOT NULL, status TEXT NOT NULL, misses INTEGER NOT NULL,
-    looked_at INTEGER NOT NULL, first_at INTEGER, turn INTEGER NOT NULL, findings BLOB NOT NULL,
-    PRIMARY KEY (customer, meter, start)
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS cycles (
-    pass INTEGER, subscription_id TEXT, start INTEGER, customer TEXT NOT NULL, body BLOB NOT NULL,
-    PRIMARY KEY (pass, subscription_id, start)
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS proved (line INTEGER PRIMARY KEY, customer TEXT NOT NULL, body BLOB NOT NULL);
-DROP INDEX IF EXISTS open;
-DROP INDEX IF EXISTS named;
-CREATE INDEX IF NOT EXISTS listed ON standings (status) WHERE {_IS_OPEN};
-CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
-INSERT OR IGNORE INTO meta VALUES ('tidegate_reconciliation', 1);
-"""
-
 # The proof is a task as a subscription is.
 PROOF = ""
 
 _KEEP = "INSERT OR REPLACE INTO standings VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-
-
-class BookError(TidegateError):
-    """The book of reconciliation cannot be used; says what to do."""
-
-
-SCHEMA: Final = Schema(
-    name="book",
-    error=BookError,
-    mark="SELECT value FROM meta WHERE key = 'tidegate_reconciliation'",
-    migrations=(_SCHEMA,),
-    maker="run `tidegate reconcile`",
-    if_damaged="move it away: the next run begins another, and what was suspect is counted from there",
-)
 
 
 class Task(NamedTuple):
@@ -93,18 +45,6 @@ class Task(NamedTuple):
     @property
     def id(self) -> str:
         return PROOF if self.subscription is None else self.subscription.subscription_id
-
-
-class Pass(NamedTuple):
-    """A pass: how far it is, and its figures once it has ended. `left` counts tasks that are not done."""
-
-    number: int
-    started_at: int
-    ended_at: int | None
-    round: int
-    done: int
-    left: int
-    figures: Mapping[str, int]
 
 
 class Book:
@@ -244,20 +184,20 @@ class Book:
 
     def open(self) -> list[DriftStatus]:
         """Return all that is suspect, drift or acknowledged."""
-        return list(map(_standing, self._file.rows(_OPEN)))
+        return list(map(read_status, self._file.rows(OPEN)))
 
     def standing(self, customer: str, meter: str, start: int) -> DriftStatus | None:
         """What is known of this total."""
         query = "SELECT * FROM standings WHERE customer = ? AND meter = ? AND start = ?"
         rows = self._file.rows(query, (customer, meter, start))
-        return _standing(rows[0]) if rows else None
+        return read_status(rows[0]) if rows else None
 
     def last_started_at(self) -> int | None:
         """When the newest pass began."""
         found: int | None = self._file.value("SELECT max(started_at) FROM passes")
         return found
 
-    def reader(self) -> "BookReader":
+    def reader(self) -> BookReader:
         return BookReader(self.path.parent)
 
     def close(self) -> None:
@@ -278,55 +218,8 @@ class Book:
         self._db.executemany(query, rows)
 
 
-class BookReader:
-    """Reads the book while a reconciliation writes it. BookError where there is none yet."""
-
-    def __init__(self, folder: Path) -> None:
-        self._file = open_file(folder / "book.db", SCHEMA, "ro")
-
-    def last(self) -> Pass | None:
-        """The newest pass, ended or under way."""
-        query = "SELECT number, started_at, ended_at, figures FROM passes ORDER BY number DESC LIMIT 1"
-        if not (rows := self._file.rows(query)):
-            return None
-        row = rows[0]
-        query = """SELECT coalesce(max(round), 1), sum(outcome IS NOT NULL), sum(outcome IS NULL) FROM tasks
-            WHERE pass = ?"""
-        ((round, done, left),) = self._file.rows(query, (row[0],))
-        return Pass(row[0], row[1], row[2], round, done or 0, left or 0, msgspec.json.decode(row[3]))
-
-    def due_at(self) -> int | None:
-        """When the next task is due."""
-        found: int | None = self._file.value("SELECT min(due_at) FROM tasks WHERE outcome IS NULL")
-        return found
-
-    def open(self) -> list[DriftStatus]:
-        """Return all that is suspect, drift or acknowledged, by customer, meter and period."""
-        return list(map(_standing, self._file.rows(f"{_OPEN} ORDER BY customer, meter, start")))
-
-    def proof(self, customer: str | None = None) -> list[dict[str, Any]]:
-        """Return the proof of the last run that ended, line by line; of one customer, if it is given."""
-        if not self._file.rows("SELECT 1 FROM sqlite_schema WHERE name = 'proved'"):
-            return []
-        query = "SELECT body FROM proved WHERE ?1 IS NULL OR customer = ?1 ORDER BY line"
-        return [msgspec.json.decode(body) for (body,) in self._file.rows(query, (customer,))]
-
-    def unread(self) -> list[tuple[str, str]]:
-        """The subscriptions of the newest pass that could not be read, and why."""
-        query = "SELECT subscription_id, detail FROM tasks WHERE outcome = 'unread' ORDER BY subscription_id"
-        return self._file.rows(query)
-
-    def close(self) -> None:
-        self._file.close()
-
-
 def _row(one: DriftStatus) -> tuple[Any, ...]:
     return (
         *(one.customer, one.meter, *one.span, one.status),
         *(one.misses, one.compared_at, one.first_at, one.turn, one.findings),
     )
-
-
-def _standing(row: tuple[Any, ...]) -> DriftStatus:
-    customer, meter, start, end, *rest = row
-    return DriftStatus(customer, meter, Span(start, end), *rest)

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tidegate.connectors.files.private_files import make_private_folder
-from tidegate.connectors.reconciliation.findings import Pass
+from tidegate.connectors.reconciliation.book_reader import Pass
 from tidegate.operators.billing.coverage import CoverageLine, CoverageSum, format_money
 from tidegate.operators.billing.drift_status import DriftStatus
 from tidegate.operators.columns.quantity import format_quantity

@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from tidegate.connectors.reconciliation.findings import BookError
+from tidegate.connectors.reconciliation.book_schema import BookError
 from tidegate.connectors.sqlite.files import open_file
 from tidegate.connectors.sqlite.schema import Schema
 from tidegate.operators.billing.statement import StatementLine

@@ -21,8 +21,9 @@ from rich.progress import (
 )
 
 from tidegate.connectors.reconciliation.acknowledgements import read_acknowledgements
+from tidegate.connectors.reconciliation.book_reader import BookReader, Pass
+from tidegate.connectors.reconciliation.book_schema import BookError
 from tidegate.connectors.reconciliation.evidence import verify_runs
-from tidegate.connectors.reconciliation.findings import BookError, BookReader, Pass
 from tidegate.connectors.reconciliation.report import console, summary, table
 from tidegate.operators.billing.acknowledgements import Acknowledgements, acknowledge
 from tidegate.operators.billing.drift_status import DriftStatus

@@ -14,7 +14,8 @@ import typer
 from rich.text import Text
 
 from tidegate.connectors.outbox.billing_records import Books
-from tidegate.connectors.reconciliation.findings import BookError, BookReader
+from tidegate.connectors.reconciliation.book_reader import BookReader
+from tidegate.connectors.reconciliation.book_schema import BookError
 from tidegate.connectors.reconciliation.statement_store import read_statement
 from tidegate.operators.billing.coverage import format_money
 from tidegate.operators.billing.drift import OwnEvent, Span

@@ -7,7 +7,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import UNSET
 
-from tidegate.connectors.reconciliation.findings import BookError
+from tidegate.connectors.reconciliation.book_schema import BookError
 from tidegate.connectors.reconciliation.statement_store import FILE, read_statement
 from tidegate.operators.billing.acknowledgements import render_acknowledgement
 from tidegate.operators.events.keys import shard_of

@@ -28,7 +28,7 @@ from tidegate.connectors.alerts.queue import Queue
 from tidegate.connectors.dodo.webhook_inbox import Inbox
 from tidegate.connectors.outbox.ledger import LedgerReader
 from tidegate.connectors.outbox.reader import OutboxReader
-from tidegate.connectors.reconciliation.findings import BookReader
+from tidegate.connectors.reconciliation.book_reader import BookReader
 from tidegate.connectors.reconciliation.statement_store import read_statement
 from tidegate.connectors.sqlite.api_keys import KeyFile
 from tidegate.connectors.sqlite.connection import Mode, connect

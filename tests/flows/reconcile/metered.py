@@ -23,7 +23,7 @@ from tidegate.connectors.dodo.client import DodoClient
 from tidegate.connectors.dodo.sender import Sender, Terms
 from tidegate.connectors.outbox.ledger import Ledger, ledger_path
 from tidegate.connectors.outbox.outbox import Outbox
-from tidegate.connectors.reconciliation.findings import BookReader
+from tidegate.connectors.reconciliation.book_reader import BookReader
 from tidegate.connectors.sqlite.control import SqliteControl
 from tidegate.connectors.sqlite.store import SqliteReader, SqliteWriter
 from tidegate.flows.reconcile.dataflow import Outside, build

@@ -39,8 +39,9 @@ from tests.support.platform import PlatformProcess
 from tidegate.connectors.dodo.client import Answer, DodoClient, DodoError
 from tidegate.connectors.dodo.reads import DodoReads, Unauthorized
 from tidegate.connectors.reconciliation import repairer
+from tidegate.connectors.reconciliation.book_reader import BookReader
+from tidegate.connectors.reconciliation.book_schema import BookError
 from tidegate.connectors.reconciliation.conflicts import known_in, note_of
-from tidegate.connectors.reconciliation.findings import BookError, BookReader
 from tidegate.connectors.reconciliation.repair_journal import Entry, Journal
 from tidegate.flows.reconcile.dataflow import build
 from tidegate.operators.billing.provider import to_micros
