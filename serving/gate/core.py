@@ -5,7 +5,8 @@ run, directly, on a thread or awaited, is all that the sync and the async gate d
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from decimal import Decimal
 from threading import Lock
@@ -84,6 +85,14 @@ class _Known(NamedTuple):
     end: int
 
 
+class _Turn:
+    """Calls that reserve under one id: the lock of the one whose turn it is, and how many want it."""
+
+    def __init__(self) -> None:
+        self.lock = Lock()
+        self.wanted = 0
+
+
 class Call(NamedTuple, Generic[T]):
     """One operation on the store."""
 
@@ -114,6 +123,7 @@ class Core:
             terms.write_timeout.total_seconds(), Breaker(clocks.chance), Lane("tidegate-write", THREADS)
         )
         self._known: dict[str, _Known] = {}
+        self._turns: dict[tuple[str, str, str], _Turn] = {}
         self._lock = Lock()
         self._process = 0
         self._closed = False
@@ -274,7 +284,32 @@ class Core:
         if any(fail == "closed" for _, fail in outdated):
             view = self._view(hold.customer)
             return self._flagged(view.decide(hold.quantities), view.own, hold.quantities)
-        return self._flagged(self._reserved(hold, deadline), own, hold.quantities)
+        with self._turn(hold, deadline):
+            return self._flagged(self._reserved(hold, deadline), own, hold.quantities)
+
+    @contextmanager
+    def _turn(self, hold: Hold, deadline: float) -> Iterator[None]:
+        """Let one call at a time reserve under an id.
+
+        A call that lost its answer is made again while the first may still run. What the first takes back, as the
+        catalog changed under it, the second must not have been told of.
+        """
+        key = hold.customer, hold.source, hold.id
+        with self._lock:
+            turn = self._turns.setdefault(key, _Turn())
+            turn.wanted += 1
+        try:
+            if not turn.lock.acquire(timeout=max(deadline - self.now(), 0)):
+                raise StoreError("an earlier call with this id is still under way")
+            try:
+                yield
+            finally:
+                turn.lock.release()
+        finally:
+            with self._lock:
+                turn.wanted -= 1
+                if not turn.wanted:
+                    del self._turns[key]
 
     def _reserved(self, hold: Hold, deadline: float) -> Decision:
         seen: int | None = None

@@ -14,7 +14,7 @@ import pytest
 
 from tests.serving.gate.fakes import NOW, Clock, Face, FakeHolds, catalog_text, gate_on
 from tidegate.operators.model.ports import Account, StoreError, Used
-from tidegate.serving.gate import AsyncGate, Gate, UnknownMeter
+from tidegate.serving.gate import AsyncGate, Decision, Gate, UnknownMeter
 from tidegate.serving.gate.breaker import FAILURES, PAUSE_FIRST
 from tidegate.serving.gate.core import THREADS
 from tidegate.settings.catalog.file import parse_catalog
@@ -476,6 +476,36 @@ def test_a_catalog_that_is_read_again_takes_no_hold_back(opened: Opened, kind: A
     decision = gate.reserve("acme", "calls", 10, timedelta(minutes=5), id="same")
     assert decision.allowed and told == [True] and not catalogs.problem
     assert "release" not in store.calls and ("acme", "same") in store.holds
+
+
+def test_who_asks_again_is_not_told_of_a_hold_that_is_taken_back(opened: Opened, kind: Any) -> None:
+    """The catalog changes under a reservation, whose caller has lost the answer and asks again under the same id."""
+    store = FakeHolds(catalog_text())
+    gate = opened(store, kind)
+    assert gate.check("acme", "calls").allowed
+    told: list[Decision] = []
+    again = threading.Thread(
+        target=lambda: told.append(
+            asyncio.run(gate.gate.reserve("acme", "calls", 10, timedelta(minutes=5), id="same"))
+            if kind is AsyncGate
+            else gate.gate.reserve("acme", "calls", 10, timedelta(minutes=5), id="same")
+        )
+    )
+
+    def ask_again() -> None:
+        # The first is told that it is held, under a catalog that is no longer the newest.
+        if store.calls == ["reserve"]:
+            store.apply(catalog_text("{cap: 9}"))
+        elif store.calls[-1] == "catalog" and not again.ident:
+            again.start()
+            again.join(0.2)
+
+    store.calls.clear()
+    store.act = ask_again
+    first = gate.reserve("acme", "calls", 10, timedelta(minutes=5), id="same")
+    again.join()
+    assert [one.allowed for one in (first, *told)] == [False, False]
+    assert not store.holds and not gate.gate._core._turns
 
 
 def test_the_next_decision_goes_by_the_new_catalog(opened: Opened, kind: Any) -> None:
