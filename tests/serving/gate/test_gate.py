@@ -496,9 +496,9 @@ def test_who_asks_again_is_not_told_of_a_hold_that_is_taken_back(opened: Opened,
         # The first is told that it is held, under a catalog that is no longer the newest.
         if store.calls == ["reserve"]:
             store.apply(catalog_text("{cap: 9}"))
-        elif store.calls[-1] == "catalog" and not again.ident:
+        elif store.calls[-1] == "release" and not again.ident:
             again.start()
-            again.join(0.2)
+            again.join(0.5)
 
     store.calls.clear()
     store.act = ask_again
