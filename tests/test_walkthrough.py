@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.support import redis_server
 from tests.support.kafka_server import Mock
 from tests.support.places import ROOT
 from tests.support.ports import free_ports
@@ -43,5 +44,10 @@ def test_the_page_is_followed_from_topics_to_the_dashboard(kafka: Any, shell: Sh
         "alerts: ": f"{alerts}: ",
     }
     ports = free_ports(3)
-    steps = follow(PAGE.read_text(), shell, tmp_path, lambda text: elsewhere(text, kafka, ports, topics))
+    with redis_server.single() as redis:
+
+        def adapt(text: str) -> str:
+            return elsewhere(text, kafka, ports, topics).replace("localhost:6379", f"127.0.0.1:{redis.port}")
+
+        steps = follow(PAGE.read_text(), shell, tmp_path, adapt)
     assert steps > 20
