@@ -6,7 +6,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
-from tidegate.connectors.outbox.schema import SCHEMA, State
+from tidegate.connectors.outbox.schema import KEPT_BACK, SCHEMA, State
 from tidegate.connectors.sqlite.files import open_file
 
 _ENTRY = """SELECT id, customer, at, state, reason, detail, body, came_at, sent_at, restamped_at, settled_at
@@ -48,6 +48,16 @@ class AlertRecord(NamedTuple):
     state: str
     at: int
     text: str
+
+
+class ActRecord(NamedTuple):
+    """What somebody did about an event, `retry` or `drop`; `at` is µs since the epoch."""
+
+    id: str
+    at: int
+    by: str
+    act: str
+    why: str
 
 
 class Standing(NamedTuple):
@@ -101,22 +111,45 @@ class OutboxReader:
             open_windows=windows,
         )
 
-    def kept_back(self, state: State, reason: str | None = None, limit: int = 1000) -> list[Entry]:
-        """What is parked or refused, the first that came first, for one reason or for any."""
-        assert state in (State.parked, State.refused)
-        # Literal, or the index of what is kept back would not be used.
-        where = f"state = {int(state)} AND state IN (2, 3)" + (
-            " AND reason = ?" if reason is not None else ""
-        )
-        given = () if reason is None else (reason,)
-        return self._entries(f"WHERE {where} ORDER BY seq LIMIT ?", *given, limit)
-
     def held_back_of(self, customers: Iterable[str]) -> list[Entry]:
         """Return what is held back or refused of these customers."""
         whose = json.dumps(sorted(customers))
         return self._entries(
             "WHERE state IN (2, 3) AND customer IN (SELECT value FROM json_each(?)) ORDER BY seq", whose
         )
+
+    def held_back(
+        self, state: State | None = None, reason: str | None = None, limit: int = 1000
+    ) -> list[Entry]:
+        """Return what is parked or refused, or either, the first that came first, for one reason or for any."""
+        assert state is None or state in KEPT_BACK
+        # The index is named, or all that is settled would be passed over in the order of `seq`.
+        query = """INDEXED BY kept_back WHERE state IN (2, 3) AND state = coalesce(?, state)
+            AND reason = coalesce(?, reason) ORDER BY seq LIMIT ?"""
+        return self._entries(query, None if state is None else int(state), reason, limit)
+
+    def held_back_as(self, ids: Sequence[str]) -> list[Entry]:
+        """Return what is held back or refused under an id that begins with one of these."""
+        query = """INDEXED BY kept_back WHERE state IN (2, 3)
+            AND EXISTS (SELECT 1 FROM json_each(?) WHERE substr(events.id, 1, length(value)) = value) ORDER BY seq"""
+        return self._entries(query, json.dumps(list(ids)))
+
+    def dealt_with(self, limit: int, reason: str | None = None) -> list[tuple[ActRecord, Entry | None]]:
+        """Return the last acts by which something was sent again or given up, the first of them first.
+
+        With the event as it was left, as long as it is remembered. What is held back again is left out.
+        """
+        query = """SELECT id, at, by, act, reason FROM acts WHERE act IN ('retry', 'drop')
+            AND seq IN (SELECT max(seq) FROM acts WHERE act IN ('retry', 'drop') GROUP BY id) ORDER BY seq LIMIT ?"""
+        with self._file.snapshot() as db:
+            acts = [ActRecord._make(row) for row in db.execute(query, (limit,))]
+            left = self.find(act.id for act in acts)
+        return [
+            (act, entry)
+            for act, entry in ((act, left.get(act.id)) for act in acts)
+            if (entry is None or entry.state not in KEPT_BACK)
+            and reason in (None, entry.reason if entry else "")
+        ]
 
     def reasons(self) -> dict[tuple[State, str], int]:
         """How many events are kept back for which reason."""

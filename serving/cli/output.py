@@ -1,5 +1,6 @@
 """How commands print: tables for people, one JSON object a line for programs."""
 
+import getpass
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -22,6 +23,14 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line, fo
 
 class Failed(TidegateError):
     """A command cannot go on; says why, and what to do."""
+
+
+def user_name() -> str:
+    """Return who runs the command, for the record."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return "unknown"
 
 
 def print_lines(lines: Iterable[bytes]) -> None:

@@ -628,7 +628,10 @@ class OverviewBody(msgspec.Struct, frozen=True):
     outbox: dict[str, Any] | None
     dead_letters: Annotated[
         dict[str, int] | None,
-        Meta(description="By reason, as far as their file on this machine goes; null where there is none."),
+        Meta(
+            description="Those not dealt with by reason, of the flow and of usage that is held back or refused, as far"
+            " as they lie on this machine; null where none do."
+        ),
     ]
     gate: Annotated[dict[str, int], Meta(description="Decisions of this service since its start, by how.")]
     reconciliation: Annotated[dict[str, Any] | None, Meta(description="The last pass that ended.")]

@@ -25,6 +25,7 @@ from urllib.parse import quote, unquote
 from pydantic import Field, GetCoreSchemaHandler, SecretStr, ValidationError
 from pydantic_core import CoreSchema, core_schema
 
+from tidegate.operators.model.dead_letters import DeadLetterPlace
 from tidegate.settings.addresses.extras import missing
 from tidegate.settings.durations import format_duration
 from tidegate.settings.problems import SettingsError, Strict, did_you_mean, final
@@ -88,6 +89,10 @@ class Address(Strict):
     def written(self) -> tuple[Path, ...]:
         """Return the files and folders of this machine that the connector writes and others might read."""
         return ()
+
+    def open_letters(self, data_dir: Path) -> DeadLetterPlace | None:
+        """Return the dead letters that lie there, for who deals with them; None where none can be read there."""
+        return None
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments of the connector by name: every field but the scheme, secrets in the clear."""

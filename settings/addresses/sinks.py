@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal, Self
 from pydantic import ByteSize, Field, SecretStr, model_validator
 
 from tidegate.operators.billing.rate_limit import TIERS, Rate
+from tidegate.operators.model.dead_letters import DeadLetterPlace
 from tidegate.settings.addresses.address import BY_SCHEME, Address, Host, load
 from tidegate.settings.addresses.kafka import KafkaAddress
 from tidegate.settings.durations import Duration, between, read_duration
@@ -47,6 +48,12 @@ class DeadLetterFile(FilePlace):
     scheme: Literal["file"] = "file"
     path: str = Field(min_length=1, description="The file that dead letters are appended to.")
 
+    def open_letters(self, data_dir: Path) -> DeadLetterPlace:
+        place: DeadLetterPlace = load("tidegate.connectors.files.dead_letters:FileDeadLetters")(
+            Path(self.path)
+        )
+        return place
+
 
 class DeadLetterStdout(Address):
     """`stdout:`: one dead letter a line on standard output."""
@@ -80,6 +87,12 @@ class ProviderAddress(Address):
     def outbox_path(self, data_dir: Path) -> Path:
         """Return the outbox's file."""
         return Path(self.outbox) if self.outbox else data_dir / "outbox.db"
+
+    def open_letters(self, data_dir: Path) -> DeadLetterPlace:
+        place: DeadLetterPlace = load("tidegate.connectors.outbox.dead_letters:OutboxDeadLetters")(
+            self.outbox_path(data_dir), unfolded=self.rollup != "none"
+        )
+        return place
 
 
 class Dodo(ProviderAddress):

@@ -202,7 +202,7 @@ def judge(events: dict[int, Sent], poison: str, path: Path, stored: list[dict[st
     """Compares what was made up with what the platform holds and the outbox says."""
     with closing(OutboxReader(path)) as reader:
         standing = reader.standing()
-        kept = {state: reader.kept_back(state, limit=10_000) for state in (State.parked, State.refused)}
+        kept = {state: reader.held_back(state, limit=10_000) for state in (State.parked, State.refused)}
         acknowledged = {
             id for id, entry in reader.find(event["event_id"] for event in stored).items()
             if entry.state is State.acknowledged

@@ -1,11 +1,9 @@
 """`tidegate outbox`: usage that waits to be billed, and what is kept back; retried, dropped or sent by hand."""
 
-import getpass
 import json
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import closing, contextmanager
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,19 +15,17 @@ from rich.table import Table
 from rich.text import Text
 
 from tidegate.connectors.clock import wall_clock
-from tidegate.connectors.outbox import operator_actions
-from tidegate.connectors.outbox.outbox import Outbox
-from tidegate.connectors.outbox.reader import Entry, OutboxReader, Standing
-from tidegate.connectors.outbox.schema import KEPT_BACK, OutboxError
-from tidegate.serving.cli.output import AsJson, print_done
-from tidegate.serving.views.formatting import age, clipped, instant, moment
+from tidegate.connectors.outbox.reader import OutboxReader, Standing
+from tidegate.connectors.outbox.schema import OutboxError
+from tidegate.operators.model.dead_letters import DeadLetterPlace, HeldLetter
+from tidegate.serving.cli.output import AsJson, print_done, user_name
+from tidegate.serving.views.formatting import age, clipped, instant
 from tidegate.settings.addresses.sinks import Dodo
 from tidegate.settings.catalog.versions import Catalogs
 from tidegate.settings.durations import read_duration
 from tidegate.settings.settings import Settings, load_settings
 
 DETAIL_SHOWN = 80
-SHOWN_MAX = 100_000
 
 app = typer.Typer(help="Usage on its way to the biller, and what is kept back.")
 
@@ -63,12 +59,10 @@ def outbox(context: typer.Context, as_json: AsJson = False) -> None:
 @app.command("list")
 def list_kept_back(reason: Reason = None, as_json: AsJson = False) -> None:
     """Events that are kept back: parked, which may still be sent, or refused, which are dead letters."""
-    _, path = _place()
-    with closing(OutboxReader(path)) as reader:
-        found = [entry for state in KEPT_BACK for entry in reader.kept_back(state, reason, SHOWN_MAX)]
+    found = list(_letters().letters(reason))
     if as_json:
-        for entry in found:
-            print(json.dumps(_entry(entry)))
+        for letter in found:
+            print(json.dumps(_fields_of(letter)))
         return
     if not found:
         print("Nothing is kept back.")
@@ -76,9 +70,10 @@ def list_kept_back(reason: Reason = None, as_json: AsJson = False) -> None:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for heading in ("id", "customer", "time (UTC)", "state", "reason", "detail"):
         table.add_column(heading, overflow="fold")
-    for entry in found:
-        shown = clipped(entry.detail, DETAIL_SHOWN)
-        cells = (entry.id, entry.customer, moment(entry.at), entry.state.name, entry.reason, shown)
+    for letter in found:
+        shown = clipped(letter.detail, DETAIL_SHOWN)
+        at = letter.at[:16].replace("T", " ")
+        cells = (letter.id, letter.customer, at, letter.state, letter.reason, shown)
         table.add_row(*map(Text, cells))
     Console(width=None if sys.stdout.isatty() else 400, highlight=False).print(table)
 
@@ -91,8 +86,8 @@ def retry(
     as_json: AsJson = False,
 ) -> None:
     """Lets events that are kept back wait again, under the same ids; the platform ignores what it has."""
-    with _writer() as (writer, reader):
-        retried = operator_actions.retry(writer, _chosen(reader, ids, reason), by=_who(), why=why)
+    letters = _letters()
+    retried = letters.retry(_chosen(letters, ids, reason), by=user_name(), why=why)
     print_done(as_json, f"{len(retried):,} will be sent again", retried=len(retried))
 
 
@@ -104,8 +99,8 @@ def drop(
     as_json: AsJson = False,
 ) -> None:
     """Gives events up that are kept back, for good."""
-    with _writer() as (writer, reader):
-        dropped = operator_actions.drop(writer, _chosen(reader, ids, reason), by=_who(), why=why)
+    letters = _letters()
+    dropped = letters.drop(_chosen(letters, ids, reason), by=user_name(), why=why)
     print_done(as_json, f"{len(dropped):,} are dropped", dropped=len(dropped))
 
 
@@ -141,28 +136,20 @@ def _send(settings: Settings, limit: timedelta) -> None:
     sink.build_part("send", "0000", None).close()
 
 
-@contextmanager
-def _writer() -> Iterator[tuple[Outbox, OutboxReader]]:
+def _letters() -> DeadLetterPlace:
+    """Return the outbox's dead letters; OutboxError where there is no outbox."""
     settings, path = _place()
-    assert isinstance(settings.billing, Dodo)
-    # The reader first, as the writer would make an outbox where there is none.
-    with (
-        closing(OutboxReader(path)) as reader,
-        closing(Outbox(path, unfolded=settings.billing.rollup != "none")) as writer,
-    ):
-        yield writer, reader
+    OutboxReader(path).close()
+    letters = settings.billing.open_letters(settings.data_dir)
+    assert letters is not None
+    return letters
 
 
-def _chosen(reader: OutboxReader, ids: list[str] | None, reason: str | None) -> list[str]:
+def _chosen(letters: DeadLetterPlace, ids: list[str] | None, reason: str | None) -> list[str]:
     """The ids that were given, or all of a reason."""
     if bool(ids) == bool(reason):
         raise OutboxError("outbox: needs event ids or a --reason, one of the two; see `tidegate outbox list`")
-    kept = (
-        [entry for state in KEPT_BACK for entry in reader.kept_back(state, reason, SHOWN_MAX)]
-        if reason
-        else []
-    )
-    return [*(ids or ()), *(entry.id for entry in kept)]
+    return ids or [letter.id for letter in letters.letters(reason)]
 
 
 def _place() -> tuple[Settings, Path]:
@@ -202,21 +189,13 @@ def _fields(standing: Standing, now: int) -> dict[str, Any]:
     }
 
 
-def _entry(entry: Entry) -> dict[str, Any]:
+def _fields_of(letter: HeldLetter) -> dict[str, Any]:
     return {
-        "id": entry.id,
-        "customer": entry.customer,
-        "at": instant(entry.at),
-        "state": entry.state.name,
-        "reason": entry.reason,
-        "detail": entry.detail,
-        "event": None if entry.body is None else entry.body.decode(errors="replace"),
+        "id": letter.id,
+        "customer": letter.customer,
+        "at": letter.at,
+        "state": letter.state,
+        "reason": letter.reason,
+        "detail": letter.detail,
+        "event": None if letter.payload is None else letter.payload.decode(errors="replace"),
     }
-
-
-def _who() -> str:
-    """Who does it, for the record."""
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):
-        return "unknown"

@@ -20,7 +20,6 @@ from tidegate.operators.model.catalog import Catalog
 from tidegate.operators.model.ports import Held, StoredTotal, StoreReader
 from tidegate.operators.model.records import Total
 from tidegate.serving.gate.freshness import Freshness
-from tidegate.serving.http.readers.dead_letter_counts import Letters
 from tidegate.serving.http.readers.outbox_status import outbox_of
 from tidegate.serving.http.readers.processes import Processes
 from tidegate.serving.http.readers.store_executor import Desk
@@ -30,6 +29,7 @@ from tidegate.serving.http.readers.usage import LEVELS
 from tidegate.serving.http.schemas import FlowBody, OverviewBody, ProcessBody, Standing, UnmeteredBody, exact
 from tidegate.serving.http.serialization import bodies, flow_body, maybe, when
 from tidegate.serving.views.balance import summed, unbalanced
+from tidegate.serving.views.dead_letters import count_by_reason, open_places
 from tidegate.serving.views.formatting import US, instant
 from tidegate.serving.views.limit_status import Level, bill, view_of, worst_status
 from tidegate.settings.serving import ServingSettings
@@ -75,7 +75,7 @@ class Board:
     ) -> None:
         """`decided` are a gate's counters."""
         self._settings, self._clock, self._decided = settings, clock, decided
-        self._letters = Letters(settings)
+        self._letters = open_places(settings)
         self._rows: dict[str, Row] = {}
         self._seq, self._bounds = 0, CatalogLimits(Catalog(), -1)
         self._moments: deque[tuple[int, int]] = deque()
@@ -128,7 +128,7 @@ class Board:
             bodies(reader.notes("alert", None, NOTES_SHOWN)),
             bodies(reader.notes("drift", None, NOTES_SHOWN)),
             outbox_of(self._settings, now),
-            self._letters.counts(),
+            count_by_reason(self._letters),
             self._decided(),
             next(iter(bodies(reader.notes("reconciliation", None, 1))), None),
             list(processes),

@@ -164,7 +164,7 @@ class World:
     def kept(self, state: State) -> list[Any]:
         reader = OutboxReader(self.path)
         try:
-            return reader.kept_back(state)
+            return reader.held_back(state)
         finally:
             reader.close()
 

@@ -183,4 +183,4 @@ def test_the_key_is_in_no_file(tmp_path: Path, platform: Simulator) -> None:  # 
     for path in tmp_path.rglob("*"):
         assert not path.is_file() or b"hunter2" not in path.read_bytes()
     with closing(OutboxReader(tmp_path / "outbox.db")) as reader:
-        assert len(reader.kept_back(State.refused)) == 0
+        assert len(reader.held_back(State.refused)) == 0

@@ -184,7 +184,7 @@ def test_what_is_kept_back_and_what_was_restamped_stays(
     outbox.sending([second], [second])
     outbox.acknowledge([second])
     run_for(outbox, clock, REMEMBERED + BYTES_KEPT + STRIPPED_EVERY + 3 * MINUTE)
-    assert [entry.id for entry in reader.kept_back(State.parked)] == [first.id]
+    assert [entry.id for entry in reader.held_back(State.parked)] == [first.id]
     assert [entry.id for entry in reader.restamped()] == [second.id]
 
 

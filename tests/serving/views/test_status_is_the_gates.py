@@ -17,6 +17,7 @@ from tidegate.connectors.sqlite.holds import SqliteHolds
 from tidegate.connectors.sqlite.store import SqliteReader, SqliteWriter
 from tidegate.operators.columns.quantity import format_quantity, scale
 from tidegate.operators.gate.decision import Decision
+from tidegate.operators.model.aggregates import LEVELS
 from tidegate.operators.model.catalog import Catalog, Limit, Meter, Plan, SpendCap, Threshold, Tier
 from tidegate.operators.model.periods import Calendar, find_period
 from tidegate.operators.model.ports import Hold, Scope
@@ -37,6 +38,7 @@ METERS = (
     Meter("users", "u", "unique", "id"),
     Meter("peak", "p", "max", "n"),
     Meter("seats", "s", "last", "n"),
+    Meter("floor", "f", "min", "n"),
 )
 PRICED = (Tier(Decimal(2), Decimal("0.5")), Tier(None, Decimal(2)))
 
@@ -56,7 +58,7 @@ limits = st.builds(
     **caps,
 )
 spends = st.none() | st.builds(SpendCap, cap=few, **caps)
-by_meter = st.dictionaries(st.sampled_from([meter.name for meter in METERS]), few, max_size=5)
+by_meter = st.dictionaries(st.sampled_from([meter.name for meter in METERS]), few, max_size=6)
 
 
 class Store:
@@ -126,7 +128,7 @@ def test_the_limit_status_is_what_the_gate_answers(
 
 def asked(meter: Meter, used: dict[str, Decimal]) -> Decimal | int:
     """The least that can be asked for; of a level the one that there is."""
-    if meter.kind in ("max", "last"):
+    if meter.kind in LEVELS:
         return used.get(meter.name, 0)
     return LEAST if meter.kind == "sum" else 1
 
@@ -140,7 +142,7 @@ def agree(shown: MeterUsage, decision: Decision, meter: Meter) -> None:
         assert shown.level in levels.get(decision.reason, ["free", "noted", "overage"]), said
     if shown.level in ("denied", "grace", "over"):
         assert shown.standing.endswith("(spend)") == (decision.scope == "spend"), said
-    if decision.scope == "meter" and meter.kind not in ("max", "last"):
+    if decision.scope == "meter" and meter.kind not in LEVELS:
         assert decision.reserved is not None
         assert Decimal(shown.reserved) == decision.reserved, said
         assert (None if shown.remaining is None else Decimal(shown.remaining)) == decision.remaining, said

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.serving.cli.run_tidegate import Run
-from tidegate.connectors.files.dead_letters import Letters
+from tidegate.connectors.files.dead_letters import FileDeadLetters
 from tidegate.connectors.outbox.outbox import Outbox
 from tidegate.connectors.outbox.reader import OutboxReader
 from tidegate.connectors.outbox.schema import State
@@ -128,7 +128,8 @@ def test_the_acts_are_only_appended_and_survive_a_torn_line(run: Run) -> None:
     acts.write_bytes(first + b'{"at":"2026')
     run("dead-letters", "drop", "b" * 32, "--why", "two")
     assert acts.read_bytes().startswith(first)
-    assert {act.why for act in Letters(Path("dead.ndjson")).acts().values()} == {"one", "two"}
+    letters = FileDeadLetters(Path("dead.ndjson")).letters(every=True)
+    assert {letter.act.why for letter in letters if letter.act} == {"one", "two"}
 
 
 def test_an_id_that_fits_two_letters_is_not_guessed(run: Run) -> None:
@@ -149,6 +150,43 @@ def test_usage_that_the_platform_refused_goes_out_again_or_is_dropped(run: Run) 
     with closing(OutboxReader("data/outbox.db")) as reader:
         states = {id: entry.state for id, entry in reader.find(["u1", "u2"]).items()}
     assert states == {"u1": State.waiting, "u2": State.skipped}
+
+
+def test_both_places_are_one_list(run: Run) -> None:
+    with closing(Outbox("data/outbox.db")) as outbox:
+        outbox.add([Accepted("aaaa-u1", "acme", 1, "on_time", event().encode())])
+        outbox.keep_back(outbox.too_old(10), State.parked, "no_billing_id", "acme")
+    rows = [json.loads(line) for line in run("dead-letters", "list", "--json").out.splitlines()]
+    assert [(row["id"][:7], row["state"], row["customer"], row["reason"]) for row in rows] == [
+        ("aaaaaaa", "open", "acme", "too_late"),
+        ("bbbbbbb", "open", "", "not_json"),
+        ("bbbbbbb", "open", "acme", "future"),
+        ("aaaa-u1", "parked", "acme", "no_billing_id"),
+    ]
+    assert "aaaa-u1" in run("dead-letters", "list", "--reason", "no_billing_id").out
+    # One beginning that fits a letter of each is not guessed.
+    assert "give more of it" in run("dead-letters", "drop", "aaaa", "--why", "x").err
+    assert run("dead-letters", "drop", "aaaa-u1", "a" * 32, "--why", "x").code == 0
+    left = [json.loads(line) for line in run("dead-letters", "list", "--json").out.splitlines()]
+    assert [row["reason"] for row in left] == ["not_json", "future"]
+    done = [json.loads(line) for line in run("dead-letters", "list", "--all", "--json").out.splitlines()]
+    assert sum(row["state"] == "dropped" for row in done) == 2
+
+
+def test_usage_is_listed_where_the_flow_keeps_no_letters(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIDEGATE_DEAD_LETTERS", "stdout:")
+    with closing(Outbox("data/outbox.db")) as outbox:
+        outbox.add([Accepted("u1", "acme", 1, "on_time", event().encode())])
+        outbox.keep_back(outbox.too_old(10), State.refused, "refused_by_platform", "400 NO")
+    done = run("dead-letters", "list")
+    assert done.code == 0 and "u1" in done.out
+    assert done.err.startswith("dead letters: go to stdout:, which keeps none")
+
+
+def test_an_act_that_cannot_be_read_is_named(run: Run) -> None:
+    Path("dead.ndjson.acts").write_text("x\n")
+    done = run("dead-letters", "list")
+    assert done.code == 1 and done.err.startswith("dead.ndjson.acts:1: needs an act, got b'x'")
 
 
 def test_what_is_nowhere_is_said_before_anything_is_done(run: Run) -> None:

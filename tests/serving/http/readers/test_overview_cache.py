@@ -1,5 +1,6 @@
 """The overview's rows: what they rest on changes also where nothing is written."""
 
+import json
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -7,13 +8,18 @@ from pathlib import Path
 import pytest
 
 from tests.support.heartbeats import ENDED
+from tidegate.connectors.files.dead_letters import FileDeadLetters
+from tidegate.connectors.outbox import operator_actions
+from tidegate.connectors.outbox.outbox import Outbox
+from tidegate.connectors.outbox.schema import State
 from tidegate.connectors.sqlite.holds import SqliteHolds
 from tidegate.connectors.sqlite.store import SqliteReader, SqliteWriter
 from tidegate.operators.columns.quantity import SCALE
 from tidegate.operators.model.periods import Calendar, find_period
 from tidegate.operators.model.ports import Hold, Scope
-from tidegate.operators.model.records import Total
+from tidegate.operators.model.records import Accepted, Total
 from tidegate.serving.http.readers.overview_cache import Board
+from tidegate.settings.addresses.sinks import DeadLetterFile, Dodo
 from tidegate.settings.catalog.file import parse_catalog
 from tidegate.settings.serving import ServingSettings
 
@@ -69,6 +75,28 @@ def test_a_hold_from_before_the_first_look_is_seen(overview: Overview) -> None:
     overview.use("acme", 1)
     overview.reserve("acme", 2, NOW + 10 * SECOND)
     assert overview.levels() == {"acme": "denied"}
+
+
+def test_dead_letters_of_both_places_are_counted_until_they_are_dealt_with(
+    overview: Overview, tmp_path: Path
+) -> None:
+    letter = {"id": "a", "reason": "not_json", "detail": "", "received_at": "", "payload": "GET /"}
+    path = tmp_path / "dead.ndjson"
+    path.write_text(json.dumps(letter) + "\n")
+    with closing(Outbox(tmp_path / "outbox.db")) as outbox:
+        outbox.add([Accepted("u1", "acme", 1, "on_time", b"{}")])
+        outbox.keep_back(outbox.too_old(10), State.refused, "refused_by_platform", "400 NO")
+        settings = ServingSettings(
+            dead_letters=DeadLetterFile(path=str(path)),
+            billing=Dodo(path="test"),
+            data_dir=tmp_path,
+        )
+        board = Board(settings, lambda: NOW)
+        counts = board.refresh(overview.reader, 1, CATALOG).dead_letters
+        assert counts == {"not_json": 1, "refused_by_platform": 1}
+        operator_actions.drop(outbox, ["u1"], by="ann", why="")
+        FileDeadLetters(path).drop(["a"], by="ann", why="")
+        assert board.refresh(overview.reader, 1, CATALOG).dead_letters == {}
 
 
 def test_who_was_denied_is_not_in_the_next_period(overview: Overview) -> None:
