@@ -1,6 +1,6 @@
 """The flow's control input: adjustments and requests to resend from the store's control log, and new catalogs.
 
-What it hands out: each record of the log once, in order, and the number of a catalog when a newer one is applied.
+What it hands out: each record of the log once, in order, and news of a catalog when a newer version is applied.
 Position: the last record's, with the log's own name and the record's id, so a resume hands out again what came after
 its snapshot. A log that does not have that record there is another one, as its store was lost or put back from a
 backup: it is read from its start, shards know the adjustments that they have applied by their ids, and every total is
@@ -12,10 +12,12 @@ import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
 import msgspec
 
 from tidegate.connectors.engine import FixedPartitionedSource, StatefulSourcePartition
+from tidegate.operators.model.catalog import VersionedCatalog
 from tidegate.operators.model.ports import (
     Acknowledgement,
     Adjustment,
@@ -29,8 +31,14 @@ POLL = timedelta(milliseconds=10)
 # Between looks whether the log is still the one that is being read: it takes two more questions to the store.
 LOOK_AGAIN = timedelta(seconds=1)
 
-ControlItem = Adjustment | Resend | int
-"""A record of the log, or the number of the newest catalog."""
+
+class CatalogNews(NamedTuple):
+    """A newer catalog version is to be gone by. Each process reads it for itself, as it may be large."""
+
+    number: int
+
+
+ControlItem = Adjustment | Resend | CatalogNews
 
 _LOG = logging.getLogger(__name__)
 
@@ -68,7 +76,7 @@ def id_of(record: ControlRecord | Unread) -> str:
 class ControlSource(FixedPartitionedSource[ControlItem, str]):
     """Reads the log that `open_log` opens.
 
-    `look` applies a changed catalog file and returns the number of the one to go by; `asking` is entered while the
+    `look` applies a changed catalog file and returns the version to go by; `asking` is entered while the
     store is asked, which may take as long as it is away.
     """
 
@@ -77,13 +85,13 @@ class ControlSource(FixedPartitionedSource[ControlItem, str]):
         open_log: Callable[[], ControlLog],
         *,
         endless: bool,
-        catalog_number: int,
-        look: Callable[[ControlLog], int],
+        catalog: VersionedCatalog,
+        look: Callable[[ControlLog], VersionedCatalog],
         asking: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._open_log = open_log
         self.endless = endless
-        self.catalog_number = catalog_number
+        self.catalog = catalog
         self.look = look
         self.asking = asking
 
@@ -102,16 +110,16 @@ class _ControlPartition(StatefulSourcePartition[ControlItem, str]):
         self._log = log
         self._reached = reached
         self._look_at = datetime.min.replace(tzinfo=UTC)
-        self._number = source.catalog_number
+        self._number = source.catalog.number
         self._awake: datetime | None = None
 
     def next_batch(self) -> list[ControlItem]:
         with self._source.asking():
-            number = self._source.look(self._log)
+            number = self._source.look(self._log).number
             items = self._records()
         if number > self._number:
             self._number = number
-            items.append(number)
+            items.append(CatalogNews(number))
         if not items and not self._source.endless:
             raise StopIteration
         self._awake = None if items else datetime.now(UTC) + POLL

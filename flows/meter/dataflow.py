@@ -44,6 +44,7 @@ from tidegate.flows.runtime.step_names import ResumedSource, StepNames
 from tidegate.flows.runtime.tracing import open_spans
 from tidegate.operators.billing.outgoing import pack
 from tidegate.operators.events.routing import parse_shard_name
+from tidegate.operators.model.catalog import VersionedCatalog
 from tidegate.operators.model.ports import ControlLog, Note, StoreWriter
 from tidegate.operators.model.records import Accepted
 from tidegate.operators.model.wire import encode_accepted, encode_dead_letter
@@ -52,7 +53,7 @@ from tidegate.settings.addresses.sinks import ProviderAddress
 from tidegate.settings.catalog.file import CatalogError
 from tidegate.settings.catalog.last_applied import LastApplied
 from tidegate.settings.catalog.meter_history import note_counted
-from tidegate.settings.catalog.versions import Catalogs, FileWatch, apply_file
+from tidegate.settings.catalog.versions import CatalogFollower, FileWatch, apply_file
 from tidegate.settings.logs import configure
 from tidegate.settings.problems import SettingsError
 from tidegate.settings.settings import Settings
@@ -100,7 +101,7 @@ def check_source(settings: Settings) -> None:
         settings.source.open_in_flow(offers_of(settings)).check()
 
 
-def open_catalogs(settings: Settings) -> Catalogs:
+def open_catalogs(settings: Settings) -> CatalogFollower:
     """Return the catalogs of the store, with the settings' file applied.
 
     A wrong file leaves the last good version in force; CatalogError where there was none.
@@ -115,13 +116,13 @@ def open_catalogs(settings: Settings) -> Catalogs:
         apply_file(log, settings.catalog)
     except CatalogError as error:
         wrong = error
-    catalogs = Catalogs(log, in_force)
+    catalogs = CatalogFollower(log, in_force)
     if wrong is not None:
-        if not catalogs.current.meters:
+        if not catalogs.current.catalog.meters:
             raise wrong
         catalogs.file_problem = str(wrong)
         logging.getLogger("tidegate.catalog").error(
-            "the catalog stays at version %d: %s", catalogs.newest, wrong
+            "the catalog stays at version %d: %s", catalogs.current.number, wrong
         )
     return catalogs
 
@@ -145,7 +146,7 @@ def watch(settings: Settings, telemetry: Telemetry) -> int:
 
 def build(
     settings: Settings,
-    catalogs: Catalogs,
+    catalogs: CatalogFollower,
     drain: Drain,
     telemetry: Telemetry,
     met: Callable[[], object] = lambda: None,
@@ -249,17 +250,19 @@ def _without_empty(accepted: list[Accepted]) -> list[list[Accepted]]:
     return [accepted] if accepted else []
 
 
-def _open_control_source(settings: Settings, catalogs: Catalogs, telemetry: Telemetry) -> ControlSource:
+def _open_control_source(
+    settings: Settings, catalogs: CatalogFollower, telemetry: Telemetry
+) -> ControlSource:
     watched = FileWatch(settings.catalog, problem=catalogs.file_problem)
 
-    def look(log: ControlLog) -> int:
+    def look(log: ControlLog) -> VersionedCatalog:
         catalogs.file_problem = watched.look(log)
         return catalogs.follow()
 
     return ControlSource(
         settings.store.open_control,
         endless=settings.source.endless,
-        catalog_number=catalogs.newest,
+        catalog=catalogs.current,
         look=look,
         asking=telemetry.track_store_wait,
     )
@@ -300,12 +303,12 @@ def _own_files(settings: Settings) -> OwnFiles:
     return OwnFiles([path for address in addresses for path in address.written()], settings.data_dir)
 
 
-def offers_of(settings: Settings, catalogs: Catalogs | None = None) -> dict[str, Callable[[], Any]]:
+def offers_of(settings: Settings, catalogs: CatalogFollower | None = None) -> dict[str, Callable[[], Any]]:
     """Return a function for each value that connectors may need of the flow; it is called when one needs it."""
     folder, recovered = settings.data_dir, settings.recovery
     return {
         "api_key": lambda: settings.dodo_api_key,
-        "catalog": lambda: lambda: catalogs.current if catalogs else None,
+        "catalog": lambda: lambda: catalogs.current.catalog if catalogs else None,
         "data_dir": lambda: folder,
         "fsync": lambda: settings.sync,
         # Without recovery nothing is ever replayed, and each start appends.

@@ -11,9 +11,10 @@ from tidegate.operators.events.customers import Customers
 from tidegate.operators.events.decode import Decoder
 from tidegate.operators.events.keys import shard_of
 from tidegate.operators.events.routing import list_shard_names
+from tidegate.operators.model.catalog import VersionedCatalog
 from tidegate.operators.model.freshness import ProgressMark
 from tidegate.operators.model.ports import Adjustment, Payloads, StreamMark
-from tidegate.settings.catalog.versions import Catalogs
+from tidegate.settings.catalog.versions import CatalogFollower
 from tidegate.settings.settings import Settings
 
 LOOK_EVERY = 0.01
@@ -29,13 +30,13 @@ Directed = tuple[str, tuple[int, Chunk | ControlItem | StreamMark | ProgressMark
 class DecodeStep:
     """Polls to chunks under the newest catalog that this process was told of, and control records to their shards."""
 
-    def __init__(self, settings: Settings, catalogs: Catalogs, telemetry: Telemetry) -> None:
+    def __init__(self, settings: Settings, catalogs: CatalogFollower, telemetry: Telemetry) -> None:
         self._settings = settings
         self._catalogs = catalogs
         self._telemetry = telemetry
         self._names = list_shard_names(settings.shards)
-        self._number = catalogs.newest
-        self._decoder = self._decoder_of(self._number, None)
+        self._catalog = catalogs.current
+        self._decoder = self._decoder_of(self._catalog, None)
         self._look_at = 0.0
         self._marked: dict[str, float] = {}
 
@@ -95,17 +96,17 @@ class DecodeStep:
             self._look_at = now + LOOK_EVERY
             with self._telemetry.track_store_wait():
                 newest = self._catalogs.follow()
-            if newest > self._number:
+            if newest.number > self._catalog.number:
                 self._decoder = self._decoder_of(newest, self._decoder.customers)
-                self._number = newest
+                self._catalog = newest
 
-    def _decoder_of(self, number: int, customers: Customers | None) -> Decoder:
+    def _decoder_of(self, version: VersionedCatalog, customers: Customers | None) -> Decoder:
         return Decoder(
-            self._catalogs.get(number),
+            version.catalog,
             shards=self._settings.shards,
             clock=self._settings.now,
             future=self._settings.future,
             payload_bytes_max=self._settings.payload_bytes_max,
-            number=number,
+            number=version.number,
             customers=customers,
         )

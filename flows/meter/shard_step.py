@@ -11,7 +11,7 @@ import msgspec
 
 from tidegate.connectors.clock import wall_clock
 from tidegate.connectors.engine import StatefulBatchLogic
-from tidegate.flows.meter.control_source import ControlItem
+from tidegate.flows.meter.control_source import CatalogNews, ControlItem
 from tidegate.flows.meter.emission import Emission
 from tidegate.flows.meter.store_step import StoreStep
 from tidegate.flows.runtime.error_logging import log_errors
@@ -27,7 +27,7 @@ from tidegate.operators.model.freshness import HEARTBEAT_EVERY, Heartbeat, Progr
 from tidegate.operators.model.ports import Adjustment, Note, Resend, Settled, StreamMark
 from tidegate.operators.model.records import Alert, Counter
 from tidegate.operators.model.wire import encode_alert
-from tidegate.settings.catalog.versions import Catalogs
+from tidegate.settings.catalog.versions import CatalogFollower
 from tidegate.settings.settings import Settings
 
 _LOG = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Item], Emission, Position | None]
     def __init__(
         self,
         settings: Settings,
-        catalogs: Catalogs,
+        catalogs: CatalogFollower,
         telemetry: Telemetry,
         storing: StoreStep,
         position: Position | None,
@@ -216,8 +216,9 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Item], Emission, Position | None]
     def _open(self, number: int, position: Position | None) -> Shard:
         settings = self._settings
         self._progress = Progress(number, settings.shards, self._process)
-        self._number = self._catalogs.newest
-        build = (number, self._catalogs.current, settings.lateness, settings.now)
+        version = self._catalogs.current
+        self._number = version.number
+        build = (number, version.catalog, settings.lateness, settings.now)
         forward = "billing" in settings.branches
         if not settings.recovery:
             self._shard = Shard(*build, forward=forward, number=self._number, future=settings.future)
@@ -232,7 +233,7 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Item], Emission, Position | None]
             forward=forward,
             number=self._number,
             future=settings.future,
-            applied_at=self._catalogs.applied_at(self._number),
+            applied_at=version.applied_at,
             received_at=wall_clock(),
         )
         # Before the shard is seen by other threads, which would take what it resumed for new events.
@@ -250,12 +251,12 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Item], Emission, Position | None]
     def _meet(self, shard: Shard, number: int) -> None:
         """Sees to it that chunks under this catalog can be read: they come before its news, or after the next one's."""
         if number > self._number:
-            catalog = self._catalogs.get(number)
-            shard.adopt_catalog(number, catalog, self._catalogs.applied_at(number), wall_clock())
+            version = self._catalogs.get(number)
+            shard.adopt_catalog(number, version.catalog, version.applied_at, wall_clock())
             self._number = number
             self._note_moves(shard)
         elif number not in shard.key_index.meter_numbers:
-            shard.key_index.learn_catalog(number, self._catalogs.get(number))
+            shard.key_index.learn_catalog(number, self._catalogs.get(number).catalog)
         self._report_refused(shard)
 
     def _report_refused(self, shard: Shard) -> None:
@@ -281,8 +282,8 @@ class ShardLogic(StatefulBatchLogic[tuple[int, Item], Emission, Position | None]
                 self._next = self._counters_due = datetime.now(UTC)
                 fields = {"shard": shard.index, "shards": self._settings.shards}
                 self._note(REPUBLISH_KIND, f"{item.id}/{shard.index}", "", fields)
-            case int():
-                self._meet(shard, item)
+            case CatalogNews():
+                self._meet(shard, item.number)
         return []
 
     def _heartbeat(self, now: datetime, due: bool) -> Heartbeat | None:

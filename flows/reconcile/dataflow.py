@@ -57,7 +57,7 @@ from tidegate.operators.model.ports import Acknowledgement, Note
 from tidegate.operators.model.wire import format_instant
 from tidegate.settings.addresses.sinks import Dodo, FilePlace
 from tidegate.settings.catalog.file import load_catalog
-from tidegate.settings.catalog.versions import Catalogs
+from tidegate.settings.catalog.versions import CatalogFollower
 from tidegate.settings.problems import SettingsError
 from tidegate.settings.reconciliation import ReconciliationSettings
 
@@ -107,7 +107,7 @@ class _Runtime:
         self._open: list[_Closes] = [client]
         self._book = Book(folder)
         control = self._control = settings.store.open_control()
-        self._catalog = _catalogs(settings, Catalogs(control))
+        self._catalog = _catalogs(settings, CatalogFollower(control))
         self._store = settings.store.open()
         alerts = _AlertOut(settings)
         outbox = settings.billing.outbox_path(settings.data_dir)
@@ -347,13 +347,13 @@ def _client(settings: ReconciliationSettings) -> DodoClient:
     return client
 
 
-def _catalogs(settings: ReconciliationSettings, catalogs: Catalogs) -> Callable[[], Catalog]:
+def _catalogs(settings: ReconciliationSettings, catalogs: CatalogFollower) -> Callable[[], Catalog]:
     """Return the catalog in force: the store's newest, else the file's, where no flow has run yet."""
     of_file: list[Catalog] = []
 
     def current() -> Catalog:
-        if catalogs.follow():
-            return catalogs.current
+        if (version := catalogs.follow()).number:
+            return version.catalog
         if not of_file:
             of_file.append(load_catalog(settings.catalog))
         return of_file[0]

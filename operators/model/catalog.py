@@ -7,7 +7,7 @@ built, so any two readers that hold the same catalog decide alike.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from tidegate.operators.model.aggregates import Kind
 from tidegate.operators.model.periods import Calendar, Policy
@@ -207,3 +207,19 @@ class Catalog:
         known = self.customers.get(customer)
         found = (known and known.spend_cap) or self.plan_of(customer).spend_cap
         return found if found and found.cap is not None else None
+
+
+class VersionedCatalog(NamedTuple):
+    """A catalog with the version that it is of: what every follower holds and passes on.
+
+    `number` is 0 where the store has no such version: a catalog that is noted beside the state, or was given. Then
+    `applied_at` (µs since the epoch) is 0 and `origin` is empty.
+    """
+
+    number: int
+    catalog: Catalog
+    applied_at: int = 0
+    origin: str = ""
+
+
+NO_CATALOG = VersionedCatalog(0, Catalog())

@@ -5,7 +5,7 @@ from contextlib import closing
 from threading import Event, Thread
 
 from tidegate.operators.model.ports import Feed, Holds
-from tidegate.serving.gate.catalog_source import Catalogs
+from tidegate.serving.gate.catalog_source import GateCatalog
 from tidegate.serving.gate.freshness import Freshness
 from tidegate.serving.gate.near_cache import Near
 from tidegate.serving.gate.pending import Pending
@@ -24,7 +24,7 @@ class Watch:
         self,
         store: Holds,
         near: Near,
-        catalogs: Catalogs,
+        catalogs: GateCatalog,
         freshness: Freshness,
         pending: Pending,
         tally: Tally,

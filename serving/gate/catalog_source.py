@@ -7,12 +7,13 @@ from tidegate.operators.gate.customer_limits import CatalogLimits
 from tidegate.operators.model.catalog import Catalog
 from tidegate.operators.model.ports import CatalogVersion, Holds, StoreError
 from tidegate.serving.gate.tally import LOG
-from tidegate.settings.catalog.file import CatalogError, parse_catalog
+from tidegate.settings.catalog.file import CatalogError
+from tidegate.settings.catalog.versions import parse_version
 
 UNKNOWN = -1
 
 
-class Catalogs:
+class GateCatalog:
     """Follows the store's newest version. A version is read on a thread of its own, as it may be large.
 
     `bounds` is what decisions go by, None as long as no catalog is known. `problem` says why the newest version is
@@ -79,9 +80,8 @@ class Catalogs:
             # Read again as it was: what was decided by it stands, and is not to be judged again.
             bounds = self.bounds
         elif version is not None:
-            bounds = CatalogLimits(
-                parse_catalog(version.text, f"catalog {version.number}", is_applied=True), version.number
-            )
+            parsed = parse_version(version)
+            bounds = CatalogLimits(parsed.catalog, parsed.number)
         elif self._given is not None:
             bounds = self._given
         else:

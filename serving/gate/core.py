@@ -25,7 +25,7 @@ from tidegate.serving.gate.arguments import UnknownMeter, check_identity
 from tidegate.serving.gate.breaker import Breaker
 from tidegate.serving.gate.cache_follower import Watch
 from tidegate.serving.gate.call_threads import Lane
-from tidegate.serving.gate.catalog_source import Catalogs
+from tidegate.serving.gate.catalog_source import GateCatalog
 from tidegate.serving.gate.freshness import READ_EVERY, Freshness, describe
 from tidegate.serving.gate.near_cache import Near
 from tidegate.serving.gate.pending import Pending, PendingEvent
@@ -110,7 +110,7 @@ class Core:
         self.tally = Tally(clocks.monotonic)
         self._clocks = clocks
         self._near = Near(terms.staleness.total_seconds())
-        self._catalogs = Catalogs(store, catalog, lambda: self._near.drop(None))
+        self._catalogs = GateCatalog(store, catalog, lambda: self._near.drop(None))
         self.freshness = Freshness(clocks.wall)
         self._pending = Pending()
         self._watch = Watch(

@@ -103,7 +103,7 @@ class Service:
         self._tasks.append(taking_up)
         with suppress(TimeoutError):
             await asyncio.wait_for(self.live.first.wait(), STORE_WITHIN_S)
-            await self.followed(self.live.number)
+            await self.followed(self.live.version.number)
             # Goes on where it takes longer.
             await asyncio.wait_for(asyncio.shield(taking_up), TAKEN_UP_WITHIN_S)
         self._tasks.append(asyncio.create_task(self.flow.run()))
@@ -122,7 +122,7 @@ class Service:
                 await asyncio.sleep(STORE_WITHIN_S)
 
         def judge(payloads: Sequence[bytes]) -> list[Verdict]:
-            return self.judge_of_many.verdicts(payloads, self.live.number, self.live.catalog)
+            return self.judge_of_many.verdicts(payloads, self.live.version)
 
         await asyncio.to_thread(take_up, folder, heartbeats, judge, self.gate.accepted)
 
@@ -133,7 +133,7 @@ class Service:
         """
         deadline = self.monotonic() + FOLLOWED_WITHIN_S
         while self.monotonic() < deadline:
-            if self.live.number >= number and await self._gate_version() >= number:
+            if self.live.version.number >= number and await self._gate_version() >= number:
                 return
             await asyncio.sleep(0.002)
 
@@ -147,7 +147,7 @@ class Service:
     def catalog_problem(self) -> str:
         """Return why the catalog's file, or the newest version, is not in force; empty where they are."""
         problem, newest = self._refused_file
-        refused = problem if self.live.number <= newest else ""
+        refused = problem if self.live.version.number <= newest else ""
         return "; ".join(filter(None, (refused, self.live.catalog_problem)))
 
     def is_stale(self, customer: str) -> bool:

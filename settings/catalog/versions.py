@@ -10,7 +10,7 @@ from pathlib import Path
 from threading import Lock
 from time import monotonic
 
-from tidegate.operators.model.catalog import Catalog, Meter
+from tidegate.operators.model.catalog import NO_CATALOG, Meter, VersionedCatalog
 from tidegate.operators.model.ports import CatalogConflict, CatalogVersion, ControlLog
 from tidegate.settings.catalog.file import CatalogError, Problem, is_at_hand, parse_catalog, read_text
 from tidegate.settings.catalog.last_applied import LastApplied
@@ -24,8 +24,8 @@ TRIED = 100
 SETTLED = 0.3
 
 
-class Catalogs:
-    """Versions by number. `newest` is the newest that can be used and never goes back; `get` gives any, parsed once.
+class CatalogFollower:
+    """Versions of the control log. `current` is the newest that can be used and never goes back; `get` gives any.
 
     A version can't be used that cannot be read, or whose meters can't go on with what was counted: `problem` says why,
     and the last good one stays in force. Without one, number 0 is what `in_force` has noted, else empty.
@@ -34,11 +34,10 @@ class Catalogs:
     def __init__(self, log: ControlLog, in_force: LastApplied | None = None) -> None:
         self._log = log
         self._in_force = in_force
-        self._known: dict[int, Catalog] = {}
-        self._applied_at: dict[int, int] = {}
+        self._known: dict[int, VersionedCatalog] = {}
         # Worker threads of one process share it.
         self._lock = Lock()
-        self.newest = self._looked = 0
+        self._newest = self._looked = 0
         self.problem = self.file_problem = ""
         self._coming: CatalogVersion | None = None
         if in_force is not None:
@@ -46,8 +45,8 @@ class Catalogs:
         with self._lock:
             self._look(log.catalog_number())
 
-    def follow(self) -> int:
-        """Ask the log for a newer version, and return the number of the one to go by.
+    def follow(self) -> VersionedCatalog:
+        """Ask the log for a newer version, and return the one to go by.
 
         A large one is parsed on a thread, and taken up by a later call.
         """
@@ -55,7 +54,7 @@ class Catalogs:
             number = self._log.catalog_number()
             if number > self._looked and is_at_hand(self._version(number).text):
                 self._look(number)
-        return self.newest
+        return self.current
 
     @property
     def problems(self) -> str:
@@ -74,38 +73,29 @@ class Catalogs:
                 note_counted(self._log, self._in_force.noted.meters)
 
     @property
-    def current(self) -> Catalog:
-        """The catalog to go by."""
-        return self.get(self.newest)
+    def current(self) -> VersionedCatalog:
+        """The version to go by."""
+        return self.get(self._newest)
 
-    def get(self, number: int) -> Catalog:
-        """Return the catalog of this number. CatalogError where it needs a later Tidegate to be read."""
+    def get(self, number: int) -> VersionedCatalog:
+        """Return the version of this number. CatalogError where it needs a later Tidegate to be read."""
         with self._lock:
             return self._known.get(number) or self._know(number)
 
-    def _know(self, number: int) -> Catalog:
+    def _know(self, number: int) -> VersionedCatalog:
         found = self._known[number] = self._read(number)
         for old in sorted(self._known)[:-KEPT]:
             del self._known[old]
-            self._applied_at.pop(old, None)
         return found
 
-    def applied_at(self, number: int) -> int:
-        """Return when a version that `get` gave was applied, in µs since the epoch; 0 before the first version."""
-        with self._lock:
-            return self._applied_at.get(number, 0)
-
-    def _read(self, number: int) -> Catalog:
-        if number == 0:
-            text = self._in_force.noted.text if self._in_force else ""
-            return (
-                parse_catalog(text, "the catalog noted beside the state", is_applied=True)
-                if text
-                else Catalog()
-            )
-        version = self._version(number)
-        self._applied_at[number] = version.applied_at
-        return parse_catalog(version.text, f"catalog version {number}", is_applied=True)
+    def _read(self, number: int) -> VersionedCatalog:
+        if number:
+            return parse_version(self._version(number))
+        text = self._in_force.noted.text if self._in_force else ""
+        if not text:
+            return NO_CATALOG
+        catalog = parse_catalog(text, "the catalog noted beside the state", is_applied=True)
+        return VersionedCatalog(0, catalog)
 
     def _version(self, number: int) -> CatalogVersion:
         if self._coming is None or self._coming.number != number:
@@ -117,21 +107,27 @@ class Catalogs:
     def _look(self, number: int) -> None:
         """Goes by the newest version up to this one that can be used."""
         self.problem, self._looked = "", number
-        for tried in range(number, max(self.newest, number - TRIED), -1):
+        for tried in range(number, max(self._newest, number - TRIED), -1):
             try:
-                catalog = self._known.get(tried) or self._know(tried)
+                catalog = (self._known.get(tried) or self._know(tried)).catalog
                 check_meters(self._log, number, catalog, f"catalog version {tried}")
             except CatalogError as error:
                 self.problem = self.problem or str(error)
                 continue
-            self.newest = tried
+            self._newest = tried
             if self._in_force is not None:
                 self._in_force.note(self._version(tried).text, definitions(catalog.meters))
                 note_counted(self._log, self._in_force.noted.meters)
             break
         self._coming = None
         if self.problem:
-            _LOG.error("the catalog stays at version %d: %s", self.newest, self.problem)
+            _LOG.error("the catalog stays at version %d: %s", self._newest, self.problem)
+
+
+def parse_version(version: CatalogVersion) -> VersionedCatalog:
+    """Parse a version as it was applied. CatalogError where it needs a later Tidegate to be read."""
+    catalog = parse_catalog(version.text, f"catalog version {version.number}", is_applied=True)
+    return VersionedCatalog(version.number, catalog, version.applied_at, version.origin)
 
 
 def apply_text(

@@ -19,7 +19,7 @@ from tidegate.serving.http.schemas import UsageBody, exact
 from tidegate.serving.http.serialization import bodies, decision_body
 from tidegate.serving.views.formatting import grouped, moment
 from tidegate.serving.views.limit_status import read_account
-from tidegate.settings.catalog.versions import Catalogs
+from tidegate.settings.catalog.versions import CatalogFollower
 from tidegate.settings.settings import load_settings
 
 NO = 3
@@ -78,11 +78,9 @@ def usage(
     address = load_settings(given).store.require()
     now = wall_clock()
     with closing(address.open_control()) as log, closing(address.open_reader()) as reader:
-        catalogs = Catalogs(log)
         stored, held = read_account(reader, customer, now)
         body = usage_body(
-            catalogs.current,
-            catalogs.newest,
+            CatalogFollower(log).current,
             customer,
             stored,
             held,

@@ -47,7 +47,7 @@ from tidegate.serving.cli.output import (
 from tidegate.serving.views.dead_letters import find_letters, open_places
 from tidegate.serving.views.formatting import clipped, moment
 from tidegate.settings.catalog.file import load_catalog
-from tidegate.settings.catalog.versions import Catalogs
+from tidegate.settings.catalog.versions import CatalogFollower
 from tidegate.settings.settings import Settings, load_settings
 
 SHOWN = 60
@@ -192,8 +192,8 @@ def _adjust(
     if not found:
         return
     with closing(settings.store.open_control()) as control:
-        catalogs = Catalogs(control)
-        catalog = catalogs.current if catalogs.newest else load_catalog(settings.catalog)
+        version = CatalogFollower(control).current
+        catalog = version.catalog if version.number else load_catalog(settings.catalog)
         rows = []
         shown = track(found, "adjusting", console=Console(stderr=True), disable=not apply or len(found) < 100)
         for letter in shown:

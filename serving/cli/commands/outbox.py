@@ -21,7 +21,7 @@ from tidegate.operators.model.dead_letters import DeadLetterPlace, HeldLetter
 from tidegate.serving.cli.output import AsJson, print_done, user_name
 from tidegate.serving.views.formatting import age, clipped, instant
 from tidegate.settings.addresses.sinks import Dodo
-from tidegate.settings.catalog.versions import Catalogs
+from tidegate.settings.catalog.versions import CatalogFollower
 from tidegate.settings.durations import read_duration
 from tidegate.settings.settings import Settings, load_settings
 
@@ -129,9 +129,12 @@ def send(
 def _send(settings: Settings, limit: timedelta) -> None:
     assert isinstance(settings.billing, Dodo)
     billing = settings.billing.model_copy(update={"drain": limit})
-    catalogs = Catalogs(settings.store.open_control())
+    catalogs = CatalogFollower(settings.store.open_control())
     sink = billing.open(
-        api_key=settings.dodo_api_key, data_dir=settings.data_dir, parts=1, catalog=lambda: catalogs.current
+        api_key=settings.dodo_api_key,
+        data_dir=settings.data_dir,
+        parts=1,
+        catalog=lambda: catalogs.current.catalog,
     )
     sink.build_part("send", "0000", None).close()
 

@@ -20,7 +20,7 @@ from tidegate.serving.http.readers.overview_cache import Board
 from tidegate.serving.http.schemas import OverviewBody, Standing
 from tidegate.serving.http.serialization import bodies
 from tidegate.serving.views.formatting import brief, grouped
-from tidegate.settings.catalog.versions import Catalogs
+from tidegate.settings.catalog.versions import CatalogFollower
 from tidegate.settings.serving import load_serving_settings
 from tidegate.settings.settings import load_settings
 
@@ -41,11 +41,10 @@ def top(
     settings.store.require()
     board = Board(settings, wall_clock)
     with closing(settings.store.open_control()) as log, closing(settings.store.open_reader()) as reader:
-        catalogs = Catalogs(log)
+        catalogs = CatalogFollower(log)
 
         def look() -> OverviewBody:
-            catalogs.follow()
-            return board.refresh(reader, catalogs.newest, catalogs.current)
+            return board.refresh(reader, catalogs.follow())
 
         if as_json:
             _print_for_ever(look, every, once)

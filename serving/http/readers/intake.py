@@ -13,7 +13,7 @@ from tidegate.operators.events.chunk import Chunk
 from tidegate.operators.events.decode import Decoder
 from tidegate.operators.events.unmetered import Cause
 from tidegate.operators.model.aggregates import ADDITIVE
-from tidegate.operators.model.catalog import Catalog
+from tidegate.operators.model.catalog import Catalog, VersionedCatalog
 from tidegate.operators.model.ports import Payloads
 from tidegate.settings.serving import ServingSettings
 
@@ -55,10 +55,11 @@ class Judge:
         self._lock = Lock()
         self._decoder: Decoder | None = None
 
-    def verdicts(self, payloads: Sequence[bytes], number: int, catalog: Catalog) -> list[Verdict]:
+    def verdicts(self, payloads: Sequence[bytes], version: VersionedCatalog) -> list[Verdict]:
         """One for each payload, under this catalog; no payload holds a line break."""
         with self._lock:
-            decoder = self._decoder_of(number, catalog)
+            catalog = version.catalog
+            decoder = self._decoder_of(version)
             now = self._clock()
             chunks = _decode(decoder, b"\n".join(payloads), now)
             if all(map(_is_object, payloads)) and not any(chunk.rejects for chunk in chunks):
@@ -75,18 +76,18 @@ class Judge:
             return Verdict(chunk.rejects[0].reason, chunk.rejects[0].detail)
         return _accepted(chunk, catalog)[0]
 
-    def _decoder_of(self, number: int, catalog: Catalog) -> Decoder:
+    def _decoder_of(self, version: VersionedCatalog) -> Decoder:
         decoder = self._decoder
-        if decoder is None or number != self._number or len(decoder.customers.number) > CUSTOMERS_MAX:
+        if decoder is None or version.number != self._number or len(decoder.customers.number) > CUSTOMERS_MAX:
             decoder = self._decoder = Decoder(
-                catalog,
+                version.catalog,
                 shards=1,
                 clock="wall",
                 future=self._settings.future,
                 payload_bytes_max=self._settings.payload_bytes_max,
-                number=number,
+                number=version.number,
             )
-            self._number = number
+            self._number = version.number
         return decoder
 
 

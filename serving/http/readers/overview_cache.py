@@ -16,7 +16,7 @@ from itertools import groupby
 from typing import Final, NamedTuple
 
 from tidegate.operators.gate.customer_limits import CatalogLimits
-from tidegate.operators.model.catalog import Catalog
+from tidegate.operators.model.catalog import Catalog, VersionedCatalog
 from tidegate.operators.model.ports import Held, StoredTotal, StoreReader
 from tidegate.operators.model.records import Total
 from tidegate.serving.gate.freshness import Freshness
@@ -84,10 +84,10 @@ class Board:
         self._freshness = Freshness(clock)
 
     def refresh(
-        self, reader: StoreReader, number: int, catalog: Catalog, processes: Sequence[ProcessBody] = ()
+        self, reader: StoreReader, version: VersionedCatalog, processes: Sequence[ProcessBody] = ()
     ) -> OverviewBody:
         """As of now, under this catalog."""
-        now = self._clock()
+        now, number, catalog = self._clock(), version.number, version.catalog
         changes = reader.changes(self._seq)
         is_all = not (changes.complete and number == self._bounds.number and self._seq)
         if number != self._bounds.number:
@@ -226,10 +226,10 @@ class SharedBoard:
         """As of a second ago at most. A Problem of status 503 where the store does not answer."""
         async with self._lock:
             if self._told is None or self._monotonic() - self._told_at >= EVERY_S:
-                number, catalog = self._live.number, self._live.catalog
+                version = self._live.version
                 processes = await self._processes.states()
                 self._told = await self._desk.ask(
-                    lambda reader: self._board.refresh(reader, number, catalog, processes)
+                    lambda reader: self._board.refresh(reader, version, processes)
                 )
                 self._told_at = self._monotonic()
             return self._told

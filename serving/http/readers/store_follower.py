@@ -13,10 +13,10 @@ from contextlib import suppress
 from threading import Event, Thread
 from typing import Final
 
-from tidegate.operators.model.catalog import Catalog
+from tidegate.operators.model.catalog import NO_CATALOG, VersionedCatalog
 from tidegate.operators.model.errors import TidegateError
 from tidegate.operators.model.ports import ControlLog, StoreError, StoreReader
-from tidegate.settings.catalog.versions import Catalogs
+from tidegate.settings.catalog.versions import CatalogFollower
 
 LOOK_EVERY: Final = 0.02
 AGAIN_AFTER: Final = 0.5
@@ -45,8 +45,7 @@ class Live:
         self._thread: Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiters: dict[str, set[Waiter]] = defaultdict(set)
-        self.number = 0
-        self.catalog = Catalog()
+        self.version = NO_CATALOG
         self.seq = 0
         self.problem = "the store has not been opened yet"
         self.catalog_problem = ""
@@ -107,7 +106,7 @@ class Live:
         try:
             reader = self._open_reader()
             try:
-                self._look_on(reader, Catalogs(control))
+                self._look_on(reader, CatalogFollower(control))
             finally:
                 with suppress(StoreError):
                     reader.close()
@@ -115,33 +114,36 @@ class Live:
             with suppress(StoreError):
                 control.close()
 
-    def _look_on(self, reader: StoreReader, catalogs: Catalogs) -> None:
+    def _look_on(self, reader: StoreReader, catalogs: CatalogFollower) -> None:
         seq = reader.changes(self.seq).seq
         self.looked_at = time.monotonic()
         self._tell(None, catalogs, seq)
         while not self._stop.wait(LOOK_EVERY):
             changes = reader.changes(seq)
             self.looked_at = time.monotonic()
-            number = catalogs.follow()
-            if changes.seq != seq or (number, catalogs.problem) != (self.number, self.catalog_problem):
+            number = catalogs.follow().number
+            if changes.seq != seq or (number, catalogs.problem) != (
+                self.version.number,
+                self.catalog_problem,
+            ):
                 seq = changes.seq
                 self._tell(changes.customers if changes.complete else None, catalogs, seq)
 
-    def _tell(self, customers: frozenset[str] | None, catalogs: Catalogs, seq: int) -> None:
+    def _tell(self, customers: frozenset[str] | None, catalogs: CatalogFollower, seq: int) -> None:
         """Makes what was seen known to the loop; None is everybody."""
-        number, catalog = catalogs.newest, catalogs.current
-        if number != self.number:
+        catalog = catalogs.current
+        if catalog.number != self.version.number:
             customers = None
         loop = self._loop
         assert loop is not None
         with suppress(RuntimeError):
             # The loop may have ended by now.
-            loop.call_soon_threadsafe(self._take, customers, number, catalog, seq, catalogs.problem)
+            loop.call_soon_threadsafe(self._take, customers, catalog, seq, catalogs.problem)
 
     def _take(
-        self, customers: frozenset[str] | None, number: int, catalog: Catalog, seq: int, problem: str
+        self, customers: frozenset[str] | None, catalog: VersionedCatalog, seq: int, problem: str
     ) -> None:
-        self.number, self.catalog, self.seq, self.problem = number, catalog, seq, ""
+        self.version, self.seq, self.problem = catalog, seq, ""
         self.catalog_problem = problem
         self.first.set()
         whose = self._waiters.keys() if customers is None else customers & self._waiters.keys()

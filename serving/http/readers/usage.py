@@ -9,7 +9,7 @@ from tidegate.operators.gate.customer_limits import CatalogLimits
 from tidegate.operators.gate.decision import AccountView
 from tidegate.operators.gate.overage import EXACT, compute_live_bill
 from tidegate.operators.model.aggregates import AGGREGATES
-from tidegate.operators.model.catalog import Catalog, Limit, Meter
+from tidegate.operators.model.catalog import Catalog, Limit, Meter, VersionedCatalog
 from tidegate.operators.model.periods import DAY, HOUR, NEVER_END, find_period
 from tidegate.operators.model.ports import Held, StoredTotal
 from tidegate.operators.model.records import Total, Window
@@ -43,8 +43,7 @@ def period(catalog: Catalog, customer: str, at: int) -> tuple[int, int]:
 
 
 def usage_body(
-    catalog: Catalog,
-    number: int,
+    version: VersionedCatalog,
     customer: str,
     stored: Sequence[StoredTotal],
     held: Held | None,
@@ -60,6 +59,7 @@ def usage_body(
 
     `held` is what is held at `now`, of which a period that has ended has nothing.
     """
+    number, catalog = version.number, version.catalog
     own = CatalogLimits(catalog, number).find(customer)
     start, end = own.find_period(at)
     current = current_totals(stored, start)

@@ -35,8 +35,7 @@ async def usage_of(service: Service, customer: str, query: UsageQuery) -> UsageB
         )
     )
     body = usage_body(
-        service.live.catalog,
-        service.live.number,
+        service.live.version,
         customer,
         stored,
         held,

@@ -72,10 +72,10 @@ async def post_events(service: Service, call: Call[Nothing, Nothing, bytes]) -> 
 
 
 async def _verdicts(service: Service, events: list[bytes]) -> list[Verdict]:
-    number, catalog = service.live.number, service.live.catalog
+    version = service.live.version
     if sum(map(len, events)) <= INLINE_BYTES:
-        return service.judge.verdicts(events, number, catalog)
-    return await asyncio.to_thread(service.judge_of_many.verdicts, events, number, catalog)
+        return service.judge.verdicts(events, version)
+    return await asyncio.to_thread(service.judge_of_many.verdicts, events, version)
 
 
 def _result(id: str, verdict: Verdict) -> EventResult:

@@ -22,12 +22,12 @@ async def readyz(service: Service, call: Call[Nothing, ReadyQuery, None]) -> Ans
     if service.live.trouble(service.monotonic()):
         raise unavailable("the store cannot be followed; the log says why")
     problem = service.catalog_problem()
-    if problem and not service.live.number:
+    if problem and not service.live.version.number:
         raise unavailable(f"there is no catalog that can be used: {problem}")
     flow = service.flow.state()
     if call.query.check != "service" and not flow.is_live:
         raise unavailable(describe_state(flow))
-    return json(200, ReadyBody("ok", service.live.number, flow_body(flow), problem))
+    return json(200, ReadyBody("ok", service.live.version.number, flow_body(flow), problem))
 
 
 async def metrics(service: Service, call: Call[Nothing, Nothing, None]) -> Answer:
@@ -35,7 +35,7 @@ async def metrics(service: Service, call: Call[Nothing, Nothing, None]) -> Answe
     trouble = service.live.trouble(service.monotonic())
     gauges = {
         "streams": float(service.places.taken),
-        "catalog_version": float(service.live.number),
+        "catalog_version": float(service.live.version.number),
         "catalog_refused": float(bool(service.catalog_problem())),
         "store_reachable": float(not trouble),
         "flow_lag_seconds": float("inf") if flow.lag is None else flow.lag / US,

@@ -92,7 +92,7 @@ async def get_unmetered(service: Service, call: Call[Nothing, UnmeteredQuery, No
 
 async def explain(service: Service, call: Call[MeterPath, ExplainQuery, None]) -> Answer:
     customer, meter, query = call.path.customer, call.path.meter, call.query
-    catalog = service.live.catalog
+    catalog = service.live.version.catalog
     if service.live.problem:
         raise Problem(503, "unavailable", service.live.problem, headers={"retry-after": "1"})
     known = {one.name: one for one in catalog.meters}
@@ -156,7 +156,7 @@ async def explain(service: Service, call: Call[MeterPath, ExplainQuery, None]) -
 async def post_adjustment(service: Service, call: Call[Nothing, Nothing, AdjustmentPost]) -> Answer:
     """On record when it is answered; the flow applies it, or notes why not."""
     asked = call.body
-    known = {meter.name: meter for meter in service.live.catalog.meters}
+    known = {meter.name: meter for meter in service.live.version.catalog.meters}
     if asked.meter not in known:
         raise not_found(f"meter {asked.meter!r}: the catalog has none of this name")
     if known[asked.meter].kind not in ADJUSTABLE:

@@ -56,7 +56,7 @@ async def usage_stream(service: Service, call: Call[CustomerPath, UsageQuery, No
         """Whether a new period has begun, or totals have become stale, or fresh again."""
         if service.is_stale(customer) != shown.stale:
             return True
-        catalog = service.live.catalog
+        catalog = service.live.version.catalog
         return period(catalog, customer, since) != period(catalog, customer, service.clock())
 
     # So that who asks for what can't be is told at once.
@@ -112,7 +112,7 @@ async def _pieces(
         while service.access.still_admits(call.key) and not live.stopped:
             # Before reading, so that what changes while it is read is not missed.
             waiter.changed.clear()
-            seq, number, told_at = live.seq, live.number, service.clock()
+            seq, number, told_at = live.seq, live.version.number, service.clock()
             try:
                 found = await state()
             except Problem:

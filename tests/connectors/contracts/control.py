@@ -10,7 +10,8 @@ import msgspec
 import pytest
 from bytewax.inputs import StatefulSourcePartition
 
-from tidegate.flows.meter.control_source import ControlItem, ControlSource
+from tidegate.flows.meter.control_source import CatalogNews, ControlItem, ControlSource
+from tidegate.operators.model.catalog import NO_CATALOG
 from tidegate.operators.model.ports import (
     Acknowledgement,
     Adjustment,
@@ -42,12 +43,12 @@ def acknowledgement(id: str) -> Acknowledgement:
 
 def reading(place: ControlPlace, state: str | None = None) -> StatefulSourcePartition[ControlItem, str]:
     """The flow's control input over this log, as it goes on from a snapshot."""
-    source = ControlSource(place.open_control, endless=True, catalog_number=0, look=lambda log: 0)
+    source = ControlSource(place.open_control, endless=True, catalog=NO_CATALOG, look=lambda log: NO_CATALOG)
     return source.build_part("control", "control", state)
 
 
 def ids(items: Iterable[ControlItem]) -> list[str]:
-    return [item.id for item in items if not isinstance(item, int)]
+    return [item.id for item in items if not isinstance(item, CatalogNews)]
 
 
 class ControlContract(ABC):

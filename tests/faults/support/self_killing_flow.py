@@ -29,8 +29,8 @@ from typing import Any
 import msgspec
 
 from tests.faults.support.kill_orders import KILLS, MET, Kill, Met, Orders
-from tidegate.operators.model.catalog import Catalog
-from tidegate.settings.catalog.versions import Catalogs
+from tidegate.operators.model.catalog import Catalog, VersionedCatalog
+from tidegate.settings.catalog.versions import CatalogFollower
 
 FOLDER = f"{Path.cwd()}/"
 SOON = 0.004
@@ -272,24 +272,21 @@ def slow_down(partition: Any, pace: timedelta) -> None:
     partition.next_awake = paced
 
 
-def fixed(versions: list[tuple[Catalog, int]]) -> Catalogs:
+def fixed(versions: list[tuple[Catalog, int]]) -> CatalogFollower:
     """Catalogs that were made up and never written as YAML: versions from 0 on, and when they were applied."""
 
-    class Fixed(Catalogs):
+    class Fixed(CatalogFollower):
         def __init__(self) -> None:
-            self.newest = len(versions) - 1
+            self._newest = len(versions) - 1
             self.problem = self.file_problem = ""
             self._in_force = None
             self._lock = threading.Lock()
 
-        def follow(self) -> int:
-            return self.newest
+        def follow(self) -> VersionedCatalog:
+            return self.current
 
-        def get(self, number: int) -> Catalog:
-            return versions[number][0]
-
-        def applied_at(self, number: int) -> int:
-            return versions[number][1]
+        def get(self, number: int) -> VersionedCatalog:
+            return VersionedCatalog(number, *versions[number])
 
     return Fixed()
 

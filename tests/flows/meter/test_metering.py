@@ -112,7 +112,7 @@ def test_what_waited_to_be_written_is_written_after_a_crash(
     monkeypatch.chdir(place.folder)
     settings = load_settings()
     catalogs = dataflow.open_catalogs(settings)
-    decoder = Decoder(catalogs.current, number=1, shards=1, clock="event", future=settings.future)
+    decoder = Decoder(catalogs.current.catalog, number=1, shards=1, clock="event", future=settings.future)
 
     def given(logic: ShardLogic, scenario: str) -> list[Emission]:
         payloads = Payloads((SCENARIOS / scenario).read_bytes(), 0, None, "")

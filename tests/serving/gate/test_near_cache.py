@@ -12,7 +12,7 @@ from tidegate.operators.gate.decision import AccountView
 from tidegate.operators.model.catalog import Catalog, Plan
 from tidegate.operators.model.ports import Account, News
 from tidegate.serving.gate.cache_follower import Watch
-from tidegate.serving.gate.catalog_source import Catalogs
+from tidegate.serving.gate.catalog_source import GateCatalog
 from tidegate.serving.gate.freshness import Freshness
 from tidegate.serving.gate.near_cache import DROPS_MAX, NEVER, Near
 from tidegate.serving.gate.pending import Pending
@@ -60,7 +60,7 @@ class Staleness(RuleBasedStateMachine):
         self.now = 100.0
         self.near = Near(STALENESS, customers_max=2)
         store: Any = FakeHolds()
-        catalogs = Catalogs(store, Catalog(), lambda: None)
+        catalogs = GateCatalog(store, Catalog(), lambda: None)
         parts = (self.near, catalogs, Freshness(lambda: 0), Pending())
         self.watch = Watch(store, *parts, Tally(self.clock), self.clock)
         self.log: list[str] = []
@@ -239,7 +239,7 @@ def test_what_was_read_while_the_feed_was_opened_is_not_kept_and_proof_begins_be
         Watch(
             store,
             near,
-            Catalogs(store, Catalog(), lambda: None),
+            GateCatalog(store, Catalog(), lambda: None),
             Freshness(lambda: 0),
             Pending(),
             Tally(lambda: feed.now),

@@ -3,6 +3,7 @@
 from decimal import Decimal
 
 from tidegate.operators.gate.decision import Decision
+from tidegate.operators.model.catalog import VersionedCatalog
 from tidegate.operators.model.periods import HOUR
 from tidegate.operators.model.ports import StoredTotal
 from tidegate.operators.model.records import Total
@@ -57,7 +58,18 @@ def test_of_too_many_buckets_the_oldest_of_every_meter_are_left_out() -> None:
         for meter in meters
         for h in range(840, 0, -1)
     ]
-    body = usage_body(catalog, 1, "acme", stored, None, [], unmetered=[], now=NOW, at=NOW, hours=840, days=0)
+    body = usage_body(
+        VersionedCatalog(1, catalog),
+        "acme",
+        stored,
+        None,
+        [],
+        unmetered=[],
+        now=NOW,
+        at=NOW,
+        hours=840,
+        days=0,
+    )
     starts = {meter: {b.start for b in body.hours if b.meter == meter} for meter in meters}
     assert BUCKETS_MAX - 30 < len(body.hours) <= BUCKETS_MAX
     assert len(starts["m00"]) == len(body.hours) / 30

@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 from tidegate.operators.columns.quantity import SCALE, format_quantity, scale
 from tidegate.operators.gate.customer_limits import CatalogLimits
 from tidegate.operators.gate.decision import AccountView
-from tidegate.operators.model.catalog import Catalog, Limit, Meter, Plan, SpendCap, Threshold, Tier
+from tidegate.operators.model.catalog import (
+    Catalog,
+    Limit,
+    Meter,
+    Plan,
+    SpendCap,
+    Threshold,
+    Tier,
+    VersionedCatalog,
+)
 from tidegate.operators.model.ports import Account, StoredTotal, Used
 from tidegate.operators.model.records import Total
 from tidegate.serving.http.readers.usage import period, usage_body
@@ -44,7 +53,16 @@ def test_the_usage_of_any_total_is_exact(
     limit = Limit(cap=cap, thresholds=(Threshold(percent=percent),), tiers=(Tier(None, price),))
     catalog = catalog_of(limit, spend)
     sent = usage_body(
-        catalog, 1, "acme", [stored(catalog, total)], None, [], [], now=NOW, at=NOW, hours=1, days=1
+        VersionedCatalog(1, catalog),
+        "acme",
+        [stored(catalog, total)],
+        None,
+        [],
+        [],
+        now=NOW,
+        at=NOW,
+        hours=1,
+        days=1,
     )
     body = msgspec.json.decode(msgspec.json.encode(sent))
     (meter,) = body["meters"]

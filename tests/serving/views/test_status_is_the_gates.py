@@ -18,7 +18,16 @@ from tidegate.connectors.sqlite.store import SqliteReader, SqliteWriter
 from tidegate.operators.columns.quantity import format_quantity, scale
 from tidegate.operators.gate.decision import Decision
 from tidegate.operators.model.aggregates import LEVELS
-from tidegate.operators.model.catalog import Catalog, Limit, Meter, Plan, SpendCap, Threshold, Tier
+from tidegate.operators.model.catalog import (
+    Catalog,
+    Limit,
+    Meter,
+    Plan,
+    SpendCap,
+    Threshold,
+    Tier,
+    VersionedCatalog,
+)
 from tidegate.operators.model.periods import Calendar, find_period
 from tidegate.operators.model.ports import Hold, Scope
 from tidegate.operators.model.records import Total
@@ -85,7 +94,9 @@ class Store:
 
     def usage(self, catalog: Catalog, customer: str) -> UsageBody:
         stored, held = read_account(self.reader, customer, NOW)
-        return usage_body(catalog, 0, customer, stored, held, [], now=NOW, at=NOW, hours=0, days=0)
+        return usage_body(
+            VersionedCatalog(0, catalog), customer, stored, held, [], now=NOW, at=NOW, hours=0, days=0
+        )
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from tidegate.connectors.sqlite.control import SqliteControl
 from tidegate.settings.catalog.edit import with_override
 from tidegate.settings.catalog.file import CatalogError, parse_catalog, parse_meters
 from tidegate.settings.catalog.last_applied import LastApplied
-from tidegate.settings.catalog.versions import Catalogs, FileWatch, apply_file, apply_text
+from tidegate.settings.catalog.versions import CatalogFollower, FileWatch, apply_file, apply_text
 
 CALLS = "  - {name: calls, event_name: llm, aggregation: {type: count}}\n"
 SUM = "  - {name: tok, event_name: llm, aggregation: {type: sum, key: n}}\n"
@@ -79,7 +79,7 @@ def test_every_version_that_was_in_force_can_be_put_back(tmp_path: Path) -> None
         with closing(SqliteControl(path)) as log:
             for text in rng.sample(accepted, len(accepted)):
                 apply(log, text)
-            assert Catalogs(log).problem == ""
+            assert CatalogFollower(log).problem == ""
 
 
 def test_a_version_of_an_older_program_that_cannot_be_used_is_passed_over(log: SqliteControl) -> None:
@@ -88,12 +88,12 @@ def test_a_version_of_an_older_program_that_cannot_be_used_is_passed_over(log: S
     apply(log, catalog(CALLS))
     for text in (catalog(CALLS, MAX), "meters: of a later version"):
         log.apply(text, origin="api", by="older")
-    catalogs = Catalogs(log)
-    assert (catalogs.newest, catalogs.current) == (2, parse_catalog(catalog(CALLS)))
+    catalogs = CatalogFollower(log)
+    assert catalogs.current[:2] == (2, parse_catalog(catalog(CALLS)))
     assert "catalog version 4" in catalogs.problems
-    assert catalogs.follow() == 2
+    assert catalogs.follow().number == 2
     apply(log, catalog(CALLS, SUM))
-    assert (catalogs.follow(), catalogs.problems) == (5, "")
+    assert (catalogs.follow().number, catalogs.problems) == (5, "")
 
 
 def test_a_new_store_is_told_what_the_flow_has_counted(log: SqliteControl, tmp_path: Path) -> None:
@@ -101,21 +101,21 @@ def test_a_new_store_is_told_what_the_flow_has_counted(log: SqliteControl, tmp_p
     apply(log, catalog(CALLS, SUM))
     folder = tmp_path / "recovery"
     folder.mkdir()
-    Catalogs(log, LastApplied(folder / "catalog.json"))
+    CatalogFollower(log, LastApplied(folder / "catalog.json"))
     with closing(SqliteControl(tmp_path / "new.db")) as new:
         apply(new, catalog(CALLS, MAX))
-        catalogs = Catalogs(new, LastApplied(folder / "catalog.json"))
-        assert (catalogs.newest, catalogs.current) == (0, parse_catalog(catalog(CALLS, SUM)))
+        catalogs = CatalogFollower(new, LastApplied(folder / "catalog.json"))
+        assert catalogs.current[:2] == (0, parse_catalog(catalog(CALLS, SUM)))
         assert "'tok'" in catalogs.problems
         with pytest.raises(CatalogError):
             apply(new, catalog(CALLS, MAX))
         assert apply(new, catalog(CALLS, SUM)) == 2
-        assert (catalogs.follow(), catalogs.problems) == (2, "")
+        assert (catalogs.follow().number, catalogs.problems) == (2, "")
 
 
 def test_what_a_shard_has_counted_stands_above_what_was_noted(log: SqliteControl, tmp_path: Path) -> None:
     """A state of an older version has no note beside it."""
-    catalogs = Catalogs(log, LastApplied(tmp_path / "catalog.json"))
+    catalogs = CatalogFollower(log, LastApplied(tmp_path / "catalog.json"))
     catalogs.remember(parse_meters(catalog(SUM)))
     with pytest.raises(CatalogError, match="'tok'"):
         apply(log, catalog(MAX))
@@ -125,7 +125,7 @@ def test_what_a_shard_has_counted_stands_above_what_was_noted(log: SqliteControl
 def test_a_note_that_is_damaged_is_made_again(log: SqliteControl, tmp_path: Path) -> None:
     (tmp_path / "catalog.json").write_bytes(b"{")
     apply(log, catalog(SUM))
-    Catalogs(log, LastApplied(tmp_path / "catalog.json"))
+    CatalogFollower(log, LastApplied(tmp_path / "catalog.json"))
     assert LastApplied(tmp_path / "catalog.json").noted.text == catalog(SUM)
 
 

@@ -8,7 +8,7 @@ import pytest
 from tidegate.connectors.sqlite.control import SqliteControl
 from tidegate.operators.model.ports import CatalogConflict
 from tidegate.settings.catalog.file import CatalogError
-from tidegate.settings.catalog.versions import SETTLED, Catalogs, FileWatch, apply_file, apply_text
+from tidegate.settings.catalog.versions import SETTLED, CatalogFollower, FileWatch, apply_file, apply_text
 
 COUNT = "meters:\n  - {name: calls, event_name: call, aggregation: {type: count}}\n"
 SUM = "meters:\n  - {name: calls, event_name: call, aggregation: {type: sum, key: n}}\n"
@@ -62,12 +62,14 @@ def test_a_wrong_catalog_is_no_version(log: SqliteControl) -> None:
 def test_readers_find_any_version_and_the_newest(log: SqliteControl, tmp_path: Path) -> None:
     apply_text(log, COUNT, origin="api", by="ops")
     with closing(SqliteControl(tmp_path / "store.db")) as other:
-        catalogs = Catalogs(other)
-        assert (catalogs.newest, catalogs.current.default_plan) == (1, None)
+        catalogs = CatalogFollower(other)
+        assert (catalogs.current.number, catalogs.current.catalog.default_plan) == (1, None)
         apply_text(log, CAPPED, origin="api", by="ops")
-        assert (catalogs.newest, catalogs.follow()) == (1, 2)
-        assert catalogs.current.default_plan == "free"
-        assert catalogs.get(1).default_plan is None
+        assert (catalogs.current.number, catalogs.follow().number) == (1, 2)
+        assert catalogs.current.catalog.default_plan == "free"
+        newest = log.catalog()
+        assert newest is not None and catalogs.current[2:] == (newest.applied_at, "api")
+        assert catalogs.get(1).catalog.default_plan is None
 
 
 def test_a_file_that_is_still_being_written_is_left_alone(log: SqliteControl, tmp_path: Path) -> None:

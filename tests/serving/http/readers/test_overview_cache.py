@@ -15,6 +15,7 @@ from tidegate.connectors.outbox.schema import State
 from tidegate.connectors.sqlite.holds import SqliteHolds
 from tidegate.connectors.sqlite.store import SqliteReader, SqliteWriter
 from tidegate.operators.columns.quantity import SCALE
+from tidegate.operators.model.catalog import VersionedCatalog
 from tidegate.operators.model.periods import Calendar, find_period
 from tidegate.operators.model.ports import Hold, Scope
 from tidegate.operators.model.records import Accepted, Total
@@ -47,7 +48,7 @@ class Overview:
         assert self.holds.reserve(hold, {}, Scope((), START), self.now).outcome == "held"
 
     def levels(self) -> dict[str, str]:
-        body = self.board.refresh(self.reader, 1, CATALOG)
+        body = self.board.refresh(self.reader, VersionedCatalog(1, CATALOG))
         return {row.customer: row.level for row in body.top}
 
 
@@ -92,11 +93,11 @@ def test_dead_letters_of_both_places_are_counted_until_they_are_dealt_with(
             data_dir=tmp_path,
         )
         board = Board(settings, lambda: NOW)
-        counts = board.refresh(overview.reader, 1, CATALOG).dead_letters
+        counts = board.refresh(overview.reader, VersionedCatalog(1, CATALOG)).dead_letters
         assert counts == {"not_json": 1, "refused_by_platform": 1}
         operator_actions.drop(outbox, ["u1"], by="ann", why="")
         FileDeadLetters(path).drop(["a"], by="ann", why="")
-        assert board.refresh(overview.reader, 1, CATALOG).dead_letters == {}
+        assert board.refresh(overview.reader, VersionedCatalog(1, CATALOG)).dead_letters == {}
 
 
 def test_who_was_denied_is_not_in_the_next_period(overview: Overview) -> None:
