@@ -45,10 +45,10 @@ def run(way: str, seconds: float, rate: int, medians: "multiprocessing.Queue[tup
 
 
 def measured(way: str, simulator: Simulator, directory: Path, seconds: float, rate: int) -> float:
-    simulator.tier("1")
-    simulator.switch(unknown_customer="accept_unattributed")
+    simulator.set_tier("1")
+    simulator.set_switches(unknown_customer="accept_unattributed")
     if way == "outage":
-        simulator.fault("error", status=503, times=None)
+        simulator.add_fault("error", status=503, times=None)
     names = (
         f"  cust-{number:06d}: {{plan: standard, billing_id: cus_{number}}}\n"
         for number in range(CUSTOMERS + 1)
@@ -64,7 +64,7 @@ def measured(way: str, simulator: Simulator, directory: Path, seconds: float, ra
         branches="store,alerts,billing",
         dodo_api_key=KEY,
     )
-    billed = sum(request["stored"] for request in simulator.requests())
+    billed = sum(request["stored"] for request in simulator.list_requests())
     print(f"{way:10}  p50 {seen.p50_ms:7.2f} ms  p99 {seen.p99_ms:7.2f} ms  billed {billed:,}", flush=True)
     return seen.p50_ms
 

@@ -1,4 +1,5 @@
-"""A billing platform to work against: Dodo's metering surface on this machine, with its faults on demand.
+"""A simulator of the billing provider: Dodo's metering API on this machine, with faults on demand.
 
-For development, tests and the demo; never on the path of a real run. `python -m simulator --port 0`.
+It is for development, tests and the demo, never on the path of a real run. Start it with `python -m simulator --port
+0`.
 """

@@ -1,4 +1,4 @@
-"""`python -m simulator`: the platform on this machine, for development and tests."""
+"""`python -m simulator`: run the provider's simulator on this machine, for development and tests."""
 
 import ctypes
 import os
@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from simulator.app import build
+from simulator.app import build_app
 from simulator.server import serve
 from simulator.state.platform import Platform
 from simulator.state.storage import SqliteFile
@@ -35,19 +35,22 @@ def main(
     ] = "sim_key",
     parent: Annotated[int | None, typer.Option(help="Ends with this process, which started it.")] = None,
 ) -> None:
-    """Simulates the billing platform's metering API; prints its address."""
+    """Simulate the billing provider's metering API; print its address."""
     if parent is not None:
         _die_with(parent)
     platform = Platform(seed, key=key, storage=SqliteFile(database) if database else None)
     try:
-        served, sender = build(platform)
+        served, sender = build_app(platform)
         serve(served, sender.run, host, port, lambda bound: print(f"http://{host}:{bound}", flush=True))
     finally:
         platform.close()
 
 
 def _die_with(parent: int) -> None:
-    """Has this process killed when its parent dies, however it dies. On Linux; elsewhere only a clean end stops it."""
+    """Have this process killed when its parent dies, however it dies.
+
+    This works on Linux; elsewhere only a clean end of the parent stops it.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:

@@ -1,4 +1,4 @@
-"""The platform's API: which path leads to which part of it."""
+"""The provider's API: the path of each route and its handler."""
 
 from starlette.routing import BaseRoute, Route
 
@@ -39,7 +39,7 @@ HANDLERS: dict[tuple[str, str], Handler] = {
     ("DELETE", "/subscriptions/{subscription_id}/change-plan/scheduled"): plans.cancel_scheduled,
     ("GET", "/payments"): payments.list_payments,
     ("GET", "/payments/{payment_id}"): payments.get_payment,
-    ("GET", "/payments/{payment_id}/line-items"): payments.line_items,
+    ("GET", "/payments/{payment_id}/line-items"): payments.list_line_items,
     ("GET", "/subscriptions/{subscription_id}/usage-history"): reading.usage_history,
     ("GET", "/subscriptions/{subscription_id}/credit-usage"): credits.credit_usage,
     ("GET", "/customers/{customer_id}/credit-entitlements"): credits.customer_credits,
@@ -63,8 +63,8 @@ HANDLERS: dict[tuple[str, str], Handler] = {
 }
 
 
-def routes(gateway: Gateway) -> list[BaseRoute]:
-    """One route per method, and one for all that is not there, which asks for a key all the same."""
+def build_routes(gateway: Gateway) -> list[BaseRoute]:
+    """Return one route per method, and one for unknown paths, which also requires a key."""
     known: list[BaseRoute] = [
         Route(path, gateway.endpoint(handler), methods=[method])
         for (method, path), handler in HANDLERS.items()

@@ -10,10 +10,12 @@ from simulator.routes.webhook_deliveries import Sender
 from simulator.state.platform import Platform
 
 
-def build(platform: Platform, receivers: httpx.AsyncBaseTransport | None = None) -> tuple[Starlette, Sender]:
-    """An application for a server, or for `inprocess.AppTransport`, and what sends its webhooks.
+def build_app(
+    platform: Platform, receivers: httpx.AsyncBaseTransport | None = None
+) -> tuple[Starlette, Sender]:
+    """Return an application for a server, or for `inprocess.AppTransport`, and the sender of its webhooks.
 
-    `receivers` takes them where they are not to go over a socket.
+    `receivers` receives the webhooks if they are not to be sent over a socket.
     """
     gateway, sender = Gateway(platform), Sender(platform, receivers)
-    return Starlette(routes=[*control.routes(gateway, sender), *api.routes(gateway)]), sender
+    return Starlette(routes=[*control.routes(gateway, sender), *api.build_routes(gateway)]), sender

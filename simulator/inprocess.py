@@ -10,7 +10,7 @@ from simulator.http.gateway import AnswerHeld, ConnectionCut
 
 
 class AppTransport(httpx.AsyncBaseTransport, httpx.BaseTransport):
-    """Hands requests to `app`. A cut connection is a ReadError, an answer held back a ReadTimeout, at once."""
+    """Passes requests to `app`. A cut connection is a ReadError, an answer held back a ReadTimeout, immediately."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._asgi = httpx.ASGITransport(app)
@@ -27,7 +27,7 @@ class AppTransport(httpx.AsyncBaseTransport, httpx.BaseTransport):
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         request.read()
-        # The app is of one thread; callers of several take turns.
+        # The app works in one thread, so callers from several threads take turns.
         with self._turn:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()

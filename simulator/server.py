@@ -18,7 +18,7 @@ LINGER_OFF = struct.pack("ii", 1, 0)
 
 
 class CuttableProtocol(HttpToolsProtocol):
-    """Offers the application to cut the connection it is answering."""
+    """Lets the application cut the connection that it is answering."""
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -28,7 +28,7 @@ class CuttableProtocol(HttpToolsProtocol):
     def _cut(self) -> None:
         sock = self.transport.get_extra_info("socket")
         if sock is not None:
-            # Without lingering the peer gets a reset, and not a polite end.
+            # Without lingering, the peer gets a reset instead of a clean end.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_OFF)
         self.transport.abort()
 
@@ -40,22 +40,22 @@ def serve(
     port: int,
     ready: Callable[[int], None],
 ) -> None:
-    """Serves, with `beside` running until it is told to stop; `ready` is told the port once it is bound."""
+    """Serve, with `beside` running until it is stopped; call `ready` with the port once it is bound."""
     config = uvicorn.Config(
         app,
-        # The platform has a clock of its own.
+        # The simulated provider has a clock of its own.
         date_header=False,
         http=CuttableProtocol,
         ws="none",
         lifespan="off",
         access_log=False,
         log_level="warning",
-        # Longer than clients keep idle connections, so that only faults cut them.
+        # The timeout is longer than clients keep idle connections, so that only faults cut them.
         timeout_keep_alive=120,
-        # What is held on purpose must not hold up the end.
+        # Connections held on purpose must not delay the shutdown.
         timeout_graceful_shutdown=1,
     )
-    # Named TCP, else asyncio leaves Nagle's algorithm on, which costs 40 ms a request.
+    # The protocol is named TCP, because asyncio otherwise leaves Nagle's algorithm on, which costs 40 ms a request.
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((host, port))
@@ -72,7 +72,7 @@ async def _both(serving: Coroutine[Any, Any, None], beside: Coroutine[Any, Any, 
 
 
 def _complain(done: asyncio.Future[None]) -> None:
-    """Ends the process where what runs beside has failed: half a platform would mislead."""
+    """End the process if the task beside the server has failed, because half a provider would be misleading."""
     if not done.cancelled() and (error := done.exception()):
         traceback.print_exception(error)
         os._exit(1)

@@ -61,16 +61,16 @@ class Biller:
         if self._ids.exists():
             self._meters, self._subscriptions = msgspec.json.decode(self._ids.read_bytes())
             return
-        platform.tier("1")
+        platform.set_tier("1")
         billed = [meter for meter in catalog.meters if meter.kind in BILLED]
         for meter in billed:
-            self._meters[meter.name] = platform.meter(meter.event_name, meter.kind, meter.key)
-        product = platform.product(list(self._meters.values()))
+            self._meters[meter.name] = platform.create_meter(meter.event_name, meter.kind, meter.key)
+        product = platform.create_product(list(self._meters.values()))
         for name, customer in catalog.customers.items():
             assert customer.billing_id is not None
-            platform.customer(customer.billing_id)
+            platform.create_customer(customer.billing_id)
             start, end = self._period(name, now)
-            self._subscriptions[name] = platform.subscription(
+            self._subscriptions[name] = platform.create_subscription(
                 customer.billing_id, product, start=_EPOCH + timedelta(microseconds=start), end=_when(end)
             )
 
@@ -100,7 +100,7 @@ class Biller:
     def _consumed(self, subscription: str) -> dict[str, Decimal]:
         """Units of the current cycle by meter."""
         answer: dict[str, Any] = self._platform.api.get(f"/subscriptions/{subscription}/usage-history").json()
-        now = self._platform.now()
+        now = self._platform.read_now()
         for item in answer["items"]:
             if datetime.fromisoformat(item["start_date"]) <= now < datetime.fromisoformat(item["end_date"]):
                 return {meter["id"]: Decimal(meter["consumed_units"]) for meter in item["meters"]}

@@ -1,23 +1,23 @@
-"""A customer's balance of one kind of credit: grants, used up the oldest first, and the ledger of what happened."""
+"""A customer's balance of one kind of credit: grants, consumed oldest first, and the ledger of all entries."""
 
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Final
 
 from simulator.state.records import Balance, Entry, Grant, Metadata
-from simulator.state.usage import EXACT, ZERO, plain
+from simulator.state.usage import EXACT, ZERO, format_plain
 
 NO_METADATA: Final[Metadata] = {}
 NewId = Callable[[str], str]
 
 
-def left(balance: Balance) -> Decimal:
-    """What the grants that have not expired still hold."""
+def compute_left(balance: Balance) -> Decimal:
+    """Return the credits left on grants that have not expired."""
     return sum((Decimal(grant.remaining) for grant in balance.grants if not grant.expired), ZERO)
 
 
 class Book:
-    """Writes into one balance, at `now`; each act is an entry of its ledger."""
+    """Writes to one balance, at `now`; each action is an entry of its ledger."""
 
     def __init__(self, balance: Balance, now: int, new_id: NewId) -> None:
         self.balance, self._now, self._new_id = balance, now, new_id
@@ -33,12 +33,12 @@ class Book:
         reason: str | None = None,
         metadata: Metadata = NO_METADATA,
     ) -> Entry:
-        """Adds credits, which lapse at `expires_at`."""
-        before = left(self.balance)
+        """Add credits, which expire at `expires_at`."""
+        before = compute_left(self.balance)
         grant = Grant(
             id=self._new_id("cgr"),
-            initial=plain(amount),
-            remaining=plain(amount),
+            initial=format_plain(amount),
+            remaining=format_plain(amount),
             source_type=source_type,  # type: ignore[arg-type]
             created_at=self._now,
             updated_at=self._now,
@@ -60,8 +60,8 @@ class Book:
         reason: str | None = None,
         metadata: Metadata = NO_METADATA,
     ) -> Decimal:
-        """Takes from the oldest grants, then as overage up to `overage_max` (None: any); returns what was taken."""
-        before, overage = left(self.balance), Decimal(self.balance.overage)
+        """Take from the oldest grants, then as overage up to `overage_max` (None: unlimited); return what was taken."""
+        before, overage = compute_left(self.balance), Decimal(self.balance.overage)
         from_grants = min(amount, before)
         rest = EXACT.subtract(amount, from_grants)
         room = rest if overage_max is None else max(ZERO, EXACT.subtract(overage_max, overage))
@@ -69,21 +69,28 @@ class Book:
         taken = EXACT.add(from_grants, as_overage)
         if taken > 0:
             self._use_up(from_grants)
-            self.balance.overage = plain(EXACT.add(overage, as_overage))
+            self.balance.overage = format_plain(EXACT.add(overage, as_overage))
             self._enter(
-                transaction_type, taken, before, plain(overage), None, reason, metadata, is_credit=False
+                transaction_type,
+                taken,
+                before,
+                format_plain(overage),
+                None,
+                reason,
+                metadata,
+                is_credit=False,
             )
         return taken
 
     def expire(self) -> bool:
-        """Lets lapse what is due; whether anything was."""
+        """Expire the grants that are due; return whether there were any."""
         due = [
             g
             for g in self.balance.grants
             if not g.expired and g.expires_at is not None and g.expires_at <= self._now
         ]
         for grant in due:
-            before = left(self.balance)
+            before = compute_left(self.balance)
             grant.expired, grant.updated_at = True, self._now
             if (amount := Decimal(grant.remaining)) > 0:
                 overage = self.balance.overage
@@ -93,22 +100,29 @@ class Book:
         return bool(due)
 
     def settle_overage(self, transaction_type: str) -> None:
-        """Ends the overage, as reset or as charged."""
+        """End the overage, as reset or as charged."""
         overage = Decimal(self.balance.overage)
         if overage > 0:
             self.balance.overage = "0"
-            kept = left(self.balance)
+            kept = compute_left(self.balance)
             self._enter(
-                transaction_type, overage, kept, plain(overage), None, None, NO_METADATA, is_credit=True
+                transaction_type,
+                overage,
+                kept,
+                format_plain(overage),
+                None,
+                None,
+                NO_METADATA,
+                is_credit=True,
             )
 
     def repay(self) -> None:
-        """Pays overage back from the grants."""
-        amount = min(Decimal(self.balance.overage), left(self.balance))
+        """Pay overage back from the grants."""
+        amount = min(Decimal(self.balance.overage), compute_left(self.balance))
         if amount > 0:
-            before, overage = left(self.balance), self.balance.overage
+            before, overage = compute_left(self.balance), self.balance.overage
             self._use_up(amount)
-            self.balance.overage = plain(EXACT.subtract(Decimal(overage), amount))
+            self.balance.overage = format_plain(EXACT.subtract(Decimal(overage), amount))
             self._enter(
                 "credit_deducted",
                 amount,
@@ -125,7 +139,7 @@ class Book:
             if amount <= 0:
                 return
             if not grant.expired and (part := min(amount, Decimal(grant.remaining))) > 0:
-                grant.remaining = plain(EXACT.subtract(Decimal(grant.remaining), part))
+                grant.remaining = format_plain(EXACT.subtract(Decimal(grant.remaining), part))
                 grant.updated_at = self._now
                 amount = EXACT.subtract(amount, part)
 
@@ -144,10 +158,10 @@ class Book:
         entry = Entry(
             id=self._new_id("cle"),
             transaction_type=transaction_type,
-            amount=plain(amount),
+            amount=format_plain(amount),
             is_credit=is_credit,
-            balance_before=plain(before),
-            balance_after=plain(left(self.balance)),
+            balance_before=format_plain(before),
+            balance_after=format_plain(compute_left(self.balance)),
             overage_before=overage_before,
             overage_after=self.balance.overage,
             created_at=self._now,

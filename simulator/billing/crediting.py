@@ -1,10 +1,10 @@
-"""Credits as time goes on: granted with each cycle, used up by the worker about once a minute, lapsed."""
+"""Credits over time: granted with each cycle, consumed by the worker about once a minute, expired."""
 
 from collections.abc import Iterator
 from decimal import ROUND_DOWN, Context, Decimal
 from typing import Final, NamedTuple
 
-from simulator.billing.balances import Book, left
+from simulator.billing.balances import Book, compute_left
 from simulator.state.instants import DAY, SECOND
 from simulator.state.platform import Platform
 from simulator.state.records import (
@@ -16,7 +16,7 @@ from simulator.state.records import (
     PricedMeter,
     Subscription,
 )
-from simulator.state.usage import EXACT, ZERO, plain
+from simulator.state.usage import EXACT, ZERO, format_plain
 
 # Wide enough for any usage; what is left over is cut to the credit's own precision.
 DIVISION: Final = Context(prec=60)
@@ -25,7 +25,7 @@ CYCLES_LOOKED_AT: Final = 2
 
 
 class Terms(NamedTuple):
-    """How far a balance may be overdrawn (None: any), and what becomes of that with a new cycle."""
+    """How far a balance may be overdrawn (None: unlimited), and what happens to the overdraft in a new cycle."""
 
     overage_max: Decimal | None
     overage_behavior: str
@@ -36,7 +36,7 @@ def balance_key(entitlement_id: str, customer_id: str) -> str:
 
 
 def open_balance(platform: Platform, kind: Entitlement, customer_id: str) -> Balance:
-    """The customer's balance, made where there is none."""
+    """Return the customer's balance, creating it if there is none."""
     key = balance_key(kind.id, customer_id)
     if found := platform.balances.find(key):
         return found
@@ -51,8 +51,8 @@ def open_balance(platform: Platform, kind: Entitlement, customer_id: str) -> Bal
     return platform.balances.put(key, balance)
 
 
-def terms(kind: Entitlement, attached: AttachedCredit | None) -> Terms:
-    """A product's word goes before the entitlement's own."""
+def find_terms(kind: Entitlement, attached: AttachedCredit | None) -> Terms:
+    """Return the terms of a product's credits; the product's setting has priority over the entitlement's."""
     enabled, behavior = kind.overage_enabled, kind.overage_behavior
     limit = None if kind.overage_limit is None else Decimal(kind.overage_limit)
     if attached:
@@ -62,8 +62,8 @@ def terms(kind: Entitlement, attached: AttachedCredit | None) -> Terms:
     return Terms(limit if enabled else ZERO, behavior)
 
 
-def keep(platform: Platform, balance: Balance, already: int = 0) -> None:
-    """Stores the balance and tells of its ledger's entries after the first `already`."""
+def store_balance(platform: Platform, balance: Balance, already: int = 0) -> None:
+    """Store the balance and emit webhooks for its ledger's entries after the first `already`."""
     key = balance_key(balance.entitlement_id, balance.customer_id)
     platform.balances.put(key, balance)
     for entry in balance.entries[already:]:
@@ -71,20 +71,20 @@ def keep(platform: Platform, balance: Balance, already: int = 0) -> None:
             platform.emit(told, f"{key}/{entry.id}")
 
 
-def entry_of(platform: Platform, subject: str) -> tuple[Balance, Entry]:
-    """What a credit webhook is about."""
+def describe_entry(platform: Platform, subject: str) -> tuple[Balance, Entry]:
+    """Return the object that a credit webhook is about."""
     key, _, entry_id = subject.rpartition("/")
     balance = platform.balances.get(key)
     return balance, next(entry for entry in balance.entries if entry.id == entry_id)
 
 
 def grant_cycle(platform: Platform, subscription: Subscription) -> None:
-    """Settles the overage of the last cycle and grants what the product gives for the new one."""
+    """Settle the overage of the last cycle and grant what the product gives for the new one."""
     for attached in platform.products.get(subscription.product_id).credit_entitlements:
         kind = platform.entitlements.get(attached.credit_entitlement_id)
         balance = open_balance(platform, kind, subscription.customer_id)
         already, book = len(balance.entries), Book(balance, platform.now, platform.new_id)
-        behavior = terms(kind, attached).overage_behavior
+        behavior = find_terms(kind, attached).overage_behavior
         if behavior in ("forgive_at_reset", "invoice_at_billing"):
             book.settle_overage("overage_reset" if behavior == "forgive_at_reset" else "overage_charged")
         days = kind.expires_after_days if attached.expires_after_days is None else attached.expires_after_days
@@ -97,18 +97,18 @@ def grant_cycle(platform: Platform, subscription: Subscription) -> None:
         )
         if behavior == "carry_deficit_auto_repay":
             book.repay()
-        keep(platform, balance, already)
+        store_balance(platform, balance, already)
 
 
 def run_worker(platform: Platform, now: int) -> None:
-    """Deducts what was used since it last ran, if it is time; lets grants lapse."""
+    """Deduct what was used since the last run, if it is time; expire grants."""
     if now < platform.memory.next_credit_run or not len(platform.entitlements):
         return
     platform.memory.next_credit_run = now + int(platform.switches.credit_worker_s * SECOND)
     for balance in platform.balances:
         already = len(balance.entries)
         if Book(balance, now, platform.new_id).expire():
-            keep(platform, balance, already)
+            store_balance(platform, balance, already)
     for subscription in platform.subscriptions:
         if subscription.status == "active":
             for cycle, priced in _credit_meters(subscription):
@@ -123,38 +123,42 @@ def _credit_meters(subscription: Subscription) -> Iterator[tuple[Cycle, PricedMe
 
 
 def _deduct(platform: Platform, subscription: Subscription, cycle: Cycle, priced: PricedMeter) -> None:
-    """Takes the credits of what is new since the last run.
+    """Deduct the credits for usage that is new since the last run.
 
-    What the balance cannot give is never asked for again, as the worker's checkpoint has passed it.
+    What the balance cannot cover is never deducted later, because the worker's checkpoint has passed it.
     """
     kind = platform.entitlements.get(priced.credit_entitlement_id or "")
     meter = platform.meters.get(priced.meter_id)
-    consumed = platform.usage.consumed(subscription, cycle, meter, platform.switches, None)
+    consumed = platform.usage.compute_consumed(subscription, cycle, meter, platform.switches, None)
     billable = max(ZERO, EXACT.subtract(consumed, Decimal(priced.free_threshold or 0)))
     used = DIVISION.divide(billable, Decimal(priced.meter_units_per_credit or "1"))
     due = used.quantize(Decimal(1).scaleb(-kind.precision), ROUND_DOWN, DIVISION)
     before = Decimal(cycle.deducted.get(meter.id, "0"))
     if due <= before:
         return
-    cycle.deducted = cycle.deducted | {meter.id: plain(due)}
+    cycle.deducted = cycle.deducted | {meter.id: format_plain(due)}
     platform.subscriptions.put(subscription.subscription_id, subscription)
     attached = _attached(platform, subscription, kind)
     balance = open_balance(platform, kind, subscription.customer_id)
-    already, had = len(balance.entries), left(balance)
+    already, had = len(balance.entries), compute_left(balance)
     book = Book(balance, platform.now, platform.new_id)
     book.take(
         EXACT.subtract(due, before),
         "credit_deducted",
-        overage_max=terms(kind, attached).overage_max,
+        overage_max=find_terms(kind, attached).overage_max,
         reason=meter.name,
     )
-    keep(platform, balance, already)
-    if attached and low_at(attached) is not None and left(balance) <= (low_at(attached) or ZERO) < had:
+    store_balance(platform, balance, already)
+    if (
+        attached
+        and find_low_level(attached) is not None
+        and compute_left(balance) <= (find_low_level(attached) or ZERO) < had
+    ):
         platform.emit("credit.balance_low", f"{subscription.subscription_id}/{kind.id}")
 
 
-def low_at(attached: AttachedCredit) -> Decimal | None:
-    """The balance at which a customer is told that it is low."""
+def find_low_level(attached: AttachedCredit) -> Decimal | None:
+    """Return the balance at which a customer is notified that it is low."""
     percent = attached.low_balance_threshold_percent
     return (
         None

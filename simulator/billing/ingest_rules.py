@@ -1,4 +1,4 @@
-"""What the platform asks of a request to ingest, in the order in which it looks."""
+"""The provider's rules for an ingest request, in the order in which it checks them."""
 
 from collections.abc import Callable, Container, Mapping
 from sys import intern
@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from simulator.state.events import number_of
+from simulator.state.events import read_number
 from simulator.state.instants import HOUR, SECOND, from_datetime
 from simulator.state.problems import INVALID_PARAMETERS, Problem, malformed
 from simulator.state.records import EventInput, IngestBody, StoredEvent
@@ -30,7 +30,11 @@ class Ruling(NamedTuple):
 
 
 def read_events(body: bytes) -> list[EventInput]:
-    """The events of a body; a Problem with status 422 where it is no JSON or breaks the schema."""
+    """Return the events of a body.
+
+    Raises:
+        Problem: status 422, the body is not JSON or violates the schema.
+    """
     try:
         events = _decoder.decode(body).events
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -43,7 +47,7 @@ def read_events(body: bytes) -> list[EventInput]:
 
 
 class BatchRules:
-    """The rules that need the platform: what it knows, what time it is, how it is switched.
+    """The rules that depend on the provider's state: known ids, the time, the switches.
 
     `sums` gives the properties that sum meters read from events of a name.
     """
@@ -65,7 +69,7 @@ class BatchRules:
             self._checks.append(self._sign)
 
     def judge(self, events: list[EventInput]) -> Ruling:
-        """Looks at each event; the first that fails names the problem of the request."""
+        """Check each event; the first one that fails determines the problem of the request."""
         good: list[StoredEvent] = []
         problem: Problem | None = None
         seen: set[str] = set()
@@ -120,7 +124,7 @@ class BatchRules:
 
     def _sign(self, event: EventInput, at: int) -> Problem | None:
         for key in self._sums.get(event.event_name, ()):
-            number = number_of(event.metadata, key)
+            number = read_number(event.metadata, key)
             if number is not None and number < 0:
                 return _refused(f"metadata {key!r} is summed and must not be negative")
         return None

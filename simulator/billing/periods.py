@@ -1,4 +1,4 @@
-"""Subscriptions in time: made, renewed, closed early, cancelled; which tells the webhooks."""
+"""Subscriptions over time: created, renewed, closed early, cancelled; each change emits webhooks."""
 
 from itertools import pairwise
 from typing import Any, Final, get_args
@@ -6,7 +6,7 @@ from typing import Any, Final, get_args
 import msgspec
 
 from simulator.billing.crediting import grant_cycle
-from simulator.state.instants import shifted
+from simulator.state.instants import shift_instant
 from simulator.state.platform import Platform
 from simulator.state.records import Charge, Cycle, Metadata, PricedMeter, Product, Status, Subscription
 
@@ -25,9 +25,9 @@ _TOLD: Final[dict[str, str]] = {
 
 
 class NewSubscription(msgspec.Struct, kw_only=True):
-    """`start` is where its current cycle begins, now by default, `end` where it ends, else as the price says.
+    """A subscription to create. `start` is where its current cycle begins, now by default, `end` where it ends.
 
-    `past` cycles, as pairs of µs, lie before it, the oldest first.
+    Without `end` the price determines it. `past` cycles, as pairs of µs, lie before it, oldest first.
     """
 
     customer_id: str
@@ -44,11 +44,15 @@ class NewSubscription(msgspec.Struct, kw_only=True):
 
 
 def subscribe(platform: Platform, new: NewSubscription, id: str | None = None) -> Subscription:
-    """A subscription as seeded; ValueError where its cycles do not follow each other."""
+    """Create a subscription as seeded and return it.
+
+    Raises:
+        ValueError: its cycles are not consecutive.
+    """
     platform.customers.get(new.customer_id)
     product = platform.products.get(new.product_id)
     start = platform.now if new.start is None else new.start
-    end = next_edge(product, start, start) if new.end is None else new.end
+    end = find_next_edge(product, start, start) if new.end is None else new.end
     edges = [*new.past, (start, end)]
     if any(begin >= finish for begin, finish in edges) or any(
         before[1] > after[0] for before, after in pairwise(edges)
@@ -80,13 +84,13 @@ def subscribe(platform: Platform, new: NewSubscription, id: str | None = None) -
     return subscription
 
 
-def next_edge(product: Product, anchor: int, after: int) -> int:
-    """The first edge after `after`, counted from `anchor` so that a clamped month's end does not stick."""
+def find_next_edge(product: Product, anchor: int, after: int) -> int:
+    """Return the first boundary after `after`, counted from `anchor` so that a clamped month's end does not persist."""
     price, count = product.price, 0
     edge = anchor
     while edge <= after:
         count += 1
-        edge = shifted(anchor, count * price.payment_frequency_count, price.payment_frequency_interval)
+        edge = shift_instant(anchor, count * price.payment_frequency_count, price.payment_frequency_interval)
     return edge
 
 
@@ -98,7 +102,7 @@ def roll(
     start: int | None = None,
     end: int | None = None,
 ) -> Cycle:
-    """Close the current cycle, at `at` if given, and open the next, of the product that is scheduled, if one is.
+    """Close the current cycle, at `at` if given, and open the next one, of the scheduled product if there is one.
 
     The next one is from `start` to `end` if given.
     """
@@ -110,7 +114,7 @@ def roll(
         current.end = at
     current.closed_at = platform.now
     begin = current.end if start is None else start
-    finish = next_edge(product, subscription.anchor, begin) if end is None else end
+    finish = find_next_edge(product, subscription.anchor, begin) if end is None else end
     if not current.end <= begin < finish:
         raise ValueError("start, end: the next cycle needs to follow the current one")
     cycle = _cycle(product, begin, finish)
@@ -136,7 +140,7 @@ def restart(
     amount: int,
     end: int | None = None,
 ) -> None:
-    """End the current cycle now, whose usage is billed, and open one of this product, until `end` if given."""
+    """End the current cycle now, bill its usage, and open one of this product, until `end` if given."""
     product, now = platform.products.get(product_id), platform.now
     current = subscription.current
     if now > current.start:
@@ -145,7 +149,7 @@ def restart(
         subscription.cycles.pop()
     if end is None:
         subscription.anchor = now
-    cycle = _cycle(product, now, next_edge(product, now, now) if end is None else end)
+    cycle = _cycle(product, now, find_next_edge(product, now, now) if end is None else end)
     cycle.charge, cycle.amount = charge, amount
     subscription.cycles = [*subscription.cycles, cycle][-CYCLES_MAX:]
     is_other = subscription.product_id != product_id
@@ -157,7 +161,7 @@ def restart(
 
 
 def renew_due(platform: Platform, now: int) -> None:
-    """Rolls, or ends, what has reached its next billing date."""
+    """Renew, or end, the subscriptions that have reached their next billing date."""
     if now < platform.next_edge or not platform.switches.auto_renew:
         return
     for subscription in platform.subscriptions:
@@ -166,7 +170,7 @@ def renew_due(platform: Platform, now: int) -> None:
 
 
 def change(platform: Platform, subscription: Subscription, changes: dict[str, Any]) -> None:
-    """Sets fields by hand: a status, a product (which is a change of plan), the end of the current cycle."""
+    """Set fields by hand: a status, a product (which is a change of plan), the end of the current cycle."""
     before = subscription.status
     unknown = set(changes) - {
         "status",
@@ -221,4 +225,4 @@ def _meters(product: Product) -> list[PricedMeter]:
 
 def _keep(platform: Platform, subscription: Subscription) -> None:
     platform.subscriptions.put(subscription.subscription_id, subscription)
-    platform.changed()
+    platform.note_change()

@@ -1,18 +1,18 @@
-"""Credits as the API writes them."""
+"""Credits in the form of the API."""
 
 from decimal import Decimal
 from typing import Any
 
 import msgspec
 
-from simulator.billing.balances import left
-from simulator.state.instants import maybe_written, written
+from simulator.billing.balances import compute_left
+from simulator.state.instants import write_instant, write_optional_instant
 from simulator.state.platform import Platform
 from simulator.state.records import Balance, Entitlement, Entry, Grant
-from simulator.state.usage import EXACT, ZERO, plain
+from simulator.state.usage import EXACT, ZERO, format_plain
 
 
-def entry_view(platform: Platform, balance: Balance, entry: Entry) -> dict[str, Any]:
+def render_entry(platform: Platform, balance: Balance, entry: Entry) -> dict[str, Any]:
     return entry_fields(balance, entry) | {
         "brand_id": platform.memory.business_id.replace("bus_", "brnd_"),
         "business_id": platform.memory.business_id,
@@ -23,53 +23,53 @@ def entry_view(platform: Platform, balance: Balance, entry: Entry) -> dict[str, 
     }
 
 
-def kind_view(platform: Platform, kind: Entitlement) -> dict[str, Any]:
+def render_kind(platform: Platform, kind: Entitlement) -> dict[str, Any]:
     fields: dict[str, Any] = msgspec.to_builtins(kind)
     del fields["deleted"]
     return fields | {
         "business_id": platform.memory.business_id,
-        "created_at": written(kind.created_at),
-        "updated_at": written(kind.updated_at),
+        "created_at": write_instant(kind.created_at),
+        "updated_at": write_instant(kind.updated_at),
     }
 
 
-def balance_view(balance: Balance) -> dict[str, Any]:
+def render_balance(balance: Balance) -> dict[str, Any]:
     return {
         "id": balance.id,
-        "balance": plain(left(balance)),
+        "balance": format_plain(compute_left(balance)),
         "overage": balance.overage,
         "credit_entitlement_id": balance.entitlement_id,
         "customer_id": balance.customer_id,
-        "created_at": written(balance.created_at),
-        "updated_at": written(balance.updated_at),
-        "last_transaction_at": written(balance.entries[-1].created_at) if balance.entries else None,
+        "created_at": write_instant(balance.created_at),
+        "updated_at": write_instant(balance.updated_at),
+        "last_transaction_at": write_instant(balance.entries[-1].created_at) if balance.entries else None,
     }
 
 
-def holding_view(kind: Entitlement, balance: Balance | None, most: Decimal | None) -> dict[str, Any]:
-    """A customer's credits of one kind; `most` is how far they may be overdrawn, None for any."""
-    held, overage = (left(balance), Decimal(balance.overage)) if balance else (ZERO, ZERO)
+def render_holding(kind: Entitlement, balance: Balance | None, most: Decimal | None) -> dict[str, Any]:
+    """Return a customer's credits of one kind; `most` is how far they may be overdrawn, None for unlimited."""
+    held, overage = (compute_left(balance), Decimal(balance.overage)) if balance else (ZERO, ZERO)
     room = None if most is None else max(ZERO, EXACT.subtract(most, overage))
     return {
         "credit_entitlement_id": kind.id,
         "credit_entitlement_name": kind.name,
         "unit": kind.unit,
-        "balance": plain(held),
-        "overage": plain(overage),
+        "balance": format_plain(held),
+        "overage": format_plain(overage),
         "overage_enabled": most != ZERO,
-        "overage_limit": plain(most) if most else None,
-        "remaining_headroom": plain(room) if most and room is not None else None,
+        "overage_limit": format_plain(most) if most else None,
+        "remaining_headroom": format_plain(room) if most and room is not None else None,
         "limit_reached": room == ZERO and held == ZERO,
     }
 
 
-def grant_status(grant: Grant) -> str:
+def find_grant_status(grant: Grant) -> str:
     if grant.expired:
         return "expired"
     return "active" if Decimal(grant.remaining) > 0 else "depleted"
 
 
-def grant_view(balance: Balance, grant: Grant) -> dict[str, Any]:
+def render_grant(balance: Balance, grant: Grant) -> dict[str, Any]:
     return {
         "id": grant.id,
         "credit_entitlement_id": balance.entitlement_id,
@@ -83,9 +83,9 @@ def grant_view(balance: Balance, grant: Grant) -> dict[str, Any]:
         "source_id": grant.source_id,
         "parent_grant_id": None,
         "metadata": grant.metadata,
-        "created_at": written(grant.created_at),
-        "updated_at": written(grant.updated_at),
-        "expires_at": maybe_written(grant.expires_at),
+        "created_at": write_instant(grant.created_at),
+        "updated_at": write_instant(grant.updated_at),
+        "expires_at": write_optional_instant(grant.expires_at),
     }
 
 
@@ -97,7 +97,7 @@ def entry_fields(balance: Balance, entry: Entry) -> dict[str, Any]:
         "balance_after": entry.balance_after,
         "overage_before": entry.overage_before,
         "overage_after": entry.overage_after,
-        "created_at": written(entry.created_at),
+        "created_at": write_instant(entry.created_at),
         "credit_entitlement_id": balance.entitlement_id,
         "customer_id": balance.customer_id,
         "is_credit": entry.is_credit,

@@ -1,4 +1,4 @@
-"""What goes wrong on demand: once, in a scripted order, or by chance; repeatable by seed."""
+"""Faults on demand: once, in a scripted order, or by chance; repeatable by seed."""
 
 from collections import deque
 from typing import Annotated, Any, Final, Literal
@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from simulator.state.identifiers import chance
+from simulator.state.identifiers import draw_chance
 from simulator.state.instants import SECOND
 
 Kind = Literal[
@@ -32,12 +32,12 @@ WRONG_BODIES: Final = frozenset({"html", "truncated", "no_count"})
 
 
 class Fault(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen=True):
-    """One thing that goes wrong with one request.
+    """One fault of one request.
 
-    `status` is of `error`, `error_after_commit`, `refuse` and, as a 2xx, of `no_count`, whose body is `body`.
-    `delay_s` is of `slow`, and how long `hang` holds the connection. `events` of a batch are hit by `drop` and
-    `double`. `match` is the part of an id that `refuse` turns down. `commit` says whether wrong bodies come after
-    the work was done.
+    `status` belongs to `error`, `error_after_commit`, `refuse` and, as a 2xx, to `no_count`, whose body is `body`.
+    `delay_s` belongs to `slow`, and says how long `hang` holds the connection. `drop` and `double` apply to `events` of
+    a batch. `match` is the part of an id that `refuse` rejects. `commit` says whether wrong bodies follow after the
+    work was done.
     """
 
     kind: Kind
@@ -58,8 +58,8 @@ class Fault(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen=Tru
 class Rule(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """When faults strike: at requests that fit `where`, from the `skip`-th on, `times` often, by `probability`.
 
-    `where` is `ingest`, `reads`, `writes` (all but reads and ingest), `any`, or the start of a path. It ends `for_s`
-    seconds of the platform's time after it was made.
+    `where` is `ingest`, `reads`, `writes` (all but reads and ingest), `any`, or the start of a path. The rule ends
+    `for_s` seconds of the provider's time after it was made.
     """
 
     fault: Fault
@@ -75,7 +75,7 @@ class Rule(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Plan:
-    """The faults to come. A script goes first, step by step; then the oldest rule that strikes."""
+    """The planned faults. A script comes first, step by step; then the oldest rule that strikes."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
@@ -90,7 +90,7 @@ class Plan:
         return rule
 
     def script(self, where: str, steps: list[Fault]) -> None:
-        """The next requests that fit `where` get one step each; `ok` lets one through unharmed."""
+        """Give the next requests that fit `where` one step each; `ok` lets one through unharmed."""
         self._scripts.append((where, deque(steps)))
 
     def clear(self, id: str | None = None) -> None:
@@ -99,7 +99,7 @@ class Plan:
             self._scripts.clear()
 
     def strike(self, method: str, path: str, now: int) -> Fault | None:
-        """What goes wrong with this request, if anything does."""
+        """Return the fault of this request, if any."""
         for where, steps in self._scripts:
             if steps and _fits(where, method, path):
                 step = steps.popleft()
@@ -109,7 +109,7 @@ class Plan:
                 return fault
         return None
 
-    def listed(self) -> dict[str, Any]:
+    def list_rules(self) -> dict[str, Any]:
         return {
             "rules": self._rules,
             "scripts": [{"where": where, "steps": list(steps)} for where, steps in self._scripts if steps],
@@ -121,10 +121,10 @@ class Plan:
         if rule.for_s is not None and now >= rule.made_at + int(rule.for_s * SECOND):
             return None
         rule.seen += 1
-        if rule.seen <= rule.skip or chance(self._seed, rule.id, rule.seen) >= rule.probability:
+        if rule.seen <= rule.skip or draw_chance(self._seed, rule.id, rule.seen) >= rule.probability:
             return None
         rule.struck += 1
-        return msgspec.structs.replace(rule.fault, draw=chance(self._seed, f"{rule.id}/draw", rule.seen))
+        return msgspec.structs.replace(rule.fault, draw=draw_chance(self._seed, f"{rule.id}/draw", rule.seen))
 
 
 def _fits(where: str, method: str, path: str) -> bool:

@@ -1,4 +1,4 @@
-"""What every request of the API passes: key, limits, faults, the log; then the part of the platform it is for."""
+"""What every request of the API passes: key, limits, faults, the log; then the handler of its route."""
 
 import asyncio
 import hmac
@@ -14,10 +14,10 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from simulator.billing.ticks import tick
-from simulator.http.calls import Answer, Call, Handler, refusal
+from simulator.http.calls import Answer, Call, Handler, render_refusal
 from simulator.http.faults import BEFORE_COMMIT, WRONG_BODIES, Fault, Plan
 from simulator.http.limits import UNAUTHENTICATED, Limiter, Verdict, read_tier
-from simulator.http.request_log import Logged, RequestLog
+from simulator.http.request_log import LoggedRequest, RequestLog
 from simulator.state.platform import Platform
 from simulator.state.problems import Problem
 
@@ -25,7 +25,7 @@ CUT: Final = "tidegate.cut"
 """The ASGI extension with which a server offers to cut a connection."""
 
 HOLD_S: Final = 300.0
-# What is beyond is not read: no client of this API has reason to send it.
+# A longer body is not read, because no client of this API has a reason to send one.
 BODY_MAX: Final = 96 << 20
 NO_COUNTS: Final = (
     "{}",
@@ -39,15 +39,15 @@ HTML: Final = "<!doctype html><html><body><h1>Just a moment...</h1></body></html
 
 
 class ConnectionCut(Exception):
-    """The connection ends without an answer. Raised where there is no socket to cut."""
+    """The connection ends without an answer. Raised if there is no socket to cut."""
 
 
 class AnswerHeld(Exception):
-    """No answer comes for as long as anybody waits. Raised where there is no socket to hold."""
+    """No answer is sent while the client waits. Raised if there is no socket to hold."""
 
 
 class Gateway:
-    """Leads requests to `Handler`s of one platform. One thread, one request at a time within it."""
+    """Routes requests to the `Handler`s of one provider. One thread, one request at a time."""
 
     def __init__(self, platform: Platform) -> None:
         self.platform = platform
@@ -55,13 +55,13 @@ class Gateway:
         self.restart()
 
     def restart(self) -> None:
-        """Begins anew with faults, limits and the log, as after a reset."""
+        """Start over with faults, limits and the log, as after a reset."""
         self.plan = Plan(self.platform.memory.seed)
         self.log.clear()
         self.relimit()
 
     def relimit(self) -> None:
-        """Takes up a changed tier or switch; the windows begin empty."""
+        """Apply a changed tier or switch; the windows start empty."""
         memory = self.platform.memory
         self._limiter = Limiter(read_tier(memory.tier), memory.switches)
         self._strangers: defaultdict[str, Limiter] = defaultdict(
@@ -77,7 +77,7 @@ class Gateway:
     async def _serve(self, request: Request, handler: Handler) -> Response:
         body = await _body(request)
         if body is None:
-            # Nobody is there to answer, and what came is no request.
+            # The client has gone, and what arrived is not a request.
             return Response(status_code=400)
         with self.platform.transaction():
             tick(self.platform)
@@ -96,16 +96,16 @@ class Gateway:
         return response
 
     def _admit(self, request: Request, call: Call) -> tuple[Verdict, Answer | None]:
-        """The limiter's verdict, and the refusal where the key or the limits do not let it pass."""
+        """Return the limiter's verdict, and the refusal if the key or the limits do not let the request pass."""
         refused = self._check_key(request.headers.get("authorization", ""), call.method)
         if refused and refused.status == 401:
             limiter = self._strangers[request.client.host if request.client else ""]
         else:
             limiter = self._limiter
-        verdict = limiter.ask(self.platform.now)
+        verdict = limiter.admit(self.platform.now)
         if not verdict.allowed:
-            return verdict, refusal(_too_many())
-        return verdict, refusal(refused) if refused else None
+            return verdict, render_refusal(_too_many())
+        return verdict, render_refusal(refused) if refused else None
 
     def _check_key(self, header: str, method: str) -> Problem | None:
         scheme, _, key = header.partition(" ")
@@ -120,10 +120,10 @@ class Gateway:
         return None
 
     def _act(self, handler: Handler, call: Call) -> Answer:
-        """What the platform answers; nothing happens in it where the fault comes before that."""
+        """Return the provider's answer; a fault before the work leaves the state unchanged."""
         fault = call.fault
         if fault and fault.kind == "rate_limited":
-            return refusal(_too_many())
+            return render_refusal(_too_many())
         if (fault and fault.kind in BEFORE_COMMIT) or (
             fault and fault.kind in WRONG_BODIES and not fault.commit
         ):
@@ -131,7 +131,7 @@ class Gateway:
         try:
             answer = handler(self.platform, call)
         except Problem as problem:
-            answer = refusal(problem)
+            answer = render_refusal(problem)
         if fault and fault.kind == "error_after_commit":
             return _failed(fault)._replace(events=answer.events, stored=answer.stored)
         return answer
@@ -139,7 +139,7 @@ class Gateway:
     def _note(self, request: Request, call: Call, answer: Answer, fault: Fault | None) -> None:
         is_silent = fault is not None and fault.kind.startswith(("reset", "hang"))
         self.log.add(
-            Logged(
+            LoggedRequest(
                 number=0,
                 at=self.platform.now,
                 method=call.method,
@@ -170,7 +170,7 @@ class Silence(Response):
         if self._hold_s:
             await _until_gone(receive, self._hold_s)
         cut()
-        # The server looks for an answer unless it has seen the connection go.
+        # The server expects an answer unless it has seen the connection close.
         await _until_gone(receive, 1.0)
 
 
@@ -186,7 +186,7 @@ async def _until_gone(receive: Receive, longest_s: float) -> None:
 
 
 async def _body(request: Request) -> bytes | None:
-    """The body, cut off where it is absurdly long; None where the client went before it had sent it."""
+    """Return the body, cut off if it is far too long; None if the client left before it had sent it."""
     parts, size = [], 0
     try:
         async for part in request.stream():
@@ -228,7 +228,7 @@ def _failed(fault: Fault) -> Answer:
     if fault.kind in WRONG_BODIES:
         return Answer(200, {"ingested_count": 0})
     status = fault.status or 500
-    return refusal(Problem(status, "INTERNAL_SERVER_ERROR", ""))
+    return render_refusal(Problem(status, "INTERNAL_SERVER_ERROR", ""))
 
 
 def _too_many() -> Problem:

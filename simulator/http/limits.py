@@ -19,7 +19,10 @@ UNAUTHENTICATED: Final = Tier(20, 100)
 
 
 def read_tier(text: str) -> Tier | None:
-    """`0`, `1` or `2`, a pair such as `10/60` for per second and per minute, or `unlimited`, which is None."""
+    """Return the limits of `0`, `1` or `2`, of a pair such as `10/60`, or of `unlimited`, which is None.
+
+    A pair gives the requests per second and per minute.
+    """
     if text == "unlimited":
         return None
     if text in TIERS:
@@ -33,17 +36,17 @@ def read_tier(text: str) -> Tier | None:
 
 
 class Window:
-    """At most `limit` requests in `length` µs: any such stretch (sliding), or those on the full length (fixed)."""
+    """At most `limit` requests in `length` µs: in any such stretch (sliding) or in consecutive ones (fixed)."""
 
     def __init__(self, limit: int, length: int, kind: Literal["sliding", "fixed"]) -> None:
         self.limit, self._length, self._kind = limit, length, kind
         self._taken: deque[int] = deque()
 
-    def remaining(self, now: int) -> int:
+    def count_remaining(self, now: int) -> int:
         oldest = now - now % self._length if self._kind == "fixed" else now - self._length + 1
         while self._taken and self._taken[0] < oldest:
             self._taken.popleft()
-        # A clock that was set back leaves what lies ahead of it; it must not lock anyone out for hours.
+        # After the clock was set back, entries lie in its future; they must not lock out a client for hours.
         while self._taken and self._taken[-1] > now:
             self._taken.pop()
         return self.limit - len(self._taken)
@@ -51,8 +54,8 @@ class Window:
     def take(self, now: int) -> None:
         self._taken.append(now)
 
-    def frees_at(self, now: int) -> int:
-        """When there is room for one more than now, at the latest; `now` where there is room for all."""
+    def find_free_time(self, now: int) -> int:
+        """Return when there is room for one more request at the latest; `now` if the window is empty."""
         if not self._taken:
             return now
         return (self._taken[0] if self._kind == "sliding" else now - now % self._length) + self._length
@@ -64,7 +67,7 @@ class Verdict(NamedTuple):
 
 
 class Limiter:
-    """Counts the requests of one client; what is refused does not count."""
+    """Counts the requests of one client; refused ones do not count."""
 
     def __init__(self, tier: Tier | None, switches: Switches) -> None:
         self._switches = switches
@@ -73,22 +76,22 @@ class Limiter:
             [Window(tier.per_second, SECOND, kind), Window(tier.per_minute, MINUTE, kind)] if tier else []
         )
 
-    def ask(self, now: int) -> Verdict:
-        """Whether one more request may pass now, and what the answer's headers say of the tighter window."""
+    def admit(self, now: int) -> Verdict:
+        """Return whether one more request may pass now, and the answer's headers for the tighter window."""
         if not self._windows:
             return Verdict(True, {})
-        allowed = all(window.remaining(now) > 0 for window in self._windows)
+        allowed = all(window.count_remaining(now) > 0 for window in self._windows)
         if allowed:
             for window in self._windows:
                 window.take(now)
-        tight = min(self._windows, key=lambda window: (window.remaining(now), -window.limit))
+        tight = min(self._windows, key=lambda window: (window.count_remaining(now), -window.limit))
         headers = {
             "X-RateLimit-Limit": str(tight.limit),
-            "X-RateLimit-Remaining": str(tight.remaining(now)),
-            "X-RateLimit-Reset": str(self._reset(tight.frees_at(now), now)),
+            "X-RateLimit-Remaining": str(tight.count_remaining(now)),
+            "X-RateLimit-Reset": str(self._reset(tight.find_free_time(now), now)),
         }
         if not allowed and self._switches.send_retry_after:
-            headers["Retry-After"] = str(max(1, -(-(tight.frees_at(now) - now) // SECOND)))
+            headers["Retry-After"] = str(max(1, -(-(tight.find_free_time(now) - now) // SECOND)))
         return Verdict(allowed, headers)
 
     def _reset(self, at: int, now: int) -> int:

@@ -1,4 +1,4 @@
-"""The log of what was asked and answered, newest last, without keys and bodies."""
+"""The log of requests and answers, newest last, without keys and bodies."""
 
 from collections import deque
 from typing import Final
@@ -8,11 +8,11 @@ import msgspec
 KEPT: Final = 100_000
 
 
-class Logged(msgspec.Struct, kw_only=True, gc=False):
-    """One request. `status` is what was sent, None where the connection was cut instead.
+class LoggedRequest(msgspec.Struct, kw_only=True, gc=False):
+    """One request. `status` is what was sent, None if the connection was cut instead.
 
-    `events` and `stored` count those of a batch. `fault` is the kind that struck,
-    `retry` the client's own count where it sends one.
+    `events` and `stored` count those of a batch. `fault` is the kind that struck, `retry` the client's own count if it
+    sends one.
     """
 
     number: int
@@ -30,19 +30,19 @@ class Logged(msgspec.Struct, kw_only=True, gc=False):
 
 
 class RequestLog:
-    """The last hundred thousand requests; `total` counts all, `statuses` what came of them."""
+    """The last hundred thousand requests; `total` counts all, `statuses` counts them by status."""
 
     def __init__(self) -> None:
-        self._kept: deque[Logged] = deque(maxlen=KEPT)
+        self._kept: deque[LoggedRequest] = deque(maxlen=KEPT)
         self.total = 0
 
-    def add(self, entry: Logged) -> None:
+    def add(self, entry: LoggedRequest) -> None:
         self.total += 1
         entry.number = self.total
         self._kept.append(entry)
 
-    def after(self, number: int, limit: int) -> list[Logged]:
-        """Those after the `number`-th, the oldest first."""
+    def list_after(self, number: int, limit: int) -> list[LoggedRequest]:
+        """Return the requests after the `number`-th, oldest first."""
         skipped = self.total - len(self._kept)
         begin = max(0, number - skipped)
         return [self._kept[index] for index in range(begin, min(begin + limit, len(self._kept)))]

@@ -1,11 +1,11 @@
-"""Records as the API writes them."""
+"""Records in the form of the API."""
 
 from typing import Any
 
 import msgspec
 
-from simulator.billing.balances import left
-from simulator.state.instants import maybe_written, written
+from simulator.billing.balances import compute_left
+from simulator.state.instants import write_instant, write_optional_instant
 from simulator.state.platform import Platform
 from simulator.state.records import (
     AttachedCredit,
@@ -16,21 +16,21 @@ from simulator.state.records import (
     StoredEvent,
     Subscription,
 )
-from simulator.state.usage import plain
+from simulator.state.usage import format_plain
 
 
-def event(platform: Platform, event: StoredEvent) -> dict[str, Any]:
+def render_event(platform: Platform, event: StoredEvent) -> dict[str, Any]:
     return {
         "business_id": platform.memory.business_id,
         "customer_id": event.customer_id,
         "event_id": event.event_id,
         "event_name": event.event_name,
         "metadata": event.metadata,
-        "timestamp": written(event.at),
+        "timestamp": write_instant(event.at),
     }
 
 
-def meter(platform: Platform, meter: Meter) -> dict[str, Any]:
+def render_meter(platform: Platform, meter: Meter) -> dict[str, Any]:
     return {
         "id": meter.id,
         "business_id": platform.memory.business_id,
@@ -40,24 +40,24 @@ def meter(platform: Platform, meter: Meter) -> dict[str, Any]:
         "measurement_unit": meter.measurement_unit,
         "aggregation": msgspec.to_builtins(meter.aggregation),
         "filter": meter.filter,
-        "created_at": written(meter.created_at),
-        "updated_at": written(meter.updated_at),
+        "created_at": write_instant(meter.created_at),
+        "updated_at": write_instant(meter.updated_at),
     }
 
 
-def customer(platform: Platform, customer: Customer) -> dict[str, Any]:
+def render_customer(platform: Platform, customer: Customer) -> dict[str, Any]:
     fields: dict[str, Any] = msgspec.to_builtins(customer)
     return fields | {
         "business_id": platform.memory.business_id,
-        "created_at": written(customer.created_at),
+        "created_at": write_instant(customer.created_at),
     }
 
 
-def product(platform: Platform, product: Product) -> dict[str, Any]:
+def render_product(platform: Platform, product: Product) -> dict[str, Any]:
     return {
         "product_id": product.product_id,
         "business_id": platform.memory.business_id,
-        "brand_id": brand(platform),
+        "brand_id": render_brand(platform),
         "name": product.name,
         "description": product.description,
         "price": msgspec.to_builtins(product.price),
@@ -70,19 +70,19 @@ def product(platform: Platform, product: Product) -> dict[str, Any]:
         ],
         "entitlements": [],
         "metadata": product.metadata,
-        "created_at": written(product.created_at),
-        "updated_at": written(product.created_at),
+        "created_at": write_instant(product.created_at),
+        "updated_at": write_instant(product.created_at),
     }
 
 
-def subscription(platform: Platform, subscription: Subscription) -> dict[str, Any]:
-    """The full form, which alone names the meters."""
+def render_subscription(platform: Platform, subscription: Subscription) -> dict[str, Any]:
+    """Return the full form, which alone has the meters."""
     product = platform.products.get(subscription.product_id)
     meters = subscription.current.meters
     return _common(platform, subscription, product) | {
-        "brand_id": brand(platform),
+        "brand_id": render_brand(platform),
         "addons": [],
-        "expires_at": maybe_written(subscription.expires_at),
+        "expires_at": write_optional_instant(subscription.expires_at),
         "meters": [_cart_meter(platform, priced, product.price.currency) for priced in meters],
         "meter_credit_entitlement_cart": [
             {
@@ -99,13 +99,13 @@ def subscription(platform: Platform, subscription: Subscription) -> dict[str, An
     }
 
 
-def listed_subscription(platform: Platform, subscription: Subscription) -> dict[str, Any]:
+def render_listed_subscription(platform: Platform, subscription: Subscription) -> dict[str, Any]:
     product = platform.products.get(subscription.product_id)
     return _common(platform, subscription, product) | {"discounts": [], "product_name": product.name}
 
 
-def limited_customer(customer: Customer) -> dict[str, Any]:
-    """A customer as other records name it."""
+def render_limited_customer(customer: Customer) -> dict[str, Any]:
+    """Return a customer in the form in which other records have it."""
     return {
         "customer_id": customer.customer_id,
         "email": customer.email,
@@ -115,14 +115,14 @@ def limited_customer(customer: Customer) -> dict[str, Any]:
     }
 
 
-def listed_product(platform: Platform, one: Product) -> dict[str, Any]:
-    """The list's form: the price as a number, with its details beside it."""
-    fields = product(platform, one)
+def render_listed_product(platform: Platform, one: Product) -> dict[str, Any]:
+    """Return the list's form: the price as a number, with its details beside it."""
+    fields = render_product(platform, one)
     price = {"price": one.price.fixed_price, "price_detail": fields["price"], "currency": one.price.currency}
     return fields | price | {"tax_inclusive": bool(one.price.tax_inclusive)}
 
 
-def brand(platform: Platform) -> str:
+def render_brand(platform: Platform) -> str:
     return platform.memory.business_id.replace("bus_", "brnd_")
 
 
@@ -138,11 +138,11 @@ def _common(platform: Platform, subscription: Subscription, product: Product) ->
         "quantity": subscription.quantity,
         "status": subscription.status,
         "currency": price.currency,
-        "customer": limited_customer(customer),
+        "customer": render_limited_customer(customer),
         "billing": {"country": "US"},
-        "created_at": written(subscription.created_at),
-        "previous_billing_date": written(cycle.start),
-        "next_billing_date": written(cycle.end),
+        "created_at": write_instant(subscription.created_at),
+        "previous_billing_date": write_instant(cycle.start),
+        "next_billing_date": write_instant(cycle.end),
         "payment_frequency_count": price.payment_frequency_count,
         "payment_frequency_interval": price.payment_frequency_interval,
         "subscription_period_count": price.subscription_period_count,
@@ -154,8 +154,8 @@ def _common(platform: Platform, subscription: Subscription, product: Product) ->
         "has_payment_method": True,
         "metadata": subscription.metadata,
         "cancel_at_next_billing_date": subscription.cancel_at_next_billing_date,
-        "cancelled_at": maybe_written(subscription.cancelled_at),
-        "paused_at": maybe_written(subscription.paused_at),
+        "cancelled_at": write_optional_instant(subscription.cancelled_at),
+        "paused_at": write_optional_instant(subscription.paused_at),
         "scheduled_change": _scheduled(platform, subscription),
     }
 
@@ -172,8 +172,8 @@ def _scheduled(platform: Platform, subscription: Subscription) -> dict[str, Any]
         "product_description": product.description,
         "quantity": change.quantity,
         "addons": [],
-        "created_at": written(change.created_at),
-        "effective_at": written(subscription.current.end),
+        "created_at": write_instant(change.created_at),
+        "effective_at": write_instant(subscription.current.end),
     }
 
 
@@ -224,7 +224,7 @@ def _credit_cart(platform: Platform, subscription: Subscription, product: Produc
                 else attached.overage_enabled,
                 "overage_limit": attached.overage_limit,
                 "product_id": product.product_id,
-                "remaining_balance": plain(left(balance)) if balance else "0",
+                "remaining_balance": format_plain(compute_left(balance)) if balance else "0",
                 "rollover_enabled": kind.rollover_enabled,
                 "unit": kind.unit,
                 "expires_after_days": attached.expires_after_days,

@@ -7,7 +7,7 @@ import msgspec
 from msgspec import Meta
 
 from simulator.http import views
-from simulator.http.calls import Answer, Call, page
+from simulator.http.calls import Answer, Call, render_page
 from simulator.state.filters import check_filter
 from simulator.state.platform import Platform
 from simulator.state.problems import INVALID_PARAMETERS, Problem, malformed
@@ -66,10 +66,10 @@ class NewProduct(msgspec.Struct, kw_only=True):
 
 
 def create_meter(platform: Platform, call: Call) -> Answer:
-    new = call.read(NewMeter)
+    new = call.read_body(NewMeter)
     if new.filter is not None:
         check_filter(new.filter, may_mix=False)
-    return Answer(201, views.meter(platform, add_meter(platform, new)))
+    return Answer(201, views.render_meter(platform, add_meter(platform, new)))
 
 
 def add_meter(platform: Platform, new: NewMeter, id: str | None = None) -> Meter:
@@ -90,27 +90,27 @@ def add_meter(platform: Platform, new: NewMeter, id: str | None = None) -> Meter
         updated_at=now,
     )
     platform.meters.put(id, meter)
-    platform.changed()
+    platform.note_change()
     return meter
 
 
 def list_meters(platform: Platform, call: Call) -> Answer:
-    archived = call.flag("archived") or False
+    archived = call.read_flag("archived") or False
     found = (meter for meter in platform.meters if meter.is_archived == archived)
-    return page(platform, call, found, lambda meter: views.meter(platform, meter))
+    return render_page(platform, call, found, lambda meter: views.render_meter(platform, meter))
 
 
 def get_meter(platform: Platform, call: Call) -> Answer:
-    return Answer(200, views.meter(platform, platform.meters.get(call.params["id"])))
+    return Answer(200, views.render_meter(platform, platform.meters.get(call.params["id"])))
 
 
 def change_meter(platform: Platform, call: Call) -> Answer:
-    meter, change = platform.meters.get(call.params["id"]), call.read(MeterChange)
+    meter, change = platform.meters.get(call.params["id"]), call.read_body(MeterChange)
     for field in MeterChange.__struct_fields__:
         if (value := getattr(change, field)) is not None:
             setattr(meter, field, value)
     meter.updated_at = platform.now
-    return Answer(200, views.meter(platform, platform.meters.put(meter.id, meter)))
+    return Answer(200, views.render_meter(platform, platform.meters.put(meter.id, meter)))
 
 
 def archive_meter(platform: Platform, call: Call) -> Answer:
@@ -119,7 +119,7 @@ def archive_meter(platform: Platform, call: Call) -> Answer:
         raise Problem(410, "METER_IS_DELETED", f"meter {meter.id!r} is archived already")
     meter.archived = [*meter.archived, (platform.now, None)]
     platform.meters.put(meter.id, meter)
-    platform.changed()
+    platform.note_change()
     return Answer(204)
 
 
@@ -128,12 +128,12 @@ def unarchive_meter(platform: Platform, call: Call) -> Answer:
     if meter.is_archived:
         meter.archived[-1] = (meter.archived[-1][0], platform.now)
         platform.meters.put(meter.id, meter)
-        platform.changed()
-    return Answer(200, views.meter(platform, meter))
+        platform.note_change()
+    return Answer(200, views.render_meter(platform, meter))
 
 
 def create_customer(platform: Platform, call: Call) -> Answer:
-    return Answer(200, views.customer(platform, add_customer(platform, call.read(NewCustomer))))
+    return Answer(200, views.render_customer(platform, add_customer(platform, call.read_body(NewCustomer))))
 
 
 def add_customer(platform: Platform, new: NewCustomer, id: str | None = None) -> Customer:
@@ -152,8 +152,8 @@ def add_customer(platform: Platform, new: NewCustomer, id: str | None = None) ->
 
 
 def list_customers(platform: Platform, call: Call) -> Answer:
-    email, name = call.text("email"), call.text("name")
-    since, until = call.instant("created_at_gte"), call.instant("created_at_lte")
+    email, name = call.read_text("email"), call.read_text("name")
+    since, until = call.read_instant("created_at_gte"), call.read_instant("created_at_lte")
 
     def is_wanted(customer: Customer) -> bool:
         return (
@@ -164,30 +164,32 @@ def list_customers(platform: Platform, call: Call) -> Answer:
         )
 
     found = filter(is_wanted, platform.customers)
-    return page(platform, call, found, lambda customer: views.customer(platform, customer))
+    return render_page(platform, call, found, lambda customer: views.render_customer(platform, customer))
 
 
 def get_customer(platform: Platform, call: Call) -> Answer:
-    return Answer(200, views.customer(platform, platform.customers.get(call.params["customer_id"])))
+    return Answer(200, views.render_customer(platform, platform.customers.get(call.params["customer_id"])))
 
 
 def change_customer(platform: Platform, call: Call) -> Answer:
-    customer, change = platform.customers.get(call.params["customer_id"]), call.read(CustomerChange)
+    customer, change = platform.customers.get(call.params["customer_id"]), call.read_body(CustomerChange)
     for field in CustomerChange.__struct_fields__:
         if (value := getattr(change, field)) is not None:
             setattr(customer, field, value)
-    return Answer(200, views.customer(platform, platform.customers.put(customer.customer_id, customer)))
+    return Answer(
+        200, views.render_customer(platform, platform.customers.put(customer.customer_id, customer))
+    )
 
 
 def list_products(platform: Platform, call: Call) -> Answer:
-    """All of them: none is archived, all recur."""
-    is_none = call.flag("archived") is True or call.flag("recurring") is False
+    """Return all products: none is archived, all recur."""
+    is_none = call.read_flag("archived") is True or call.read_flag("recurring") is False
     found = () if is_none else platform.products
-    return page(platform, call, found, lambda product: views.listed_product(platform, product))
+    return render_page(platform, call, found, lambda product: views.render_listed_product(platform, product))
 
 
 def create_product(platform: Platform, call: Call) -> Answer:
-    return Answer(200, views.product(platform, add_product(platform, call.read(NewProduct))))
+    return Answer(200, views.render_product(platform, add_product(platform, call.read_body(NewProduct))))
 
 
 def add_product(platform: Platform, new: NewProduct, id: str | None = None) -> Product:
@@ -215,14 +217,14 @@ def add_product(platform: Platform, new: NewProduct, id: str | None = None) -> P
 
 
 def get_product(platform: Platform, call: Call) -> Answer:
-    return Answer(200, views.product(platform, platform.products.get(call.params["product_id"])))
+    return Answer(200, views.render_product(platform, platform.products.get(call.params["product_id"])))
 
 
 def list_subscriptions(platform: Platform, call: Call) -> Answer:
-    customer, product = call.text("customer_id"), call.text("product_id")
-    status = call.choice("status", get_args(Status))
-    ending = call.flag("cancel_at_next_billing_date")
-    since, until = call.instant("created_at_gte"), call.instant("created_at_lte")
+    customer, product = call.read_text("customer_id"), call.read_text("product_id")
+    status = call.read_choice("status", get_args(Status))
+    ending = call.read_flag("cancel_at_next_billing_date")
+    since, until = call.read_instant("created_at_gte"), call.read_instant("created_at_lte")
     found = (
         subscription
         for subscription in platform.subscriptions
@@ -233,12 +235,12 @@ def list_subscriptions(platform: Platform, call: Call) -> Answer:
         and (since is None or subscription.created_at >= since)
         and (until is None or subscription.created_at <= until)
     )
-    return page(platform, call, found, lambda one: views.listed_subscription(platform, one))
+    return render_page(platform, call, found, lambda one: views.render_listed_subscription(platform, one))
 
 
 def get_subscription(platform: Platform, call: Call) -> Answer:
     found = platform.subscriptions.get(call.params["subscription_id"])
-    return Answer(200, views.subscription(platform, found))
+    return Answer(200, views.render_subscription(platform, found))
 
 
 def _check_priced(platform: Platform, priced: PricedMeter) -> None:
@@ -254,7 +256,7 @@ def _check_priced(platform: Platform, priced: PricedMeter) -> None:
 
 
 def _check_decimal(name: str, text: str) -> None:
-    """A positive number of at most 5 digits before and 12 after the point."""
+    """Check that the text is a positive number of at most 5 digits before and 12 after the point."""
     try:
         value = Decimal(text)
         fits = value.is_finite() and 0 < value < 10**5 and int(value.as_tuple().exponent) >= -12

@@ -1,4 +1,4 @@
-"""The control plane under `/__sim`: what tests and the demo do to the platform. No key is asked for."""
+"""The control plane under `/__sim`: how tests and the demo change the provider. It requires no key."""
 
 from collections.abc import Awaitable, Callable
 from datetime import datetime
@@ -17,10 +17,10 @@ from simulator.http.faults import Rule
 from simulator.http.gateway import Gateway
 from simulator.http.limits import read_tier
 from simulator.routes import control_bodies, reading, webhooks
-from simulator.routes.seeding import Seeds, sow
+from simulator.routes.seeding import Seeds, create_seeds
 from simulator.routes.webhook_deliveries import Sender
 from simulator.state import planting
-from simulator.state.instants import SECOND, from_datetime, written
+from simulator.state.instants import SECOND, from_datetime, write_instant
 from simulator.state.problems import Problem
 
 T = TypeVar("T")
@@ -32,29 +32,29 @@ Act = Callable[[Gateway, Call], Any]
 
 
 def reset(gateway: Gateway, call: Call) -> Any:
-    gateway.platform.reset(call.read(control_bodies.Reset).seed)
+    gateway.platform.reset(call.read_body(control_bodies.Reset).seed)
     gateway.restart()
     return state(gateway, call)
 
 
 def get_clock(gateway: Gateway, call: Call) -> Any:
     clock = gateway.platform.clock
-    return {"now": written(clock.now()), "rate": clock.hand.rate}
+    return {"now": write_instant(clock.now()), "rate": clock.hand.rate}
 
 
 def set_clock(gateway: Gateway, call: Call) -> Any:
-    order, platform = call.read(control_bodies.SetClock), gateway.platform
+    order, platform = call.read_body(control_bodies.SetClock), gateway.platform
     at = platform.now if order.now is None else from_datetime(order.now)
     if at < platform.now:
-        # Totals remember how far they were looked at; what is to come may lie before that now.
-        platform.changed()
+        # Totals record how far they were read; after the clock was set back, later events may lie before that.
+        platform.note_change()
     platform.clock.set(at + int(order.advance_s * SECOND), order.rate)
     tick(platform)
     return get_clock(gateway, call)
 
 
 def seed(gateway: Gateway, call: Call) -> Any:
-    return sow(gateway.platform, call.read(Seeds))
+    return create_seeds(gateway.platform, call.read_body(Seeds))
 
 
 def get_switches(gateway: Gateway, call: Call) -> Any:
@@ -63,14 +63,14 @@ def get_switches(gateway: Gateway, call: Call) -> Any:
 
 def set_switches(gateway: Gateway, call: Call) -> Any:
     memory = gateway.platform.memory
-    memory.switches = memory.switches.changed(call.read(dict[str, Any]))
-    gateway.platform.changed()
+    memory.switches = memory.switches.replace(call.read_body(dict[str, Any]))
+    gateway.platform.note_change()
     gateway.relimit()
     return memory.switches
 
 
 def set_tier(gateway: Gateway, call: Call) -> Any:
-    tier = call.read(control_bodies.SetTier).tier
+    tier = call.read_body(control_bodies.SetTier).tier
     read_tier(tier)
     gateway.platform.memory.tier = tier
     gateway.relimit()
@@ -78,58 +78,58 @@ def set_tier(gateway: Gateway, call: Call) -> Any:
 
 
 def set_key(gateway: Gateway, call: Call) -> Any:
-    order = call.read(control_bodies.SetKey)
+    order = call.read_body(control_bodies.SetKey)
     gateway.platform.memory.keys[order.key] = order.mode
     return {"mode": order.mode}
 
 
 def get_faults(gateway: Gateway, call: Call) -> Any:
-    return gateway.plan.listed()
+    return gateway.plan.list_rules()
 
 
 def add_fault(gateway: Gateway, call: Call) -> Any:
-    return gateway.plan.add(call.read(Rule), gateway.platform.now)
+    return gateway.plan.add(call.read_body(Rule), gateway.platform.now)
 
 
 def clear_faults(gateway: Gateway, call: Call) -> Any:
-    gateway.plan.clear(call.text("id"))
-    return gateway.plan.listed()
+    gateway.plan.clear(call.read_text("id"))
+    return gateway.plan.list_rules()
 
 
 def add_script(gateway: Gateway, call: Call) -> Any:
-    script = call.read(control_bodies.Script)
+    script = call.read_body(control_bodies.Script)
     gateway.plan.script(script.where, script.steps)
-    return gateway.plan.listed()
+    return gateway.plan.list_rules()
 
 
 def drop_events(gateway: Gateway, call: Call) -> Any:
-    return {"event_ids": planting.drop(gateway.platform, call.read(planting.Drop))}
+    return {"event_ids": planting.drop(gateway.platform, call.read_body(planting.Drop))}
 
 
 def double_events(gateway: Gateway, call: Call) -> Any:
-    return {"event_ids": planting.double(gateway.platform, call.read(planting.Double))}
+    return {"event_ids": planting.double(gateway.platform, call.read_body(planting.Double))}
 
 
 def insert_events(gateway: Gateway, call: Call) -> Any:
-    return {"stored": planting.insert(gateway.platform, call.read(control_bodies.Insert).events)}
+    return {"stored": planting.insert(gateway.platform, call.read_body(control_bodies.Insert).events)}
 
 
 def skew(gateway: Gateway, call: Call) -> Any:
-    planting.skew(gateway.platform, call.read(planting.Skew))
+    planting.skew(gateway.platform, call.read_body(planting.Skew))
     return gateway.platform.memory.skews
 
 
 def roll(gateway: Gateway, call: Call) -> Any:
-    platform, order = gateway.platform, call.read(control_bodies.Roll)
+    platform, order = gateway.platform, call.read_body(control_bodies.Roll)
     subscription = platform.subscriptions.get(call.params["subscription_id"])
     periods.roll(
         platform, subscription, at=_micro(order.at), start=_micro(order.start), end=_micro(order.end)
     )
-    return views.subscription(platform, subscription)
+    return views.render_subscription(platform, subscription)
 
 
 def change_subscription(gateway: Gateway, call: Call) -> Any:
-    platform, order = gateway.platform, call.read(control_bodies.ChangeSubscription)
+    platform, order = gateway.platform, call.read_body(control_bodies.ChangeSubscription)
     subscription = platform.subscriptions.get(call.params["subscription_id"])
     changes = {
         field: value for field in order.__struct_fields__ if (value := getattr(order, field)) is not None
@@ -138,12 +138,12 @@ def change_subscription(gateway: Gateway, call: Call) -> Any:
         if field in changes:
             changes[field] = from_datetime(changes[field])
     periods.change(platform, subscription, changes)
-    return views.subscription(platform, subscription)
+    return views.render_subscription(platform, subscription)
 
 
 def usage(gateway: Gateway, call: Call) -> Any:
-    """What each cycle's history comes to once everything stored is visible."""
-    platform, wanted = gateway.platform, call.text("subscription_id")
+    """Return each cycle's history as it will be once everything stored is visible."""
+    platform, wanted = gateway.platform, call.read_text("subscription_id")
     return [
         {
             "subscription_id": subscription.subscription_id,
@@ -158,24 +158,25 @@ def usage(gateway: Gateway, call: Call) -> Any:
 
 
 def events(gateway: Gateway, call: Call) -> Any:
-    """Everything stored, visible or not, in the order it was stored; doubles are there twice."""
+    """Return everything stored, visible or not, in the order it was stored; doubled events occur twice."""
     platform = gateway.platform
-    found = platform.events.after(call.number("after") or 0, _limit(call))
+    found = platform.events.list_after(call.read_number("after") or 0, _limit(call))
     return [
-        views.event(platform, event) | {"position": event.position, "stored_at": written(event.stored_at)}
+        views.render_event(platform, event)
+        | {"position": event.position, "stored_at": write_instant(event.stored_at)}
         for event in found
     ]
 
 
 def requests(gateway: Gateway, call: Call) -> Any:
-    return gateway.log.after(call.number("after") or 0, _limit(call))
+    return gateway.log.list_after(call.read_number("after") or 0, _limit(call))
 
 
 def state(gateway: Gateway, call: Call) -> Any:
     platform = gateway.platform
     return {
         "seed": platform.memory.seed,
-        "now": written(platform.now),
+        "now": write_instant(platform.now),
         "rate": platform.clock.hand.rate,
         "business_id": platform.memory.business_id,
         "tier": platform.memory.tier,
@@ -183,29 +184,30 @@ def state(gateway: Gateway, call: Call) -> Any:
         "events": len(platform.events),
         "requests": gateway.log.total,
         "meters": [
-            views.meter(platform, meter) | {"archived": meter.is_archived} for meter in platform.meters
+            views.render_meter(platform, meter) | {"archived": meter.is_archived} for meter in platform.meters
         ],
-        "customers": [views.customer(platform, customer) for customer in platform.customers],
-        "products": [views.product(platform, product) for product in platform.products],
-        "subscriptions": [views.subscription(platform, one) for one in platform.subscriptions],
-        "credit_entitlements": [credit_views.kind_view(platform, kind) for kind in platform.entitlements],
-        "balances": [credit_views.balance_view(balance) for balance in platform.balances],
+        "customers": [views.render_customer(platform, customer) for customer in platform.customers],
+        "products": [views.render_product(platform, product) for product in platform.products],
+        "subscriptions": [views.render_subscription(platform, one) for one in platform.subscriptions],
+        "credit_entitlements": [credit_views.render_kind(platform, kind) for kind in platform.entitlements],
+        "balances": [credit_views.render_balance(balance) for balance in platform.balances],
         "webhooks": [webhooks.view(endpoint) for endpoint in platform.endpoints],
         "skews": platform.memory.skews,
-        "faults": gateway.plan.listed(),
+        "faults": gateway.plan.list_rules(),
     }
 
 
 def get_webhooks(gateway: Gateway, call: Call) -> Any:
-    """What is on its way or was sent of late."""
+    """Return the webhooks that are queued or were sent recently."""
     return [
-        msgspec.to_builtins(one) | {"emitted_at": written(one.emitted_at), "due_at": written(one.due_at)}
+        msgspec.to_builtins(one)
+        | {"emitted_at": write_instant(one.emitted_at), "due_at": write_instant(one.due_at)}
         for one in gateway.platform.deliveries
     ]
 
 
 def emit_webhook(gateway: Gateway, call: Call) -> Any:
-    order = call.read(control_bodies.Emit)
+    order = call.read_body(control_bodies.Emit)
     gateway.platform.emit(order.type, gateway.platform.subscriptions.get(order.subject).subscription_id)
     return {"type": order.type}
 
@@ -274,7 +276,7 @@ def _endpoint(gateway: Gateway, act: Act) -> Callable[[Request], Awaitable[Respo
 
 
 def _limit(call: Call) -> int:
-    limit = call.number("limit")
+    limit = call.read_number("limit")
     return LISTED_MAX if limit is None else min(limit, LISTED_MAX)
 
 

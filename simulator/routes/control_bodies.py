@@ -1,4 +1,4 @@
-"""The bodies that the control plane takes."""
+"""The request bodies of the control plane."""
 
 from typing import Annotated
 
@@ -42,14 +42,14 @@ class Insert(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Emit(msgspec.Struct, forbid_unknown_fields=True):
-    """Sends a webhook about a subscription once more, or for nothing."""
+    """Sends a webhook about a subscription once more, or without a cause."""
 
     type: Annotated[str, Meta(pattern=r"^subscription\.")]
     subject: str
 
 
 class Roll(msgspec.Struct, forbid_unknown_fields=True):
-    """`at` closes the current cycle early; `start` and `end` are the next one's, where they are not to follow."""
+    """A cycle to close: `at` closes it early; `start` and `end` are the next one's, if they are not to follow on."""
 
     at: Instant | None = None
     start: Instant | None = None

@@ -1,4 +1,4 @@
-"""Credits over the API: `/credit-entitlements`, balances, grants, ledgers, and who holds what."""
+"""Credits over the API: `/credit-entitlements`, balances, grants, ledgers, and the customers that have them."""
 
 from decimal import Decimal, InvalidOperation
 from typing import Annotated, Final, Literal
@@ -6,24 +6,24 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from simulator.billing.balances import Book, left
-from simulator.billing.crediting import balance_key, keep, open_balance, terms
-from simulator.http.calls import Answer, Call, page
+from simulator.billing.balances import Book, compute_left
+from simulator.billing.crediting import balance_key, find_terms, open_balance, store_balance
+from simulator.http.calls import Answer, Call, render_page
 from simulator.http.credit_views import (
-    balance_view,
     entry_fields,
-    entry_view,
-    grant_status,
-    grant_view,
-    holding_view,
-    kind_view,
+    find_grant_status,
+    render_balance,
+    render_entry,
+    render_grant,
+    render_holding,
+    render_kind,
 )
 from simulator.routes.seeding import Instant
 from simulator.state.instants import Interval, from_datetime
 from simulator.state.platform import Platform
 from simulator.state.problems import INVALID_PARAMETERS, Problem, malformed, missing
 from simulator.state.records import Balance, Entitlement, Metadata, Overage
-from simulator.state.usage import EXACT, ZERO, plain
+from simulator.state.usage import EXACT, ZERO, format_plain
 
 AMOUNT_MAX: Final = Decimal(10**10)
 METADATA_KEY_MAX: Final = 40
@@ -48,7 +48,7 @@ class NewEntitlement(msgspec.Struct, kw_only=True):
 
 
 class EntitlementChange(msgspec.Struct, kw_only=True):
-    """The precision is fixed once it is made."""
+    """Changes of an entitlement. Its precision is fixed once it is created."""
 
     name: str | None = None
     unit: str | None = None
@@ -76,17 +76,17 @@ class NewEntry(msgspec.Struct, kw_only=True):
 
 
 def create(platform: Platform, call: Call) -> Answer:
-    new = call.read(NewEntitlement)
+    new = call.read_body(NewEntitlement)
     if any(kind.name == new.name and not kind.deleted for kind in platform.entitlements):
         raise Problem(409, "CREDIT_ENTITLEMENT_NAME_ALREADY_EXISTS", f"{new.name!r} exists")
     fields = {name: getattr(new, name) for name in new.__struct_fields__ if getattr(new, name) is not None}
     now, id = platform.now, platform.new_id("cde")
     kind = Entitlement(id=id, created_at=now, updated_at=now, **fields)
-    return Answer(201, kind_view(platform, platform.entitlements.put(id, kind)))
+    return Answer(201, render_kind(platform, platform.entitlements.put(id, kind)))
 
 
 def change(platform: Platform, call: Call) -> Answer:
-    kind, wanted = platform.entitlements.get(call.params["id"]), call.read(EntitlementChange)
+    kind, wanted = platform.entitlements.get(call.params["id"]), call.read_body(EntitlementChange)
     if kind.deleted:
         raise Problem(410, "CREDIT_ENTITLEMENT_IS_DELETED", f"{kind.id!r} is deleted")
     for field in EntitlementChange.__struct_fields__:
@@ -98,13 +98,13 @@ def change(platform: Platform, call: Call) -> Answer:
 
 
 def list_kinds(platform: Platform, call: Call) -> Answer:
-    deleted = call.flag("deleted") or False
+    deleted = call.read_flag("deleted") or False
     found = (kind for kind in platform.entitlements if kind.deleted == deleted)
-    return page(platform, call, found, lambda kind: kind_view(platform, kind))
+    return render_page(platform, call, found, lambda kind: render_kind(platform, kind))
 
 
 def get(platform: Platform, call: Call) -> Answer:
-    return Answer(200, kind_view(platform, platform.entitlements.get(call.params["id"])))
+    return Answer(200, render_kind(platform, platform.entitlements.get(call.params["id"])))
 
 
 def delete(platform: Platform, call: Call) -> Answer:
@@ -124,29 +124,29 @@ def undelete(platform: Platform, call: Call) -> Answer:
 
 
 def get_balance(platform: Platform, call: Call) -> Answer:
-    return Answer(200, balance_view(_found(platform, call)))
+    return Answer(200, render_balance(_found(platform, call)))
 
 
 def list_balances(platform: Platform, call: Call) -> Answer:
     kind = platform.entitlements.get(call.params["entitlement_id"])
-    customer = call.text("customer_id")
+    customer = call.read_text("customer_id")
     found = (
         balance
         for balance in platform.balances
         if balance.entitlement_id == kind.id and customer in (None, balance.customer_id)
     )
-    return page(platform, call, found, balance_view)
+    return render_page(platform, call, found, render_balance)
 
 
 def list_grants(platform: Platform, call: Call) -> Answer:
-    balance, status = _found(platform, call), call.choice("status", ("active", "expired", "depleted"))
-    found = (grant for grant in balance.grants if status in (None, grant_status(grant)))
-    return page(platform, call, found, lambda grant: grant_view(balance, grant))
+    balance, status = _found(platform, call), call.read_choice("status", ("active", "expired", "depleted"))
+    found = (grant for grant in balance.grants if status in (None, find_grant_status(grant)))
+    return render_page(platform, call, found, lambda grant: render_grant(balance, grant))
 
 
 def list_ledger(platform: Platform, call: Call) -> Answer:
-    balance, kind = _found(platform, call), call.text("transaction_type")
-    start, end = call.instant("start_date"), call.instant("end_date")
+    balance, kind = _found(platform, call), call.read_text("transaction_type")
+    start, end = call.read_instant("start_date"), call.read_instant("end_date")
     found = (
         entry
         for entry in reversed(balance.entries)
@@ -154,14 +154,14 @@ def list_ledger(platform: Platform, call: Call) -> Answer:
         and (start is None or entry.created_at >= start)
         and (end is None or entry.created_at <= end)
     )
-    return page(platform, call, found, lambda entry: entry_view(platform, balance, entry))
+    return render_page(platform, call, found, lambda entry: render_entry(platform, balance, entry))
 
 
 def create_entry(platform: Platform, call: Call) -> Answer:
-    """A credit or debit by hand, once per idempotency key; that a key was used is a 409."""
+    """Credit or debit by hand, once per idempotency key; a used key is a 409."""
     kind = platform.entitlements.get(call.params["entitlement_id"])
     customer = platform.customers.get(call.params["customer_id"])
-    new = call.read(NewEntry)
+    new = call.read_body(NewEntry)
     amount = _amount(new.amount, kind)
     if any(len(key) > METADATA_KEY_MAX for key in new.metadata or {}):
         raise malformed(f"metadata: a key needs {METADATA_KEY_MAX} characters or less")
@@ -174,7 +174,7 @@ def create_entry(platform: Platform, call: Call) -> Answer:
     _write(platform, kind, balance, new, amount)
     if new.idempotency_key is not None:
         balance.idempotency_keys = [*balance.idempotency_keys, new.idempotency_key]
-    keep(platform, balance, already)
+    store_balance(platform, balance, already)
     entry = balance.entries[-1]
     document = entry_fields(balance, entry) | {"entry_type": new.entry_type, "reason": new.reason}
     return Answer(201, document)
@@ -186,7 +186,7 @@ def credit_usage(platform: Platform, call: Call) -> Answer:
     for attached in platform.products.get(subscription.product_id).credit_entitlements:
         kind = platform.entitlements.get(attached.credit_entitlement_id)
         balance = platform.balances.find(balance_key(kind.id, subscription.customer_id))
-        items.append(holding_view(kind, balance, terms(kind, attached).overage_max))
+        items.append(render_holding(kind, balance, find_terms(kind, attached).overage_max))
     return Answer(200, {"subscription_id": subscription.subscription_id, "items": items})
 
 
@@ -196,7 +196,7 @@ def customer_credits(platform: Platform, call: Call) -> Answer:
     for balance in platform.balances:
         if balance.customer_id == customer.customer_id:
             kind = platform.entitlements.get(balance.entitlement_id)
-            view = holding_view(kind, balance, terms(kind, None).overage_max)
+            view = render_holding(kind, balance, find_terms(kind, None).overage_max)
             items.append(view | {"name": kind.name, "description": kind.description})
     return Answer(200, {"items": items})
 
@@ -215,15 +215,15 @@ def _write(platform: Platform, kind: Entitlement, balance: Balance, new: NewEntr
             metadata=metadata,
         )
         return
-    most = terms(kind, None).overage_max
+    most = find_terms(kind, None).overage_max
     room = (
         None
         if most is None
-        else EXACT.add(left(balance), max(ZERO, EXACT.subtract(most, Decimal(balance.overage))))
+        else EXACT.add(compute_left(balance), max(ZERO, EXACT.subtract(most, Decimal(balance.overage))))
     )
     if room is not None and amount > room:
         code = "OVERAGE_LIMIT_EXCEEDED" if most else INVALID_PARAMETERS
-        raise Problem(400, code, f"amount: needs {plain(room)} or less, got {plain(amount)}")
+        raise Problem(400, code, f"amount: needs {format_plain(room)} or less, got {format_plain(amount)}")
     book.take(amount, "manual_adjustment", overage_max=most, reason=new.reason, metadata=metadata)
 
 

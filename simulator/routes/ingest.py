@@ -5,7 +5,7 @@ import random
 import msgspec
 
 from simulator.billing.ingest_rules import BatchRules, read_events
-from simulator.http.calls import Answer, Call, refusal
+from simulator.http.calls import Answer, Call, render_refusal
 from simulator.http.faults import Fault
 from simulator.state.platform import Platform
 from simulator.state.problems import INVALID_PARAMETERS, Problem
@@ -13,11 +13,11 @@ from simulator.state.records import EventInput, StoredEvent
 
 
 def ingest(platform: Platform, call: Call) -> Answer:
-    """Looks at the batch as the platform's rules say, and stores it whole or, as switched, what is good of it."""
+    """Check the batch by the provider's rules, and store all of it or, as switched, its valid events."""
     switches = platform.switches
     if len(call.body) > switches.max_body_bytes:
         limit = switches.max_body_bytes
-        return refusal(
+        return render_refusal(
             Problem(413, "PAYLOAD_TOO_LARGE", f"needs {limit} bytes or less, got {len(call.body)}")
         )
     try:
@@ -25,13 +25,13 @@ def ingest(platform: Platform, call: Call) -> Answer:
     except Problem as unreadable:
         return _refused(platform, unreadable)
     if call.fault and call.fault.kind == "refuse" and (refused := _turned_down(call.fault, events)):
-        return refusal(refused)._replace(events=len(events))
+        return render_refusal(refused)._replace(events=len(events))
     rules = BatchRules(switches, platform.now, platform.customers, platform.events, platform.sums)
     good, problem = rules.judge(events)
     if problem and switches.atomic_batches:
         return _refused(platform, problem)._replace(events=len(events))
     if len(platform.events) + len(good) > switches.max_events:
-        return refusal(
+        return render_refusal(
             Problem(503, "FULL", f"holds {switches.max_events} events; raise the switch max_events or reset")
         )
     stored = _store(platform, good, call.fault)
@@ -44,7 +44,7 @@ def ingest(platform: Platform, call: Call) -> Answer:
 def _refused(platform: Platform, problem: Problem) -> Answer:
     if platform.switches.swap_400_422:
         problem.status = {400: 422, 422: 400}[problem.status]
-    return refusal(problem)
+    return render_refusal(problem)
 
 
 def _turned_down(fault: Fault, events: list[EventInput]) -> Problem | None:
@@ -55,7 +55,7 @@ def _turned_down(fault: Fault, events: list[EventInput]) -> Problem | None:
 
 
 def _store(platform: Platform, good: list[StoredEvent], fault: Fault | None) -> int:
-    """Stores them, but for what a fault loses or doubles; how many were stored."""
+    """Store the events except those that a fault loses, doubling those it doubles; return how many were stored."""
     if fault and fault.kind in ("drop", "double") and good:
         hit = random.Random(fault.draw).sample(range(len(good)), min(fault.events, len(good)))
         if fault.kind == "double":

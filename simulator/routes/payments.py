@@ -1,4 +1,4 @@
-"""Payments over the API: one for each cycle, with the usage of the cycle before, and one for a plan changed within."""
+"""Payments over the API: one per cycle, with the usage of the cycle before, and one per change of plan within it."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple, get_args
@@ -6,17 +6,17 @@ from typing import Any, NamedTuple, get_args
 from xxhash import xxh3_64_intdigest
 
 from simulator.http import views
-from simulator.http.calls import Answer, Call, page
+from simulator.http.calls import Answer, Call, render_page
 from simulator.routes.reading import cycle_usage
-from simulator.state.identifiers import identifier
-from simulator.state.instants import written
+from simulator.state.identifiers import make_identifier
+from simulator.state.instants import write_instant
 from simulator.state.platform import Platform
 from simulator.state.problems import missing
 from simulator.state.records import Charge, Cycle, PaymentStatus, Subscription
 
 
 class Payment(NamedTuple):
-    """What was charged at `at`: the plan for [start, end), and the usage of `used`, as it is currently counted."""
+    """What was charged at `at`: the plan for [start, end), and the usage of `used`, as currently counted."""
 
     id: str
     at: int
@@ -29,8 +29,8 @@ class Payment(NamedTuple):
     used: Cycle | None
 
 
-def payments_of(platform: Platform, subscription: Subscription) -> Iterator[Payment]:
-    """Yield a subscription's payments, the oldest first."""
+def iterate_payments(platform: Platform, subscription: Subscription) -> Iterator[Payment]:
+    """Yield a subscription's payments, oldest first."""
     before: Cycle | None = None
     found = []
     for cycle in subscription.cycles:
@@ -47,10 +47,10 @@ def payments_of(platform: Platform, subscription: Subscription) -> Iterator[Paym
 
 
 def list_payments(platform: Platform, call: Call) -> Answer:
-    """The newest first."""
-    customer, wanted = call.text("customer_id"), call.text("subscription_id")
-    product, status = call.text("product_id"), call.choice("status", get_args(PaymentStatus))
-    since, until = call.instant("created_at_gte"), call.instant("created_at_lte")
+    """Return the payments, newest first."""
+    customer, wanted = call.read_text("customer_id"), call.read_text("subscription_id")
+    product, status = call.read_text("product_id"), call.read_choice("status", get_args(PaymentStatus))
+    since, until = call.read_instant("created_at_gte"), call.read_instant("created_at_lte")
     found = [
         payment
         for subscription in platform.subscriptions
@@ -58,19 +58,19 @@ def list_payments(platform: Platform, call: Call) -> Answer:
         and wanted in (None, subscription.subscription_id)
         and product in (None, subscription.product_id)
         and status in (None, "succeeded")
-        for payment in payments_of(platform, subscription)
+        for payment in iterate_payments(platform, subscription)
         if (since is None or payment.at >= since) and (until is None or payment.at <= until)
     ]
     found.sort(key=lambda one: one.at, reverse=True)
-    return page(platform, call, found, lambda payment: view(platform, payment))
+    return render_page(platform, call, found, lambda payment: view(platform, payment))
 
 
 def get_payment(platform: Platform, call: Call) -> Answer:
     return Answer(200, view(platform, _found(platform, call.params["payment_id"])))
 
 
-def line_items(platform: Platform, call: Call) -> Answer:
-    """The plan's line, and one for each meter whose usage was billed."""
+def list_line_items(platform: Platform, call: Call) -> Answer:
+    """Return the plan's line, and one for each meter whose usage was billed."""
     payment = _found(platform, call.params["payment_id"])
     product = platform.products.get(payment.subscription.product_id)
     lines = [(payment.subscription.subscription_id, product.name, payment.amount)]
@@ -97,19 +97,19 @@ def view(platform: Platform, payment: Payment) -> dict[str, Any]:
     total = payment.amount + sum(one["total_price"] for one in usage(platform, payment))
     period = {
         "subscription_id": subscription.subscription_id,
-        "starts_at": written(payment.start),
-        "ends_at": written(payment.end),
+        "starts_at": write_instant(payment.start),
+        "ends_at": write_instant(payment.end),
         "proration_factor": payment.factor,
     }
     return {
         "payment_id": payment.id,
         "invoice_id": payment.id.replace("pay_", "inv_"),
         "business_id": platform.memory.business_id,
-        "brand_id": views.brand(platform),
-        "customer": views.limited_customer(platform.customers.get(subscription.customer_id)),
+        "brand_id": views.render_brand(platform),
+        "customer": views.render_limited_customer(platform.customers.get(subscription.customer_id)),
         "billing": {"country": "US"},
-        "created_at": written(payment.at),
-        "updated_at": written(payment.at),
+        "created_at": write_instant(payment.at),
+        "updated_at": write_instant(payment.at),
         "currency": currency,
         "total_amount": total,
         "settlement_amount": total,
@@ -141,7 +141,7 @@ def _plan_price(platform: Platform, subscription: Subscription, cycle: Cycle) ->
 
 def _found(platform: Platform, id: str) -> Payment:
     for subscription in platform.subscriptions:
-        for payment in payments_of(platform, subscription):
+        for payment in iterate_payments(platform, subscription):
             if payment.id == id:
                 return payment
     raise missing("payment", id)
@@ -149,4 +149,4 @@ def _found(platform: Platform, id: str) -> Payment:
 
 def _id(platform: Platform, subscription: Subscription, at: int, kind: str) -> str:
     number = xxh3_64_intdigest(f"{subscription.subscription_id}/{at}/{kind}".encode())
-    return identifier("pay", platform.memory.seed, number)
+    return make_identifier("pay", platform.memory.seed, number)

@@ -8,10 +8,10 @@ from msgspec import UNSET, Meta, UnsetType
 from simulator.billing import periods
 from simulator.http import views
 from simulator.http.calls import Answer, Call
-from simulator.routes.payments import payments_of
+from simulator.routes.payments import iterate_payments
 from simulator.routes.reading import cycle_usage
 from simulator.routes.seeding import Instant
-from simulator.state.instants import from_datetime, written
+from simulator.state.instants import from_datetime, write_instant
 from simulator.state.platform import Platform
 from simulator.state.problems import INVALID_PARAMETERS, Problem, malformed
 from simulator.state.records import Cycle, Metadata, PlanCharge, Product, ScheduledChange, Subscription
@@ -36,7 +36,7 @@ class PlanChange(msgspec.Struct, kw_only=True):
 
 
 class Update(msgspec.Struct, kw_only=True):
-    """What is not given stays; `pause` was taken out of the API and is refused."""
+    """Changes of a subscription. Fields that are not given stay; `pause` was removed from the API and is refused."""
 
     status: Literal["active", "paused", "cancelled"] | UnsetType | None = UNSET
     cancel_at_next_billing_date: bool | UnsetType | None = UNSET
@@ -62,12 +62,12 @@ def change_plan(platform: Platform, call: Call) -> Answer:
         periods.change(platform, subscription, {"product_id": change.product_id})
     else:
         periods.restart(platform, subscription, change.product_id, "plan_change", amount)
-    last = list(payments_of(platform, subscription))[-1]
+    last = list(iterate_payments(platform, subscription))[-1]
     return _paid(None if change.proration_billing_mode == "do_not_bill" else last.id)
 
 
 def cancel_scheduled(platform: Platform, call: Call) -> Answer:
-    """Take back a change of plan that has not taken place yet."""
+    """Cancel a change of plan that has not taken place yet."""
     subscription = platform.subscriptions.get(call.params["subscription_id"])
     if subscription.scheduled is None:
         raise Problem(404, "NOT_FOUND", "no change of plan is scheduled")
@@ -77,9 +77,9 @@ def cancel_scheduled(platform: Platform, call: Call) -> Answer:
 
 
 def preview(platform: Platform, call: Call) -> Answer:
-    """What the change would charge now: the plan, and the usage so far where its cycle ends with it.
+    """Return what the change would charge now: the plan, and the usage so far if its cycle ends with it.
 
-    A change that is to be scheduled charges nothing now.
+    A scheduled change charges nothing now.
     """
     subscription, change = _asked(platform, call)
     product = platform.products.get(change.product_id)
@@ -89,7 +89,7 @@ def preview(platform: Platform, call: Call) -> Answer:
     if is_now:
         items.append(_plan_item(product, change, amount, factor))
     if is_now and change.proration_billing_mode not in KEEPS_CYCLE:
-        until = platform.visible_since(platform.switches.usage_visibility_lag_s)
+        until = platform.find_visible_since(platform.switches.usage_visibility_lag_s)
         used = cycle_usage(platform, subscription, subscription.current, until)["meters"]
         items += [_meter_item(one) for one in used]
     total = amount + sum(item.get("subtotal", 0) for item in items)
@@ -105,15 +105,15 @@ def preview(platform: Platform, call: Call) -> Answer:
     }
     opened = Cycle(start=platform.now, end=subscription.current.end, meters=list(product.price.meters or []))
     changed = msgspec.structs.replace(subscription, product_id=product.product_id, cycles=[opened])
-    new_plan = views.subscription(platform, changed)
+    new_plan = views.render_subscription(platform, changed)
     at = platform.now if is_now else subscription.current.end
-    charge = {"effective_at": written(at), "line_items": items, "summary": summary}
+    charge = {"effective_at": write_instant(at), "line_items": items, "summary": summary}
     return Answer(200, {"immediate_charge": charge, "new_plan": new_plan})
 
 
 def update(platform: Platform, call: Call) -> Answer:
     subscription = platform.subscriptions.get(call.params["subscription_id"])
-    wanted = call.read(Update)
+    wanted = call.read_body(Update)
     if wanted.pause is not UNSET:
         raise malformed("pause: was removed; use status paused and status active")
     given = {
@@ -130,12 +130,12 @@ def update(platform: Platform, call: Call) -> Answer:
         if status:
             given["status"] = status
         periods.change(platform, subscription, given)
-    return Answer(200, views.subscription(platform, subscription))
+    return Answer(200, views.render_subscription(platform, subscription))
 
 
 def _asked(platform: Platform, call: Call) -> tuple[Subscription, PlanChange]:
     subscription = platform.subscriptions.get(call.params["subscription_id"])
-    change = call.read(PlanChange)
+    change = call.read_body(PlanChange)
     if change.quantity > 1 and platform.products.get(change.product_id).price.meters:
         raise Problem(400, "INVALID_QUANTITY", "quantity: usage-priced products allow 1 only")
     if subscription.status != "active":
@@ -146,7 +146,7 @@ def _asked(platform: Platform, call: Call) -> tuple[Subscription, PlanChange]:
 
 
 def _schedule(platform: Platform, subscription: Subscription, change: PlanChange) -> Answer:
-    """Keep a change for the end of the current cycle, in place of one that was scheduled before."""
+    """Store a change for the end of the current cycle, replacing one that was scheduled before."""
     id, product = platform.new_id("spc"), change.product_id
     subscription.scheduled = ScheduledChange(
         id=id, product_id=product, quantity=change.quantity, created_at=platform.now
@@ -162,7 +162,7 @@ def _paid(payment: str | None) -> Answer:
 
 
 def _pause(platform: Platform, subscription: Subscription) -> None:
-    """Usage so far is billed at once, unless switched off; the rest of the period waits."""
+    """Bill the usage so far immediately, unless switched off; the rest of the period waits."""
     if subscription.status != "active":
         raise Problem(
             400, INVALID_PARAMETERS, f"only active subscriptions pause, this is {subscription.status}"
@@ -174,7 +174,7 @@ def _pause(platform: Platform, subscription: Subscription) -> None:
 
 
 def _resume(platform: Platform, subscription: Subscription) -> None:
-    """The period's end moves by as long as the pause was."""
+    """Move the period's end by the length of the pause."""
     if subscription.status not in ("paused", "on_hold"):
         raise Problem(
             400, INVALID_PARAMETERS, f"nothing to resume, the subscription is {subscription.status}"
@@ -187,7 +187,7 @@ def _resume(platform: Platform, subscription: Subscription) -> None:
 def _plan_amount(
     platform: Platform, subscription: Subscription, product: Product, change: PlanChange
 ) -> tuple[int, str]:
-    """Return what the plan costs at the change, in the smallest unit, and the part of a period that is."""
+    """Return what the plan costs at the change, in the smallest unit, and the part of a period that it pays for."""
     current = subscription.current
     old = platform.products.get(subscription.product_id).price.fixed_price * subscription.quantity
     new = product.price.fixed_price * change.quantity

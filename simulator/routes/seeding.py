@@ -1,4 +1,4 @@
-"""Filling the platform at once: keys, meters, credits, products, customers and their subscriptions."""
+"""Seeding the provider: keys, meters, credits, products, customers and their subscriptions."""
 
 from datetime import datetime
 from typing import Annotated
@@ -57,7 +57,7 @@ class SeedSubscription(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
 
 
 class Seeds(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What to make, in this order. Ids that are not given are drawn by the platform's seed."""
+    """What to create, in this order. Ids that are not given are drawn by the provider's seed."""
 
     meters: list[SeedMeter] = []
     products: list[SeedProduct] = []
@@ -65,8 +65,8 @@ class Seeds(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     subscriptions: list[SeedSubscription] = []
 
 
-def sow(platform: Platform, seeds: Seeds) -> dict[str, list[str]]:
-    """Makes them all; the ids, in the order of what was asked for."""
+def create_seeds(platform: Platform, seeds: Seeds) -> dict[str, list[str]]:
+    """Create all of them; return the ids in the order of the request."""
     made: dict[str, list[str]] = {}
     made["meters"] = [add_meter(platform, meter, meter.id).id for meter in seeds.meters]
     made["products"] = [add_product(platform, product, product.id).product_id for product in seeds.products]

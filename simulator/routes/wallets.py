@@ -1,12 +1,12 @@
-"""Customers' money over the API: wallets by currency and what moved in them; and the entitlements nobody has here."""
+"""Customers' money over the API: wallets by currency and their movements; and entitlements, of which there are none."""
 
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
-from simulator.http.calls import Answer, Call, page
-from simulator.state.instants import written
+from simulator.http.calls import Answer, Call, render_page
+from simulator.state.instants import write_instant
 from simulator.state.platform import Platform
 from simulator.state.problems import INVALID_PARAMETERS, Problem
 from simulator.state.records import Movement, Wallet
@@ -28,19 +28,19 @@ def list_wallets(platform: Platform, call: Call) -> Answer:
 
 
 def list_movements(platform: Platform, call: Call) -> Answer:
-    customer, currency = platform.customers.get(call.params["customer_id"]), call.text("currency")
+    customer, currency = platform.customers.get(call.params["customer_id"]), call.read_text("currency")
     found = [
         (wallet, number)
         for wallet in platform.wallets
         if wallet.customer_id == customer.customer_id and currency in (None, wallet.currency)
         for number in range(len(wallet.movements))
     ]
-    return page(platform, call, found, lambda one: _movement_view(platform, *one))
+    return render_page(platform, call, found, lambda one: _movement_view(platform, *one))
 
 
 def add_movement(platform: Platform, call: Call) -> Answer:
-    """A credit or debit by hand; a used key is a 409, as for credits."""
-    customer, new = platform.customers.get(call.params["customer_id"]), call.read(NewMovement)
+    """Credit or debit by hand; a used key is a 409, as for credits."""
+    customer, new = platform.customers.get(call.params["customer_id"]), call.read_body(NewMovement)
     key = f"{customer.customer_id}/{new.currency}"
     now = platform.now
     fresh = Wallet(customer_id=customer.customer_id, currency=new.currency, created_at=now, updated_at=now)
@@ -68,7 +68,7 @@ def add_movement(platform: Platform, call: Call) -> Answer:
 
 
 def list_entitlements(platform: Platform, call: Call) -> Answer:
-    """Licences and features; the simulator sells none."""
+    """Return licences and features; the simulator sells none."""
     platform.customers.get(call.params["customer_id"])
     return Answer(200, {"items": []})
 
@@ -78,8 +78,8 @@ def _view(wallet: Wallet) -> dict[str, Any]:
         "customer_id": wallet.customer_id,
         "currency": wallet.currency,
         "balance": wallet.balance,
-        "created_at": written(wallet.created_at),
-        "updated_at": written(wallet.updated_at),
+        "created_at": write_instant(wallet.created_at),
+        "updated_at": write_instant(wallet.updated_at),
     }
 
 
@@ -96,7 +96,7 @@ def _movement_view(platform: Platform, wallet: Wallet, number: int) -> dict[str,
         "is_credit": movement.amount > 0,
         "before_balance": before,
         "after_balance": before + movement.amount,
-        "created_at": written(movement.created_at),
+        "created_at": write_instant(movement.created_at),
         "reason": movement.reason,
         "reference_object_id": None,
     }

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from simulator.http.calls import Answer, Call
-from simulator.state.instants import DAY, written
+from simulator.state.instants import DAY, write_instant
 from simulator.state.platform import Platform
 from simulator.state.problems import wrong_query
 from simulator.state.records import Endpoint
@@ -37,8 +37,8 @@ class EndpointChange(msgspec.Struct, kw_only=True):
 
 
 def create(platform: Platform, call: Call) -> Answer:
-    """A new endpoint, or the one that was made with the same idempotency key."""
-    new = call.read(NewEndpoint)
+    """Create an endpoint, or return the one that was created with the same idempotency key."""
+    new = call.read_body(NewEndpoint)
     for endpoint in platform.endpoints:
         if new.idempotency_key is not None and endpoint.idempotency_key == new.idempotency_key:
             return Answer(200, view(endpoint))
@@ -61,13 +61,13 @@ def create(platform: Platform, call: Call) -> Answer:
 
 
 def list_endpoints(platform: Platform, call: Call) -> Answer:
-    """By cursor, as this list alone does: `iterator` is the id after which to go on."""
+    """Return endpoints by cursor, as this list alone does: `iterator` is the id after which to continue."""
     ids = [endpoint.id for endpoint in platform.endpoints]
-    after = call.text("iterator")
+    after = call.read_text("iterator")
     if after is not None and after not in ids:
         raise wrong_query("iterator: is none of ours")
     begin = 0 if after is None else ids.index(after) + 1
-    size = min(call.number("limit") or PAGE_MAX, PAGE_MAX)
+    size = min(call.read_number("limit") or PAGE_MAX, PAGE_MAX)
     shown = ids[begin : begin + size]
     return Answer(
         200,
@@ -84,7 +84,7 @@ def get(platform: Platform, call: Call) -> Answer:
 
 
 def change(platform: Platform, call: Call) -> Answer:
-    endpoint, wanted = platform.endpoints.get(call.params["webhook_id"]), call.read(EndpointChange)
+    endpoint, wanted = platform.endpoints.get(call.params["webhook_id"]), call.read_body(EndpointChange)
     for field in EndpointChange.__struct_fields__:
         if (value := getattr(wanted, field)) is not None:
             setattr(endpoint, field, value)
@@ -102,7 +102,7 @@ def secret(platform: Platform, call: Call) -> Answer:
 
 
 def rotate(platform: Platform, id: str) -> None:
-    """A new secret; the old one signs too for a day."""
+    """Create a new secret; the old one also signs for a day."""
     endpoint = platform.endpoints.get(id)
     endpoint.old_secret, endpoint.old_until = endpoint.secret, platform.now + DAY
     endpoint.secret = _new_secret(platform, platform.new_id("rot"))
@@ -123,6 +123,6 @@ def view(endpoint: Endpoint) -> dict[str, Any]:
         "disabled": endpoint.disabled,
         "filter_types": endpoint.filter_types,
         "rate_limit": endpoint.rate_limit,
-        "created_at": written(endpoint.created_at),
-        "updated_at": written(endpoint.updated_at),
+        "created_at": write_instant(endpoint.created_at),
+        "updated_at": write_instant(endpoint.updated_at),
     }

@@ -1,4 +1,4 @@
-"""The platform's own time, which tests set, stop and hurry."""
+"""The provider's own time, which tests set, stop and speed up."""
 
 import time
 from collections.abc import Callable
@@ -7,7 +7,7 @@ import msgspec
 
 
 class Hand(msgspec.Struct):
-    """What the clock showed (`at`) when the wall clock showed `wall`, and how fast it goes; all in µs.
+    """What the clock showed (`at`) when the wall clock showed `wall`, and how fast it runs; all in µs.
 
     `rate` 1 is real time, 0 stands still, 3600 lets an hour pass each second.
     """
@@ -18,7 +18,7 @@ class Hand(msgspec.Struct):
 
 
 class Clock:
-    """Tells the platform's time, microseconds since the epoch. `wall` is the clock of this machine."""
+    """The provider's time, microseconds since the epoch. `wall` is the clock of this machine."""
 
     def __init__(
         self, hand: Hand | None = None, wall: Callable[[], int] = lambda: time.time_ns() // 1000
@@ -31,7 +31,7 @@ class Clock:
         return hand.at + int((self._wall() - hand.wall) * hand.rate)
 
     def set(self, at: int | None = None, rate: float | None = None) -> None:
-        """Goes on from `at`, else from where it is, at `rate`, else as fast as before."""
+        """Continue from `at`, else from the present time, at `rate`, else as fast as before."""
         self.hand = Hand(
             self.now() if at is None else at,
             self._wall(),

@@ -1,4 +1,4 @@
-"""The events that the platform holds: each id once, by time and by arrival."""
+"""The events that the provider has: each id once, by time and by arrival."""
 
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
@@ -18,7 +18,7 @@ _POSITION = attrgetter("position")
 
 
 class Timeline:
-    """Events in the order of their time, put in order when they are looked at."""
+    """Events in the order of their time, sorted when they are read."""
 
     def __init__(self) -> None:
         self._events: list[StoredEvent] = []
@@ -32,9 +32,9 @@ class Timeline:
         self._events = [other for other in self._events if other is not event]
 
     def between(self, start: int | None, end: int | None, edges: Edges) -> list[StoredEvent]:
-        """Those from `start` to `end`, where `edges` says whether these two are in it; the oldest first."""
+        """Return the events from `start` to `end`, oldest first; `edges` says whether these two are included."""
         if not self._in_order:
-            # Nearly in order already, which this sort takes advantage of; equal times stay as they came.
+            # The events are nearly sorted, which makes this sort fast; equal times keep their order of arrival.
             self._events.sort(key=_AT)
             self._in_order = True
         first = bisect_right if edges == "open" else bisect_left
@@ -45,9 +45,9 @@ class Timeline:
 
 
 class EventBook:
-    """`arrivals` holds, for a customer and an event name, what was stored, in that order.
+    """The stored events. `arrivals` has them in order of arrival, by customer and event name.
 
-    `tombstones` are ids of lost events that are remembered all the same.
+    `tombstones` are ids of lost events that are remembered nevertheless.
     """
 
     def __init__(self, storage: Storage) -> None:
@@ -62,22 +62,22 @@ class EventBook:
         self._take(list(storage.events()))
 
     def __contains__(self, event_id: object) -> bool:
-        """Whether an event of this id is ignored as known already."""
+        """Return whether an event of this id is ignored as already known."""
         return event_id in self._by_id or event_id in self.tombstones
 
     def __len__(self) -> int:
         return len(self._stored)
 
-    def after(self, position: int, limit: int) -> list[StoredEvent]:
-        """The first of those stored after this position, in that order."""
+    def list_after(self, position: int, limit: int) -> list[StoredEvent]:
+        """Return the first events stored after this position, in that order."""
         begin = bisect_right(self._stored, position, key=_POSITION)
         return self._stored[begin : begin + limit]
 
-    def ids(self) -> list[str]:
+    def list_ids(self) -> list[str]:
         return list(self._by_id)
 
     def store(self, events: Sequence[StoredEvent]) -> None:
-        """Keeps new events; their positions are given here."""
+        """Store new events and assign their positions."""
         for event in events:
             event.position = self._next
             self._next += 1
@@ -90,7 +90,7 @@ class EventBook:
         return found
 
     def drop(self, event_id: str) -> list[StoredEvent]:
-        """Loses the event, with its doubles, as if it had never come."""
+        """Lose the event and its copies, as if it had never arrived."""
         first = self.get(event_id)
         lost = [
             event
@@ -106,7 +106,7 @@ class EventBook:
         self._storage.remove(lost)
         return lost
 
-    def listed(
+    def list_events(
         self,
         customer_id: str | None,
         start: int | None,
@@ -115,7 +115,7 @@ class EventBook:
         order: Order,
         keep: Callable[[StoredEvent], bool],
     ) -> Iterator[StoredEvent]:
-        """Those that `keep` takes, of one customer or all, in the order asked for."""
+        """Return the events that `keep` accepts, of one customer or all, in the requested order."""
         timeline = self._all if customer_id is None else self._of_customer.get(customer_id, Timeline())
         found = timeline.between(start, end, edges)
         if order == "as_stored":
@@ -136,7 +136,7 @@ class EventBook:
             self._next = max(self._next, events[-1].position + 1)
 
 
-def number_of(metadata: Metadata | None, key: str | None) -> int | float | None:
-    """The number that a meter reads, or None where the property is missing or no number."""
+def read_number(metadata: Metadata | None, key: str | None) -> int | float | None:
+    """Return the number that a meter reads, None if the property is missing or not a number."""
     value = metadata.get(key) if metadata and key is not None else None
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None

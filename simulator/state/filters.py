@@ -1,4 +1,7 @@
-"""Meter filters: which are allowed, and which events pass. Written apart from operators/events/filters, to check it."""
+"""Meter filters: which are allowed, and which events pass.
+
+They are written independently of operators/events/filters, to check it.
+"""
 
 from collections.abc import Callable
 from typing import Any, Final, Literal, get_args
@@ -23,9 +26,12 @@ KEY_MAX: Final = 100
 
 
 def check_filter(filter: Any, *, may_mix: bool, level: int = 0) -> None:
-    """A Problem with status 422 where `filter` is none of the platform's.
+    """Check that `filter` is one that the provider allows.
 
-    A level holds conditions or filters; both only where it `may_mix`, as an example of the documentation does.
+    A level has conditions or filters; both only if it `may_mix`, as an example of the documentation does.
+
+    Raises:
+        Problem: status 422.
     """
     if level > NESTED_MAX:
         raise malformed(f"filter: needs {NESTED_MAX} nested levels or less")
@@ -57,7 +63,7 @@ def _check_condition(clause: Any) -> None:
 
 
 def passes(filter: dict[str, Any] | None, metadata: Metadata | None) -> bool:
-    """Whether an event with this metadata is the meter's. A property it lacks, or of another type, fails it."""
+    """Return whether an event with this metadata passes. A missing property, or one of another type, fails."""
     if filter is None:
         return True
     values = metadata or {}

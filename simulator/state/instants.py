@@ -20,7 +20,11 @@ def from_datetime(at: datetime) -> int:
 
 
 def read_instant(text: str) -> int:
-    """Microseconds of an RFC 3339 text; ValueError where it is none, or has no offset."""
+    """Return the microseconds of an RFC 3339 text.
+
+    Raises:
+        ValueError: the text is not RFC 3339, or has no offset.
+    """
     try:
         at = msgspec.convert(text, datetime)
         if at.tzinfo is None:
@@ -30,17 +34,17 @@ def read_instant(text: str) -> int:
         raise ValueError(f"needs an RFC 3339 time such as 2026-01-02T03:04:05Z, got {text!r}") from error
 
 
-def written(at: int) -> str:
-    """`2026-01-02T03:04:05Z`, with six decimals where the second is not whole."""
+def write_instant(at: int) -> str:
+    """Return `2026-01-02T03:04:05Z`, with six decimals if the second is not whole."""
     return (EPOCH + timedelta(microseconds=at)).isoformat().replace("+00:00", "Z")
 
 
-def maybe_written(at: int | None) -> str | None:
-    return None if at is None else written(at)
+def write_optional_instant(at: int | None) -> str | None:
+    return None if at is None else write_instant(at)
 
 
-def shifted(at: int, count: int, interval: Interval) -> int:
-    """`count` days, weeks, months or years after `at`, at the same time of day; the day clamped to the month's end."""
+def shift_instant(at: int, count: int, interval: Interval) -> int:
+    """Return `count` days, weeks, months or years after `at`, at the same time of day, clamped to the month's end."""
     if interval in ("Day", "Week"):
         return at + count * DAY * (7 if interval == "Week" else 1)
     start = EPOCH + timedelta(microseconds=at)

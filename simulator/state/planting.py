@@ -1,4 +1,4 @@
-"""Wrong on purpose: events lost, doubled, or of nobody's sending, and totals that are off."""
+"""Deliberate errors: events lost, doubled, or sent by nobody, and totals that are off."""
 
 import random
 from datetime import datetime
@@ -7,14 +7,14 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from simulator.state.identifiers import chance
+from simulator.state.identifiers import draw_chance
 from simulator.state.instants import from_datetime
 from simulator.state.platform import Platform, skew_key
 from simulator.state.records import EventInput, StoredEvent
 
 
 class Drop(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Events to lose, by id, or `count` drawn ones. `remember` keeps their ids, so that a resend is ignored."""
+    """Events to lose, by id, or `count` drawn ones. `remember` keeps their ids, so that a repeat is ignored."""
 
     event_ids: list[str] = []
     count: Annotated[int, Meta(ge=0)] = 0
@@ -30,7 +30,7 @@ class Double(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Skew(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """`units`, a signed decimal, on top of what the history says of a cycle: the current, or the one from `start`."""
+    """`units`, a signed decimal, to add to the history of a cycle: the current one, or the one from `start`."""
 
     subscription_id: str
     meter_id: str
@@ -39,19 +39,19 @@ class Skew(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 def drop(platform: Platform, order: Drop) -> list[str]:
-    ids = order.event_ids or _drawn(platform, order.count)
+    ids = order.event_ids or _draw(platform, order.count)
     for id in ids:
         platform.events.drop(id)
     if order.remember:
         platform.events.tombstones.update(ids)
         platform.memory.tombstones = sorted(platform.events.tombstones)
-    platform.changed()
+    platform.note_change()
     return ids
 
 
 def double(platform: Platform, order: Double) -> list[str]:
-    """The ids that are now there twice, or the new ones."""
-    ids = order.event_ids or _drawn(platform, order.count)
+    """Double the events; return the ids that now exist twice, or the new ones."""
+    ids = order.event_ids or _draw(platform, order.count)
     doubles = [msgspec.structs.replace(platform.events.get(id), stored_at=platform.now) for id in ids]
     if order.new_ids:
         for event in doubles:
@@ -61,7 +61,7 @@ def double(platform: Platform, order: Double) -> list[str]:
 
 
 def insert(platform: Platform, events: list[EventInput]) -> int:
-    """Stores events past all rules, such as one that another producer sent, or one of last week."""
+    """Store events past all rules, such as one that another producer sent, or one of last week."""
     now = platform.now
     stored = [
         StoredEvent(
@@ -87,8 +87,8 @@ def skew(platform: Platform, order: Skew) -> None:
     platform.memory.skews[skew_key(subscription.subscription_id, start, order.meter_id)] = order.units
 
 
-def _drawn(platform: Platform, count: int) -> list[str]:
-    ids = platform.events.ids()
+def _draw(platform: Platform, count: int) -> list[str]:
+    ids = platform.events.list_ids()
     draws = platform.memory.numbers.get("draws", 0) + 1
     platform.memory.numbers["draws"] = draws
-    return random.Random(chance(platform.memory.seed, "draws", draws)).sample(ids, min(count, len(ids)))
+    return random.Random(draw_chance(platform.memory.seed, "draws", draws)).sample(ids, min(count, len(ids)))

@@ -1,6 +1,6 @@
-"""The platform's state: records, events and time, behind the API and the control plane alike.
+"""The provider's state: records, events and time, for both the API and the control plane.
 
-One thread works on it, a request at a time, so each request is one transaction.
+One thread works on it, one request at a time, so each request is one transaction.
 """
 
 import sys
@@ -13,7 +13,7 @@ import msgspec
 
 from simulator.state.clock import Clock, Hand
 from simulator.state.events import EventBook
-from simulator.state.identifiers import identifier
+from simulator.state.identifiers import make_identifier
 from simulator.state.instants import SECOND
 from simulator.state.records import (
     Balance,
@@ -33,15 +33,15 @@ from simulator.state.switches import Switches
 from simulator.state.usage import Usage
 
 
-def wall_clock() -> int:
-    """Microseconds since the epoch."""
+def read_wall_clock() -> int:
+    """Return the microseconds since the epoch."""
     return time.time_ns() // 1000
 
 
 class Platform:
-    """One business of the platform, as `storage` has it, else new with `seed` and `key`.
+    """One business at the provider, as `storage` has it, else new with `seed` and `key`.
 
-    `emit` is called with a webhook type and the id of what it is about.
+    `emit` is called with a webhook type and the id of its object.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Platform:
         *,
         key: str = "sim_key",
         storage: Storage | None = None,
-        wall: Callable[[], int] = wall_clock,
+        wall: Callable[[], int] = read_wall_clock,
     ) -> None:
         self._storage = storage or Nowhere()
         self._wall, self._key = wall, key
@@ -60,7 +60,7 @@ class Platform:
 
     def _fresh(self, seed: int) -> Memory:
         now = self._wall()
-        business = identifier("bus", seed, 0)
+        business = make_identifier("bus", seed, 0)
         return Memory(seed=seed, hand=Hand(now, now), business_id=business, keys={self._key: "read_write"})
 
     def _load(self, memory: Memory) -> None:
@@ -83,7 +83,7 @@ class Platform:
         self.usage = Usage(self.events)
 
     def reset(self, seed: int) -> None:
-        """Forgets everything and begins again, as if just started with `seed`."""
+        """Forget everything and start over, as if just started with `seed`."""
         self._storage.clear()
         self._load(self._fresh(seed))
 
@@ -98,16 +98,16 @@ class Platform:
     def new_id(self, prefix: str) -> str:
         number = self.memory.numbers.get(prefix, 0) + 1
         self.memory.numbers[prefix] = number
-        return identifier(prefix, self.memory.seed, number)
+        return make_identifier(prefix, self.memory.seed, number)
 
-    def changed(self) -> None:
-        """To be called after anything but new events changed what totals are made of."""
+    def note_change(self) -> None:
+        """Discard cached totals after anything but new events changed what totals are made of."""
         self.usage.forget()
         self._next_edge = self._sums = None
 
     @property
     def next_edge(self) -> int:
-        """The first instant at which a subscription is to be renewed."""
+        """The first instant at which a subscription must be renewed."""
         if self._next_edge is None:
             ends = (one.current.end for one in self.subscriptions if one.status == "active")
             self._next_edge = min(ends, default=sys.maxsize)
@@ -123,16 +123,16 @@ class Platform:
                     self._sums.setdefault(meter.event_name, []).append(meter.aggregation.key or "")
         return self._sums
 
-    def visible_since(self, lag_s: float) -> int:
-        """Events stored at or before this instant are visible where reads lag this much."""
+    def find_visible_since(self, lag_s: float) -> int:
+        """Return the instant up to which stored events are visible, given how far reads lag."""
         return self.now - int(lag_s * SECOND)
 
-    def skew_of(self, subscription_id: str, start: int, meter_id: str) -> Decimal:
+    def find_skew(self, subscription_id: str, start: int, meter_id: str) -> Decimal:
         return Decimal(self.memory.skews.get(skew_key(subscription_id, start, meter_id), "0"))
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """What happens inside is durable at its end, also where it ends in a refusal."""
+        """Make what happens inside durable at its end, also if it ends in a refusal."""
         try:
             yield
         finally:

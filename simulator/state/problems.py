@@ -1,4 +1,4 @@
-"""What the platform answers when it refuses."""
+"""The provider's answers when it refuses."""
 
 from typing import Final
 
@@ -8,7 +8,7 @@ INVALID_QUERY: Final = "INVALID_QUERY_PARAMS"
 
 
 class Problem(Exception):
-    """A refusal with the platform's status, code and words."""
+    """A refusal with the provider's status, code and message."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
         self.status, self.code, self.message = status, code, message
@@ -20,7 +20,7 @@ def missing(what: str, id: str) -> Problem:
 
 
 def malformed(message: str) -> Problem:
-    """The body is no JSON, or not of the declared shape."""
+    """Return the problem of a body that is not JSON, or not of the declared shape."""
     return Problem(422, INVALID_BODY, message)
 
 

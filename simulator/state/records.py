@@ -1,4 +1,4 @@
-"""What the platform keeps, as it is kept in memory and in the database. Times are µs since the epoch, UTC."""
+"""The provider's records, as kept in memory and in the database. Times are µs since the epoch, UTC."""
 
 from datetime import datetime
 from typing import Annotated, Any, Literal
@@ -39,7 +39,7 @@ class IngestBody(msgspec.Struct, gc=False):
 
 
 class StoredEvent(msgspec.Struct, gc=False):
-    """An event as stored; `position` numbers what was ever stored, `stored_at` is never shown to clients."""
+    """An event as stored; `position` numbers everything ever stored, `stored_at` is never shown to clients."""
 
     position: int
     event_id: str
@@ -65,7 +65,7 @@ class Aggregation(msgspec.Struct):
 
 
 class Meter(msgspec.Struct, kw_only=True):
-    """`archived` holds the spans in which the meter does not count; the last is open while it is archived."""
+    """A meter. `archived` has the spans in which it does not count; the last is open while it is archived."""
 
     id: str
     name: str
@@ -136,7 +136,7 @@ class Cycle(msgspec.Struct, kw_only=True):
     """A billing cycle, closed at the start and open at the end, with the meters and prices it was opened with.
 
     `deducted` is what the credit worker has taken for each meter so far, in credits. `charge` is why a payment was made
-    when it opened, `amount` what of it the plan cost, None for the product's price.
+    when it opened, `amount` the plan's part of it, None for the product's price.
     """
 
     start: int
@@ -168,7 +168,7 @@ class ScheduledChange(msgspec.Struct, kw_only=True):
 
 
 class Subscription(msgspec.Struct, kw_only=True):
-    """`anchor` is the instant from which the edges of its cycles are counted."""
+    """A subscription. `anchor` is the instant from which the boundaries of its cycles are counted."""
 
     subscription_id: str
     customer_id: str
@@ -261,7 +261,7 @@ class Balance(msgspec.Struct, kw_only=True):
 
 
 class Movement(msgspec.Struct, kw_only=True):
-    """What moved in a wallet, signed, in the currency's smallest unit."""
+    """A movement in a wallet, signed, in the currency's smallest unit."""
 
     id: str
     amount: int
@@ -285,7 +285,7 @@ class Wallet(msgspec.Struct, kw_only=True):
 
 
 class Endpoint(msgspec.Struct, kw_only=True):
-    """Where webhooks go. `old_secret` signs too until `old_until`."""
+    """A receiver of webhooks. `old_secret` also signs until `old_until`."""
 
     id: str
     url: str
@@ -307,7 +307,7 @@ class Endpoint(msgspec.Struct, kw_only=True):
 
 
 class Delivery(msgspec.Struct, kw_only=True):
-    """A webhook on its way: what it is about, how often it was tried, and when it is due."""
+    """A queued webhook: its object, how often it was tried, and when it is due."""
 
     id: str
     endpoint_id: str
@@ -320,7 +320,7 @@ class Delivery(msgspec.Struct, kw_only=True):
 
 
 class Memory(msgspec.Struct, kw_only=True):
-    """Everything else that must outlive a kill, as one record."""
+    """Everything else that must survive a kill, as one record."""
 
     seed: int
     hand: Hand

@@ -1,4 +1,4 @@
-"""Records of one kind by id, in the order they came, kept where the platform keeps things."""
+"""Records of one kind by id, in order of creation, stored in the provider's storage."""
 
 from collections.abc import Iterator
 from typing import Generic, TypeVar
@@ -12,7 +12,7 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 
 class Shelf(Generic[T]):
-    """`kind` names them in the database and, in a refusal, to people."""
+    """A collection of records. `kind` names them in the database and in refusals."""
 
     def __init__(self, storage: Storage, kind: str, type: type[T]) -> None:
         self._storage, self._kind = storage, kind
@@ -20,7 +20,7 @@ class Shelf(Generic[T]):
         self._records: dict[str, T] = dict(sorted(rows, key=lambda row: getattr(row[1], "created_at", 0)))
 
     def put(self, id: str, record: T) -> T:
-        """Keeps a new record, or a known one as it is now."""
+        """Store a new record, or a known one as it is now."""
         self._records[id] = record
         self._storage.put(self._kind, id, record)
         return record
@@ -30,7 +30,11 @@ class Shelf(Generic[T]):
         self._storage.discard(self._kind, id)
 
     def get(self, id: str) -> T:
-        """The record, else a Problem with status 404."""
+        """Return the record.
+
+        Raises:
+            Problem: status 404.
+        """
         if (found := self._records.get(id)) is None:
             raise missing(self._kind, id)
         return found

@@ -1,4 +1,4 @@
-"""Where the platform's records outlive it: nowhere, or in an SQLite file."""
+"""Storage for the provider's records: none, or an SQLite file."""
 
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,7 +17,7 @@ CREATE TABLE IF NOT EXISTS events (position INTEGER PRIMARY KEY, event_id TEXT, 
 
 
 class Storage(Protocol):
-    """Keeps records by kind and id, and events by position; what was put is durable after `commit`."""
+    """Stores records by kind and id, and events by position; everything stored is durable after `commit`."""
 
     def put(self, kind: str, id: str, record: msgspec.Struct) -> None: ...
     def discard(self, kind: str, id: str) -> None: ...
@@ -31,7 +31,7 @@ class Storage(Protocol):
 
 
 class Nowhere:
-    """Forgets everything; the platform's memory is all there is."""
+    """Stores nothing: the state exists in memory only."""
 
     def put(self, kind: str, id: str, record: msgspec.Struct) -> None:
         pass
@@ -62,13 +62,13 @@ class Nowhere:
 
 
 class SqliteFile:
-    """The file at `path`. It outlives a kill of the process, not a power cut."""
+    """The file at `path`. It survives a kill of the process, not a power cut."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._db.execute("PRAGMA journal_mode = WAL")
-        # What the kernel has, it writes; waiting for the disk would only guard against losing power.
+        # The kernel writes what it has; waiting for the disk would only protect against a power cut.
         self._db.execute("PRAGMA synchronous = OFF")
         self._db.executescript(_SCHEMA)
 

@@ -1,6 +1,6 @@
-"""What is not known of the real platform, to be tried both ways: CONTRACT's table of unknowns, and a few more.
+"""Unknown behaviour of the real provider, to be tried both ways: CONTRACT's table of unknowns, and a few more.
 
-The first choice, the default, is the reading that is hardest on a client.
+The first choice, the default, is the behaviour that is hardest for a client.
 """
 
 from typing import Annotated, Any, Literal
@@ -12,7 +12,7 @@ Seconds = Annotated[float, Meta(ge=0)]
 
 
 class Switches(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One field per unknown. A wrong name or value is a ValueError from `changed`."""
+    """One field per unknown. `replace` raises ValueError for a wrong name or value."""
 
     atomic_batches: bool = True
     ingested_count_mode: Literal["new_only", "accepted"] = "new_only"
@@ -41,8 +41,12 @@ class Switches(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     webhook_duplicates: Annotated[float, Meta(ge=0, le=1)] = 0.1
     webhook_auto: bool = True
 
-    def changed(self, changes: dict[str, Any]) -> "Switches":
-        """These with some of them set; ValueError names what does not fit."""
+    def replace(self, changes: dict[str, Any]) -> "Switches":
+        """Return these switches with some of them set.
+
+        Raises:
+            ValueError: the message names what does not fit.
+        """
         try:
             return msgspec.convert(msgspec.to_builtins(self) | changes, Switches)
         except msgspec.ValidationError as error:

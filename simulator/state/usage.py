@@ -1,9 +1,9 @@
-"""What a customer used in a cycle, folded event by event as they become visible."""
+"""A customer's usage in a cycle, folded event by event as events become visible."""
 
 from decimal import Context, Decimal, Inexact, InvalidOperation
 from typing import Final
 
-from simulator.state.events import EventBook, number_of
+from simulator.state.events import EventBook, read_number
 from simulator.state.filters import passes
 from simulator.state.records import Cycle, Meter, StoredEvent, Subscription
 from simulator.state.switches import Switches
@@ -38,7 +38,7 @@ class Tally:
         )
 
     def _is_shut_out(self, event: StoredEvent) -> bool:
-        """Whether the cycle had closed for good when the event came."""
+        """Return whether the cycle had closed for good when the event arrived."""
         closed_at = self._cycle.closed_at
         return (
             self._switches.closed_cycles == "frozen" and closed_at is not None and event.stored_at > closed_at
@@ -49,10 +49,10 @@ class Tally:
         if kind == "count":
             self.total += 1
             return
-        number = number_of(event.metadata, self._meter.aggregation.key)
+        number = read_number(event.metadata, self._meter.aggregation.key)
         if number is None:
             return
-        # The shortest decimal that is this double: 0.1 is 0.1.
+        # The shortest decimal of this double is used: 0.1 is 0.1.
         value = Decimal(repr(number))
         if kind == "sum":
             if value >= 0 or self._switches.negative_sum == "accept":
@@ -65,16 +65,16 @@ class Tally:
 
 
 class Usage:
-    """Totals by subscription, cycle and meter, remembered between looks. `forget` after anything but new events."""
+    """Totals by subscription, cycle and meter, cached between reads. Call `forget` after anything but new events."""
 
     def __init__(self, events: EventBook) -> None:
         self._events = events
         self._tallies: dict[tuple[str, int, str, bool], Tally] = {}
 
-    def consumed(
+    def compute_consumed(
         self, subscription: Subscription, cycle: Cycle, meter: Meter, switches: Switches, until: int | None
     ) -> Decimal:
-        """The units of the events stored at or before `until`, or of all."""
+        """Return the units of the events stored at or before `until`, or of all."""
         key = (subscription.subscription_id, cycle.start, meter.id, until is None)
         tally = self._tallies.get(key)
         if tally is None:
@@ -95,7 +95,7 @@ def _holds(span: tuple[int, int | None], at: int) -> bool:
     return start <= at and (end is None or at < end)
 
 
-def plain(value: Decimal) -> str:
-    """Decimal digits without exponent or needless zeros."""
+def format_plain(value: Decimal) -> str:
+    """Return decimal digits without exponent or trailing zeros."""
     text = format(value, "f")
     return text.rstrip("0").rstrip(".") if "." in text else text

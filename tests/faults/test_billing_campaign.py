@@ -111,8 +111,8 @@ def made_up(rng: random.Random, folder: Path) -> dict[int, Sent]:
 def misbehaving(rng: random.Random, simulator: Simulator, seed: int) -> str:
     """The platform of a seed; which part of an id it calls poison."""
     simulator.reset(seed)
-    simulator.tier("2")
-    simulator.switch(
+    simulator.set_tier("2")
+    simulator.set_switches(
         atomic_batches=rng.random() < 0.6,
         swap_400_422=rng.random() < 0.3,
         ingested_count_mode=rng.choice(("new_only", "accepted")),
@@ -121,14 +121,14 @@ def misbehaving(rng: random.Random, simulator: Simulator, seed: int) -> str:
         event_visibility_lag_s=rng.choice((0, 0, 2)),
     )
     for name in (*BILLED, "direct"):
-        simulator.customer(f"cus_{name}")
+        simulator.create_customer(f"cus_{name}")
     for fault in rng.sample(FAULTS, rng.randint(1, 5)):
-        simulator.fault(**fault, times=rng.randint(1, 4), probability=rng.uniform(0.3, 1))
+        simulator.add_fault(**fault, times=rng.randint(1, 4), probability=rng.uniform(0.3, 1))
     if rng.random() < 0.3:
-        simulator.fault(**rng.choice(FAULTS), where="reads", times=2)
+        simulator.add_fault(**rng.choice(FAULTS), where="reads", times=2)
     poison = f"{rng.randrange(16**3):03x}"
     if rng.random() < 0.6:
-        simulator.fault("refuse", match=poison, status=rng.choice((400, 422)), times=None)
+        simulator.add_fault("refuse", match=poison, status=rng.choice((400, 422)), times=None)
     return poison
 
 
@@ -187,14 +187,14 @@ def test_each_event_is_at_the_platform_once_or_kept_back_with_its_reason(
     code = nursery.run(Birth(str(tmp_path), settings(platform)))
     said = (tmp_path / "said").read_text()
     assert code == 0, said
-    log = [request for request in platform.simulator.requests() if request["path"] == "/events/ingest"]
+    log = [request for request in platform.simulator.list_requests() if request["path"] == "/events/ingest"]
     lost = [request["fault"] for request in log if request["stored"] and request["fault"] in LOSES]
     killed.update(ends)
     lost_answers.update(set(lost))
     lost_answers["seeds"] += bool(lost)
     platform.simulator.clear_faults()
     settle(tmp_path / "state" / "outbox.db", tmp_path / "catalog.yaml", platform.simulator)
-    judge(events, poison, tmp_path / "state" / "outbox.db", list(platform.simulator.events()))
+    judge(events, poison, tmp_path / "state" / "outbox.db", list(platform.simulator.list_events()))
     shutil.rmtree(tmp_path)
 
 

@@ -38,26 +38,30 @@ def archive(m: System, rng: random.Random, acme: str, ids: list[str]) -> None:
 
 def edit(m: System, rng: random.Random, acme: str, ids: list[str]) -> None:
     paid = {"conjunction": "and", "clauses": [{"key": "tier", "operator": "equals", "value": "paid"}]}
-    meter = m.simulator.meter("llm.tokens", "sum", "tokens", name="tokens", filter=paid)
-    m.simulator.change(m.subscriptions[acme], product_id=m.simulator.product([meter]))
+    meter = m.simulator.create_meter("llm.tokens", "sum", "tokens", name="tokens", filter=paid)
+    m.simulator.change_subscription(m.subscriptions[acme], product_id=m.simulator.create_product([meter]))
 
 
 def change_plan(m: System, rng: random.Random, acme: str, ids: list[str]) -> None:
-    m.simulator.change(m.subscriptions[acme], product_id=m.simulator.product([m.meters["calls"]]))
+    m.simulator.change_subscription(
+        m.subscriptions[acme], product_id=m.simulator.create_product([m.meters["calls"]])
+    )
 
 
 def lapse(m: System, rng: random.Random, acme: str, ids: list[str]) -> None:
-    m.simulator.change(m.subscriptions[acme], status="cancelled", end=format_instant(m.clock.now))
+    m.simulator.change_subscription(
+        m.subscriptions[acme], status="cancelled", end=format_instant(m.clock.now)
+    )
 
 
 def bill_twice(m: System, rng: random.Random, acme: str, ids: list[str]) -> None:
-    second = m.simulator.meter("llm.tokens", "sum", "tokens", name="tokens again")
-    both = m.simulator.product([{"meter_id": id} | PRICED for id in (m.meters["tokens"], second)])
-    m.simulator.change(m.subscriptions[acme], product_id=both)
+    second = m.simulator.create_meter("llm.tokens", "sum", "tokens", name="tokens again")
+    both = m.simulator.create_product([{"meter_id": id} | PRICED for id in (m.meters["tokens"], second)])
+    m.simulator.change_subscription(m.subscriptions[acme], product_id=both)
 
 
 def known_there(m: System, ids: list[str]) -> list[str]:
-    there = {event["event_id"] for event in m.simulator.events()}
+    there = {event["event_id"] for event in m.simulator.list_events()}
     return [id for id in ids if id in there]
 
 
@@ -101,25 +105,25 @@ def leave_gap(m: System, rng: random.Random, acme: str, ids: list[str]) -> None:
 
 def restart(m: System, rng: random.Random, acme: str, ids: list[str]) -> None:
     """Another product with the same meters, whose cycle begins now."""
-    other = m.simulator.product([{"meter_id": id} | PRICED for id in m.meters.values()])
+    other = m.simulator.create_product([{"meter_id": id} | PRICED for id in m.meters.values()])
     order = {"product_id": other, "proration_billing_mode": "prorated_immediately", "quantity": 1}
     m.simulator.api.post(f"/subscriptions/{m.subscriptions[acme]}/change-plan", json=order)
 
 
 def come_back(m: System, rng: random.Random, acme: str, ids: list[str]) -> None:
-    again = m.simulator.product([{"meter_id": id} | PRICED for id in m.meters.values()])
+    again = m.simulator.create_product([{"meter_id": id} | PRICED for id in m.meters.values()])
     start, end = edge_of(NOON + timedelta(microseconds=m.clock.now - to_micros(NOON))), edge_of(END)
-    m.subscriptions[acme] = m.simulator.subscription(acme, again, start=start, end=end)
+    m.subscriptions[acme] = m.simulator.create_subscription(acme, again, start=start, end=end)
 
 
 def overlap(m: System, rng: random.Random, acme: str, ids: list[str]) -> None:
     """A second metered subscription, of the same dates or others; both bill all usage."""
-    both = m.simulator.product([{"meter_id": m.meters["tokens"]} | PRICED])
+    both = m.simulator.create_product([{"meter_id": m.meters["tokens"]} | PRICED])
     first = m.simulator.api.get(f"/subscriptions/{m.subscriptions[acme]}").json()
     days = timedelta(days=rng.choice((0, 0, rng.randrange(1, 9))))
     dates = (first[f"{which}_billing_date"] for which in ("previous", "next"))
     start, end = (edge_of(datetime.fromisoformat(at) + days) for at in dates)
-    m.simulator.subscription(acme, both, start=start, end=end)
+    m.simulator.create_subscription(acme, both, start=start, end=end)
 
 
 # What happens to a customer, and what half an hour later.
@@ -184,7 +188,7 @@ def test_each_unit_is_billed_once_or_named_whatever_changes_there(seed: int, tmp
         healthy = customers[-1]
         # Nobody there has this id, as it is misspelt; the platform takes its events all the same.
         misspelt = "cus_typo"
-        m.simulator.switch(unknown_customer="accept_unattributed")
+        m.simulator.set_switches(unknown_customer="accept_unattributed")
         m.edges[misspelt] = [edge_of(begin), written(END)]
         m.apply()
         m.event(misspelt, tokens=30)
@@ -232,7 +236,7 @@ def send(m: System, rng: random.Random, customer: str) -> str:
 
 def state(m: System) -> Any:
     """What a repair could change: our totals, and what the provider has."""
-    there = Counter(event["event_id"] for event in m.simulator.events())
+    there = Counter(event["event_id"] for event in m.simulator.list_events())
     return {key: total.total for key, total in m.totals.items()}, there
 
 
@@ -243,7 +247,7 @@ def billed_there(m: System) -> tuple[Totals, Totals]:
     """What the provider bills, in units and cents, by our customer, meter and the start of the cycle in seconds."""
     billed: Totals = Counter()
     charged: Totals = Counter()
-    for one in m.simulator.usage():
+    for one in m.simulator.read_usage():
         for cycle in one["items"]:
             for meter in cycle["meters"]:
                 if meter["id"] == m.meters["tokens"] or meter["name"] == "tokens again":
@@ -307,8 +311,8 @@ def test_a_busy_healthy_system_raises_no_alarm(seed: int, tmp_path: Path) -> Non
     """
     rng = random.Random(f"healthy {seed}")
     with system(tmp_path, tier=2, apart=rng.randrange(-300, 301) * SECOND) as m:
-        m.simulator.fault("reset_after_commit", probability=0.15, times=None)
-        m.simulator.fault("error", probability=0.1, times=None, status=503)
+        m.simulator.add_fault("reset_after_commit", probability=0.15, times=None)
+        m.simulator.add_fault("error", probability=0.1, times=None, status=503)
         customers = []
         for _ in range(5):
             begin = BEGIN + timedelta(microseconds=rng.randrange(1_000_000))
@@ -344,17 +348,17 @@ def test_a_busy_healthy_system_raises_no_alarm(seed: int, tmp_path: Path) -> Non
 def customer_of_two(m: System, rng: random.Random) -> str:
     """A customer with a subscription for each meter, of equal dates, and a third one without meters."""
     customer = m.customer(meters=[m.meters["tokens"]])
-    calls = m.simulator.product([m.meters["calls"]])
-    m.simulator.subscription(customer, calls, start=written(BEGIN), end=written(END))
+    calls = m.simulator.create_product([m.meters["calls"]])
+    m.simulator.create_subscription(customer, calls, start=written(BEGIN), end=written(END))
     days = timedelta(days=rng.randrange(1, 9))
-    seats = m.simulator.product([])
-    m.simulator.subscription(customer, seats, start=written(BEGIN + days), end=written(END + days))
+    seats = m.simulator.create_product([])
+    m.simulator.create_subscription(customer, seats, start=written(BEGIN + days), end=written(END + days))
     return customer
 
 
 def customer_of_replaced(m: System, rng: random.Random) -> str:
     """A customer whose product still has a meter that was archived, and its successor."""
-    old = m.simulator.meter("llm.tokens", "sum", "tokens", name="tokens of before")
+    old = m.simulator.create_meter("llm.tokens", "sum", "tokens", name="tokens of before")
     customer = m.customer(meters=[old, *m.meters.values()])
     m.simulator.api.delete(f"/meters/{old}")
     return customer

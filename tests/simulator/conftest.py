@@ -10,7 +10,7 @@ import pytest
 from dodopayments import DodoPayments
 from jsonschema import Draft202012Validator
 
-from simulator.app import build
+from simulator.app import build_app
 from simulator.client import Simulator
 from simulator.inprocess import AppTransport
 from simulator.routes.webhook_deliveries import Sender
@@ -68,11 +68,11 @@ class Inside:
 
     def __init__(self, seed: int = 1, receivers: httpx.AsyncBaseTransport | None = None) -> None:
         self.platform = Platform(seed, key=KEY)
-        self.app, self.sender = build(self.platform, receivers)
+        self.app, self.sender = build_app(self.platform, receivers)
         self.transport = Checked(self.app)
         self.sim = Simulator("http://simulator", KEY, self.transport)
-        self.sim.clock(NOW, rate=0)
-        self.sim.tier("unlimited")
+        self.sim.set_clock(NOW, rate=0)
+        self.sim.set_tier("unlimited")
 
     def sdk(self, **options: Any) -> DodoPayments:
         """The official SDK, as it is, on this platform."""

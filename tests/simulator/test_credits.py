@@ -12,8 +12,8 @@ from tests.simulator.conftest import NOW, event, ingest
 
 @pytest.fixture
 def kind(sim: Simulator) -> str:
-    sim.meter("tokens", "sum", "n", id="mtr_t")
-    sim.customer("cus_a")
+    sim.create_meter("tokens", "sum", "n", id="mtr_t")
+    sim.create_customer("cus_a")
     return make_kind(sim)
 
 
@@ -35,7 +35,7 @@ def subscribe(sim: Simulator, kind: str, **attached: Any) -> str:
         "meter_units_per_credit": "1000",
     }
     credit = {"credit_entitlement_id": kind, "credits_amount": "10"} | attached
-    return sim.subscription("cus_a", sim.product([priced], credit_entitlements=[credit]))
+    return sim.create_subscription("cus_a", sim.create_product([priced], credit_entitlements=[credit]))
 
 
 def use(sim: Simulator, id: str, n: int) -> None:
@@ -107,7 +107,7 @@ def test_overage_and_what_becomes_of_it(
     assert balance(sim, kind) == ("0", "4")
     use(sim, "b", 9_000)
     assert balance(sim, kind) == ("0", "5")
-    sim.roll(subscription, at=sim.now())
+    sim.roll(subscription, at=sim.read_now())
     assert balance(sim, kind) == after
     told_of = {name for name, _ in ledger(sim, kind)} & {"overage_reset", "overage_charged"}
     assert told_of == ({told} if told else set())
@@ -134,7 +134,7 @@ def test_the_oldest_grant_goes_first_and_expires(sim: Simulator, kind: str) -> N
 
 def test_a_key_is_used_once(sim: Simulator, kind: str) -> None:
     """A retry after a lost answer is a 409, and means that it worked."""
-    sim.fault("reset_after_commit", where="writes")
+    sim.add_fault("reset_after_commit", where="writes")
     with pytest.raises(httpx.ReadError):
         entry(sim, kind, "credit", "5", "recon:1")
     assert entry(sim, kind, "credit", "5", "recon:1").status_code == 409

@@ -14,18 +14,20 @@ from tests.simulator.conftest import NOW
 @pytest.mark.parametrize(("tier", "second", "minute"), [("0", 40, 240), ("1", 100, 1000), ("2", 500, 5000)])
 def test_the_tiers(tier: str, second: int, minute: int) -> None:
     limiter = Limiter(read_tier(tier), Switches())
-    assert sum(limiter.ask(0).allowed for _ in range(second + 5)) == second
-    assert second + sum(limiter.ask(SECOND * (1 + n // second)).allowed for n in range(minute + 5)) == minute
-    assert limiter.ask(60 * SECOND).allowed
+    assert sum(limiter.admit(0).allowed for _ in range(second + 5)) == second
+    assert (
+        second + sum(limiter.admit(SECOND * (1 + n // second)).allowed for n in range(minute + 5)) == minute
+    )
+    assert limiter.admit(60 * SECOND).allowed
 
 
 def test_tier_0_is_where_it_starts(platform: Simulator) -> None:
-    assert platform.state()["tier"] == "0"
+    assert platform.read_state()["tier"] == "0"
     assert platform.api.get("/meters").headers["X-RateLimit-Limit"] == "40"
 
 
 def test_reads_and_writes_share_one_bucket(sim: Simulator) -> None:
-    sim.tier("2/100")
+    sim.set_tier("2/100")
     assert sim.api.get("/meters").status_code == 200
     assert sim.api.post("/customers", json={"name": "n", "email": "a@b"}).status_code == 200
     assert sim.api.get("/customers").status_code == 429
@@ -38,7 +40,7 @@ def test_strangers_have_their_own_by_address(sim: Simulator) -> None:
 
 
 def test_the_headers_tell_of_the_tighter_window(sim: Simulator) -> None:
-    sim.tier("2/3")
+    sim.set_tier("2/3")
     seen = []
     for _ in range(2):
         seen.append(sim.api.get("/meters").headers)
@@ -50,8 +52,8 @@ def test_the_headers_tell_of_the_tighter_window(sim: Simulator) -> None:
 
 
 def test_the_control_plane_is_not_limited(sim: Simulator) -> None:
-    sim.tier("1/1")
-    assert all(sim.state() for _ in range(5))
+    sim.set_tier("1/1")
+    assert all(sim.read_state() for _ in range(5))
 
 
 @given(st.lists(st.integers(0, 2 * SECOND), max_size=60))
@@ -61,11 +63,11 @@ def test_no_stretch_of_time_holds_too_many(waits: list[int]) -> None:
     for wait in waits:
         now += wait
         room = sum(at > now - SECOND for at in taken) < 3 and sum(at > now - 60 * SECOND for at in taken) < 7
-        assert limiter.ask(now).allowed == room
+        assert limiter.admit(now).allowed == room
         taken += [now] if room else []
 
 
 @pytest.mark.parametrize("wrong", ["3", "", "-1/5", "0/5", "1/2/3", "fast"])
 def test_a_wrong_tier_is_refused(sim: Simulator, wrong: str) -> None:
     with pytest.raises(ControlError, match="tier: needs"):
-        sim.tier(wrong)
+        sim.set_tier(wrong)

@@ -12,8 +12,8 @@ from tests.simulator.conftest import NOW, event, history, ingest
 
 @pytest.fixture
 def product(sim: Simulator) -> str:
-    sim.switch(usage_visibility_lag_s=0)
-    return sim.product([sim.meter("tokens")])
+    sim.set_switches(usage_visibility_lag_s=0)
+    return sim.create_product([sim.create_meter("tokens")])
 
 
 def edges(sim: Simulator, subscription: str) -> tuple[str, str]:
@@ -29,11 +29,11 @@ def cycles(sim: Simulator, subscription: str) -> list[tuple[str, str, str]]:
 
 
 def test_months_end_is_clamped_and_does_not_stick(sim: Simulator, product: str) -> None:
-    sim.clock("2027-01-31T09:12:44Z")
-    subscription = sim.subscription(sim.customer("cus_a"), product)
+    sim.set_clock("2027-01-31T09:12:44Z")
+    subscription = sim.create_subscription(sim.create_customer("cus_a"), product)
     seen = [edges(sim, subscription)]
     for _ in range(3):
-        sim.clock(seen[-1][1])
+        sim.set_clock(seen[-1][1])
         seen.append(edges(sim, subscription))
     assert [start for start, _ in seen] == [
         "2027-01-31T09:12:44Z",
@@ -55,13 +55,15 @@ def test_months_end_is_clamped_and_does_not_stick(sim: Simulator, product: str) 
 )
 def test_other_lengths(sim: Simulator, product: str, count: int, interval: str, end: str) -> None:
     price = {"payment_frequency_count": count, "payment_frequency_interval": interval}
-    other = sim.product([], price=price)
-    assert edges(sim, sim.subscription(sim.customer("cus_a"), other))[1] == f"{end}T12:00:00Z"
+    other = sim.create_product([], price=price)
+    assert edges(sim, sim.create_subscription(sim.create_customer("cus_a"), other))[1] == f"{end}T12:00:00Z"
 
 
 def test_an_event_on_the_edge_is_of_the_next_cycle(sim: Simulator, product: str) -> None:
-    subscription = sim.subscription(sim.customer("cus_a"), product, start="2026-10-22T12:00:00Z", end=NOW)
-    sim.switch(auto_renew=False)
+    subscription = sim.create_subscription(
+        sim.create_customer("cus_a"), product, start="2026-10-22T12:00:00Z", end=NOW
+    )
+    sim.set_switches(auto_renew=False)
     ingest(
         sim,
         event("a", timestamp=(NOW - timedelta(microseconds=1)).isoformat()),
@@ -73,7 +75,9 @@ def test_an_event_on_the_edge_is_of_the_next_cycle(sim: Simulator, product: str)
 
 def test_a_cycle_closed_early_and_a_gap_before_the_next(sim: Simulator, product: str) -> None:
     """As a real service period may begin minutes after the billing date; what falls between counts nowhere."""
-    subscription = sim.subscription(sim.customer("cus_a"), product, start=NOW - timedelta(days=3))
+    subscription = sim.create_subscription(
+        sim.create_customer("cus_a"), product, start=NOW - timedelta(days=3)
+    )
     ingest(sim, *(event(f"e{n}", timestamp=(NOW - timedelta(minutes=n)).isoformat()) for n in range(10)))
     sim.roll(subscription, at=NOW - timedelta(minutes=6), start=NOW - timedelta(minutes=2))
     assert [units for *_, units in cycles(sim, subscription)] == ["3", "3"]
@@ -83,7 +87,7 @@ def test_a_cycle_closed_early_and_a_gap_before_the_next(sim: Simulator, product:
 
 def test_history_pages_and_ranges(sim: Simulator, product: str) -> None:
     past = [(NOW - timedelta(days=n), NOW - timedelta(days=n - 1)) for n in range(30, 0, -1)]
-    subscription = sim.subscription(sim.customer("cus_a"), product, past=past)
+    subscription = sim.create_subscription(sim.create_customer("cus_a"), product, past=past)
     assert len(history(sim, subscription)) == 10
     assert len(history(sim, subscription, page_size=20, page_number=1)) == 11
     assert len(history(sim, subscription, page_size=20, page_number=2)) == 0
@@ -105,27 +109,29 @@ def test_history_pages_and_ranges(sim: Simulator, product: str) -> None:
     ],
 )
 def test_a_wrong_question(sim: Simulator, product: str, query: dict[str, Any], status: int) -> None:
-    subscription = sim.subscription(sim.customer("cus_a"), product)
+    subscription = sim.create_subscription(sim.create_customer("cus_a"), product)
     answer = sim.api.get(f"/subscriptions/{subscription}/usage-history", params=query)
     assert answer.status_code == status
 
 
 def test_a_changed_plan_leaves_closed_cycles_as_they_were(sim: Simulator, product: str) -> None:
-    subscription = sim.subscription(sim.customer("cus_a"), product, start=NOW - timedelta(days=3))
+    subscription = sim.create_subscription(
+        sim.create_customer("cus_a"), product, start=NOW - timedelta(days=3)
+    )
     ingest(sim, event("a"))
     sim.roll(subscription, at=NOW + timedelta(seconds=1))
-    [meter] = [one["id"] for one in sim.state()["meters"]]
-    dear = sim.product([{"meter_id": meter, "price_per_unit": "50"}])
-    sim.change(subscription, product_id=dear)
+    [meter] = [one["id"] for one in sim.read_state()["meters"]]
+    dear = sim.create_product([{"meter_id": meter, "price_per_unit": "50"}])
+    sim.change_subscription(subscription, product_id=dear)
     [current, closed] = history(sim, subscription)
     assert (closed["meters"][0]["price_per_unit"], current["meters"][0]["price_per_unit"]) == ("1", "50")
 
 
 def test_the_end_of_a_subscription(sim: Simulator, product: str) -> None:
-    leaving = sim.subscription(sim.customer("cus_a"), product, cancel_at_next_billing_date=True)
-    ending = sim.subscription(sim.customer("cus_b"), product, expires_at="2026-12-22T12:00:00Z")
-    staying = sim.subscription(sim.customer("cus_c"), product)
-    sim.clock("2026-12-22T12:00:00Z")
+    leaving = sim.create_subscription(sim.create_customer("cus_a"), product, cancel_at_next_billing_date=True)
+    ending = sim.create_subscription(sim.create_customer("cus_b"), product, expires_at="2026-12-22T12:00:00Z")
+    staying = sim.create_subscription(sim.create_customer("cus_c"), product)
+    sim.set_clock("2026-12-22T12:00:00Z")
     statuses = {
         one["subscription_id"]: one["status"] for one in sim.api.get("/subscriptions").json()["items"]
     }
@@ -134,15 +140,18 @@ def test_the_end_of_a_subscription(sim: Simulator, product: str) -> None:
 
 
 def test_two_live_subscriptions_of_a_customer_both_count(sim: Simulator, product: str) -> None:
-    both = [sim.subscription(sim.customer("cus_a"), product), sim.subscription("cus_a", product)]
+    both = [
+        sim.create_subscription(sim.create_customer("cus_a"), product),
+        sim.create_subscription("cus_a", product),
+    ]
     ingest(sim, event())
     assert [cycles(sim, one)[0][2] for one in both] == ["1", "1"]
 
 
 def test_lists_filter(sim: Simulator, product: str) -> None:
-    one = sim.subscription(sim.customer("cus_a", email="a@x.io", name="Ada"), product)
-    other = sim.subscription(
-        sim.customer("cus_b", email="b@x.io", name="Bob"), sim.product([]), status="on_hold"
+    one = sim.create_subscription(sim.create_customer("cus_a", email="a@x.io", name="Ada"), product)
+    other = sim.create_subscription(
+        sim.create_customer("cus_b", email="b@x.io", name="Bob"), sim.create_product([]), status="on_hold"
     )
 
     def listed(path: str, key: str, **query: str) -> list[str]:
@@ -157,10 +166,10 @@ def test_lists_filter(sim: Simulator, product: str) -> None:
 
 
 def test_events_by_meter_are_those_its_filter_takes(sim: Simulator) -> None:
-    sim.switch(event_visibility_lag_s=0)
+    sim.set_switches(event_visibility_lag_s=0)
     clauses = [{"key": "model", "operator": "not_equals", "value": "small"}]
-    meter = sim.meter("tokens", filter={"conjunction": "and", "clauses": clauses})
-    sim.customer("cus_a")
+    meter = sim.create_meter("tokens", filter={"conjunction": "and", "clauses": clauses})
+    sim.create_customer("cus_a")
     ingest(
         sim,
         event("a", metadata={"model": "big"}),
@@ -209,8 +218,8 @@ def test_what_may_be_a_meter(sim: Simulator, fields: dict[str, Any], status: int
 def test_a_filter_that_mixes_conditions_and_filters_can_be_seeded(sim: Simulator) -> None:
     """The API takes none, but its documentation shows one: who reads meters must not stumble over it."""
     mixed = {"conjunction": "and", "clauses": [CONDITION, nested(0)]}
-    meter = sim.meter("tokens", filter=mixed)
-    assert {one["id"]: one["filter"] for one in sim.state()["meters"]} == {meter: mixed}
+    meter = sim.create_meter("tokens", filter=mixed)
+    assert {one["id"]: one["filter"] for one in sim.read_state()["meters"]} == {meter: mixed}
 
 
 @pytest.mark.parametrize(
@@ -229,8 +238,10 @@ def test_a_filter_that_mixes_conditions_and_filters_can_be_seeded(sim: Simulator
     ],
 )
 def test_what_may_be_a_price(sim: Simulator, priced: list[dict[str, Any]], status: int) -> None:
-    meter = sim.meter("tokens")
-    product = sim.state()["products"] or sim.product([])
-    price = sim.state()["products"][0]["price"] | {"meters": [{"meter_id": meter} | one for one in priced]}
+    meter = sim.create_meter("tokens")
+    product = sim.read_state()["products"] or sim.create_product([])
+    price = sim.read_state()["products"][0]["price"] | {
+        "meters": [{"meter_id": meter} | one for one in priced]
+    }
     answer = sim.api.post("/products", json={"name": str(product), "tax_category": "saas", "price": price})
     assert answer.status_code == status, answer.text

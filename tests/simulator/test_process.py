@@ -30,35 +30,42 @@ def durable(tmp_path: Path) -> Iterator[PlatformProcess]:
 def test_what_it_holds_outlives_a_kill(durable: PlatformProcess) -> None:
     """Else a crash of the simulator would look like a loss of ours."""
     sim = durable.simulator
-    sim.tier("unlimited")
-    sim.switch(usage_visibility_lag_s=0, event_visibility_lag_s=0, unknown_customer="accept_unattributed")
-    sim.clock("2030-01-01T00:00:00Z", rate=0)
-    meter, customer = sim.meter("tokens", "sum", "n"), sim.customer("cus_a", metadata={"tenant": 1})
-    subscription = sim.subscription(customer, sim.product([meter]))
+    sim.set_tier("unlimited")
+    sim.set_switches(
+        usage_visibility_lag_s=0, event_visibility_lag_s=0, unknown_customer="accept_unattributed"
+    )
+    sim.set_clock("2030-01-01T00:00:00Z", rate=0)
+    meter, customer = (
+        sim.create_meter("tokens", "sum", "n"),
+        sim.create_customer("cus_a", metadata={"tenant": 1}),
+    )
+    subscription = sim.create_subscription(customer, sim.create_product([meter]))
     ingest(sim, event("a", metadata={"n": 1.5, "ok": True}), event("b", customer="nobody"), event("c"))
     sim.drop("c", remember=True)
     sim.double("a")
     sim.skew(subscription, meter, "10")
     hook = sim.api.post("/webhooks", json={"url": "http://127.0.0.1:9/"}).json()["id"]
     secret = sim.api.get(f"/webhooks/{hook}/secret").json()
-    kept = {key: value for key, value in sim.state().items() if key not in ("faults", "requests")}
-    events, used = list(sim.events()), history(sim, subscription)
+    kept = {key: value for key, value in sim.read_state().items() if key not in ("faults", "requests")}
+    events, used = list(sim.list_events()), history(sim, subscription)
     assert used[0]["meters"][0]["consumed_units"] == "13"
     durable.kill()
     durable.start()
     sim = durable.simulator
-    assert {key: value for key, value in sim.state().items() if key not in ("faults", "requests")} == kept
-    assert list(sim.events()) == events
+    assert {
+        key: value for key, value in sim.read_state().items() if key not in ("faults", "requests")
+    } == kept
+    assert list(sim.list_events()) == events
     assert history(sim, subscription) == used
     assert sim.api.get(f"/webhooks/{hook}/secret").json() == secret
     assert ingest(sim, event("a"), event("c"), event("d")).json() == {"ingested_count": 1}
-    assert sim.customer() not in {one["customer_id"] for one in kept["customers"]}
+    assert sim.create_customer() not in {one["customer_id"] for one in kept["customers"]}
 
 
 def test_an_answer_means_that_it_is_kept(durable: PlatformProcess) -> None:
     """Killed between any two answers, it still has whatever it said 200 to."""
-    durable.simulator.customer("cus_a")
-    durable.simulator.tier("unlimited")
+    durable.simulator.create_customer("cus_a")
+    durable.simulator.set_tier("unlimited")
     said: list[str] = []
     for number in range(40):
         batch = [event(f"{number}-{index}") for index in range(25)]
@@ -67,7 +74,7 @@ def test_an_answer_means_that_it_is_kept(durable: PlatformProcess) -> None:
         if number in (3, 19):
             durable.kill()
             durable.start()
-    assert [one["event_id"] for one in durable.simulator.events()] == said
+    assert [one["event_id"] for one in durable.simulator.list_events()] == said
 
 
 def test_a_database_goes_on_with_its_own_seed_and_keys(tmp_path: Path) -> None:
@@ -130,10 +137,10 @@ def test_webhooks_go_out_by_themselves(platform: Simulator) -> None:
         try:
             url = f"http://127.0.0.1:{server.server_port}/"
             assert platform.api.post("/webhooks", json={"url": url}).status_code == 200
-            platform.subscription(platform.customer(), platform.product([]))
+            platform.create_subscription(platform.create_customer(), platform.create_product([]))
             assert arrived.wait(10)
         finally:
-            platform.switch(webhook_auto=False)
+            platform.set_switches(webhook_auto=False)
             server.shutdown()
             thread.join()
     assert set(got) == {"subscription.active"}
@@ -141,15 +148,15 @@ def test_webhooks_go_out_by_themselves(platform: Simulator) -> None:
 
 def test_a_hurried_clock(platform: Simulator) -> None:
     """An hour a second, so that an outage of three hours need not be waited for."""
-    platform.clock("2030-01-01T00:00:00Z", rate=3600)
-    first = platform.now()
+    platform.set_clock("2030-01-01T00:00:00Z", rate=3600)
+    first = platform.read_now()
     threading.Event().wait(0.05)
-    assert platform.now() > first > datetime(2030, 1, 1, tzinfo=UTC)
+    assert platform.read_now() > first > datetime(2030, 1, 1, tzinfo=UTC)
 
 
 def test_many_at_once_lose_nothing(platform: Simulator) -> None:
-    platform.customer("cus_a")
-    platform.tier("unlimited")
+    platform.create_customer("cus_a")
+    platform.set_tier("unlimited")
 
     def send(worker: int) -> None:
         with httpx.Client(base_url=platform.url, headers=platform.api.headers, trust_env=False) as client:
@@ -162,22 +169,22 @@ def test_many_at_once_lose_nothing(platform: Simulator) -> None:
         worker.start()
     for worker in workers:
         worker.join()
-    assert len({one["event_id"] for one in platform.events()}) == 8 * 20 * 10
+    assert len({one["event_id"] for one in platform.list_events()}) == 8 * 20 * 10
 
 
 def test_without_a_socket() -> None:
     with in_process(seed=3, key="another") as sim:
-        sim.customer("cus_a")
+        sim.create_customer("cus_a")
         assert ingest(sim, event()).json() == {"ingested_count": 1}
-        assert sim.state()["seed"] == 3
+        assert sim.read_state()["seed"] == 3
 
 
 def test_a_reset_forgets_everything(sim: Simulator) -> None:
-    sim.customer("cus_a")
+    sim.create_customer("cus_a")
     ingest(sim, event())
-    sim.fault("error", times=None)
-    sim.switch(order="as_stored")
+    sim.add_fault("error", times=None)
+    sim.set_switches(order="as_stored")
     sim.reset(9)
-    state = sim.state()
+    state = sim.read_state()
     assert (state["seed"], state["events"], state["requests"], state["customers"]) == (9, 0, 0, [])
     assert (state["faults"], state["switches"]["order"]) == ({"rules": [], "scripts": []}, "newest_first")

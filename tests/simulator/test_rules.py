@@ -14,8 +14,8 @@ MICROSECOND = timedelta(microseconds=1)
 
 @pytest.fixture(autouse=True)
 def customer(sim: Simulator) -> str:
-    sim.meter("tokens", "sum", "n")
-    return sim.customer("cus_a")
+    sim.create_meter("tokens", "sum", "n")
+    return sim.create_customer("cus_a")
 
 
 GOOD: list[dict[str, Any]] = [
@@ -72,7 +72,7 @@ def test_refuses(sim: Simulator, status: int, fields: dict[str, Any]) -> None:
     """And keeps nothing of the batch, neither what came before the bad event nor what came after."""
     answer = ingest(sim, event("before"), event() | fields, event("after"))
     assert answer.status_code == status, answer.text
-    assert list(sim.events()) == []
+    assert list(sim.list_events()) == []
 
 
 @pytest.mark.parametrize("missing", ["event_id", "customer_id", "event_name"])
@@ -92,12 +92,12 @@ def test_a_body_that_is_none(sim: Simulator, body: bytes) -> None:
 @pytest.mark.parametrize(("count", "status"), [(0, 422), (1, 200), (1000, 200), (1001, 422)])
 def test_one_to_a_thousand_events(sim: Simulator, count: int, status: int) -> None:
     assert ingest(sim, *(event(f"e{n}") for n in range(count))).status_code == status
-    assert len(list(sim.events())) == (count if status == 200 else 0)
+    assert len(list(sim.list_events())) == (count if status == 200 else 0)
 
 
 def test_an_id_twice_in_one_request_fails_it(sim: Simulator) -> None:
     assert ingest(sim, event("a"), event("b"), event("a")).status_code == 400
-    assert list(sim.events()) == []
+    assert list(sim.list_events()) == []
 
 
 def test_a_known_id_is_ignored_and_the_first_stays(sim: Simulator) -> None:
@@ -105,7 +105,10 @@ def test_a_known_id_is_ignored_and_the_first_stays(sim: Simulator) -> None:
     assert ingest(sim, event(metadata={"n": 1})).json() == {"ingested_count": 1}
     again = ingest(sim, event(metadata={"n": 2}), event("E1"))
     assert (again.status_code, again.json()) == (200, {"ingested_count": 1})
-    assert [(one["event_id"], one["metadata"]) for one in sim.events()] == [("e1", {"n": 1}), ("E1", None)]
+    assert [(one["event_id"], one["metadata"]) for one in sim.list_events()] == [
+        ("e1", {"n": 1}),
+        ("E1", None),
+    ]
 
 
 def test_a_body_that_is_too_large_is_413_before_it_is_read(sim: Simulator) -> None:
@@ -114,7 +117,7 @@ def test_a_body_that_is_too_large_is_413_before_it_is_read(sim: Simulator) -> No
 
 
 def test_it_says_when_it_is_full(sim: Simulator) -> None:
-    sim.switch(max_events=2)
+    sim.set_switches(max_events=2)
     assert ingest(sim, event("a")).status_code == 200
     assert ingest(sim, event("b"), event("c")).status_code == 503
     assert ingest(sim, event("a"), event("b")).status_code == 200
@@ -122,17 +125,17 @@ def test_it_says_when_it_is_full(sim: Simulator) -> None:
 
 def test_the_order_in_which_it_looks(sim: Simulator) -> None:
     """Key, then limit, then size, then schema, then rules: each wrong thing hides those after it."""
-    sim.switch(max_body_bytes=1000)
+    sim.set_switches(max_body_bytes=1000)
     schema = json.dumps(
         {"events": [event("old", timestamp="2020-01-01T00:00:00Z"), {"event_id": 1}]}
     ).encode()
     large = schema + b" " * 1000
     assert sim.api.post("/events/ingest", content=schema).status_code == 422
     assert sim.api.post("/events/ingest", content=large).status_code == 413
-    sim.tier("1/1")
+    sim.set_tier("1/1")
     assert sim.api.post("/events/ingest", content=large).status_code == 413
     assert sim.api.post("/events/ingest", content=large).status_code == 429
-    sim.key_mode("revoked")
+    sim.set_key_mode("revoked")
     assert sim.api.post("/events/ingest", content=large).status_code == 401
 
 
@@ -144,14 +147,14 @@ def test_without_the_key_nothing_is_taken(sim: Simulator, header: str | None) ->
     headers = {} if header is None else {"Authorization": header}
     answer = sim._http.post("/events/ingest", json={"events": [event()]}, headers=headers)
     assert (answer.status_code, answer.json()["code"]) == (401, "UNAUTHORIZED")
-    assert list(sim.events()) == []
+    assert list(sim.list_events()) == []
 
 
 def test_a_key_that_may_only_read(sim: Simulator) -> None:
-    sim.key_mode("read_only")
+    sim.set_key_mode("read_only")
     assert ingest(sim, event()).status_code == 403
     assert sim.api.get("/meters").status_code == 200
-    sim.key_mode("read_write")
+    sim.set_key_mode("read_write")
     assert ingest(sim, event()).status_code == 200
 
 

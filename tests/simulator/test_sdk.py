@@ -54,7 +54,7 @@ def test_from_a_meter_to_the_bill(sdk: DodoPayments, sim: Simulator) -> None:
     priced = {"meter_id": meter.id, "price_per_unit": "0.002", "free_threshold": 100_000}
     product = sdk.products.create(name="Pro", tax_category="saas", price=PRICE | {"meters": [priced]})
     customer = sdk.customers.create(email="ada@example.com", name="Ada", metadata={"tenant": "t1"})
-    subscription_id = sim.subscription(customer.customer_id, product.product_id)
+    subscription_id = sim.create_subscription(customer.customer_id, product.product_id)
 
     ingested = sdk.usage_events.ingest(
         events=[
@@ -70,7 +70,7 @@ def test_from_a_meter_to_the_bill(sdk: DodoPayments, sim: Simulator) -> None:
     )
     assert ingested.ingested_count == 2
     sim.advance(60)
-    sim.change(subscription_id, end=NOW + timedelta(days=3))
+    sim.change_subscription(subscription_id, end=NOW + timedelta(days=3))
 
     [cycle] = sdk.subscriptions.retrieve_usage_history(subscription_id).items
     # One of the two happened before the subscription began.
@@ -96,7 +96,7 @@ def test_from_a_meter_to_the_bill(sdk: DodoPayments, sim: Simulator) -> None:
 
 
 def test_events_read_back(sdk: DodoPayments, sim: Simulator) -> None:
-    sim.customer("cus_a")
+    sim.create_customer("cus_a")
     ingest(sim, event("a:1", metadata={"n": 1.5, "ok": True, "model": "x"}), event("odd / id?#"))
     sim.advance(2)
     read = sdk.usage_events.retrieve("a:1")
@@ -126,7 +126,7 @@ def test_meters_from_making_to_archiving(sdk: DodoPayments) -> None:
 
 
 def test_credits(sdk: DodoPayments, sim: Simulator) -> None:
-    customer_id = sim.customer()
+    customer_id = sim.create_customer()
     kind = sdk.credit_entitlements.create(
         name="credits", unit="credit", precision=2, overage_enabled=False, rollover_enabled=False
     )
@@ -154,16 +154,16 @@ def test_credits(sdk: DodoPayments, sim: Simulator) -> None:
 @pytest.mark.parametrize("given", [{}, {"page_number": 0}])
 def test_its_own_paging_loses_a_page(sdk: DodoPayments, sim: Simulator, given: dict[str, int]) -> None:
     """Why nobody may iterate over the SDK's lists: of 45 events it gives 35, and page 1 is never asked for."""
-    sim.customer("cus_a")
+    sim.create_customer("cus_a")
     ingest(sim, *(event(f"e{n}") for n in range(45)))
     sim.advance(2)
     assert len(list(sdk.usage_events.list(**given))) == 35
-    asked = [request["query"] for request in sim.requests() if request["path"] == "/events"]
+    asked = [request["query"] for request in sim.list_requests() if request["path"] == "/events"]
     assert not any("page_number=1" in query for query in asked)
 
 
 def test_pages_by_hand_lose_nothing(sdk: DodoPayments, sim: Simulator) -> None:
-    sim.customer("cus_a")
+    sim.create_customer("cus_a")
     ingest(sim, *(event(f"e{n}") for n in range(45)))
     sim.advance(2)
     seen: list[str] = []
@@ -177,23 +177,23 @@ def test_pages_by_hand_lose_nothing(sdk: DodoPayments, sim: Simulator) -> None:
 
 @pytest.mark.parametrize("status", [408, 409, 429, 500, 502, 503])
 def test_it_tries_three_times(sdk: DodoPayments, sim: Simulator, slept: list[float], status: int) -> None:
-    sim.customer("cus_a")
-    sim.fault("error", status=status, times=2)
+    sim.create_customer("cus_a")
+    sim.add_fault("error", status=status, times=2)
     assert sdk.usage_events.ingest(events=[event()]).ingested_count == 1  # type: ignore[list-item]
-    assert [(one["retry"], one["status"]) for one in sim.requests()] == [
+    assert [(one["retry"], one["status"]) for one in sim.list_requests()] == [
         ("0", status),
         ("1", status),
         ("2", 200),
     ]
     assert 0.375 <= slept[0] <= 0.5 and 0.75 <= slept[1] <= 1.0
-    sim.fault("error", status=status, times=3)
+    sim.add_fault("error", status=status, times=3)
     with pytest.raises(dodopayments.APIStatusError):
         sdk.usage_events.ingest(events=[event()])  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 410, 413, 422])
 def test_it_tries_no_second_time(sdk: DodoPayments, sim: Simulator, slept: list[float], status: int) -> None:
-    sim.fault("error", status=status)
+    sim.add_fault("error", status=status)
     with pytest.raises(dodopayments.APIStatusError) as caught:
         sdk.usage_events.ingest(events=[event()])  # type: ignore[list-item]
     assert caught.value.status_code == status
@@ -205,10 +205,10 @@ def test_a_lost_answer_and_its_retry(
     sdk: DodoPayments, sim: Simulator, slept: list[float], kind: str
 ) -> None:
     """The event is stored once, and the retry's count of 0 is no sign of failure."""
-    sim.customer("cus_a")
-    sim.fault(kind)
+    sim.create_customer("cus_a")
+    sim.add_fault(kind)
     assert sdk.usage_events.ingest(events=[event()]).ingested_count == 0  # type: ignore[list-item]
-    assert len(list(sim.events())) == 1
+    assert len(list(sim.list_events())) == 1
     assert len(slept) == 1
 
 
@@ -218,15 +218,15 @@ def test_a_lost_answer_and_its_retry(
 def test_what_it_makes_of_retry_after(
     sdk: DodoPayments, sim: Simulator, slept: list[float], header: str, waits: float | None
 ) -> None:
-    sim.customer("cus_a")
-    sim.fault("rate_limited", retry_after=header)
+    sim.create_customer("cus_a")
+    sim.add_fault("rate_limited", retry_after=header)
     sdk.usage_events.ingest(events=[event()])  # type: ignore[list-item]
     assert slept[0] == waits if waits else 0.375 <= slept[0] <= 0.5
 
 
 def test_it_neither_batches_nor_validates(sdk: DodoPayments, sim: Simulator) -> None:
     """What is wrong goes out as it is, and the platform turns it down."""
-    sim.customer("cus_a")
+    sim.create_customer("cus_a")
     wrong: list[list[dict[str, Any]]] = [
         [],
         [event(f"e{n}") for n in range(1001)],
@@ -238,21 +238,21 @@ def test_it_neither_batches_nor_validates(sdk: DodoPayments, sim: Simulator) -> 
     for events in wrong:
         with pytest.raises(dodopayments.UnprocessableEntityError):
             sdk.usage_events.ingest(events=events)  # type: ignore[arg-type]
-    assert len(sim.requests()) == len(wrong)
+    assert len(sim.list_requests()) == len(wrong)
 
 
 def test_numbers_it_cannot_send(sdk: DodoPayments, sim: Simulator) -> None:
     for value, error in [(Decimal("1.5"), TypeError), (float("nan"), ValueError)]:
         with pytest.raises(error):
             sdk.usage_events.ingest(events=[event(metadata={"k": value})])  # type: ignore[list-item]
-    assert sim.requests() == []
+    assert sim.list_requests() == []
 
 
 def test_an_answer_of_another_kind_raises_nothing(inside: Inside, sdk: DodoPayments, sim: Simulator) -> None:
     """A page of HTML with 200 is a str, a body without the count has None: types must be looked at."""
-    sim.customer("cus_a")
+    sim.create_customer("cus_a")
     inside.transport.spoiled = True
-    sim.script("html", {"kind": "no_count", "body": "{}"})
+    sim.add_script("html", {"kind": "no_count", "body": "{}"})
     assert isinstance(sdk.usage_events.ingest(events=[event()]), str)  # type: ignore[list-item]
     assert sdk.usage_events.ingest(events=[event()]).ingested_count is None  # type: ignore[list-item]
 
@@ -273,7 +273,7 @@ def test_an_answer_of_another_kind_raises_nothing(inside: Inside, sdk: DodoPayme
     ],
 )
 def test_its_errors(inside: Inside, sim: Simulator, status: int, error: type[Exception]) -> None:
-    sim.fault("error", status=status, where="any")
+    sim.add_fault("error", status=status, where="any")
     with pytest.raises(error) as caught:
         inside.sdk(max_retries=0).meters.list()
     assert type(caught.value) is error
@@ -283,24 +283,30 @@ def test_its_errors(inside: Inside, sim: Simulator, status: int, error: type[Exc
 
 def test_over_a_socket(platform: Simulator, slept: list[float]) -> None:
     """The same through a real server, with a reset that is one, and no idempotency header."""
-    platform.customer("cus_a")
-    platform.fault("reset_after_commit")
+    platform.create_customer("cus_a")
+    platform.add_fault("reset_after_commit")
     with DodoPayments(bearer_token=KEY, base_url=platform.url) as sdk:
         now = datetime.now(UTC)
         assert sdk.usage_events.ingest(events=[event(timestamp=now)]).ingested_count == 0  # type: ignore[list-item]
-    assert [(one["status"], one["fault"]) for one in platform.requests()] == [
+    assert [(one["status"], one["fault"]) for one in platform.list_requests()] == [
         (None, "reset_after_commit"),
         (200, None),
     ]
-    assert [one["event_id"] for one in platform.events()] == ["e1"]
+    assert [one["event_id"] for one in platform.list_events()] == ["e1"]
 
 
 def test_a_seed_repeats_every_id(make: Callable[..., Inside]) -> None:
     def ids(seed: int) -> list[str]:
         sim = make(seed=seed).sim
-        meter = sim.meter("tokens")
-        product, customer = sim.product([meter]), sim.customer()
-        return [meter, product, customer, sim.subscription(customer, product), sim.state()["business_id"]]
+        meter = sim.create_meter("tokens")
+        product, customer = sim.create_product([meter]), sim.create_customer()
+        return [
+            meter,
+            product,
+            customer,
+            sim.create_subscription(customer, product),
+            sim.read_state()["business_id"],
+        ]
 
     assert ids(7) == ids(7)
     assert not set(ids(7)) & set(ids(8))

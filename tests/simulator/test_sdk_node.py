@@ -72,7 +72,7 @@ def _install(folder: Path) -> None:
 @pytest.fixture
 def found(installed: Path, platform: Simulator) -> dict[str, Any]:
     """What one run of `drive.mjs` has found."""
-    platform.tier("unlimited")
+    platform.set_tier("unlimited")
     command = ["node", str(NODE / "drive.mjs"), str(installed), platform.url, KEY]
     done = subprocess.run(command, capture_output=True, text=True, timeout=RUN_S)
     assert done.returncode == 0, done.stderr
@@ -98,7 +98,7 @@ def test_the_node_sdk_drives_every_route(found: dict[str, Any], platform: Simula
     assert {credits["after"], credits["balance"], *credits["grants"], *credits["ledger"]} == {"500.5"}
     assert (credits["balances"], credits["held"]) == (1, ["coins"])
     assert found["webhooks"] == {"disabled": True, "listed": 1, "secret": "whsec_", "gone": "NotFoundError"}
-    asked = [(one["method"], one["path"]) for one in platform.requests() if (one["status"] or 500) < 300]
+    asked = [(one["method"], one["path"]) for one in platform.list_requests() if (one["status"] or 500) < 300]
     unasked = {route for route in HANDLERS if not any(_is_of(route, one) for one in asked)}
     assert {(method, re.sub(r"\{[^}]*\}", "{}", path)) for method, path in unasked} == NOT_IN_NODE
 

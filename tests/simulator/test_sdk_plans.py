@@ -9,7 +9,7 @@ import dodopayments
 import pytest
 from dodopayments import DodoPayments
 
-from simulator.app import build
+from simulator.app import build_app
 from simulator.client import Simulator
 from simulator.inprocess import AppTransport
 from simulator.state.platform import Platform
@@ -27,11 +27,11 @@ def sdk(inside: Inside) -> DodoPayments:
 @pytest.fixture
 def plans(sim: Simulator) -> tuple[str, str, str]:
     """A subscription that has used 150 of 100 free tokens, at 2 cents each, and two products."""
-    meter, customer = sim.meter("tokens", "sum", "n", id="mtr_t"), sim.customer("cus_a")
+    meter, customer = sim.create_meter("tokens", "sum", "n", id="mtr_t"), sim.create_customer("cus_a")
     small = {"meter_id": meter, "price_per_unit": "2", "free_threshold": 100}
-    free = sim.product([small], price={"fixed_price": 1000})
-    pro = sim.product([small | {"free_threshold": 3_000_000_000}], price={"fixed_price": 5000})
-    subscription = sim.subscription(
+    free = sim.create_product([small], price={"fixed_price": 1000})
+    pro = sim.create_product([small | {"free_threshold": 3_000_000_000}], price={"fixed_price": 5000})
+    subscription = sim.create_subscription(
         customer, free, start=NOW - timedelta(days=10), end=NOW + timedelta(days=20)
     )
     assert ingest(sim, event("e1", metadata={"n": 150})).status_code == 200
@@ -50,7 +50,7 @@ def test_a_preview_reads_the_usage_so_far_with_its_price(
 ) -> None:
     """And changes nothing."""
     id, _, pro = plans
-    before = sim.state()["subscriptions"]
+    before = sim.read_state()["subscriptions"]
     found = sdk.subscriptions.preview_change_plan(
         id, product_id=pro, proration_billing_mode="full_immediately", quantity=1
     )
@@ -59,7 +59,7 @@ def test_a_preview_reads_the_usage_so_far_with_its_price(
     assert (used.chargeable_units, used.price_per_unit, used.subtotal) == ("50", "2", 100)  # type: ignore[union-attr]
     assert (plan.type, found.immediate_charge.summary.total_amount) == ("subscription", 5100)
     assert (found.new_plan.product_id, found.new_plan.meters[0].free_threshold) == (pro, 3_000_000_000)
-    assert sim.state()["subscriptions"] == before
+    assert sim.read_state()["subscriptions"] == before
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -164,7 +164,7 @@ def test_a_pause_moves_the_end_and_bills_usage_at_once(
     sdk: DodoPayments, sim: Simulator, plans: tuple[str, str, str], bills: bool
 ) -> None:
     id, *_ = plans
-    sim.switch(bill_usage_at_pause=bills)
+    sim.set_switches(bill_usage_at_pause=bills)
     end = sdk.subscriptions.retrieve(id).next_billing_date
     assert sdk.subscriptions.update(id, status="paused").status == "paused"
     sim.advance(5 * 86400)
@@ -211,14 +211,14 @@ def test_past_due_usage_goes_on_to_count(
     sdk: DodoPayments, sim: Simulator, plans: tuple[str, str, str]
 ) -> None:
     id, *_ = plans
-    sim.change(id, status="past_due")
+    sim.change_subscription(id, status="past_due")
     ingest(sim, event("e2", metadata={"n": 5}))
     sim.advance(60)
     assert history(sim, id)[0]["meters"][0]["consumed_units"] == "155"
 
 
 def test_wallets_move_by_hand(sdk: DodoPayments, sim: Simulator) -> None:
-    sim.customer("cus_a")
+    sim.create_customer("cus_a")
     wallets = sdk.customers.wallets
     made = wallets.ledger_entries.create(
         "cus_a", amount=500, currency="USD", entry_type="credit", idempotency_key="k1"
@@ -266,9 +266,9 @@ def test_a_kill_keeps_what_moved_in_wallets(tmp_path: Path) -> None:
     """What the API changed is in the database with everything else."""
     file = tmp_path / "p.db"
     with closing(Platform(1, key="k", storage=SqliteFile(file))) as one:
-        transport = AppTransport(build(one)[0])
+        transport = AppTransport(build_app(one)[0])
         sim = Simulator("http://simulator", "k", transport)
-        sim.customer("cus_a")
+        sim.create_customer("cus_a")
         entry = {"amount": 7, "currency": "USD", "entry_type": "credit"}
         assert sim.api.post("/customers/cus_a/wallets/ledger-entries", json=entry).status_code == 200
         sim.close()

@@ -13,12 +13,14 @@ OLD = NOW - timedelta(minutes=61)
 
 @pytest.fixture(autouse=True)
 def subscription(sim: Simulator) -> str:
-    meter = sim.meter("tokens", "sum", "n")
-    return sim.subscription(sim.customer("cus_a"), sim.product([meter]), start=NOW - timedelta(days=1))
+    meter = sim.create_meter("tokens", "sum", "n")
+    return sim.create_subscription(
+        sim.create_customer("cus_a"), sim.create_product([meter]), start=NOW - timedelta(days=1)
+    )
 
 
 def stored(sim: Simulator) -> list[str]:
-    return [one["event_id"] for one in sim.events()]
+    return [one["event_id"] for one in sim.list_events()]
 
 
 def consumed(sim: Simulator, subscription: str) -> str:
@@ -27,28 +29,28 @@ def consumed(sim: Simulator, subscription: str) -> str:
 
 @pytest.mark.parametrize(("atomic", "kept"), [(True, []), (False, ["a", "c"])])
 def test_a_refused_batch(sim: Simulator, atomic: bool, kept: list[str]) -> None:
-    sim.switch(atomic_batches=atomic)
+    sim.set_switches(atomic_batches=atomic)
     assert ingest(sim, event("a"), event("b", customer="cus_x"), event("c"), event("a")).status_code == 400
     assert stored(sim) == kept
 
 
 @pytest.mark.parametrize(("mode", "count"), [("new_only", 1), ("accepted", 2)])
 def test_whether_known_ids_count(sim: Simulator, mode: str, count: int) -> None:
-    sim.switch(ingested_count_mode=mode)
+    sim.set_switches(ingested_count_mode=mode)
     ingest(sim, event("a"))
     assert ingest(sim, event("a"), event("b")).json() == {"ingested_count": count}
 
 
 def test_an_unknown_customer(sim: Simulator) -> None:
     assert ingest(sim, event("a", customer="cus_x")).status_code == 400
-    sim.switch(unknown_customer="accept_unattributed")
+    sim.set_switches(unknown_customer="accept_unattributed")
     assert ingest(sim, event("a", customer="cus_x")).status_code == 200
     assert stored(sim) == ["a"]
 
 
 @pytest.mark.parametrize(("swap", "schema", "rule"), [(False, 422, 400), (True, 400, 422)])
 def test_400_and_422(sim: Simulator, swap: bool, schema: int, rule: int) -> None:
-    sim.switch(swap_400_422=swap)
+    sim.set_switches(swap_400_422=swap)
     assert ingest(sim).status_code == schema
     assert ingest(sim, event(timestamp=OLD.isoformat())).status_code == rule
     assert sim.api.get("/events?page_size=x").status_code == 422
@@ -56,7 +58,7 @@ def test_400_and_422(sim: Simulator, swap: bool, schema: int, rule: int) -> None
 
 @pytest.mark.parametrize(("mode", "status"), [("reject", 400), ("ignore", 200)])
 def test_a_known_id_that_has_become_too_old(sim: Simulator, mode: str, status: int) -> None:
-    sim.switch(expired_dup=mode)
+    sim.set_switches(expired_dup=mode)
     ingest(sim, event("a", timestamp=NOW.isoformat()))
     sim.advance(3601)
     assert ingest(sim, event("a", timestamp=NOW.isoformat()), event("b")).status_code == status
@@ -65,7 +67,7 @@ def test_a_known_id_that_has_become_too_old(sim: Simulator, mode: str, status: i
 
 
 def test_body_size(sim: Simulator) -> None:
-    sim.switch(max_body_bytes=50)
+    sim.set_switches(max_body_bytes=50)
     assert ingest(sim, event()).status_code == 413
 
 
@@ -74,7 +76,7 @@ def test_body_size(sim: Simulator) -> None:
     [("newest_first", ["c", "a", "b"]), ("oldest_first", ["b", "a", "c"]), ("as_stored", ["a", "b", "c"])],
 )
 def test_the_order_of_events(sim: Simulator, order: str, ids: list[str]) -> None:
-    sim.switch(order=order)
+    sim.set_switches(order=order)
     for id, ago in [("a", 2), ("b", 3), ("c", 1)]:
         ingest(sim, event(id, timestamp=(NOW - timedelta(minutes=ago)).isoformat()))
     sim.advance(2)
@@ -91,7 +93,7 @@ def test_the_largest_page(sim: Simulator, path: str) -> None:
     )
     assert sim.api.get(path, params={"page_size": 100}).status_code == 200
     assert sim.api.get(path, params={"page_size": 101}).status_code == 422
-    sim.switch(page_cap="clamp")
+    sim.set_switches(page_cap="clamp")
     answer = sim.api.get(path, params={"page_size": 101})
     assert (answer.status_code, len(answer.json()["items"]) <= 100) == (200, True)
     if path in ("/meters", "/customers"):
@@ -102,7 +104,7 @@ def test_the_largest_page(sim: Simulator, path: str) -> None:
     ("edges", "ids"), [("closed", ["c", "b", "a"]), ("half_open", ["b", "a"]), ("open", ["b"])]
 )
 def test_the_edges_of_a_range(sim: Simulator, edges: str, ids: list[str]) -> None:
-    sim.switch(range_edges=edges)
+    sim.set_switches(range_edges=edges)
     times = {id: (NOW - timedelta(minutes=ago)).isoformat() for id, ago in [("a", 3), ("b", 2), ("c", 1)]}
     ingest(sim, *(event(id, timestamp=at) for id, at in times.items()))
     sim.advance(2)
@@ -112,7 +114,7 @@ def test_the_edges_of_a_range(sim: Simulator, edges: str, ids: list[str]) -> Non
 
 @pytest.mark.parametrize("lag", [0, 60, 90.5])
 def test_usage_lags(sim: Simulator, subscription: str, lag: float) -> None:
-    sim.switch(usage_visibility_lag_s=lag)
+    sim.set_switches(usage_visibility_lag_s=lag)
     ingest(sim, event(metadata={"n": 7}))
     if lag:
         sim.advance(lag - 0.001)
@@ -123,7 +125,7 @@ def test_usage_lags(sim: Simulator, subscription: str, lag: float) -> None:
 
 @pytest.mark.parametrize("lag", [0, 2])
 def test_events_lag(sim: Simulator, lag: float) -> None:
-    sim.switch(event_visibility_lag_s=lag)
+    sim.set_switches(event_visibility_lag_s=lag)
     ingest(sim, event("a"))
     if lag:
         assert sim.api.get("/events").json()["items"] == []
@@ -135,7 +137,7 @@ def test_events_lag(sim: Simulator, lag: float) -> None:
 
 def test_the_open_cycle(sim: Simulator, subscription: str) -> None:
     assert len(history(sim, subscription)) == 1
-    sim.switch(open_cycle_in_history=False)
+    sim.set_switches(open_cycle_in_history=False)
     assert history(sim, subscription) == []
     sim.roll(subscription, at=NOW)
     assert len(history(sim, subscription)) == 1
@@ -143,7 +145,7 @@ def test_the_open_cycle(sim: Simulator, subscription: str) -> None:
 
 @pytest.mark.parametrize(("mode", "units"), [("grow", "12"), ("frozen", "5")])
 def test_late_events_of_a_closed_cycle(sim: Simulator, subscription: str, mode: str, units: str) -> None:
-    sim.switch(closed_cycles=mode, usage_visibility_lag_s=0)
+    sim.set_switches(closed_cycles=mode, usage_visibility_lag_s=0)
     ingest(sim, event("a", timestamp=(NOW - timedelta(minutes=2)).isoformat(), metadata={"n": 5}))
     sim.roll(subscription, at=NOW - timedelta(minutes=1))
     sim.advance(1)
@@ -156,7 +158,7 @@ def test_late_events_of_a_closed_cycle(sim: Simulator, subscription: str, mode: 
     ("mode", "status", "units"), [("reject400", 400, "5"), ("accept", 200, "3"), ("ignore", 200, "5")]
 )
 def test_negative_numbers(sim: Simulator, subscription: str, mode: str, status: int, units: str) -> None:
-    sim.switch(negative_sum=mode, usage_visibility_lag_s=0)
+    sim.set_switches(negative_sum=mode, usage_visibility_lag_s=0)
     ingest(sim, event("a", metadata={"n": 5}))
     assert ingest(sim, event("b", metadata={"n": -2})).status_code == status
     assert consumed(sim, subscription) == units
@@ -164,25 +166,27 @@ def test_negative_numbers(sim: Simulator, subscription: str, mode: str, status: 
 
 @pytest.mark.parametrize(("retroactive", "units"), [(False, "2"), (True, "3")])
 def test_a_new_meter(sim: Simulator, retroactive: bool, units: str) -> None:
-    sim.switch(retroactive_meters=retroactive, usage_visibility_lag_s=0)
+    sim.set_switches(retroactive_meters=retroactive, usage_visibility_lag_s=0)
     ingest(sim, event("before", name="calls"))
     sim.advance(1)
-    subscription = sim.subscription("cus_a", sim.product([sim.meter("calls")]), start=NOW)
+    subscription = sim.create_subscription(
+        "cus_a", sim.create_product([sim.create_meter("calls")]), start=NOW
+    )
     ingest(sim, event("a", name="calls"), event("b", name="calls"))
     assert consumed(sim, subscription) == units
 
 
 @pytest.mark.parametrize(("unit", "value"), [("epoch", int(NOW.timestamp()) + 1), ("delta", 1)])
 def test_the_unit_of_reset(sim: Simulator, unit: str, value: int) -> None:
-    sim.tier("2/9")
-    sim.switch(reset_unit=unit)
+    sim.set_tier("2/9")
+    sim.set_switches(reset_unit=unit)
     assert int(sim.api.get("/meters").headers["X-RateLimit-Reset"]) == value
 
 
 @pytest.mark.parametrize(("sends", "value"), [(False, None), (True, "1")])
 def test_retry_after(sim: Simulator, sends: bool, value: str | None) -> None:
-    sim.tier("1/9")
-    sim.switch(send_retry_after=sends)
+    sim.set_tier("1/9")
+    sim.set_switches(send_retry_after=sends)
     assert sim.api.get("/meters").headers.get("Retry-After") is None
     answer = sim.api.get("/meters")
     assert (answer.status_code, answer.headers.get("Retry-After")) == (429, value)
@@ -191,9 +195,9 @@ def test_retry_after(sim: Simulator, sends: bool, value: str | None) -> None:
 def test_how_the_windows_move(sim: Simulator) -> None:
     """At 4 a second, 4 at the end of one second and 4 at the start of the next pass only where windows are fixed."""
     for window, passed in [("fixed", 8), ("sliding", 4)]:
-        sim.clock(NOW + timedelta(seconds=0.9))
-        sim.tier("4/100")
-        sim.switch(limit_window=window)
+        sim.set_clock(NOW + timedelta(seconds=0.9))
+        sim.set_tier("4/100")
+        sim.set_switches(limit_window=window)
         statuses = [sim.api.get("/meters").status_code for _ in range(4)]
         sim.advance(0.2)
         statuses += [sim.api.get("/meters").status_code for _ in range(4)]
@@ -202,15 +206,15 @@ def test_how_the_windows_move(sim: Simulator) -> None:
 
 def test_renewing_by_itself(sim: Simulator, subscription: str) -> None:
     for auto, cycles in [(False, 1), (True, 3)]:
-        sim.switch(auto_renew=auto)
-        sim.clock("2027-01-22T00:00:00Z")
-        sim.switch(usage_visibility_lag_s=0)
+        sim.set_switches(auto_renew=auto)
+        sim.set_clock("2027-01-22T00:00:00Z")
+        sim.set_switches(usage_visibility_lag_s=0)
         assert len(history(sim, subscription)) == cycles
 
 
 def test_an_archived_meter_stops_counting_and_events_stay(sim: Simulator, subscription: str) -> None:
-    sim.switch(usage_visibility_lag_s=0)
-    [meter] = [one["id"] for one in sim.state()["meters"]]
+    sim.set_switches(usage_visibility_lag_s=0)
+    [meter] = [one["id"] for one in sim.read_state()["meters"]]
     archive, unarchive = ("DELETE", f"/meters/{meter}"), ("POST", f"/meters/{meter}/unarchive")
     for number, call in enumerate([None, archive, unarchive, archive, unarchive]):
         if call:
@@ -223,7 +227,7 @@ def test_an_archived_meter_stops_counting_and_events_stay(sim: Simulator, subscr
 
 @pytest.mark.parametrize("status", ["on_hold", "paused", "past_due", "cancelled"])
 def test_ingest_asks_for_no_active_subscription(sim: Simulator, subscription: str, status: str) -> None:
-    sim.change(subscription, status=status)
+    sim.change_subscription(subscription, status=status)
     assert ingest(sim, event()).status_code == 200
 
 
@@ -231,7 +235,7 @@ def test_ingest_asks_for_no_active_subscription(sim: Simulator, subscription: st
     "wrong", [{"atomic_batches": "yes"}, {"unknown": 1}, {"page_cap": "cut"}, {"max_body_bytes": 0}]
 )
 def test_a_wrong_switch_changes_nothing(sim: Simulator, wrong: dict[str, Any]) -> None:
-    before = sim.switch()
+    before = sim.set_switches()
     with pytest.raises(ControlError, match="switches: "):
-        sim.switch(order="as_stored", **wrong)
-    assert sim.switch() == before
+        sim.set_switches(order="as_stored", **wrong)
+    assert sim.set_switches() == before

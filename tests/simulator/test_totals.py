@@ -120,7 +120,7 @@ def test_totals_are_those_of_a_naive_count(batches: list[list[dict[str, Any]]]) 
             sim.advance(60)
             for subscription in subscriptions.values():
                 history(sim, subscription)
-        stored = list(sim.events())
+        stored = list(sim.list_events())
         for customer, subscription in subscriptions.items():
             for item in history(sim, subscription):
                 start, end = (NOW.fromisoformat(item[edge]) for edge in ("start_date", "end_date"))
@@ -135,21 +135,23 @@ def test_totals_are_those_of_a_naive_count(batches: list[list[dict[str, Any]]]) 
 
 def subscribed(sim: Simulator) -> dict[str, str]:
     meters = [
-        sim.meter("use", kind, key, id=f"mtr_{name}", filter=FILTER, name=name)
+        sim.create_meter("use", kind, key, id=f"mtr_{name}", filter=FILTER, name=name)
         for name, (kind, key) in METERS.items()
     ]
-    product = sim.product(meters)
+    product = sim.create_product(meters)
     past = [(EDGES[0], EDGES[1]), (EDGES[1], EDGES[2])]
     return {
-        customer: sim.subscription(sim.customer(customer), product, past=past, start=EDGES[2], end=EDGES[3])
+        customer: sim.create_subscription(
+            sim.create_customer(customer), product, past=past, start=EDGES[2], end=EDGES[3]
+        )
         for customer in ("cus_a", "cus_b")
     }
 
 
 def test_decimals_add_up_as_decimals(sim: Simulator) -> None:
     """Ten times 0.1 is 1, as on an invoice, and not 0.9999999999999999."""
-    meter = sim.meter("use", "sum", "n")
-    subscription = sim.subscription(sim.customer("cus_a"), sim.product([meter]))
+    meter = sim.create_meter("use", "sum", "n")
+    subscription = sim.create_subscription(sim.create_customer("cus_a"), sim.create_product([meter]))
     ingest(sim, *(event(f"e{n}", name="use", metadata={"n": 0.1}) for n in range(10)))
     ingest(
         sim,
@@ -162,12 +164,12 @@ def test_decimals_add_up_as_decimals(sim: Simulator) -> None:
 
 
 def test_the_bill_is_what_is_over_the_free_units(sim: Simulator) -> None:
-    meter = sim.meter("use")
+    meter = sim.create_meter("use")
     priced = {"meter_id": meter, "price_per_unit": "0.5", "free_threshold": 2}
-    subscription = sim.subscription(sim.customer("cus_a"), sim.product([priced]))
+    subscription = sim.create_subscription(sim.create_customer("cus_a"), sim.create_product([priced]))
     for number, (chargeable, price) in enumerate([("0", 0), ("0", 0), ("1", 1), ("2", 1), ("3", 2)]):
         ingest(sim, event(f"e{number}", name="use"))
-        [item] = sim.usage(subscription)[0]["items"]
+        [item] = sim.read_usage(subscription)[0]["items"]
         [used] = item["meters"]
         # Half a cent rounds up.
         assert (used["chargeable_units"], used["total_price"]) == (chargeable, price)
@@ -188,9 +190,9 @@ def test_the_bill_is_what_is_over_the_free_units(sim: Simulator) -> None:
 )
 def test_edges_of_aggregates(sim: Simulator, kind: str, numbers: list[Any], total: str) -> None:
     """At one and the same time: what came later is `last`, and what is no number is none."""
-    sim.switch(usage_visibility_lag_s=0)
-    meter = sim.meter("use", kind, None if kind == "count" else "n")
-    subscription = sim.subscription(sim.customer("cus_a"), sim.product([meter]))
+    sim.set_switches(usage_visibility_lag_s=0)
+    meter = sim.create_meter("use", kind, None if kind == "count" else "n")
+    subscription = sim.create_subscription(sim.create_customer("cus_a"), sim.create_product([meter]))
     events = [event(f"e{n}", name="use", metadata={"n": number}) for n, number in enumerate(numbers)]
     ingest(sim, event("other", name="unused"), *events)
     [item] = history(sim, subscription)

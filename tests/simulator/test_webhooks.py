@@ -43,7 +43,7 @@ def receiver() -> Receiver:
 @pytest.fixture
 def inside(make: Callable[..., Inside], receiver: Receiver) -> Inside:
     made = make(receivers=receiver)
-    made.sim.switch(webhook_duplicates=0, webhook_order="fifo")
+    made.sim.set_switches(webhook_duplicates=0, webhook_order="fifo")
     return made
 
 
@@ -54,7 +54,9 @@ def endpoint(sim: Simulator, **fields: Any) -> tuple[str, str]:
 
 
 def subscribe(sim: Simulator) -> str:
-    return sim.subscription(sim.customer("cus_a"), sim.product([sim.meter("tokens")]))
+    return sim.create_subscription(
+        sim.create_customer("cus_a"), sim.create_product([sim.create_meter("tokens")])
+    )
 
 
 def test_a_signature_verifies_on_the_raw_body_only(sim: Simulator, receiver: Receiver) -> None:
@@ -86,7 +88,7 @@ def test_the_sdk_unwraps_it(inside: Inside, receiver: Receiver) -> None:
 def test_a_rotated_secret_holds_for_a_day(sim: Simulator, receiver: Receiver) -> None:
     id, old = endpoint(sim)
     subscription = subscribe(sim)
-    sim.rotate(id)
+    sim.rotate_secret(id)
     new = sim.api.get(f"/webhooks/{id}/secret").json()["secret"]
     sim.deliver()
     sim.advance(86400)
@@ -125,7 +127,7 @@ def test_the_whole_schedule_of_retries(sim: Simulator, receiver: Receiver) -> No
     sim.advance(10**6)
     assert sim.deliver() == []
     assert len({request.headers["webhook-id"] for request in receiver.got}) == 1
-    assert [(one["attempts"], one["state"]) for one in sim.webhooks()] == [(8, "given_up")]
+    assert [(one["attempts"], one["state"]) for one in sim.list_webhooks()] == [(8, "given_up")]
 
 
 def test_it_carries_the_state_at_delivery(sim: Simulator, receiver: Receiver) -> None:
@@ -160,7 +162,7 @@ def test_what_is_told_of_a_subscription(
 ) -> None:
     subscription = subscribe(sim)
     endpoint(sim)
-    sim.change(subscription, **change)
+    sim.change_subscription(subscription, **change)
     sim.deliver()
     assert receiver.types() == [type]
 
@@ -168,9 +170,9 @@ def test_what_is_told_of_a_subscription(
 def test_a_pause_that_ends_and_a_new_plan(sim: Simulator, receiver: Receiver) -> None:
     subscription = subscribe(sim)
     endpoint(sim)
-    sim.change(subscription, status="paused")
-    sim.change(subscription, status="active")
-    sim.change(subscription, product_id=sim.product([]))
+    sim.change_subscription(subscription, status="paused")
+    sim.change_subscription(subscription, status="active")
+    sim.change_subscription(subscription, product_id=sim.create_product([]))
     sim.deliver()
     assert receiver.types() == ["subscription.paused", "subscription.unpaused", "subscription.plan_changed"]
 
@@ -186,12 +188,12 @@ def test_only_the_types_asked_for_and_only_while_enabled(sim: Simulator, receive
 
 def test_credits_tell_too(sim: Simulator, receiver: Receiver) -> None:
     endpoint(sim)
-    meter, customer = sim.meter("tokens", "sum", "n"), sim.customer("cus_a")
+    meter, customer = sim.create_meter("tokens", "sum", "n"), sim.create_customer("cus_a")
     new = {"name": "k", "unit": "u", "precision": 0, "overage_enabled": False, "rollover_enabled": False}
     kind = sim.api.post("/credit-entitlements", json=new).json()["id"]
     priced = {"meter_id": meter, "credit_entitlement_id": kind, "meter_units_per_credit": "1"}
     credit = {"credit_entitlement_id": kind, "credits_amount": "10", "low_balance_threshold_percent": 20}
-    sim.subscription(customer, sim.product([priced], credit_entitlements=[credit]))
+    sim.create_subscription(customer, sim.create_product([priced], credit_entitlements=[credit]))
     for number in range(3):
         ingest(sim, event(f"e{number}", metadata={"n": 3}))
         sim.advance(60)
@@ -212,7 +214,7 @@ def test_credits_tell_too(sim: Simulator, receiver: Receiver) -> None:
 def test_orders(sim: Simulator, receiver: Receiver, order: str) -> None:
     subscription = subscribe(sim)
     endpoint(sim)
-    sim.switch(webhook_order=order)
+    sim.set_switches(webhook_order=order)
     for _ in range(12):
         sim.advance(1)
         sim.roll(subscription)
@@ -232,7 +234,7 @@ def test_a_reset_takes_back_what_is_on_its_way(inside: Inside, sim: Simulator, r
     receiver.during = lambda: inside.platform.reset(2)
     sim.deliver()
     assert len(receiver.got) == 1
-    assert sim.webhooks() == []
+    assert sim.list_webhooks() == []
 
 
 @pytest.mark.parametrize("url", ["nowhere", "ftp://receiver/", ""])
@@ -243,7 +245,7 @@ def test_an_endpoint_needs_an_address(sim: Simulator, url: str) -> None:
 def test_some_come_twice(sim: Simulator, receiver: Receiver) -> None:
     subscription = subscribe(sim)
     endpoint(sim)
-    sim.switch(webhook_duplicates=0.5)
+    sim.set_switches(webhook_duplicates=0.5)
     for _ in range(40):
         sim.emit("subscription.updated", subscription)
     sim.deliver()
@@ -256,11 +258,11 @@ def test_whose_time_the_signature_carries(sim: Simulator, receiver: Receiver) ->
     subscription = subscribe(sim)
     endpoint(sim)
     for clock in ("platform", "wall"):
-        sim.switch(webhook_clock=clock)
+        sim.set_switches(webhook_clock=clock)
         sim.emit("subscription.updated", subscription)
         sim.deliver()
     platforms, walls = (int(request.headers["webhook-timestamp"]) for request in receiver.got)
-    assert platforms == int(sim.now().timestamp())
+    assert platforms == int(sim.read_now().timestamp())
     assert abs(walls - datetime.now(UTC).timestamp()) < 60
 
 
@@ -275,7 +277,9 @@ def test_endpoints_by_cursor_and_idempotency(inside: Inside, sim: Simulator) -> 
 def test_no_secret_is_shown(sim: Simulator) -> None:
     _, secret = endpoint(sim)
     subscribe(sim)
-    shown = json.dumps([sim.state(), sim.webhooks(), sim.requests(), sim.api.get("/webhooks").json()])
+    shown = json.dumps(
+        [sim.read_state(), sim.list_webhooks(), sim.list_requests(), sim.api.get("/webhooks").json()]
+    )
     assert secret not in shown and secret.removeprefix("whsec_") not in shown
 
 

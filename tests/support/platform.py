@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from simulator.app import build
+from simulator.app import build_app
 from simulator.client import Simulator
 from simulator.inprocess import AppTransport
 from simulator.state.platform import Platform
@@ -79,7 +79,7 @@ class PlatformProcess:
 @contextmanager
 def in_process(seed: int = 1, key: str = KEY) -> Iterator[Simulator]:
     """A simulator without a socket; its `api` and `transport` speak to it from this thread."""
-    transport = AppTransport(build(Platform(seed, key=key))[0])
+    transport = AppTransport(build_app(Platform(seed, key=key))[0])
     simulator = Simulator("http://simulator", key, transport)
     try:
         yield simulator

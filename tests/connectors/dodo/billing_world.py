@@ -44,9 +44,9 @@ class World:
             plans={"p": Plan("p", period=Calendar("day"))},
             customers={name: Customer(name, "p", billing_id=f"cus_{name}") for name in ("acme", "bolt")},
         )
-        simulator.clock(datetime.fromtimestamp(self.now / 1e6, UTC), rate=0)
+        simulator.set_clock(datetime.fromtimestamp(self.now / 1e6, UTC), rate=0)
         for customer in self.catalog.customers.values():
-            simulator.customer(customer.billing_id)
+            simulator.create_customer(customer.billing_id)
         self.transport: AppTransport = simulator.api._transport  # type: ignore[assignment]
         self._passed = 0.0
         self.answers: list[Answer] = []
@@ -83,7 +83,9 @@ class World:
     def wait(self, seconds: float) -> None:
         self.now += max(int(seconds * SECOND), 1)
         self._passed += seconds
-        self.simulator.clock(datetime.fromtimestamp(0, UTC) + timedelta(microseconds=self.now) + self.ahead)
+        self.simulator.set_clock(
+            datetime.fromtimestamp(0, UTC) + timedelta(microseconds=self.now) + self.ahead
+        )
 
     # The platform, which takes its time
 
@@ -170,15 +172,15 @@ class World:
 
     def ledger(self) -> dict[str, dict[str, Any]]:
         """The platform's events by id; none is there twice."""
-        events = list(self.simulator.events())
+        events = list(self.simulator.list_events())
         assert not [id for id, count in Counter(event["event_id"] for event in events).items() if count > 1]
         return {event["event_id"]: event for event in events}
 
     def ingests(self) -> list[dict[str, Any]]:
-        return [request for request in self.simulator.requests() if request["path"] == "/events/ingest"]
+        return [request for request in self.simulator.list_requests() if request["path"] == "/events/ingest"]
 
     def lookups(self) -> int:
-        return len(self.simulator.requests()) - len(self.ingests())
+        return len(self.simulator.list_requests()) - len(self.ingests())
 
     def conserved(self, *came: list[Accepted]) -> None:
         """Each event is at the platform or kept back or waits, in exactly one of these places."""

@@ -33,7 +33,7 @@ def test_events_arrive_once_in_full_batches_oldest_first(here: World) -> None:
     here.conserved(newer, older)
     assert here.waiting == 0
     assert [request["events"] for request in here.ingests()] == [1000, 1000, 500]
-    stored = [event["event_id"] for event in here.simulator.events()]
+    stored = [event["event_id"] for event in here.simulator.list_events()]
     assert stored == [event.id for event in [*older, *newer]]
 
 
@@ -73,7 +73,7 @@ def test_a_few_events_wait_for_more_but_not_longer_than_they_may(here: World) ->
     ids=lambda fault: "-".join(str(part) for part in fault.values()),
 )
 def test_without_a_clear_answer_the_same_ids_are_sent_again(here: World, fault: dict[str, Any]) -> None:
-    here.simulator.fault(**fault, times=3)
+    here.simulator.add_fault(**fault, times=3)
     events = here.come(50)
     here.turns()
     here.conserved(events)
@@ -83,12 +83,12 @@ def test_without_a_clear_answer_the_same_ids_are_sent_again(here: World, fault: 
 
 
 def test_pauses_grow_and_a_wished_one_is_kept(here: World) -> None:
-    here.simulator.fault("error", times=6)
+    here.simulator.add_fault("error", times=6)
     here.come(5, ago=10)
     here.turns()
     times = [request["at"] for request in here.ingests()]
     assert len(times) == 7
-    here.simulator.fault("rate_limited", retry_after="77")
+    here.simulator.add_fault("rate_limited", retry_after="77")
     here.come(5, ago=10)
     before = here.now
     here.turns()
@@ -97,11 +97,11 @@ def test_pauses_grow_and_a_wished_one_is_kept(here: World) -> None:
 
 def test_a_poison_event_in_a_thousand_costs_no_good_event_and_at_most_22_requests(here: World) -> None:
     events = here.come(1000, ago=20, poison=[700])
-    here.simulator.fault("refuse", match="poison", status=400, times=None)
+    here.simulator.add_fault("refuse", match="poison", status=400, times=None)
     here.turns()
     here.conserved(events)
     assert len(here.ledger()) == 999
-    assert len(here.simulator.requests()) <= 22
+    assert len(here.simulator.list_requests()) <= 22
     (letter,) = here.kept(State.refused)
     assert (letter.id, letter.reason) == (events[700].id, "refused_by_platform")
     assert letter.detail.startswith("400 INVALID_REQUEST_PARAMETERS event ")
@@ -112,9 +112,9 @@ def test_a_poison_event_in_a_thousand_costs_no_good_event_and_at_most_22_request
 def test_poison_anywhere_is_found_whatever_a_refused_batch_leaves(
     here: World, atomic: bool, swapped: bool
 ) -> None:
-    here.simulator.switch(atomic_batches=atomic, swap_400_422=swapped)
+    here.simulator.set_switches(atomic_batches=atomic, swap_400_422=swapped)
     events = here.come(300, ago=20, poison=(0, 7, 150, 151, 299))
-    here.simulator.fault("refuse", match="poison", times=None)
+    here.simulator.add_fault("refuse", match="poison", times=None)
     here.turns()
     here.conserved(events)
     assert {entry.id for entry in here.kept(State.refused)} == {e.id for e in events if e.id[0] == "p"}
@@ -123,9 +123,9 @@ def test_poison_anywhere_is_found_whatever_a_refused_batch_leaves(
 
 def test_faults_in_the_midst_of_a_bisection_lose_nothing(here: World) -> None:
     events = here.come(400, ago=20)
-    here.simulator.fault("refuse", match=events[123].id, times=None)
-    here.simulator.fault("reset_after_commit", probability=0.3, times=None)
-    here.simulator.fault("rate_limited", probability=0.2, times=None)
+    here.simulator.add_fault("refuse", match=events[123].id, times=None)
+    here.simulator.add_fault("reset_after_commit", probability=0.3, times=None)
+    here.simulator.add_fault("rate_limited", probability=0.2, times=None)
     here.turns(3000)
     here.conserved(events)
     assert here.waiting == 0
@@ -133,7 +133,7 @@ def test_faults_in_the_midst_of_a_bisection_lose_nothing(here: World) -> None:
 
 
 def test_a_body_that_is_too_large_is_halved_and_later_ones_are_smaller(here: World) -> None:
-    here.simulator.switch(max_body_bytes=60_000)
+    here.simulator.set_switches(max_body_bytes=60_000)
     events = here.come(1000, ago=20)
     here.turns()
     here.conserved(events)
@@ -146,7 +146,7 @@ def test_a_body_that_is_too_large_is_halved_and_later_ones_are_smaller(here: Wor
 
 
 def test_an_event_that_is_too_large_alone_is_a_dead_letter(here: World) -> None:
-    here.simulator.switch(max_body_bytes=600)
+    here.simulator.set_switches(max_body_bytes=600)
     large = here.come(1, ago=30, text="x" * 450)
     small = here.come(20, ago=20)
     here.turns()
@@ -156,7 +156,7 @@ def test_an_event_that_is_too_large_alone_is_a_dead_letter(here: World) -> None:
 
 def test_a_refusal_of_what_the_platform_has_is_no_loss(here: World) -> None:
     """Sent at 54 minutes, stored, the answer lost; refused as expired when sent again."""
-    here.simulator.fault("reset_after_commit")
+    here.simulator.add_fault("reset_after_commit")
     events = here.come(1, ago=53 * 60)
     here.wait(1)
     here.sender.turn()
@@ -169,9 +169,9 @@ def test_a_refusal_of_what_the_platform_has_is_no_loss(here: World) -> None:
 
 def test_a_refused_event_of_which_an_answer_is_missing_is_looked_up_when_it_would_show(here: World) -> None:
     """The platform shows events late: not there at once means nothing yet."""
-    here.simulator.switch(event_visibility_lag_s=40)
+    here.simulator.set_switches(event_visibility_lag_s=40)
     events = here.come(1, ago=20)
-    here.simulator.script("reset_after_commit", {"kind": "error", "status": 400})
+    here.simulator.add_script("reset_after_commit", {"kind": "error", "status": 400})
     here.turns()
     here.conserved(events)
     assert here.standing().counts["acknowledged"] == 1
@@ -181,7 +181,7 @@ def test_a_refused_event_of_which_an_answer_is_missing_is_looked_up_when_it_woul
 def test_a_key_that_is_refused_stops_all_keeps_all_and_goes_on_when_it_works(here: World) -> None:
     came = []
     for mode, status in (("revoked", 401), ("read_only", 403)):
-        here.simulator.key_mode(mode)
+        here.simulator.set_key_mode(mode)
         came.append(here.come(1500, ago=10))
         here.turns(120)
         assert here.waiting == 1500
@@ -189,7 +189,7 @@ def test_a_key_that_is_refused_stops_all_keeps_all_and_goes_on_when_it_works(her
         # One event is enough to try with.
         assert here.ingests()[-1]["events"] in (None, 0, 1)
         assert "unauthorized" in here.standing().alerts
-        here.simulator.key_mode("read_write")
+        here.simulator.set_key_mode("read_write")
         here.turns()
         here.conserved(*came)
         assert here.waiting == 0
@@ -246,11 +246,11 @@ def test_late_park_keeps_all_that_is_too_old(tmp_path: Path) -> None:
 def test_what_may_have_arrived_is_looked_up_before_it_is_parked(tmp_path: Path) -> None:
     """An answer that was lost at 54 minutes must not become a credit by hand as well."""
     with world(tmp_path, Terms(late="park", concurrency=1)) as here:
-        here.simulator.fault("hang_after_commit")
+        here.simulator.add_fault("hang_after_commit")
         arrived = here.come(1, ago=54.9 * 60)
         here.wait(1)
         here.sender.turn()
-        here.simulator.fault("hang", times=None)
+        here.simulator.add_fault("hang", times=None)
         lost = here.come(1, ago=54.8 * 60)
         here.turns(15)
         here.simulator.clear_faults()
@@ -262,7 +262,7 @@ def test_what_may_have_arrived_is_looked_up_before_it_is_parked(tmp_path: Path) 
 
 def test_ages_are_looked_at_again_before_each_attempt(here: World) -> None:
     """Young enough at the first try, too old when the platform is back: it goes without its own time."""
-    here.simulator.fault("error", status=503, times=10)
+    here.simulator.add_fault("error", status=503, times=10)
     events = here.come(10, ago=54.5 * 60)
     here.turns()
     here.conserved(events)
@@ -306,9 +306,9 @@ def test_an_unknown_customer_is_found_out_once_and_parked_whole(here: World) -> 
     here.conserved(good, bad)
     assert here.reasons() == {"unknown_customer": 500}
     assert len(here.ledger()) == 500
-    assert len(here.simulator.requests()) <= 22
+    assert len(here.simulator.list_requests()) <= 22
     # The platform gets to know the customer; it is asked again now and then.
-    here.simulator.customer("cus_typo")
+    here.simulator.create_customer("cus_typo")
     here.wait(11 * 60)
     here.turns()
     here.turns()
@@ -316,7 +316,7 @@ def test_an_unknown_customer_is_found_out_once_and_parked_whole(here: World) -> 
 
 
 def test_a_platform_that_takes_unknown_customers_is_served_too(here: World) -> None:
-    here.simulator.switch(unknown_customer="accept_unattributed")
+    here.simulator.set_switches(unknown_customer="accept_unattributed")
     events = here.come(5, ago=5, customer="cus_unheard_of")
     here.turns()
     here.conserved(events)
@@ -334,12 +334,12 @@ def test_an_event_against_the_rules_never_leaves(here: World) -> None:
 
 def test_refusals_without_end_slow_down(here: World) -> None:
     """One after the other and nothing taken: that is no matter of single events, and not to be hurried."""
-    here.simulator.fault("error", status=400, times=None)
+    here.simulator.add_fault("error", status=400, times=None)
     events = here.come(100, ago=10)
     here.turns(300)
     here.conserved(events)
     assert "refusing" in here.standing().alerts
-    assert len(here.simulator.requests()) < 250
+    assert len(here.simulator.list_requests()) < 250
     here.simulator.clear_faults()
     here.come(1)
     here.turns(600)
@@ -347,7 +347,7 @@ def test_refusals_without_end_slow_down(here: World) -> None:
 
 
 def test_waiting_usage_is_an_alert_well_before_the_hour(here: World) -> None:
-    here.simulator.fault("error", status=503, times=None)
+    here.simulator.add_fault("error", status=503, times=None)
     here.come(5)
     here.turns(15 * 60)
     assert "old" not in here.standing().alerts
@@ -377,7 +377,7 @@ def test_a_provider_that_cannot_be_reached_is_an_alert_that_says_why(
 def test_a_proxys_page_holds_nothing_back_and_declares_nobody_unknown(ago: int, tmp_path: Path) -> None:
     """An answer is lost, then a proxy answers every look-up, and later every batch, with pages of its own."""
     with world(tmp_path, Terms(concurrency=1, late="park")) as here:
-        here.simulator.fault("reset_after_commit", times=1)
+        here.simulator.add_fault("reset_after_commit", times=1)
         (event,) = here.come(1, ago=50 * 60)
         here.sender.turn(linger=False)
         here.wait((ago - 50) * 60)
@@ -405,7 +405,7 @@ def test_a_last_value_is_not_restamped_after_a_newer_one(here: World) -> None:
 
 def test_an_outbox_that_fills_up_is_an_alert_long_before_it_is_full(tmp_path: Path) -> None:
     with world(tmp_path, bytes_max=2_000_000) as here:
-        here.simulator.fault("error", status=503, times=None)
+        here.simulator.add_fault("error", status=503, times=None)
         while here.outbox.used() < 0.6:
             here.come(500)
         here.turns(10)
@@ -469,7 +469,7 @@ def test_fresh_usage_does_not_wait_behind_what_is_late_nor_late_usage_for_ever(h
             here.come(100)
 
     here.turns(10, more)
-    arrived = [event["event_id"] in late for event in here.simulator.events()]
+    arrived = [event["event_id"] in late for event in here.simulator.list_events()]
     assert 0.15 < sum(arrived) / len(arrived) < 0.35
 
 
@@ -495,9 +495,9 @@ def test_what_a_refused_batch_may_have_left_is_waited_for(here: World) -> None:
     """The batch is refused for one, the other is stored, refused when sent alone, and not yet to be seen."""
     known = {**here.catalog.customers, "typo": Customer("typo", "p", billing_id="cus_typo")}
     here.catalog = type(here.catalog)(here.catalog.meters, here.catalog.plans, known)
-    here.simulator.switch(atomic_batches=False, event_visibility_lag_s=40)
+    here.simulator.set_switches(atomic_batches=False, event_visibility_lag_s=40)
     good, bad = here.come(1, ago=30), here.come(1, ago=20, customer="typo")
-    here.simulator.script("ok", {"kind": "error", "status": 400})
+    here.simulator.add_script("ok", {"kind": "error", "status": 400})
     here.turns()
     here.conserved(good, bad)
     assert here.reasons() == {"unknown_customer": 1}
@@ -506,10 +506,10 @@ def test_what_a_refused_batch_may_have_left_is_waited_for(here: World) -> None:
 
 def test_what_just_arrived_is_not_parked_because_it_does_not_show_yet(tmp_path: Path) -> None:
     with world(tmp_path, Terms(late="park", concurrency=1)) as here:
-        here.simulator.switch(event_visibility_lag_s=40)
+        here.simulator.set_switches(event_visibility_lag_s=40)
         events = here.come(1, ago=54.9 * 60)
         here.wait(1)
-        here.simulator.script("hang_after_commit", *[{"kind": "error", "status": 503}] * 7)
+        here.simulator.add_script("hang_after_commit", *[{"kind": "error", "status": 503}] * 7)
         here.turns()
         here.conserved(events)
         assert not here.reasons()
@@ -520,12 +520,12 @@ def test_what_was_surely_not_taken_is_not_looked_up(tmp_path: Path, kind: str) -
     """After a storm of 429 or a day with a wrong key there is nobody to ask for."""
     with world(tmp_path, Terms(late="park", concurrency=1)) as here:
         if kind == "key":
-            here.simulator.key_mode("revoked")
+            here.simulator.set_key_mode("revoked")
         else:
-            here.simulator.fault(kind, times=None)
+            here.simulator.add_fault(kind, times=None)
         events = here.come(30, ago=54.8 * 60)
         here.turns(60)
-        here.simulator.key_mode("read_write")
+        here.simulator.set_key_mode("read_write")
         here.simulator.clear_faults()
         here.turns()
         here.conserved(events)

@@ -20,7 +20,7 @@ def outlasted(here: World, kind: str) -> list[Accepted]:
     # From noon.
     here.wait((12 * 60 - TO_MIDNIGHT) * 60)
     here.sender.turn()
-    here.simulator.fault(kind, times=None, for_s=HOURS * 3600)
+    here.simulator.add_fault(kind, times=None, for_s=HOURS * 3600)
     until = here.now + HOURS * 60 * MINUTE
     came: list[Accepted] = []
     due = here.now
@@ -78,7 +78,7 @@ def test_with_park_nothing_is_billed_at_another_time_than_its_own(tmp_path: Path
 
 def test_the_alert_comes_within_the_first_25_minutes(tmp_path: Path) -> None:
     with world(tmp_path) as here:
-        here.simulator.fault("error", times=None)
+        here.simulator.add_fault("error", times=None)
         here.come(1)
         here.turns(25 * 60)
         reader = OutboxReader(here.path)

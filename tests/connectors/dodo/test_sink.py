@@ -70,7 +70,7 @@ def test_shards_go_to_partitions_of_their_own(tmp_path: Path) -> None:
 
 
 def test_what_every_shard_hands_over_arrives_once(tmp_path: Path, platform: Simulator) -> None:  # noqa: F811
-    platform.customer("cus_acme")
+    platform.create_customer("cus_acme")
     batches = [usage(30) for _ in range(8)]
     with opened(tmp_path, platform.url, drain=timedelta(seconds=SECONDS)) as (_, parts):
         for place, events in enumerate(batches):
@@ -78,7 +78,7 @@ def test_what_every_shard_hands_over_arrives_once(tmp_path: Path, platform: Simu
             parts[place % 4].snapshot()
             # What a crash would have the flow hand over again.
             parts[place % 4].write_batch([pack(events)])
-    stored = [event["event_id"] for event in platform.events()]
+    stored = [event["event_id"] for event in platform.list_events()]
     assert sorted(stored) == sorted(event.id for events in batches for event in events)
     assert standing(tmp_path).counts["replayed"] == 240
 
@@ -88,8 +88,8 @@ def test_handing_over_waits_for_nobody_and_a_snapshot_only_for_the_disk(
     platform: Simulator,  # noqa: F811
 ) -> None:
     """The platform does not answer and another process keeps the outbox locked: events flow on."""
-    platform.customer("cus_acme")
-    platform.fault("hang", times=None, delay_s=0.1)
+    platform.create_customer("cus_acme")
+    platform.add_fault("hang", times=None, delay_s=0.1)
     with opened(tmp_path, platform.url) as (_, parts):
         until(lambda: (tmp_path / "outbox.db").exists())
         parts[0].write_batch([pack(usage(1))])
@@ -124,7 +124,7 @@ def test_an_outbox_that_cannot_be_written_stops_the_flow_with_the_reason(
     tmp_path: Path,
     platform: Simulator,  # noqa: F811
 ) -> None:
-    platform.fault("error", times=None)
+    platform.add_fault("error", times=None)
     full = pytest.raises(OutboxError, match="that are allowed")
     with full, opened(tmp_path, platform.url, bytes_max=400_000) as (_, parts):
         for _ in range(1000):
@@ -133,7 +133,7 @@ def test_an_outbox_that_cannot_be_written_stops_the_flow_with_the_reason(
 
 
 def test_of_two_processes_one_sends_and_the_other_takes_over(tmp_path: Path, platform: Simulator) -> None:  # noqa: F811
-    platform.customer("cus_acme")
+    platform.create_customer("cus_acme")
     with opened(tmp_path, platform.url) as (_, second):
         with opened(tmp_path, platform.url) as (_, first):
             first[0].write_batch([pack(usage(20))])
@@ -143,12 +143,12 @@ def test_of_two_processes_one_sends_and_the_other_takes_over(tmp_path: Path, pla
             assert standing(tmp_path).counts["sent"] == 40
         second[0].write_batch([pack(usage(5))])
         until(lambda: standing(tmp_path).counts.get("acknowledged") == 45)
-    stored = [event["event_id"] for event in platform.events()]
+    stored = [event["event_id"] for event in platform.list_events()]
     assert len(stored) == len(set(stored)) == 45
 
 
 def test_the_end_of_the_input_waits_no_longer_than_it_may(tmp_path: Path, platform: Simulator) -> None:  # noqa: F811
-    platform.fault("error", status=503, times=None)
+    platform.add_fault("error", status=503, times=None)
     with opened(tmp_path, platform.url, drain=timedelta(seconds=0.5)) as (_, parts):
         parts[0].write_batch([pack(usage(5))])
         began = monotonic()
@@ -157,15 +157,15 @@ def test_the_end_of_the_input_waits_no_longer_than_it_may(tmp_path: Path, platfo
 
 
 def test_alerts_are_noted_in_the_store_for_whoever_reads_it(tmp_path: Path, platform: Simulator) -> None:  # noqa: F811
-    platform.key_mode("revoked")
+    platform.set_key_mode("revoked")
     store = tmp_path / "store.db"
     with opened(tmp_path, platform.url, open_store=lambda: SqliteWriter(store)) as (_, parts):
         parts[0].write_batch([pack(usage(5))])
         until(lambda: store.exists() and noted(store))
         (note,) = noted(store)
         assert b'"kind":"billing_unauthorized","state":"raised"' in note.body
-        platform.key_mode("read_write")
-        platform.customer("cus_acme")
+        platform.set_key_mode("read_write")
+        platform.create_customer("cus_acme")
         until(lambda: len(noted(store)) == 2)
 
 

@@ -77,13 +77,13 @@ class Billed(Place):
         return shown
 
     def stored(self) -> list[int]:
-        return sorted(event["metadata"]["tokens"] for event in self.simulator.events())
+        return sorted(event["metadata"]["tokens"] for event in self.simulator.list_events())
 
 
 @pytest.fixture
 def billed(tmp_path: Path, platform: Simulator) -> Iterator[Billed]:  # noqa: F811
-    platform.tier("2")
-    platform.customer("cus_acme")
+    platform.set_tier("2")
+    platform.create_customer("cus_acme")
     yield Billed(tmp_path, platform)
 
 
@@ -99,7 +99,7 @@ def test_what_is_metered_is_what_is_billed_and_a_restart_bills_only_what_is_new(
 
 
 def test_an_outage_leaves_usage_in_the_outbox_that_a_command_sends(billed: Billed) -> None:
-    billed.simulator.fault("error", status=503, times=None)
+    billed.simulator.add_fault("error", status=503, times=None)
     billed.come(range(30))
     billed.settings["BILLING"] = billed.settings["BILLING"].replace("drain=60s", "drain=300ms")
     billed.run()
@@ -124,7 +124,7 @@ def test_what_is_kept_back_is_listed_retried_and_dropped(billed: Billed) -> None
     assert second["id"] in billed.tidegate("outbox", "list", "--reason", "no_billing_id")
     assert "1 are dropped" in billed.tidegate("outbox", "drop", first["id"], "--why", "a test")
     assert "needs event ids or a --reason" in billed.tidegate("outbox", "retry", code=1)
-    billed.simulator.customer("cus_late")
+    billed.simulator.create_customer("cus_late")
     (billed.folder / "catalog.yaml").write_text(
         f"{CATALOG}  unmapped: {{plan: free, billing_id: cus_late}}\n"
     )

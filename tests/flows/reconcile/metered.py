@@ -15,7 +15,7 @@ import httpx
 import msgspec
 from bytewax.testing import run_main
 
-from simulator.app import build as build_platform
+from simulator.app import build_app as build_platform
 from simulator.client import Simulator
 from simulator.inprocess import AppTransport
 from simulator.state.platform import Platform
@@ -111,8 +111,8 @@ class System:
         self._transport = AppTransport(build_platform(self._platform)[0])
         self.simulator = Simulator("http://simulator", KEY, self._transport)
         self.meters = {
-            "tokens": self.simulator.meter("llm.tokens", "sum", "tokens", name="tokens"),
-            "calls": self.simulator.meter("api.call", "count", name="calls"),
+            "tokens": self.simulator.create_meter("llm.tokens", "sum", "tokens", name="tokens"),
+            "calls": self.simulator.create_meter("api.call", "count", name="calls"),
         }
         self._rate = TIERS[tier]
         self.data = folder / "data"
@@ -168,9 +168,9 @@ class System:
         self, *, start: datetime = BEGIN, end: datetime = END, meters: Any = None, **fields: Any
     ) -> str:
         """A customer with a subscription to all meters; known to the catalog with the next `apply`."""
-        id = self.simulator.customer()
-        product = self.simulator.product(list(self.meters.values()) if meters is None else meters)
-        subscription = self.simulator.subscription(
+        id = self.simulator.create_customer()
+        product = self.simulator.create_product(list(self.meters.values()) if meters is None else meters)
+        subscription = self.simulator.create_subscription(
             id, product, start=edge_of(start), end=edge_of(end), **fields
         )
         past = [edge for pair in fields.get("past", ()) for edge in pair]

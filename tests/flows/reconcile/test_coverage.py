@@ -25,7 +25,7 @@ def metered(tmp_path: Path) -> Iterator[System]:
 
 
 def product(m: System, *meters: str) -> str:
-    return m.simulator.product([{"meter_id": m.meters[name]} | PRICED for name in meters])
+    return m.simulator.create_product([{"meter_id": m.meters[name]} | PRICED for name in meters])
 
 
 def priced(m: System) -> list[dict[str, Any]]:
@@ -38,24 +38,24 @@ def archive(m: System, acme: str) -> None:
 
 def recreate(m: System, acme: str) -> None:
     archive(m, acme)
-    m.simulator.meter("llm.tokens", "sum", "tokens", name="tokens")
+    m.simulator.create_meter("llm.tokens", "sum", "tokens", name="tokens")
 
 
 def change_filter(m: System, acme: str) -> None:
     archive(m, acme)
     paid = {"conjunction": "and", "clauses": [{"key": "tier", "operator": "equals", "value": "paid"}]}
-    meter = m.simulator.meter("llm.tokens", "sum", "tokens", name="tokens", filter=paid)
-    m.simulator.change(m.subscriptions[acme], product_id=m.simulator.product([meter]))
+    meter = m.simulator.create_meter("llm.tokens", "sum", "tokens", name="tokens", filter=paid)
+    m.simulator.change_subscription(m.subscriptions[acme], product_id=m.simulator.create_product([meter]))
 
 
 def change_aggregation(m: System, acme: str) -> None:
     archive(m, acme)
-    meter = m.simulator.meter("llm.tokens", "count", name="tokens")
-    m.simulator.change(m.subscriptions[acme], product_id=m.simulator.product([meter]))
+    meter = m.simulator.create_meter("llm.tokens", "count", name="tokens")
+    m.simulator.change_subscription(m.subscriptions[acme], product_id=m.simulator.create_product([meter]))
 
 
 def change_plan(m: System, acme: str) -> None:
-    m.simulator.change(m.subscriptions[acme], product_id=product(m, "calls"))
+    m.simulator.change_subscription(m.subscriptions[acme], product_id=product(m, "calls"))
 
 
 # What was billed of 5,023 before and after; which cause is named for how much, and what it is worth in cents.
@@ -109,7 +109,7 @@ def adds_up(m: System) -> dict[str, Any]:
 
 
 def test_a_customer_that_is_unknown_there_is_named(metered: System) -> None:
-    metered.simulator.switch(unknown_customer="accept_unattributed")
+    metered.simulator.set_switches(unknown_customer="accept_unattributed")
     metered.customer(meters=priced(metered))
     edges = f"[{written(BEGIN)}, {written(END)}]"
     metered.apply(
@@ -130,7 +130,7 @@ def test_usage_between_two_periods_is_named_and_leaves_the_list_when_it_is_bille
     metered.run(600, step=60)
     edge = metered.clock.now // 1_000_000 * 1_000_000
     metered.clock.sleep(1)
-    metered.simulator.switch(auto_renew=False)
+    metered.simulator.set_switches(auto_renew=False)
     begin = format_instant(edge + 180_000_000)
     metered.simulator.roll(
         metered.subscriptions[acme], at=format_instant(edge), start=begin, end=written(END)
@@ -155,7 +155,7 @@ def test_usage_of_no_period_is_a_gap_also_where_the_catalog_has_not_followed(
     metered.apply()
     metered.event(acme, tokens=20)
     metered.run(600, step=60)
-    metered.simulator.switch(auto_renew=False)
+    metered.simulator.set_switches(auto_renew=False)
     edge = metered.clock.now
     metered.clock.sleep(1)
     if is_renewed:
@@ -164,7 +164,9 @@ def test_usage_of_no_period_is_a_gap_also_where_the_catalog_has_not_followed(
             metered.subscriptions[acme], at=format_instant(edge), start=begin, end=written(END)
         )
     else:
-        metered.simulator.change(metered.subscriptions[acme], status="cancelled", end=format_instant(edge))
+        metered.simulator.change_subscription(
+            metered.subscriptions[acme], status="cancelled", end=format_instant(edge)
+        )
     ids = [metered.event(acme, tokens=n) for n in (100, 200)]
     metered.run(1200, step=60)
     found = metered.reconcile()[acme, "tokens"]
@@ -174,7 +176,7 @@ def test_usage_of_no_period_is_a_gap_also_where_the_catalog_has_not_followed(
 
 
 def test_two_equal_meters_of_a_product_bill_twice(metered: System) -> None:
-    second = metered.simulator.meter("llm.tokens", "sum", "tokens", name="tokens v2")
+    second = metered.simulator.create_meter("llm.tokens", "sum", "tokens", name="tokens v2")
     acme = metered.customer(meters=[*priced(metered), {"meter_id": second} | PRICED])
     metered.apply()
     metered.event(acme, tokens=30)
@@ -189,8 +191,8 @@ def test_two_subscriptions_of_equal_dates_that_bill_one_meter_bill_twice(metered
     """Each for itself agrees with our total. Meters that only one of them has are no finding."""
     acme = metered.customer(meters=[{"meter_id": metered.meters["tokens"]} | PRICED])
     metered.apply()
-    both = metered.simulator.product(priced(metered))
-    second = metered.simulator.subscription(acme, both, start=written(BEGIN), end=written(END))
+    both = metered.simulator.create_product(priced(metered))
+    second = metered.simulator.create_subscription(acme, both, start=written(BEGIN), end=written(END))
     metered.event(acme, tokens=30)
     metered.event(acme)
     metered.run(900, step=60)
@@ -275,7 +277,7 @@ def test_a_second_subscription_of_other_dates_is_named_with_units_and_money(mete
     acme = metered.customer(meters=[{"meter_id": metered.meters["tokens"]} | PRICED])
     metered.apply()
     dates = {"start": written(BEGIN + timedelta(days=5)), "end": written(END + timedelta(days=5))}
-    metered.simulator.subscription(acme, metered.simulator.product(priced(metered)), **dates)
+    metered.simulator.create_subscription(acme, metered.simulator.create_product(priced(metered)), **dates)
     metered.event(acme, tokens=30)
     for _ in range(14):
         metered.event(acme)

@@ -184,9 +184,9 @@ def skew(metered: System, customer: str, units: int) -> list[str]:
 
 def subscribe_to_new_meter(metered: System, customer: str) -> list[str]:
     dear = {"conjunction": "and", "clauses": [{"key": "dear", "operator": "equals", "value": True}]}
-    meter = metered.simulator.meter("api.call", "count", name="dear_calls", filter=dear)
-    product = metered.simulator.product([meter])
-    metered.simulator.subscription(customer, product, start=written(BEGIN), end=written(END))
+    meter = metered.simulator.create_meter("api.call", "count", name="dear_calls", filter=dear)
+    product = metered.simulator.create_product([meter])
+    metered.simulator.create_subscription(customer, product, start=written(BEGIN), end=written(END))
     for _ in range(3):
         metered.count(customer, "dear_calls", 1, metered.clock.now - 2 * HOUR)
     return []
@@ -194,7 +194,7 @@ def subscribe_to_new_meter(metered: System, customer: str) -> list[str]:
 
 def refused(metered: System, customer: str) -> str:
     id = metered.event(customer, tokens=21)
-    metered.simulator.fault("refuse", times=None, match=id, status=400)
+    metered.simulator.add_fault("refuse", times=None, match=id, status=400)
     return id
 
 
@@ -251,13 +251,13 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
 
 def play(metered: System, folder: Path) -> Outcome:
     """Plants all, has them found by one pass, then mended by some."""
-    metered.meters["peak"] = metered.simulator.meter("llm.tokens", "max", "tokens", name="peak")
+    metered.meters["peak"] = metered.simulator.create_meter("llm.tokens", "max", "tokens", name="peak")
     basic = [metered.meters["tokens"], metered.meters["calls"]]
     customers: dict[str, str] = {}
     for one in PLANTED:
         peak = [metered.meters["peak"]] if one.meter == "peak" else basic
         if one.meter == "dear_calls":
-            customers[one.name] = metered.simulator.customer()
+            customers[one.name] = metered.simulator.create_customer()
             metered.edges[customers[one.name]] = [written(BEGIN), written(END)]
             continue
         past = {"past": PAST} if one.past else {}
@@ -375,7 +375,7 @@ def test_what_is_mended_agrees_on_the_platform(tmp_path: Path) -> None:
         metered.run(240)
         metered.reconcile(reconcile_repair="true")
         metered.run(120)
-        there = {event["event_id"]: event for event in metered.simulator.events()}
+        there = {event["event_id"]: event for event in metered.simulator.list_events()}
         assert there.keys() == {old_id, young_id}
         assert "orig_ts" in there[old_id]["metadata"] and "orig_ts" not in there[young_id]["metadata"]
         metered.run(400)

@@ -35,8 +35,8 @@ def eventually(is_so: Callable[[], Any]) -> None:
 @pytest.fixture
 def platform() -> Iterator[PlatformProcess]:
     process = PlatformProcess(key=KEY)
-    process.simulator.tier("unlimited")
-    process.simulator.switch(usage_visibility_lag_s=0, event_visibility_lag_s=0)
+    process.simulator.set_tier("unlimited")
+    process.simulator.set_switches(usage_visibility_lag_s=0, event_visibility_lag_s=0)
     yield process
     process.stop()
 
@@ -93,13 +93,13 @@ def test_what_customers_see_is_set_right_through_the_flow_and_stays(
 ) -> None:
     """Periods are pulled, a lost event is sent again, another producer's is adopted; later events come on top."""
     simulator = platform.simulator
-    meter = simulator.meter("llm.tokens", "sum", "tokens", name="tokens")
-    product = simulator.product([{"meter_id": meter, "price_per_unit": "1", "free_threshold": 50}])
-    acme, globex = simulator.customer(), simulator.customer()
+    meter = simulator.create_meter("llm.tokens", "sum", "tokens", name="tokens")
+    product = simulator.create_product([{"meter_id": meter, "price_per_unit": "1", "free_threshold": 50}])
+    acme, globex = simulator.create_customer(), simulator.create_customer()
     now = datetime.now(UTC)
     dates = {"start": (now - timedelta(days=5)).isoformat(), "end": (now + timedelta(days=25)).isoformat()}
     for who in (acme, globex):
-        simulator.subscription(who, product, **dates)
+        simulator.create_subscription(who, product, **dates)
     (place.folder / "catalog.yaml").write_text(CATALOG)
     (place.folder / "in.ndjson").touch()
     given = settings(place, platform)
@@ -115,7 +115,7 @@ def test_what_customers_see_is_set_right_through_the_flow_and_stays(
         send(place, acme, 5, 7)
         send(place, globex, 11)
         eventually(lambda: (place.folder / "state" / "outbox.db").exists() and acknowledged(place) == 3)
-        lost = next(e["event_id"] for e in simulator.events() if e["metadata"] == {"tokens": 7})
+        lost = next(e["event_id"] for e in simulator.list_events() if e["metadata"] == {"tokens": 7})
         simulator.drop(lost)
         other = {
             "event_id": "evt_other",
@@ -133,13 +133,15 @@ def test_what_customers_see_is_set_right_through_the_flow_and_stays(
         repaired = tidegate(place, given, "reconcile", "--once", "--repair")
         assert repaired.returncode == 1, repaired.stderr
         eventually(lambda: total(place, globex) == "20")
-        eventually(lambda: lost in {e["event_id"] for e in simulator.events()})
+        eventually(lambda: lost in {e["event_id"] for e in simulator.list_events()})
         send(place, globex, 13)
         eventually(lambda: total(place, globex) == "33" and acknowledged(place) == 5)
         assert total(place, acme) == "12"
         agreed = tidegate(place, given, "reconcile", "--once")
         assert agreed.returncode == 0, agreed.stdout + agreed.stderr
-        units = {u["customer_id"]: u["items"][0]["meters"][0]["consumed_units"] for u in simulator.usage()}
+        units = {
+            u["customer_id"]: u["items"][0]["meters"][0]["consumed_units"] for u in simulator.read_usage()
+        }
         assert units == {acme: "12", globex: "33"}
         for printed in (shown, pulled, dry, repaired, agreed):
             assert "hunter2" not in printed.stdout + printed.stderr

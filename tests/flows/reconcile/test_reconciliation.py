@@ -19,7 +19,7 @@ import httpx
 import pytest
 from dodopayments import DodoPayments
 
-from simulator.app import build as build_platform
+from simulator.app import build_app as build_platform
 from simulator.inprocess import AppTransport
 from simulator.state.platform import Platform
 from tests.faults.support.harness import ROOT
@@ -65,7 +65,7 @@ def test_no_false_alarm_on_a_healthy_busy_system(tmp_path: Path) -> None:
     """Events come all the while, some late; answers are lost, the platform is away for minutes, batches wait."""
     noise = random.Random(7)
     with system(tmp_path, tier=1) as metered:
-        metered.meters["peak"] = metered.simulator.meter("llm.tokens", "max", "tokens", name="peak")
+        metered.meters["peak"] = metered.simulator.create_meter("llm.tokens", "max", "tokens", name="peak")
         customers = [metered.customer() for _ in range(6)]
         metered.apply()
         at_work = metered.work
@@ -81,11 +81,11 @@ def test_no_false_alarm_on_a_healthy_busy_system(tmp_path: Path) -> None:
             if noise.random() < 0.3:
                 metered.event(noise.choice(customers))
             if noise.random() < 0.02:
-                metered.simulator.fault(
+                metered.simulator.add_fault(
                     noise.choice(["error_after_commit", "reset_after_commit", "rate_limited"])
                 )
             if noise.random() < 0.01:
-                metered.simulator.fault("error", times=20, for_s=120)
+                metered.simulator.add_fault("error", times=20, for_s=120)
             at_work()
 
         metered.work = busy  # type: ignore[method-assign]
@@ -99,7 +99,7 @@ def test_no_false_alarm_on_a_healthy_busy_system(tmp_path: Path) -> None:
         assert seen == 0
         assert metered.lines("alerts-drift.ndjson") == []
         # It was busy while they went on: totals were off, and within the bracket.
-        assert len(list(metered.simulator.events())) > 10 * PASSES
+        assert len(list(metered.simulator.list_events())) > 10 * PASSES
 
 
 def test_ten_thousand_subscriptions_within_the_budget(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_the_sdks_paging_bug_is_not_ours(metered: System) -> None:
     for n in range(250):
         metered.event(acme, tokens=1 + n)
     metered.run(120)
-    stored = {event["event_id"] for event in metered.simulator.events()}
+    stored = {event["event_id"] for event in metered.simulator.list_events()}
     assert len(stored) == 250
     sdk = DodoPayments(
         bearer_token=KEY, base_url="http://simulator", http_client=httpx.Client(transport=metered._transport)
@@ -179,7 +179,7 @@ def test_the_sdks_paging_bug_is_not_ours(metered: System) -> None:
 def test_lists_are_read_right_in_any_order_and_with_any_edges(
     metered: System, order: str, edges: str
 ) -> None:
-    metered.simulator.switch(order=order, range_edges=edges)
+    metered.simulator.set_switches(order=order, range_edges=edges)
     acme = metered.customer()
     metered.apply()
     begin = metered.clock.now - metered.clock.now % MINUTE
@@ -237,7 +237,7 @@ def test_what_comes_right_by_itself_is_no_drift(metered: System) -> None:
     acme = metered.customer()
     metered.apply()
     metered.event(acme, tokens=5)
-    metered.simulator.switch(usage_visibility_lag_s=300)
+    metered.simulator.set_switches(usage_visibility_lag_s=300)
     metered.run(240)
     assert metered.reconcile() == {}
     said = [line["status"] for line in metered.lines("drift.ndjson")]
@@ -248,9 +248,9 @@ def test_what_comes_right_by_itself_is_no_drift(metered: System) -> None:
 @pytest.mark.parametrize("status", ["active", "past_due"])
 def test_a_history_without_the_open_period_falls_back_to_events(metered: System, status: str) -> None:
     """Where a payment failed, too: usage goes on to be billed."""
-    metered.simulator.switch(open_cycle_in_history=False)
+    metered.simulator.set_switches(open_cycle_in_history=False)
     acme = metered.customer()
-    metered.simulator.change(metered.subscriptions[acme], status=status)
+    metered.simulator.change_subscription(metered.subscriptions[acme], status=status)
     metered.apply()
     ids = [metered.event(acme, tokens=n) for n in (5, 7, 11)]
     metered.run(400)
@@ -261,7 +261,7 @@ def test_a_history_without_the_open_period_falls_back_to_events(metered: System,
 
 
 def test_a_frozen_period_names_what_came_after_it(metered: System) -> None:
-    metered.simulator.switch(closed_cycles="frozen")
+    metered.simulator.set_switches(closed_cycles="frozen")
     acme = metered.customer()
     metered.apply()
     metered.event(acme, tokens=5)
@@ -296,8 +296,8 @@ def test_usage_that_is_rolled_up_is_compared_as_well(tmp_path: Path) -> None:
     """Windows that are still open are on their way; a window that is lost is named, and sent again."""
     with system(tmp_path, rollup=timedelta(minutes=1)) as metered:
         metered.meters = {
-            "tokens": metered.simulator.meter("tokens.rollup", "sum", "sum", name="tokens"),
-            "calls": metered.simulator.meter("calls.rollup", "sum", "count", name="calls"),
+            "tokens": metered.simulator.create_meter("tokens.rollup", "sum", "sum", name="tokens"),
+            "calls": metered.simulator.create_meter("calls.rollup", "sum", "count", name="calls"),
         }
         acme = metered.customer()
         metered.apply()
@@ -306,12 +306,12 @@ def test_usage_that_is_rolled_up_is_compared_as_well(tmp_path: Path) -> None:
             metered.event(acme)
             metered.run(20)
         assert metered.reconcile() == {}
-        assert {event["event_name"] for event in metered.simulator.events()} == {
+        assert {event["event_name"] for event in metered.simulator.list_events()} == {
             "tokens.rollup",
             "calls.rollup",
         }
         metered.run(300)
-        lost = next(e for e in metered.simulator.events() if e["event_name"] == "tokens.rollup")
+        lost = next(e for e in metered.simulator.list_events() if e["event_name"] == "tokens.rollup")
         metered.simulator.drop(lost["event_id"])
         found = metered.reconcile(reconcile_repair="true")
         assert causes(found[acme, "tokens"]) == {"missing_there": str(lost["metadata"]["sum"])}
@@ -322,7 +322,7 @@ def test_usage_that_is_rolled_up_is_compared_as_well(tmp_path: Path) -> None:
 
 def test_another_meter_under_a_known_name_is_not_compared(metered: System) -> None:
     """And a customer whom we know by another name is."""
-    other = metered.simulator.meter("llm.tokens", "sum", "characters", name="tokens")
+    other = metered.simulator.create_meter("llm.tokens", "sum", "characters", name="tokens")
     acme = metered.customer(meters=[metered.meters["tokens"], other])
     billed = metered.edges.pop(acme)
     metered.apply(
@@ -367,12 +367,12 @@ def test_two_metered_subscriptions_are_named_before_anything_is_applied(
     acme = metered.customer()
     metered.apply()
     meters = list(metered.meters.values())
-    seats = metered.simulator.product([])
+    seats = metered.simulator.create_product([])
     later = dict(start=written(BEGIN + timedelta(days=9)), end=written(END + timedelta(days=9)))
-    metered.simulator.subscription(acme, seats, **later)
+    metered.simulator.create_subscription(acme, seats, **later)
     metered.reconcile(reconcile_periods=applies)
     assert conflicts(metered) == [] and metered.catalog.period_of(acme) == _period_now(metered, acme)
-    second = metered.simulator.subscription(acme, metered.simulator.product(meters), **later)
+    second = metered.simulator.create_subscription(acme, metered.simulator.create_product(meters), **later)
     metered.reconcile(reconcile_periods=applies)
     metered.reconcile(reconcile_periods=applies)
     assert conflicts(metered) == [acme] and metered.catalog.period_of(acme) == _period_now(metered, acme)
@@ -380,7 +380,7 @@ def test_two_metered_subscriptions_are_named_before_anything_is_applied(
     assert second in named
     told = [line for line in metered.lines("alerts-drift.ndjson") if line["level"] == "conflict"]
     assert [line["customer"] for line in told] == [acme]
-    metered.simulator.change(metered.subscriptions[acme], status="cancelled")
+    metered.simulator.change_subscription(metered.subscriptions[acme], status="cancelled")
     metered.reconcile(reconcile_periods=applies)
     assert conflicts(metered) == []
     assert (metered.catalog.period_of(acme) == _period_now(metered, acme)) == (applies == "false")
@@ -390,7 +390,9 @@ def test_a_conflict_that_a_webhook_has_listed_is_announced_by_the_next_run(meter
     acme = metered.customer()
     metered.apply()
     later = dict(start=written(BEGIN + timedelta(days=9)), end=written(END + timedelta(days=9)))
-    metered.simulator.subscription(acme, metered.simulator.product(list(metered.meters.values())), **later)
+    metered.simulator.create_subscription(
+        acme, metered.simulator.create_product(list(metered.meters.values())), **later
+    )
     whole = [DodoReads(metered.client()).subscription(one) for one in subscriptions_of(metered, acme)]
     made = apply_periods(metered.control, whole, "webhook", is_complete=False)
     metered.writer.write([], [], [note_of(one, metered.clock.now) for one in made.conflicts])
@@ -403,7 +405,7 @@ def test_a_conflict_that_a_webhook_has_listed_is_announced_by_the_next_run(meter
 def subscriptions_of(metered: System, customer: str) -> list[str]:
     return [
         one["subscription_id"]
-        for one in metered.simulator.state()["subscriptions"]
+        for one in metered.simulator.read_state()["subscriptions"]
         if one["customer"]["customer_id"] == customer
     ]
 
@@ -427,7 +429,7 @@ def test_a_pause_and_a_change_of_plan_split_a_period_without_drift(metered: Syst
         metered.run(3600, step=600)
         assert api.patch(f"/subscriptions/{id}", json={"status": "active"}).status_code == 200
     else:
-        other = metered.simulator.product(list(metered.meters.values()))
+        other = metered.simulator.create_product(list(metered.meters.values()))
         order = {"product_id": other, "proration_billing_mode": "prorated_immediately", "quantity": 1}
         assert api.post(f"/subscriptions/{id}/change-plan", json=order).status_code == 200
     metered.reconcile(reconcile_periods="true")
@@ -440,7 +442,7 @@ def test_a_pause_and_a_change_of_plan_split_a_period_without_drift(metered: Syst
     totals = [
         total.total for (who, meter, _), total in metered.totals.items() if (who, meter) == (acme, "tokens")
     ]
-    billed = [one["meters"][0]["consumed_units"] for one in metered.simulator.usage(id)[0]["items"]]
+    billed = [one["meters"][0]["consumed_units"] for one in metered.simulator.read_usage(id)[0]["items"]]
     assert totals == billed == ["5", "7"]
 
 
@@ -480,7 +482,7 @@ def test_an_outage_of_the_platform_is_no_drift(metered: System) -> None:
     metered.apply()
     metered.event(customers[0], tokens=5)
     metered.run(240)
-    metered.simulator.fault("error", where="/subscriptions/", times=None, status=503)
+    metered.simulator.add_fault("error", where="/subscriptions/", times=None, status=503)
     metered.reconcile()
     lines = [line for line in metered.lines("drift.ndjson") if line["status"] != "coverage"]
     assert Counter(line["status"] for line in lines) == {"unread": 3, "ended": 1}
@@ -492,7 +494,7 @@ def test_an_outage_of_the_platform_is_no_drift(metered: System) -> None:
 def test_a_refused_key_ends_one_pass_with_a_clear_line(metered: System) -> None:
     metered.customer()
     metered.apply()
-    metered.simulator.key_mode("revoked")
+    metered.simulator.set_key_mode("revoked")
     with pytest.raises(BaseException) as caught:
         metered.reconcile()
     causes_of: list[str] = []
@@ -630,7 +632,7 @@ def test_a_pass_that_is_killed_goes_on_with_what_is_left(metered: System) -> Non
     ids = {who: metered.event(who, tokens=5) for who in customers}
     metered.run(400)
     metered.simulator.drop(*(ids[who] for who in customers[::10]))
-    before = len(metered.simulator.requests())
+    before = len(metered.simulator.list_requests())
     histories = 0
 
     def dies(seconds: float) -> None:
@@ -653,7 +655,9 @@ def test_a_pass_that_is_killed_goes_on_with_what_is_left(metered: System) -> Non
     found = metered.reconcile()
     assert {who for who, _ in found} == set(customers[::10])
     assert {one["pass"] for one in found.values()} == {1}
-    paths = [r["path"] for r in metered.simulator.requests(before) if r["path"].endswith("usage-history")]
+    paths = [
+        r["path"] for r in metered.simulator.list_requests(before) if r["path"].endswith("usage-history")
+    ]
     # One for each, up to 20 that were under way, a second look and one to explain for each suspect.
     assert len(paths) <= 50 + 20 + 5 * 2 and paths.count(paths[0]) <= 4
 
@@ -728,7 +732,7 @@ def test_repairs_that_are_killed_are_made_once(
     metered.reconcile(reconcile_repair="true")
     metered.run(400)
     assert metered.reconcile(reconcile_repair="true") == {}
-    sent = Counter(event["event_id"] for event in metered.simulator.events())
+    sent = Counter(event["event_id"] for event in metered.simulator.list_events())
     assert sent[lost] == 1 and metered.outbox.meta("running") > 0
     totals = {total.customer: str(total.total) for total in metered.totals.values()}
     assert totals[globex] == "16"
@@ -741,14 +745,14 @@ def test_the_real_command_killed_with_sigkill_in_mid_pass_goes_on(tmp_path: Path
     platform = PlatformProcess(key=KEY)
     try:
         simulator = platform.simulator
-        simulator.tier("unlimited")
-        tokens = simulator.meter("llm.tokens", "sum", "tokens", name="tokens")
-        product = simulator.product([tokens])
-        customers = [simulator.customer() for _ in range(30)]
+        simulator.set_tier("unlimited")
+        tokens = simulator.create_meter("llm.tokens", "sum", "tokens", name="tokens")
+        product = simulator.create_product([tokens])
+        customers = [simulator.create_customer() for _ in range(30)]
         start, end = written(BEGIN), written(END)
-        simulator.clock(written(NOON), rate=1)
+        simulator.set_clock(written(NOON), rate=1)
         for who in customers:
-            simulator.subscription(who, product, start=start, end=end)
+            simulator.create_subscription(who, product, start=start, end=end)
         (tmp_path / "catalog.yaml").write_text(
             "meters: [{name: tokens, event_name: llm.tokens, aggregation: {type: sum, key: tokens}}]\n"
             "customers:\n"
@@ -766,9 +770,9 @@ def test_the_real_command_killed_with_sigkill_in_mid_pass_goes_on(tmp_path: Path
             "RECONCILE_SETTLE": "1s",
         }
         # One answer is slow, so that there is a middle to be killed in.
-        simulator.fault("slow", where="/subscriptions/", skip=12, times=1, delay_s=60)
+        simulator.add_fault("slow", where="/subscriptions/", skip=12, times=1, delay_s=60)
         with started(tmp_path, settings) as process:
-            while sum("usage-history" in r["path"] for r in simulator.requests()) < 12:
+            while sum("usage-history" in r["path"] for r in simulator.list_requests()) < 12:
                 assert process.poll() is None
             process.send_signal(signal.SIGKILL)
             process.wait()
@@ -778,7 +782,7 @@ def test_the_real_command_killed_with_sigkill_in_mid_pass_goes_on(tmp_path: Path
         assert process.returncode == 0, complained
         assert "pass 1: 30 subscriptions" in printed
         assert "hunter2" not in printed + complained
-        asked = Counter(r["path"] for r in simulator.requests() if "usage-history" in r["path"])
+        asked = Counter(r["path"] for r in simulator.list_requests() if "usage-history" in r["path"])
         assert len(asked) == 30 and max(asked.values()) <= 2
     finally:
         platform.stop()

@@ -108,7 +108,7 @@ def test_what_is_repaired_and_what_nobody_bills_is_on_it(metered: System) -> Non
     lost = metered.event(acme, tokens=5)
     metered.run(400)
     metered.simulator.drop(lost)
-    stranger = metered.simulator.customer()
+    stranger = metered.simulator.create_customer()
     metered.event(stranger, tokens=9)
     metered.run(400)
     metered.reconcile(reconcile_repair="true")
@@ -143,7 +143,7 @@ def test_payments_that_cannot_be_read_leave_the_statement_without_them(metered: 
     metered.apply()
     metered.event(acme, tokens=5)
     metered.run(400)
-    metered.simulator.fault("error", where="/payments", status=404, times=None)
+    metered.simulator.add_fault("error", where="/payments", status=404, times=None)
     metered.reconcile()
     assert [line.units for line in lines_of(metered) if line.meter == "tokens"] == ["5"]
 

@@ -17,7 +17,7 @@ import pytest
 from standardwebhooks.webhooks import Webhook
 from starlette.applications import Starlette
 
-from simulator.app import build
+from simulator.app import build_app
 from simulator.client import Simulator
 from simulator.inprocess import AppTransport
 from simulator.state.platform import Platform
@@ -331,21 +331,21 @@ def test_the_platform_and_we_understand_each_other(tmp_path: Path) -> None:
     """A subscription that renews at the simulated platform, its own signature and retries, down to the catalog."""
     made = Endpoint(tmp_path, ("whsec_AAAA",))
     platform = Platform(1, key="k")
-    transport = AppTransport(build(platform, httpx.ASGITransport(made.app))[0])
+    transport = AppTransport(build_app(platform, httpx.ASGITransport(made.app))[0])
     simulator = Simulator("http://simulator", "k", transport)
-    meter = simulator.meter("api.call", name="calls")
-    customer = simulator.customer(id="cus_1")
-    product = simulator.product([meter])
-    simulator.clock("2026-11-22T12:00:00Z")
+    meter = simulator.create_meter("api.call", name="calls")
+    customer = simulator.create_customer(id="cus_1")
+    product = simulator.create_product([meter])
+    simulator.set_clock("2026-11-22T12:00:00Z")
     hook = simulator.api.post("/webhooks", json={"url": f"http://us{PATH}"}).json()["id"]
     secret = simulator.api.get(f"/webhooks/{hook}/secret").json()["secret"]
     made.webhooks._verifiers = [Webhook(secret)]
     fields = {"start": "2026-11-03T09:12:44Z", "end": "2026-12-03T09:12:44Z"}
-    subscription = simulator.subscription(customer, product, **fields)
+    subscription = simulator.create_subscription(customer, product, **fields)
     simulator.deliver()
     made.webhooks.refresh()
     assert made.edges() == ["11-03", "12-03"]
-    simulator.rotate(hook)
+    simulator.rotate_secret(hook)
     simulator.roll(subscription, at="2026-11-20T00:00:00Z", end="2026-12-20T00:00:00Z")
     simulator.deliver()
     made.webhooks.refresh()
