@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.flows.conftest import Place
-from tidegate.flows.meter.dataflow import _alerts, _lines
+from tidegate.flows.meter.dataflow import _encode_lines, _select_alerts
 from tidegate.flows.meter.decode_step import DecodeStep
 from tidegate.flows.meter.shard_step import ShardLogic
 from tidegate.flows.meter.store_step import StoreStep, _Stored
@@ -49,8 +49,8 @@ def test_a_cluster_says_what_is_wrong_with_its_state(place: Place) -> None:
         lambda: StoreStep._write(NOTHING, []),
         lambda: _Stored.on_eof(NOTHING),
         lambda: _Stored.snapshot(NOTHING),
-        lambda: _alerts(NOTHING, ("0.1", NOTHING)),
-        lambda: _lines(NOTHING, [], NOTHING),
+        lambda: _select_alerts(NOTHING, ("0.1", NOTHING)),
+        lambda: _encode_lines(NOTHING, [], NOTHING),
     ],
 )
 def test_our_own_bugs_are_told_with_their_place(
