@@ -65,8 +65,10 @@ SCHEMA: Final = Schema(
 
 
 class Refused(TidegateError):
-    """A delivery that failed. `again` is the seconds until another try that the receiver asked for, `gone` that it
-    wants none ever."""
+    """A delivery that failed.
+
+    `again` is the seconds until another try that the receiver asked for, `gone` that it wants none ever.
+    """
 
     def __init__(self, reason: str, again: float | None = None, gone: bool = False) -> None:
         super().__init__(reason)
@@ -101,7 +103,7 @@ class Deliverer(Protocol):
     at_once: int
 
     def deliver(self, messages: Sequence[Message]) -> None:
-        """Raises Refused, or any OSError, where they did not arrive."""
+        """Raise Refused, or any OSError, where they did not arrive."""
         ...
 
 
@@ -117,7 +119,7 @@ class Queue:
             db.execute(_UNPARK, (now, now + PAUSE_MAX))
 
     def add(self, target: str, messages: Iterable[tuple[str, bytes]]) -> None:
-        """Puts messages in, on disk when it returns; one whose id is known is left as it is."""
+        """Put messages in, on disk when it returns; one whose id is known is left as it is."""
         now = self._clock()
         with self._lock:
             waiting = self._file.value(
@@ -149,7 +151,7 @@ class Queue:
         return found
 
     def delivered(self, target: str, messages: Sequence[Message]) -> None:
-        """These have arrived; ids from before REMEMBER are forgotten."""
+        """Note that these have arrived, and forget ids from before REMEMBER."""
         oldest = self._clock() - REMEMBER.total_seconds()
         with self._lock, self._file.transaction() as db:
             db.executemany(
@@ -162,7 +164,7 @@ class Queue:
             )
 
     def failed(self, target: str, messages: Sequence[Message], refused: Refused) -> None:
-        """These have not arrived: another try later, or none if they are too old or the receiver is gone."""
+        """Note that these have not arrived: try again later, or never if they are too old or the receiver is gone."""
         now = self._clock()
         last = now - KEEP.total_seconds()
         with self._lock, self._file.transaction() as db:
@@ -178,7 +180,7 @@ class Queue:
                 )
 
     def standing(self, state: str | None = None, limit: int = 100) -> list[Standing]:
-        """What is in the queue, the newest first."""
+        """Return what is in the queue, the newest first."""
         query = f"""SELECT target, id, state, tries, due_at, error, body FROM deliveries
             {"WHERE state = ?" if state else ""} ORDER BY made_at DESC LIMIT ?"""
         with self._lock:
@@ -262,6 +264,6 @@ class Sender:
 
 
 def undelivered(path: Path) -> list[Standing]:
-    """What waits or was given up in the queue at `path`."""
+    """Return the messages that wait or were given up in the queue at `path`."""
     with closing(Queue(path)) as queue:
         return [one for one in queue.standing(limit=WAITING_MAX) if one.state != "delivered"]

@@ -47,5 +47,5 @@ class SlackDeliverer:
 
 
 def _escaped(text: str) -> str:
-    """A customer's name is text, not markup, and calls nobody."""
+    """Escape a customer's name: it is text, not markup, and mentions nobody."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

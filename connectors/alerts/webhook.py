@@ -51,7 +51,7 @@ class WebhookDeliverer:
         return f"WebhookDeliverer({self._url.host})"
 
     def deliver(self, messages: Sequence[Message]) -> None:
-        """Raises Refused where one did not arrive."""
+        """Raise Refused where one did not arrive."""
         for message in messages:
             self._post(message)
 
@@ -87,7 +87,7 @@ class WebhookDeliverer:
             )
 
     def _checked(self) -> str:
-        """The address to connect to. Refused where it is not public and need be."""
+        """Return the address to connect to; Refused if it has to be public and is not."""
         try:
             found = socket.getaddrinfo(self._url.host, self._url.port or 443, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:

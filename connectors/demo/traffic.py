@@ -81,7 +81,7 @@ class Traffic:
         return self.start + int(self._elapsed(i) * 1e6)
 
     def event(self, i: int) -> bytes:
-        """The payload of event `i`, without newline."""
+        """Return the payload of event `i`, without newline."""
         draws = _draws(self.seed, i)
         fate = _fate(next(draws))
         if fate == "repeated" and i:
@@ -164,7 +164,7 @@ def _fate(draw: float) -> Fate:
 
 
 def _usage(plan: _Plan, running_away: bool, draws: Iterator[float]) -> tuple[str, dict[str, Any]]:
-    """An event's name and properties."""
+    """Return an event's name and properties."""
     kind, size, one, other = (next(draws) for _ in range(4))
     # Most are small and a few are large: Pareto, cut off.
     heavy = min((1 - size) ** -0.7, 100.0)
@@ -188,7 +188,7 @@ def _of(choices: tuple[T, ...], draw: float) -> T:
 
 
 def _spoilt(payload: bytes, draw: float) -> bytes:
-    """What a broken client makes of `payload`; no reading of it is an event."""
+    """Damage `payload` as a broken client would, so that no reading of it is an event."""
     return _of(
         (
             payload[: len(payload) // 2],

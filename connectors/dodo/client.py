@@ -148,7 +148,7 @@ class DodoClient:
         )
 
     def ingest(self, events: Sequence[bytes]) -> Answer:
-        """Sends events, each the bytes of one JSON object. It is `ok` only if the platform counted them."""
+        """Send events, each the bytes of one JSON object. It is `ok` only if the platform counted them."""
         answer = self._request("POST", "/events/ingest", content=b'{"events":[' + b",".join(events) + b"]}")
         if answer.content is None or type(_member(answer.content, "ingested_count")) is int:
             return answer
@@ -178,7 +178,7 @@ class DodoClient:
     def pages(
         self, path: str, params: Mapping[str, str | int] | None = None, size: int = PAGE
     ) -> Iterator[list[Any]]:
-        """The items of each page, from page 0 to the first that is not full. DodoError where one cannot be read."""
+        """Return the items of each page, from page 0 to the first that is not full. DodoError if one is unreadable."""
         number = 0
         while True:
             answer = self.get(path, {**(params or {}), "page_size": size, "page_number": number})
@@ -235,7 +235,7 @@ class DodoClient:
 
 
 def part(text: str) -> str:
-    """An id as one segment of a path. DodoError where it would be another path."""
+    """Return an id as one segment of a path. DodoError where it would be another path."""
     if text in ("", ".", ".."):
         raise DodoError(f"dodo: needs an id, got {text!r}")
     return quote(text, safe="")
@@ -278,7 +278,7 @@ def _is_json(headers: httpx.Headers) -> bool:
 
 
 def _named(answer: Answer, field: str, id: str) -> Answer:
-    """The answer, of which nothing is known where it is of something else: any JSON may come through a proxy."""
+    """Decode the answer; return an empty one for any other JSON, which a proxy may send."""
     if answer.content is None or _member(answer.content, field) == id:
         return answer
     return answer._replace(content=None, message=f"the answer is not of {field} {id}")
@@ -293,7 +293,7 @@ def _words(value: Any) -> str:
 
 
 def _date(headers: httpx.Headers) -> int | None:
-    """The middle of the second (µs) in which an answer was written; None where it does not say."""
+    """Return the middle of the second (µs) in which an answer was written; None if it has no date."""
     try:
         return int(parsedate_to_datetime(headers["date"]).timestamp() * SECOND) + SECOND // 2
     except (ValueError, KeyError, TypeError):

@@ -92,7 +92,7 @@ class DodoReads:
         return _read([self._get(f"/subscriptions/{part(id)}")], Subscription)[0]
 
     def history(self, subscription_id: str) -> list[Cycle]:
-        """What each period of a subscription comes to, the open one included if the platform says it."""
+        """Return the usage of each period of a subscription, the open one included if the provider has it."""
         return _read(self._all(f"/subscriptions/{part(subscription_id)}/usage-history"), Cycle)
 
     def payments(self, since: int) -> list[Payment]:
@@ -100,7 +100,7 @@ class DodoReads:
         return _read(self._all("/payments", {"created_at_gte": format_instant(since)}), Payment)
 
     def events(self, customer_id: str, event_name: str, start: int, end: int, now: int) -> list[ListedEvent]:
-        """The events of this name in [start, end), whatever meters count them, doubles as often as they are there.
+        """Return the events of this name in [start, end), whatever meters count them, doubles included.
 
         Times are µs since the epoch. TooMany beyond 200,000.
         """
@@ -139,7 +139,7 @@ class DodoReads:
         return _read(self._all(f"{path}/ledger", {"start_date": format_instant(start)}), LedgerEntry)
 
     def enter(self, entitlement_id: str, customer_id: str, entry: Mapping[str, Any]) -> Entered:
-        """Writes one entry into a credit ledger, once for its idempotency key.
+        """Write one entry into a credit ledger, once for its idempotency key.
 
         A second try finds the key taken, which means that the first one worked.
         """
@@ -197,7 +197,7 @@ class DodoReads:
         return content
 
     def _tried(self, ask: Callable[[], Answer]) -> Answer:
-        """The answer, of the first attempt that has one, or of the last."""
+        """Return the answer of the first attempt that has one, or of the last."""
         for attempt in range(ATTEMPTS_MAX):
             self.requests += 1
             answer = ask()
@@ -215,7 +215,7 @@ class DodoReads:
 
 
 def _read(items: Any, record: type[Record]) -> list[Record]:
-    """Records of this type; DodoError where the platform's are none."""
+    """Convert the provider's records to this type; DodoError if they do not fit it."""
     try:
         return msgspec.convert(list(items), list[record])  # type: ignore[valid-type]
     except msgspec.ValidationError as error:

@@ -135,7 +135,7 @@ class Sender:
         self._watched_at = self._tidied_at = 0
 
     def turn(self, *, linger: bool = True) -> float | None:
-        """Does what can be done now. The seconds until more can be, None where nothing waits to be sent."""
+        """Do what can be done now; return the seconds until there is more to do, None if nothing waits."""
         now = self._clock()
         self._follow_catalog()
         self._keep_house(now)
@@ -154,7 +154,7 @@ class Sender:
         return 0.0
 
     def _chosen(self) -> list[Row]:
-        """The rows for this turn, all of them waiting."""
+        """Return the rows for this turn, all of them waiting."""
         if self._unauthorized or self._failures > 1:
             return self._to_try_with()
         limit = self._terms.events_max * (1 if self._failures else self._terms.concurrency)
@@ -167,7 +167,7 @@ class Sender:
         return rows if len(rows) == limit else rows + second(limit - len(rows), now)
 
     def _to_try_with(self) -> list[Row]:
-        """A few rows while answers are missing, the same ones again and again, and young ones, which last.
+        """Return a few rows while answers are missing, the same ones again and again, and young ones, which last.
 
         What was sent without an answer may have to be looked up one by one, so these are to be few.
         """
@@ -181,7 +181,7 @@ class Sender:
         return rows
 
     def _ready(self, rows: Sequence[Row]) -> list[Item]:
-        """What can be sent of these; the rest is kept back with its reason, or looked up first."""
+        """Return those that can be sent; hold the others back with a reason, or look them up first."""
         now = self._clock()
         items: list[Item] = []
         kept: dict[tuple[State, str, str], list[Row]] = {}
@@ -216,7 +216,7 @@ class Sender:
         return [row for row in rows if row not in early] if early else rows
 
     def _judge(self, row: Row, now: int) -> tuple[Item | tuple[State, str, str], int]:
-        """The event as it can be sent now, or what becomes of it and why; and how many properties are left out."""
+        """Return the event as it can be sent now, or its outcome and why; and the number of properties left out."""
         billing_id = self._rules.find_billing_id(row.customer)
         if billing_id is None:
             state = State.parked if self._terms.unmapped == "park" else State.skipped
@@ -289,7 +289,7 @@ class Sender:
         return answer, fit
 
     def _as_known(self, row: Row) -> Row:
-        """The row with what this turn's earlier attempts add to it."""
+        """Return the row with what earlier attempts of this turn add to it."""
         return row._replace(unsure_at=self._doubts.get(row.seq, row.unsure_at))
 
     def _fits(self, item: Item, now: int) -> bool:
@@ -301,7 +301,7 @@ class Sender:
         return there - AGE_MAX <= row.at <= there + AHEAD_MAX
 
     def _note(self, answer: Answer) -> None:
-        """Counts an answer, and sets when to go on after it."""
+        """Count an answer, and set when to continue after it."""
         kind = answer.kind
         self._outbox.count(**{f"answers_{kind}": 1})
         if kind == "ok":
@@ -334,7 +334,7 @@ class Sender:
         self._pause_until = self._clock() + int(pause * SECOND)
 
     def _bisect(self, items: Sequence[Item], answer: Answer) -> None:
-        """Sends on the good ones of a refused batch and settles the others, within bounds of requests and patience."""
+        """Send the accepted events of a refused batch and settle the others, within bounds of requests and time."""
         bisection = Bisection(items)
         requests = failed = 0
         while piece := bisection.next_batch():
@@ -390,7 +390,7 @@ class Sender:
         return set()
 
     def _settle_doubtful(self, row: Row, state: State, refusal: Refusal) -> None:
-        """Keeps an event back that may have arrived, unless the platform turns out to have it."""
+        """Hold back an event that may have arrived, unless the provider turns out to have it."""
         if not self._is_missing(row):
             return
         billing_id = self._rules.find_billing_id(row.customer) if state is State.refused else None
@@ -419,7 +419,7 @@ class Sender:
         return answer.is_missing
 
     def _follow_catalog(self) -> None:
-        """Takes a new catalog over, and lets events wait again whose customer it maps."""
+        """Adopt a new catalog, and queue events again whose customer it maps."""
         catalog = self._catalog()
         if catalog is self._known_catalog:
             return
@@ -449,7 +449,7 @@ class Sender:
             self._watch(now)
 
     def _watch(self, now: int) -> None:
-        """Raises and resolves the alerts that come with time."""
+        """Raise and resolve the alerts that depend on time."""
         found = self._strangers.turned_up()
         if found is not None:
             parked = self._outbox.parked_for(STRANGER)

@@ -169,7 +169,7 @@ class _Works:
         self._queue.put(packed)
 
     def flush(self) -> None:
-        """Waits until all that was handed over is on disk."""
+        """Wait until all that was handed over is on disk."""
         with self._state:
             self._check()
             if self._durable == self._put:
@@ -180,7 +180,7 @@ class _Works:
             self._check()
 
     def close(self, drain: float) -> None:
-        """Ends both threads; until then what waits is sent, for `drain` seconds at most."""
+        """End both threads; until then what waits is sent, for `drain` seconds at most."""
         try:
             self.flush()
             self._linger = False
@@ -279,7 +279,7 @@ class _Works:
             raise Stopped
 
     def _elected(self) -> int:
-        """Waits until no other process of this machine sends from this outbox; the lock's descriptor."""
+        """Wait until no other process of this machine sends from this outbox; return the lock's descriptor."""
         path = self._outbox.path.with_name(self._outbox.path.name + ".sender")
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -296,7 +296,7 @@ class _Works:
             raise
 
     def _note(self) -> bool:
-        """Puts alerts that are new into the store, for whoever reads it; False where that failed and is to wait."""
+        """Write new alerts into the store; return False if that failed and has to wait."""
         if self._open_store is None:
             return True
         news = self._outbox.unnoted()

@@ -27,7 +27,7 @@ class Strangers:
         self._until: dict[str, int] = {}
 
     def standing(self, billing_id: str) -> Standing:
-        """What the platform says of a customer; it is asked once of those whom it knows."""
+        """Return what the provider says of a customer; it is asked once about those it knows."""
         if billing_id in self._known:
             return "known"
         answer = self._directory.customer(billing_id)

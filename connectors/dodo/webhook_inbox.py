@@ -62,7 +62,7 @@ class Inbox:
         self._file = open_file(path, SCHEMA, "rwc", wait=WAIT, pragmas={"synchronous": "FULL"})
 
     def take(self, id: str, sent_at: int, subscription: Subscription | None) -> bool:
-        """Keeps what a webhook said; False where it was seen before. On disk when this returns."""
+        """Store the content of a webhook durably; return False if it was seen before."""
         with self._lock, self._file.transaction() as db:
             is_new = db.execute("INSERT OR IGNORE INTO seen VALUES (?, ?)", (id, sent_at)).rowcount > 0
             if is_new and subscription is not None:
@@ -77,7 +77,7 @@ class Inbox:
         return is_new
 
     def waiting(self) -> list[State]:
-        """The states that were not applied yet."""
+        """Return the states that were not applied yet."""
         with self._lock:
             rows = self._file.rows("SELECT sent_at, record FROM subscriptions WHERE applied = 0 ORDER BY id")
         return [State(sent_at, msgspec.json.decode(record, type=Subscription)) for sent_at, record in rows]
@@ -91,7 +91,7 @@ class Inbox:
         return [msgspec.json.decode(record, type=Subscription) for (record,) in rows]
 
     def applied(self, states: Iterable[State]) -> None:
-        """These need not be applied again, unless a later state came meanwhile."""
+        """Note that these need not be applied again, unless a later state arrived meanwhile."""
         rows = [(state.subscription.subscription_id, state.sent_at) for state in states]
         with self._lock, self._file.transaction() as db:
             db.executemany("UPDATE subscriptions SET applied = 1 WHERE id = ? AND sent_at = ?", rows)

@@ -74,7 +74,7 @@ class LinesRead(StatefulSourcePartition[Payloads, Any]):
         self._awake = datetime.fromtimestamp((now + pause) / 1e6, UTC)
 
     def _cut(self, chunk: bytes) -> bytes:
-        """The whole lines that end in `chunk`, b"" if none does; what follows them is kept."""
+        """Return the whole lines that end in `chunk`, b"" if none does; what follows them is kept."""
         if self._skipping:
             return self._skip(chunk)
         first = chunk.find(b"\n")
@@ -91,7 +91,7 @@ class LinesRead(StatefulSourcePartition[Payloads, Any]):
         return block
 
     def _cut_long(self, chunk: bytes) -> bytes:
-        """The beginning of a line that is too long, whose rest is skipped; lines before it are in the rest."""
+        """Return the beginning of a line that is too long, whose rest is skipped; lines before it are in the rest."""
         whole = self._take_rest() + chunk
         line = whole.rfind(b"\n", 0, len(whole) - len(chunk)) + 1
         size = line + self._limits.line_bytes_max + 1

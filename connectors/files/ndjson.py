@@ -92,7 +92,7 @@ class FileSource(FixedPartitionedSource[Payloads, FilePosition | None]):
         return parts
 
     def _found(self) -> tuple[list[str], list[str]]:
-        """The files that are read, and those that are left out as the flow writes them."""
+        """Return the files that are read, and those that are left out as the flow writes them."""
         if self._path == STDIN or not any(c in self._path for c in "*?["):
             return [self._path], []
         found = sorted(p for p in glob.glob(self._path, recursive=True) if os.path.isfile(p))

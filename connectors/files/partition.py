@@ -115,7 +115,7 @@ class FilePartition(LinesRead):
         return self._turn()
 
     def _next(self, fd: int, size: int) -> bytes:
-        """What follows in the file; b"" where nothing does, or where it has to be begun again."""
+        """Return the next bytes of the file; b"" at its end, or if it has to be read from its beginning."""
         status = os.fstat(fd)
         found, self._written = status.st_size, status.st_mtime_ns
         if self._rotates and (found < self._offset or not self._is_seamless(fd)):
@@ -301,7 +301,7 @@ class FilePartition(LinesRead):
         return os.pread(fd, len(tail), self._offset - len(tail)) == tail
 
     def _begin_again(self) -> None:
-        """The file was cut: read what its copy has more, if there is one, and then the file from its beginning."""
+        """Handle a truncated file: read the rest of its copy, if there is one, then the file from its beginning."""
         if self._take_up_renamed(self.snapshot()):
             return
         _LOG.warning(
@@ -345,7 +345,7 @@ class FilePartition(LinesRead):
     # Files
 
     def _open(self, path: str) -> int | None:
-        """A file to read, None where it is not there and is waited for."""
+        """Open a file to read; None if it is missing and waited for."""
         if self._own.has(path):
             raise FileError(f"file {path!r}: is written by the flow itself; name another file as its source")
         try:
@@ -375,7 +375,7 @@ class FilePartition(LinesRead):
         return fd
 
     def _try(self, path: str) -> int | None:
-        """A file to read, None where it can't be, which is logged."""
+        """Open a file to read; None if that fails, which is logged."""
         try:
             return self._open(path)
         except FileError as error:

@@ -105,9 +105,9 @@ class Cluster:
         self._config = dict(config or {})
 
     def settings(self, ours: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-        """librdkafka's settings: `ours` may be changed by whoever runs it, `own` may not, for promises hang on them.
+        """Return the settings of librdkafka: users may change `ours`, but not `own`, on which guarantees depend.
 
-        ValueError where one of `own` was to be changed.
+        ValueError if one of `own` was to be changed.
         """
         for name in self._config:
             if name in own or name in ("bootstrap.servers", "security.protocol"):
@@ -117,7 +117,7 @@ class Cluster:
         return {**self._settings, **ours, **self._config, **own}
 
     def made(self, make: Callable[[dict[str, Any]], Any], settings: dict[str, Any]) -> Any:
-        """A client; ValueError where librdkafka does not take its settings."""
+        """Return a client; ValueError where librdkafka does not take its settings."""
         try:
             return make(settings)
         except rd.KafkaException as error:
@@ -127,7 +127,7 @@ class Cluster:
         raise ValueError(f"{reason}; see librdkafka's CONFIGURATION.md for what config.NAME may be")
 
     def answer(self, ask: Callable[[float], Answer], what: str) -> Answer:
-        """What brokers say, asked again while they are away; KafkaError after `ANSWER_S`, or where they refuse.
+        """Return the brokers' answer, asking again while they are away; KafkaError after `ANSWER_S`, or if they refuse.
 
         `ask` takes seconds that it may wait.
         """
@@ -167,7 +167,7 @@ def _login(sasl: str, user: str | None, password: str | None) -> dict[str, Any]:
 
 
 def weakly(method: Callable[..., None]) -> Callable[..., None]:
-    """Calls `method` for as long as its object lives, which it does not keep alive.
+    """Call `method` for as long as its object lives, which it does not keep alive.
 
     A client and who listens to it would be a cycle, which the collector ends on any thread; and on a thread of
     librdkafka's own, such as that of an administrator's answers, the end of a client is the end of the process.

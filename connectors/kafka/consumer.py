@@ -103,7 +103,7 @@ class Feed:
         return self._down_since is None
 
     def assign(self, partition: int, offset: int, epoch: int) -> None:
-        """Reads a partition from `offset` on; `epoch` is the leader's that the message before it had, or -1."""
+        """Read a partition from `offset` on; `epoch` is the leader's that the message before it had, or -1."""
         self._waiting[partition] = []
         self._ends.pop(partition, None)
         place = TopicPartition(self._topic, partition, offset)
@@ -112,19 +112,19 @@ class Feed:
         self._consumer.incremental_assign([place])
 
     def release(self, partition: int) -> None:
-        """Ends reading a partition."""
+        """End reading a partition."""
         self._waits -= len(self._waiting.pop(partition))
         self._gone.pop(partition, None)
         self._consumer.incremental_unassign([TopicPartition(self._topic, partition)])
 
     def close(self) -> None:
-        """Ends the consumer; it waits for commits that are under way."""
+        """End the consumer; it waits for commits that are under way."""
         if self._committing:
             self._send_commits()
         self._consumer.close()
 
     def take(self, partition: int, now: int) -> list[Message]:
-        """The partition's next messages, none if none are here yet. `now` in µs since the epoch."""
+        """Return the partition's next messages, none if none are here yet. `now` in µs since the epoch."""
         self._now = now
         if not self._waiting[partition] and self._waits < self._count:
             self._poll()
@@ -134,7 +134,7 @@ class Feed:
         return taken
 
     def end(self, partition: int) -> int | None:
-        """The offset behind all that was taken, where the partition's end was reached since it was last asked."""
+        """Return the offset after the last message taken, if the partition's end was reached since the last call."""
         return self._ends.pop(partition, None)
 
     def gone(self, partition: int) -> rd.KafkaError | None:
@@ -142,7 +142,7 @@ class Feed:
         return self._gone.pop(partition, None)
 
     def edges(self, partition: int) -> tuple[int, int]:
-        """The first offset that there is, and the next that there will be; waits for the broker."""
+        """Return the first offset that there is, and the next that there will be; waits for the broker."""
         place = TopicPartition(self._topic, partition)
         return self._cluster.answer(
             lambda wait: self._consumer.get_watermark_offsets(place, wait),
@@ -150,7 +150,7 @@ class Feed:
         )
 
     def known_end(self, partition: int) -> int | None:
-        """The next offset that there will be, as the last answer of a broker said; None before the first."""
+        """Return the next offset that there will be, as the last answer of a broker said; None before the first."""
         try:
             _, end = self._consumer.get_watermark_offsets(TopicPartition(self._topic, partition), cached=True)
         except (rd.KafkaException, RuntimeError):

@@ -60,7 +60,7 @@ class Delivery:
                 self.check()
 
     def check(self) -> None:
-        """Looks what became of records, hardly ever waiting; KafkaError where one was not delivered."""
+        """Check the delivery of records, nearly without waiting; KafkaError if one was not delivered."""
         self._producer.poll(0)
         self._raise()
         while self._too_large:
@@ -70,7 +70,7 @@ class Delivery:
                 self._send_alone(record)
 
     def settle(self) -> None:
-        """Waits until all that was sent is delivered; KafkaError where something is not."""
+        """Wait until all that was sent is delivered; KafkaError where something is not."""
         self._flush()
         self.check()
 

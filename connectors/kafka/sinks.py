@@ -60,13 +60,13 @@ _DEAD_LETTER = msgspec.json.Decoder(_DeadLetter)
 
 
 def alert_record(line: bytes) -> Record:
-    """An alert's line as a message."""
+    """Return an alert's line as a message."""
     alert = _ALERT.decode(line)
     return Record(alert.customer, line, [("id", alert.id), ("kind", alert.kind)])
 
 
 def dead_letter_record(line: bytes) -> Record:
-    """A dead letter's line as a message."""
+    """Return a dead letter's line as a message."""
     letter = _DEAD_LETTER.decode(line)
     payload = letter.payload.encode() or letter.payload_base64
     names = ("id", "reason", "detail", "received_at")
@@ -74,7 +74,7 @@ def dead_letter_record(line: bytes) -> Record:
 
 
 def cut_in_half(record: Record) -> Record | None:
-    """The record with half of its value, which still says how long it was; None where nothing is left to cut."""
+    """Return the record with half of its value, which still says how long it was; None where nothing is left to cut."""
     if not record.value:
         return None
     headers = dict(record.headers)
@@ -111,10 +111,10 @@ class KafkaSink(FixedPartitionedSink[bytes, Delivered]):
 
     @abstractmethod
     def record(self, line: bytes) -> Record:
-        """A line as a message."""
+        """Convert a line to a message."""
 
     def cut(self, record: Record) -> Record | None:
-        """A smaller message for one that the topic finds too large, or None where there is none."""
+        """Return a smaller message for one that the topic finds too large, or None where there is none."""
         return None
 
     def list_parts(self) -> list[str]:

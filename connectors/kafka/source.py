@@ -151,7 +151,7 @@ class KafkaSource(FixedPartitionedSource[Payloads, KafkaPosition]):
         return asker.edge(0 if self._start == "earliest" else 1)(partitions)
 
     def _feed(self) -> Feed:
-        """The consumer of this worker, which is a thread."""
+        """Return the consumer of this worker, which is a thread."""
         feed: Feed | None = getattr(self._worker, "feed", None)
         if feed is None or feed.is_idle:
             assert self._watch, "list_parts comes first"
@@ -231,11 +231,11 @@ class _Partition(StatefulSourcePartition[Payloads, KafkaPosition]):
         return None if end is None else max(0, end - self._position.offset)
 
     def reached(self) -> int:
-        """The offset of the next message."""
+        """Return the offset of the next message."""
         return self._position.offset
 
     def taken_until(self) -> int:
-        """The timestamp of the last message that was handed out (µs), 0 before the first."""
+        """Return the timestamp of the last message that was handed out (µs), 0 before the first."""
         return self._last_at
 
     def snapshot(self) -> KafkaPosition:

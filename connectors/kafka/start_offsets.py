@@ -33,7 +33,7 @@ def settled(
     first: Callable[[Sequence[int]], Starts],
     beginning: Callable[[Sequence[int]], Starts],
 ) -> tuple[Starts, list[int]]:
-    """The offset to begin at of each partition, and which partitions were added since the first start.
+    """Return the offset to begin at of each partition, and which partitions were added since the first start.
 
     `first` answers for a topic that was never read, `beginning` for partitions that came later. Without a path nothing
     is kept. A topic of the same name and another id is another topic.

@@ -46,18 +46,18 @@ class Asker:
         self._consumer.close()
 
     def topic(self) -> Topic:
-        """The topic as it stands; KafkaError where there is none, or it may not be seen."""
+        """Return the topic as it stands; KafkaError where there is none, or it may not be seen."""
         found = self._metadata().topics[self._topic]
         if found.error:
             raise self._cluster.error(found.error, f"topic {self._topic!r}")
         return Topic(self._topic, self._id(), tuple(sorted(found.partitions)))
 
     def edge(self, end: int) -> Callable[[Sequence[int]], Starts]:
-        """What says the first (0) or the next (1) offset of partitions."""
+        """Return a request for the first (0) or the next (1) offset of partitions."""
         return lambda partitions: {partition: self.edges(partition)[end] for partition in partitions}
 
     def edges(self, partition: int) -> tuple[int, int]:
-        """The first offset that there is, and the next one that there will be."""
+        """Return the first offset that there is, and the next one that there will be."""
         place = TopicPartition(self._topic, partition)
         return self._cluster.answer(
             lambda wait: self._consumer.get_watermark_offsets(place, wait),
@@ -65,7 +65,7 @@ class Asker:
         )
 
     def since(self, at: int, partitions: Sequence[int]) -> Starts:
-        """The offsets of the first messages at or after `at` (µs since the epoch), or the next ones."""
+        """Return the offsets of the first messages at or after `at` (µs since the epoch), or the next ones."""
         wanted = [TopicPartition(self._topic, partition, -(-at // 1000)) for partition in partitions]
 
         def ask(wait: float) -> dict[int, TopicPartition]:
@@ -165,7 +165,7 @@ class TopicWatch:
 
 
 def made_anew(cluster: Cluster, topic: str) -> KafkaError:
-    """The error about a topic that is not the one that was read."""
+    """Return the error about a topic that is not the one that was read."""
     return KafkaError(
         f"{cluster.name}: topic {topic!r}: was deleted and made anew since it was last read, so positions in it mean"
         " nothing; start with a new data directory to meter the new topic from its beginning"

@@ -86,7 +86,7 @@ class _Lane(StatefulSourcePartition[Payloads, LogPosition | None]):
         return []
 
     def reached(self) -> int:
-        """The position as one number that grows: the segment's, then the byte in it."""
+        """Return the position as one number that grows: the segment's, then the byte in it."""
         position = self._file.snapshot() if self._file else None
         return log_position(self._number, position.offset if position else 0)
 
@@ -111,12 +111,12 @@ class _Lane(StatefulSourcePartition[Payloads, LogPosition | None]):
             self._file.close()
 
     def _timed(self, block: Payloads) -> Payloads:
-        """The block with the times at which the service took its lines."""
+        """Add to the block the times at which the service took its lines."""
         at = int(block.origin.rpartition(":")[2])
         return msgspec.structs.replace(block, times_of=self._times.of(at))
 
     def _begin(self) -> bool:
-        """Opens the oldest segment, if there is one."""
+        """Open the oldest segment, if there is one."""
         found = segments(self._lane)
         if found:
             self._number = number_of(found[0])

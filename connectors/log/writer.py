@@ -70,7 +70,7 @@ class LogWriter:
         return [place] * len(payloads)
 
     async def close(self) -> None:
-        """Writes what waits, and takes no more."""
+        """Write what waits, and accept no more."""
         self._closed = True
         if self._writing is not None:
             await self._writing
@@ -145,7 +145,7 @@ class LogWriter:
 
 
 def segments(lane: Path) -> list[Path]:
-    """The segments of a lane, the oldest first; none where there is no such folder."""
+    """Return the segments of a lane, the oldest first; none where there is no such folder."""
     return sorted(path for path in lane.glob("*.ndjson") if len(path.stem) == DIGITS and path.stem.isdigit())
 
 
@@ -159,7 +159,7 @@ def number_of(segment: Path) -> int:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes the entries of a folder durable."""
+    """Make the entries of a folder durable."""
     fd = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -168,7 +168,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def _held(folder: Path, lanes: int) -> tuple[Path, int]:
-    """The first lane that is free, and its lock."""
+    """Return the first lane that is free, and its lock."""
     for lane in (folder / str(number) for number in range(lanes)):
         try:
             make_private_folder(lane)

@@ -34,7 +34,7 @@ class Way(NamedTuple):
     rolling: list[tuple[str, int, int]]
 
     def flights(self, meter: MatchedMeter, span: Span) -> list[InFlight]:
-        """What the meter reads of it in this period."""
+        """Return what the meter reads of this usage in this period."""
         reads = _Reads(meter)
         found = [
             InFlight(quantity, entry.came_at, entry.sent_at)
@@ -62,7 +62,7 @@ class Books:
         return self._ledger.since() if self._ledger else now
 
     def on_their_way(self, customers: Iterable[str], acknowledged_after: int) -> dict[str, Way]:
-        """What waits, or was acknowledged after then, of each of these customers."""
+        """Return the usage of each of these customers that waits, or was acknowledged after then."""
         ways = {customer: Way([], []) for customer in customers}
         if self._outbox is None or not ways:
             return ways
@@ -74,7 +74,7 @@ class Books:
         return ways
 
     def held_back(self, customers: Iterable[str]) -> dict[str, Way]:
-        """What is held back of each of these customers, and will not be billed by itself."""
+        """Return the usage held back for each of these customers, which is not billed unless somebody acts."""
         ways = {customer: Way([], []) for customer in customers}
         if self._outbox is not None and ways:
             for entry in self._outbox.held_back_of(ways):
@@ -106,7 +106,7 @@ class Books:
         return list(own.values()), pending
 
     def bodies(self, customer: str, ids: Iterable[str], span: Span) -> list[Accepted]:
-        """The events of these ids as they were accepted, as far as their bytes are still there."""
+        """Return the events of these ids as they were accepted, as far as their bytes are still there."""
         wanted = set(ids)
         found: dict[str, Accepted] = {}
         if self._ledger:

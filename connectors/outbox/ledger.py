@@ -91,7 +91,7 @@ class Ledger:
                 db.execute("UPDATE meta SET value = min(value, ?) WHERE key = 'since'", (clock(),))
 
     def add(self, events: Iterable[Kept]) -> None:
-        """Keeps these events; on return they outlive a kill."""
+        """Keep these events; on return they outlive a kill."""
         places: dict[tuple[int, int], list[Kept]] = {}
         for event in events:
             places.setdefault((shard_of(event.customer, BUCKETS), event.at // HOUR), []).append(event)
@@ -139,7 +139,7 @@ class LedgerReader:
         return int(self._file.value(_SINCE))
 
     def events(self, customer: str, start: int, end: int) -> Iterator[Kept]:
-        """The customer's events in [start, end) by their own time; some may come twice."""
+        """Return the customer's events in [start, end) by their own time; some may come twice."""
         query = "SELECT body FROM blocks WHERE bucket = ? AND hour BETWEEN ? AND ?"
         given = shard_of(customer, BUCKETS), start // HOUR, (end - 1) // HOUR
         with self._file.reading() as db:
@@ -163,5 +163,5 @@ class LedgerReader:
 
 
 def ledger_path(outbox: Path) -> Path:
-    """The ledger's file beside an outbox."""
+    """Return the ledger's file beside an outbox."""
     return outbox.with_name(f"{outbox.stem}-ledger.db")

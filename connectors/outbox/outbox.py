@@ -74,7 +74,7 @@ class Outbox(OutboxFile):
                 self.move_counts(db.execute("UPDATE events SET state = 0 WHERE state = 6"), State.unfolded)
 
     def add(self, events: Sequence[Accepted], *, snapshot: bool = False) -> int:
-        """Keeps these events, each once however often it comes; how many were new.
+        """Store these events, each once however often it comes; return how many were new.
 
         With `snapshot` they and all before survive a power cut, as the flow will not replay them after its snapshot.
         """
@@ -91,7 +91,7 @@ class Outbox(OutboxFile):
         return new
 
     def put(self, id: str, customer: str, at: int, body: bytes, state: State, reason: str = "") -> None:
-        """Adds an event that was made here."""
+        """Add an event that was made here."""
         with self.transaction() as db:
             now, running = self.clock(), self.meta("running")
             db.execute(ADD, (id, customer, at, int(state), body, now, running))
@@ -132,7 +132,7 @@ class Outbox(OutboxFile):
         )
 
     def sending(self, rows: Iterable[Row], restamped: Iterable[Row] = ()) -> None:
-        """Writes down that these are about to be sent, before they are: nothing else is known after a crash."""
+        """Record that these are about to be sent, before they are: after a crash nothing else is known."""
         now = self.clock()
         with self.transaction(durable=True):
             plain = [(now, now, row.seq) for row in rows]
@@ -143,12 +143,12 @@ class Outbox(OutboxFile):
             self._db.executemany("UPDATE events SET restamped_at = ? WHERE seq = ?", moved)
 
     def acknowledge(self, rows: Sequence[Row]) -> None:
-        """The platform has them."""
+        """Note that the provider has these."""
         with self.transaction():
             self.count(acknowledged=self._settle(rows, State.acknowledged))
 
     def not_taken(self, rows: Iterable[Row]) -> None:
-        """The platform said that it did not take them, so what is known of them is what was known before."""
+        """Note that the provider did not take these: their state is the one before they were sent."""
         with self.transaction():
             before = [(row.unsure_at, row.restamped_at, row.seq) for row in rows]
             self._db.executemany(
@@ -187,7 +187,7 @@ class Outbox(OutboxFile):
         return released
 
     def parked_for(self, reason: str) -> list[str]:
-        """The customers of whom something is parked for this reason."""
+        """Return the customers with usage held back for this reason."""
         with self.reading():
             found = self._db.execute(
                 "SELECT DISTINCT customer FROM events WHERE state = 2 AND reason = ?", (reason,)

@@ -157,11 +157,11 @@ class OutboxReader:
         return {(State(state), reason): count for state, reason, count in self._file.rows(query)}
 
     def restamped(self, after: int = 0, limit: int = 1000) -> list[Entry]:
-        """What went out without its own time, after then (µs), the first that went first. Kept for 400 days."""
+        """Return what went out without its own time, after then (µs), the first that went first. Kept for 400 days."""
         return self._entries("WHERE restamped_at > ? ORDER BY restamped_at LIMIT ?", after, limit)
 
     def find(self, ids: Iterable[str]) -> dict[str, Entry]:
-        """What is known of these events. One that was acknowledged is forgotten after some hours."""
+        """Return what is known of these events. One that was acknowledged is forgotten after some hours."""
         wanted, found = list(ids), {}
         for start in range(0, len(wanted), IDS_AT_ONCE):
             some = wanted[start : start + IDS_AT_ONCE]
@@ -176,7 +176,7 @@ class OutboxReader:
         return {id for (id,) in self._file.rows(query, (by, json.dumps(list(ids))))}
 
     def on_its_way(self, acknowledged_after: int, customers: Iterable[str] | None = None) -> Iterator[Entry]:
-        """What waits, and what was acknowledged after then (µs): what the platform need not show yet.
+        """Return what waits, and what was acknowledged after then (µs): what the platform need not show yet.
 
         Of these customers, or of all. One cut in time, however long it takes to read.
         """
@@ -194,7 +194,7 @@ class OutboxReader:
         return self._entries("WHERE customer = ? AND at >= ? AND at < ?", customer, start, end)
 
     def rolling_up(self, customers: Iterable[str]) -> list[Rolling]:
-        """What these customers used in windows that are not, or not wholly, made into events yet."""
+        """Return what these customers used in windows that are not, or not wholly, made into events yet."""
         query = """SELECT customer, meter, at, total, billed, events - billed_events FROM rollups
             WHERE due_at IS NOT NULL AND customer IN (SELECT value FROM json_each(?))"""
         return [

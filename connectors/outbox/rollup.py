@@ -27,7 +27,7 @@ class Rollup:
         self._grace = grace // timedelta(microseconds=1)
 
     def fold(self, now: int) -> bool:
-        """Takes events into their windows; whether there may be more."""
+        """Fold events into their windows; return whether there may be more."""
         with self._outbox.transaction() as db:
             query = "SELECT seq, customer, at, body FROM events WHERE state = 6 ORDER BY seq LIMIT ?"
             rows = db.execute(query, (FOLDED_AT_ONCE,)).fetchall()
@@ -45,7 +45,7 @@ class Rollup:
         return len(rows) == FOLDED_AT_ONCE
 
     def emit(self, now: int) -> bool:
-        """Makes events of the windows that are due; whether there may be more."""
+        """Make events of the windows that are due; return whether there may be more."""
         with self._outbox.transaction() as db:
             query = """SELECT customer, meter, start, length, at, total, billed, events - billed_events, revision
                 FROM rollups WHERE due_at <= ? ORDER BY due_at LIMIT ?"""
@@ -77,7 +77,7 @@ class Rollup:
             )
 
     def _outgo(self, window: RollupWindow, more: int, count: int, revision: int, now: int) -> int:
-        """Puts the events for a difference into the outbox; how many they are."""
+        """Put the events for a difference into the outbox; return how many they are."""
         if not more:
             return 0
         quantities = split_exact(more) if more > 0 else [-one for one in split_exact(-more)]

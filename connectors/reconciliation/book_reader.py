@@ -30,7 +30,7 @@ class BookReader:
         self._file = open_file(folder / "book.db", SCHEMA, "ro")
 
     def last(self) -> Pass | None:
-        """The newest pass, ended or under way."""
+        """Return the newest run, ended or in progress."""
         query = "SELECT number, started_at, ended_at, figures FROM passes ORDER BY number DESC LIMIT 1"
         if not (rows := self._file.rows(query)):
             return None
@@ -57,7 +57,7 @@ class BookReader:
         return [msgspec.json.decode(body) for (body,) in self._file.rows(query, (customer,))]
 
     def unread(self) -> list[tuple[str, str]]:
-        """The subscriptions of the newest pass that could not be read, and why."""
+        """Return the subscriptions of the newest run that could not be read, and why."""
         query = "SELECT subscription_id, detail FROM tasks WHERE outcome = 'unread' ORDER BY subscription_id"
         return self._file.rows(query)
 

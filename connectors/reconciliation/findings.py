@@ -83,7 +83,7 @@ class Book:
         return number
 
     def under_way(self) -> tuple[int, bytes] | None:
-        """The number of the pass that has not ended, and its meters; None where there is none."""
+        """Return the number of the run that has not ended, and its meters; None if there is none."""
         query = "SELECT number, meters FROM passes WHERE ended_at IS NULL ORDER BY number DESC LIMIT 1"
         found: list[tuple[int, bytes]] = self._file.rows(query)
         return found[0] if found else None
@@ -112,7 +112,7 @@ class Book:
             return self._db.execute(query, row).rowcount > 0
 
     def look_again(self, number: int, due_at: int) -> int:
-        """Makes a second round of what was found off in the first, if there is none yet; how many they are."""
+        """Queue a second comparison of what differed in the first, if there is none yet; return how many they are."""
         with self._file.transaction():
             query = """INSERT OR IGNORE INTO tasks (pass, round, subscription_id, record, due_at)
                 SELECT pass, 2, subscription_id, record, ? FROM tasks WHERE pass = ? AND round = 1 AND suspects > 0"""
@@ -127,7 +127,7 @@ class Book:
         detail: str = "",
         cycles: Sequence[BilledCycle] = (),
     ) -> None:
-        """A task is done: its standings and cycles are kept, its figures added to those of the run."""
+        """Complete a task: store its statuses and cycles, and add its figures to those of the run."""
         suspects = sum(one.status == "suspect" for one in standings)
         with self._file.transaction():
             self._db.execute(
@@ -146,12 +146,12 @@ class Book:
             self._count(task.number, figures)
 
     def count(self, number: int, figures: Mapping[str, int]) -> None:
-        """Adds to the figures of a pass."""
+        """Add to the figures of a run."""
         with self._file.transaction():
             self._count(number, figures)
 
     def end(self, number: int, now: int, until: int) -> None:
-        """Ends a pass, and forgets standings of periods that ended before `until`."""
+        """End a run, and forget the statuses of periods that ended before `until`."""
         with self._file.transaction():
             self._db.execute("UPDATE passes SET ended_at = ? WHERE number = ?", (now, number))
             self._db.execute("DELETE FROM standings WHERE end < ?", (until,))
@@ -187,7 +187,7 @@ class Book:
         return list(map(read_status, self._file.rows(OPEN)))
 
     def standing(self, customer: str, meter: str, start: int) -> DriftStatus | None:
-        """What is known of this total."""
+        """Return what is known of this total."""
         query = "SELECT * FROM standings WHERE customer = ? AND meter = ? AND start = ?"
         rows = self._file.rows(query, (customer, meter, start))
         return read_status(rows[0]) if rows else None

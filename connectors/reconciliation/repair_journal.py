@@ -57,11 +57,11 @@ class Journal:
         os.ftruncate(self._fd, whole)
 
     def entry(self, id: str) -> Entry | None:
-        """An act as it stands."""
+        """Return an act as it stands."""
         return self._last.get(id)
 
     def unfinished(self) -> list[Entry]:
-        """The acts that are planned, and neither done nor refused."""
+        """Return the acts that are planned, and neither done nor refused."""
         return [entry for entry in self._last.values() if entry.state == "planned"]
 
     def unseen(self) -> list[Entry]:
@@ -82,7 +82,7 @@ class Journal:
         return list(self._last.values())
 
     def of(self, customer: str, meter: str, period_start: str) -> list[Entry]:
-        """What was done, or is to be, about one total: each act as it stands."""
+        """Return the acts on one total, done or planned, in their current state."""
         return [
             entry
             for entry in self._last.values()
@@ -90,12 +90,12 @@ class Journal:
         ]
 
     def plan(self, entry: Entry) -> None:
-        """Writes down what is about to be done."""
+        """Record an act before it is done."""
         assert entry.state == "planned"
         self._write(entry)
 
     def close(self, entry: Entry, state: State, at: str, result: str) -> None:
-        """Writes down what came of it."""
+        """Record the outcome of an act."""
         self._write(msgspec.structs.replace(entry, at=at, state=state, result=result))
 
     def end(self) -> None:

@@ -53,7 +53,7 @@ class LinesToStdout:
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A console that cuts nothing off in a pipe."""
+    """Return a console that cuts nothing off in a pipe."""
     is_terminal = (sys.stderr if stderr else sys.stdout).isatty()
     return Console(stderr=stderr, width=None if is_terminal else PIPE_COLUMNS, highlight=False)
 
@@ -70,7 +70,7 @@ def table(standings: Sequence[DriftStatus]) -> Table:
 
 
 def proof_table(sums: Sequence[CoverageSum]) -> Table:
-    """The proof added up by meter: what was used, and what became of it."""
+    """Return the proof added up by meter: what was used, and what became of it."""
     made = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold", title="coverage", title_justify="left")
     names = (
         "meter",
@@ -96,7 +96,7 @@ def proof_table(sums: Sequence[CoverageSum]) -> Table:
 
 
 def proof_line(number: int, line: CoverageLine) -> bytes:
-    """A line of the proof as JSON; units as decimal text, `worth` in the currency's smallest unit."""
+    """Return a line of the proof as JSON; units as decimal text, `worth` in the currency's smallest unit."""
     fields = {
         "pass": number,
         "status": "coverage",
@@ -124,7 +124,7 @@ def _state(line: CoverageLine) -> str:
 
 
 def sum_fields(one: CoverageSum) -> dict[str, Any]:
-    """A sum of the proof, for JSON."""
+    """Return a sum of the proof, for JSON."""
     units = {
         name: format_quantity(getattr(one, name))
         for name in ("ours", "billed", "in_flight", "held_back", "unbilled", "acknowledged")

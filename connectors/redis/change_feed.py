@@ -119,7 +119,7 @@ class RedisFeed:
 
 
 def _answer(wire: Wire, told: list[Any]) -> Any:
-    """The next answer; the keys told of before it join `told`, None where a server was emptied."""
+    """Return the next answer; the keys told of before it join `told`, None where a server was emptied."""
     while isinstance(found := wire.read_response(disable_decoding=True, push_request=True), PushNotification):
         told += found[1] or [None]
     return found

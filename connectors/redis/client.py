@@ -45,7 +45,7 @@ class Script:
         SCRIPTS[self.sha] = self
 
     def call(self, slot: int, keys: Sequence[Any], *given: Any) -> Command:
-        """The command that runs it; all `keys` lie in `slot`."""
+        """Return the command that runs it; all `keys` lie in `slot`."""
         return Command(slot, (self._word, self.sha, len(keys), *keys, *given))
 
 
@@ -69,7 +69,7 @@ class Redis:
         self._known: set[Place] = set()
 
     def run(self, commands: Iterable[Command]) -> list[Any]:
-        """The replies, in order. Servers work on the first commands while the last are still made."""
+        """Return the replies, in order. Servers work on the first commands while the last are still made."""
         give_up, pause = self._monotonic() + self.servers.wait.total_seconds(), PAUSE
         made: list[Command] = []
         coming = _kept(commands, made)
@@ -89,7 +89,7 @@ class Redis:
             pause = min(2 * pause, PAUSE_MAX)
 
     def masters(self) -> list[int]:
-        """A slot of each server, as the servers stand now."""
+        """Return a slot of each server, as the servers stand now."""
         if self.servers.form != "cluster":
             return [0]
         self.run([Command(0, ("PING",))])
@@ -136,7 +136,7 @@ class Redis:
         return replies
 
     def _exchange(self, commands: Iterable[Command]) -> list[Any]:
-        """Sends all, then reads all. A reply that is an error is given back as one."""
+        """Send all, then read all; return an error reply as an exception object."""
         asked: list[Place] = []
         coming = iter(commands)
         while flight := list(islice(coming, FLIGHT)):
@@ -173,7 +173,7 @@ class Redis:
 
 
 def _kept(commands: Iterable[Command], made: list[Command]) -> Iterator[Command]:
-    """The commands, each noted when it is made, for another attempt."""
+    """Yield the commands, each noted when it is made, for another attempt."""
     for command in commands:
         made.append(command)
         yield command

@@ -75,14 +75,14 @@ class RedisControl:
         return str(self._ask(Command(self._slot, ("HGET", meta, "generation"))).decode())
 
     def at(self, position: str) -> Control | None:
-        """The record at this very position; None too for what is a position in another kind of store."""
+        """Return the record at this very position; None too for what is a position in another kind of store."""
         if not POSITION.fullmatch(position):
             return None
         found = self._ask(Command(self._slot, ("XRANGE", self._log[0], position, position)))
         return _controls(found)[0] if found else None
 
     def after(self, position: str, limit: int = 1000) -> list[Control]:
-        """The records past `position`, the oldest first."""
+        """Return the records past `position`, the oldest first."""
         since = f"({position}" if position else "-"
         found = self._ask(Command(self._slot, ("XRANGE", self._log[0], since, "+", "COUNT", limit)))
         return _controls(found)
@@ -104,14 +104,14 @@ class RedisControl:
         self._ask(Command(self._slot, ("HSET", self._keys.control("meta"), name, body)))
 
     def catalog(self, number: int | None = None) -> CatalogVersion | None:
-        """The version of this number, or the newest; None where there is none."""
+        """Return the version of this number, or the newest; None where there is none."""
         newest = self.catalog_number()
         if number in (None, newest):
             return self._seen
         return self._kept(number or 0)
 
     def catalog_number(self) -> int:
-        """The newest version's number, 0 before the first. One round trip, unless there is a new one."""
+        """Return the newest version's number, 0 before the first. One round trip, unless there is a new one."""
         number = int(self._ask(Command(self._slot, ("GET", self._catalogs[1]))) or 0)
         seen = self._seen.number if self._seen else 0
         if number > seen:
@@ -119,7 +119,7 @@ class RedisControl:
         return self._put_back() if number < seen else number
 
     def _put_back(self) -> int:
-        """Gives an emptied store its newest catalog again, and has it filled; the newest number now."""
+        """Give an emptied store its newest catalog again, request a rebuild, and return the newest number."""
         assert self._seen
         put_back = PUT_BACK.call(
             self._slot, self._catalogs, self._seen.number, msgspec.json.encode(self._seen)
@@ -134,7 +134,7 @@ class RedisControl:
         return version_of(number, self._ask(Command(self._slot, ("HGET", self._catalogs[0], number))))
 
     def catalogs(self, limit: int = 50) -> list[CatalogVersion]:
-        """The newest versions, the newest first."""
+        """Return the newest versions, the newest first."""
         newest = self.catalog_number()
         numbers = range(newest, max(newest - limit, 0), -1)
         if not numbers:
@@ -146,7 +146,7 @@ class RedisControl:
     def apply(
         self, text: str, *, origin: str, by: str, note: str = "", expected: int | None = None
     ) -> CatalogVersion:
-        """Makes `text`, a validated catalog, the next version; CatalogConflict where `expected` is not the newest."""
+        """Make `text`, a validated catalog, the next version; CatalogConflict where `expected` is not the newest."""
         fields = {
             "number": 0,
             "text": text,
@@ -171,10 +171,10 @@ class RedisControl:
 
 
 def _controls(found: Any) -> list[Control]:
-    """The entries of a stream."""
+    """Return the entries of a stream."""
     return [Control(at.decode(), read_record(record)) for at, (_, record) in found]
 
 
 def version_of(number: int, body: bytes | None) -> CatalogVersion | None:
-    """The version as it is kept, under the number that it got."""
+    """Return the version as it is stored, under the number that it got."""
     return None if body is None else msgspec.structs.replace(_VERSION.decode(body), number=number)

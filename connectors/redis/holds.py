@@ -119,7 +119,7 @@ class RedisHolds:
         )
 
     def catalog(self) -> CatalogVersion | None:
-        """The newest catalog version, None where there is none."""
+        """Return the newest catalog version, None where there is none."""
         slot, hashed = self._keys.control_slot, self._keys.control("catalogs")
         with self._redis("read") as redis:
             (number,) = redis.run([Command(slot, ("GET", self._keys.catalog_number))])
@@ -136,7 +136,7 @@ class RedisHolds:
         return RedisFeed(self._servers["read"], self._keys)
 
     def close(self) -> None:
-        """Closes what is idle at once, and what is in use by calls under way when these end."""
+        """Close what is idle at once, and what is in use by calls under way when these end."""
         self._closed = True
         for idle in self._idle.values():
             with suppress(IndexError):
@@ -144,7 +144,7 @@ class RedisHolds:
                     idle.pop().close()
 
     def _question(self, customer: str, scope: Scope) -> Callable[[int], Command]:
-        """What asks for an account at any time, worked out once."""
+        """Return a function that makes the request for an account at a time; worked out once."""
         fields = _fields(scope)
         bucket, keys = self._of(customer, commits=False)
         slot, words = ACCOUNT.call(slot_of(bucket), keys, 0, len(fields), *fields)
@@ -160,13 +160,13 @@ class RedisHolds:
         return question
 
     def _of(self, customer: str, *, commits: bool = True) -> tuple[int, list[str]]:
-        """The customer's bucket, and the keys that scripts of holds name."""
+        """Return the customer's bucket, and the keys that scripts of holds name."""
         bucket, keys = bucket_of(customer), self._keys
         names = [keys.state(bucket), keys.periods(bucket, customer), *keys.holds(bucket, customer)]
         return bucket, names + ([keys.index(bucket), keys.waiting(bucket)] if commits else [])
 
     def _ask(self, kind: Literal["read", "write"], command: Command) -> tuple[Any, int]:
-        """The script's answer, and the newest catalog's number."""
+        """Return the script's answer, and the newest catalog's number."""
         redis = self._taken(kind)
         try:
             found, newest = redis.run([command, self._number])

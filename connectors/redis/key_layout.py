@@ -50,20 +50,20 @@ _USUAL = (0, 0, 0, None)
 
 
 def bucket_of(customer: str) -> int:
-    """The bucket, 0 ≤ bucket < BUCKETS, that keeps everything of this customer."""
+    """Return the bucket, 0 ≤ bucket < BUCKETS, that keeps everything of this customer."""
     return shard_of(customer, BUCKETS)
 
 
 @cache
 def tag_of(bucket: int) -> str:
-    """The hash tag of a bucket, whose slot is in the bucket's own range of SLOTS / BUCKETS."""
+    """Return the hash tag of a bucket, whose slot is in the bucket's own range of SLOTS / BUCKETS."""
     tags = (f"{bucket:02}.{suffix}" for suffix in count())
     return next(tag for tag in tags if key_slot(tag.encode()) * BUCKETS // SLOTS == bucket)
 
 
 @cache
 def slot_of(bucket: int) -> int:
-    """The slot of all keys of a bucket."""
+    """Return the slot of all keys of a bucket."""
     return int(key_slot(tag_of(bucket).encode()))
 
 
@@ -85,7 +85,7 @@ class Keys:
         return f"{self._far[bucket]}index"
 
     def waiting(self, bucket: int) -> str:
-        """The holds of a bucket that wait for their events."""
+        """Return the holds of a bucket that wait for their events."""
         return f"{self._far[bucket]}holds"
 
     def periods(self, bucket: int, customer: str) -> str:
@@ -95,24 +95,24 @@ class Keys:
         return f"{self._far[bucket]}b:{customer}"
 
     def holds(self, bucket: int, customer: str) -> list[str]:
-        """What is held per meter; the holds by identity; those that count by their end; all by their end."""
+        """Return what is held per meter; the holds by identity; those that count by their end; all by their end."""
         far = self._far[bucket]
         return [f"{self._near[bucket]}m:{customer}", *(f"{far}{kind}:{customer}" for kind in "hue")]
 
     def control(self, name: str) -> str:
-        """A key of what belongs to no customer: counters, notes, control log, catalogs."""
+        """Return a key of what belongs to no customer: counters, notes, control log, catalogs."""
         return f"{self._control}{name}"
 
 
 @lru_cache(4096)
 def field_of(window: Window, start: int, meter: str) -> str:
-    """The name of a row within its customer's hash."""
+    """Return the name of a row within its customer's hash."""
     minutes, rest = divmod(start, MINUTE)
     return f"{window[0]}{start}u {meter}" if rest else f"{window[0]}{minutes} {meter}"
 
 
 def fields_of(part: ShardTotals) -> list[str]:
-    """The names of a part's rows."""
+    """Return the names of a part's rows."""
     # There are many rows of few windows and meters.
     known, at = np.unique(replace_key(part.place, part.meter), return_inverse=True)
     columns = window_of(known).tolist(), start_of(known).tolist(), key_of(known).tolist()
@@ -124,7 +124,7 @@ def fields_of(part: ShardTotals) -> list[str]:
 
 
 def rows_of(part: ShardTotals, written_at: int) -> list[bytes]:
-    """A part's rows without their names."""
+    """Return a part's rows without their names."""
     start, everything = start_of(part.place), slice(0, len(part.place))
     columns = (part.end - start, part.events, part.as_of - start, written_at - start)
     times = list(zip(*(column.tolist() for column in columns), strict=True))
@@ -146,7 +146,7 @@ def rows_of(part: ShardTotals, written_at: int) -> list[bytes]:
 
 
 def row_of(total: Total, written_at: int) -> bytes:
-    """A total without its name."""
+    """Return the content of a total's row."""
     start = total.start
     times = total.end - start, total.events, total.as_of - start, written_at - start
     odd = total.late, total.corrected, total.adjustment
@@ -156,7 +156,7 @@ def row_of(total: Total, written_at: int) -> bytes:
 def _row(
     version: int, steady: bool, number: int | str, times: tuple[int, ...], odd: tuple[int, int, int | str]
 ) -> bytes:
-    """An int stands as it is; decimal text in plain digits, and as it came if it differs."""
+    """Return an int as it is, decimal text in plain digits, and the original text too if it differs."""
     kept: bool | str | None = None
     if isinstance(number, str):
         plain = f"{Decimal(number):f}"
@@ -167,7 +167,7 @@ def _row(
 
 
 def used_of(start: int, row: bytes) -> Used:
-    """What a decision needs of the total of the period that begins at `start`."""
+    """Return the values that a decision needs of the total of the period that begins at `start`."""
     head = _HEAD.match(row)
     assert head, f"no row of ours: {row!r}"
     _, _, as_of, written, *rare = _unpack(row[head.end() :])
@@ -178,7 +178,7 @@ def used_of(start: int, row: bytes) -> Used:
 
 
 def stored_of(customer: str, field: bytes, row: bytes) -> StoredTotal:
-    """The total that stands in a field of a customer's hash."""
+    """Return the total that stands in a field of a customer's hash."""
     name, _, meter = field.decode().partition(" ")
     start = int(name[1:-1]) if name[-1] == "u" else int(name[1:]) * MINUTE
     head = _HEAD.match(row)

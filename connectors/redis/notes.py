@@ -33,7 +33,7 @@ class Notes:
         return [note for note, news in zip(notes, told, strict=True) if news]
 
     def read(self, kind: str, customer: str | None, limit: int) -> list[Note]:
-        """The newest first."""
+        """Return the newest notes of a kind first."""
         bodies, times, of_one = self._names(kind, customer or "")
         keys = [bodies, times if customer is None else of_one]
         ((ids, packed),) = self._redis.run([NOTES.call(self._keys.control_slot, keys, limit)])

@@ -67,7 +67,7 @@ class RedisReader:
         return [Counter(int(shard), name, int(value)) for (shard, _, name), value in parted]
 
     def notes(self, kind: str, customer: str | None = None, limit: int = 100) -> list[Note]:
-        """The newest notes of a kind, the newest first."""
+        """Return the newest notes of a kind, the newest first."""
         return self._notes.read(kind, customer, limit)
 
     def heartbeats(self) -> list[Heartbeat]:

@@ -32,7 +32,7 @@ class Rebuilds:
         self._names = [keys.control(name) for name in ("rebuild", "rebuilt", "log", "log-ids")]
 
     def unmarked(self) -> list[int]:
-        """The buckets without a mark: all of a new store, or what was lost of an old one."""
+        """Return the buckets without a mark: all of a new store, or what was lost of an old one."""
         commands = [Command(slot_of(b), ("EXISTS", self._keys.state(b))) for b in range(BUCKETS)]
         return [bucket for bucket, found in enumerate(self._redis.run(commands)) if not found]
 
@@ -50,7 +50,7 @@ class Rebuilds:
         ]
 
     def mark(self, buckets: Iterable[int], rebuild: str = "") -> None:
-        """Marks them, as being filled by `rebuild` if there is one; StoreError if they are of another schema."""
+        """Mark them, as being filled by `rebuild` if there is one; StoreError if they are of another schema."""
         commands = [MARK.call(slot_of(b), [self._keys.state(b)], SCHEMA, rebuild) for b in buckets]
         for schema, _ in self._redis.run(commands):
             if int(schema) != SCHEMA:
@@ -60,7 +60,7 @@ class Rebuilds:
                 )
 
     def begin(self, since: int = 0) -> str:
-        """The id of the rebuild under way, if it began after `since` (µs), else of a new one."""
+        """Return the id of the rebuild under way, if it began after `since` (µs), else of a new one."""
         given = (since, secrets.token_hex(4), _BEFORE, _BEHIND)
         (found,) = self._redis.run([BEGIN.call(self._slot, self._names, *given)])
         return str(found.decode())
@@ -76,7 +76,7 @@ class Rebuilds:
         return rebuild
 
     def report(self, notes: Iterable[Note]) -> None:
-        """Takes what shards say about being done; after the last one, readers may come back."""
+        """Count the shards that report to be done; after the last one, readers may read again."""
         for note in notes:
             if note.kind == REPUBLISH_KIND:
                 done = DONE.call(self._slot, self._names[:2], *read_republished(note))

@@ -120,7 +120,7 @@ class Servers:
             raise StoreRefused(f"store {self}: {named}: cannot be used ({reason}); name a PEM file") from None
 
     def connection(self, host: str, port: int, *, sentinel: bool = False, **more: Any) -> Wire:
-        """A connection that is made when first used, and never tries again by itself. `more` is as of redis-py."""
+        """Return a connection that opens at its first use and never retries by itself. `more` is as of redis-py."""
         seconds = self.timeout.total_seconds()
         given: dict[str, Any] = {
             "host": host,
@@ -140,7 +140,7 @@ class Servers:
         return SSLConnection(**files, **given)
 
     def connected(self, place: Place, **more: Any) -> Wire:
-        """A connection to a server that takes writes."""
+        """Return a connection to a server that takes writes."""
         connection = self.connection(*place, **more)
         try:
             _connect(connection)
@@ -152,7 +152,7 @@ class Servers:
         return connection
 
     def look_up(self, known: Iterable[Place] = ()) -> list[tuple[int, Place]]:
-        """The first slot of each range and its server, the ranges in order and without gaps.
+        """Return the first slot of each range and its server, the ranges in order and without gaps.
 
         `known` are nodes that there were in the cluster, for when none of those in the address answers.
         """
@@ -211,7 +211,7 @@ def refusal(error: Exception, servers: Servers) -> StoreError:
 
 
 def complete(reply: Any, servers: Servers) -> Any:
-    """The reply of a script that reads totals; StoreIncomplete where it says that they are not all there."""
+    """Return the reply of a script that reads totals; StoreIncomplete where it says that they are not all there."""
     if reply == b"lost":
         raise StoreIncomplete(
             f"store {servers}: there is none with this prefix, or it was emptied; "

@@ -79,7 +79,7 @@ def batches_of(totals: Sequence[Total], told: Iterable[str], now: int) -> Iterat
 
 
 def _of_part(part: ShardTotals, now: int) -> Iterator[tuple[str, Rows]]:
-    """A part's rows by customer. Those of a customer stand side by side, the periods behind the charts."""
+    """Return a part's rows by customer. Those of a customer stand side by side, the periods behind the charts."""
     customer = key_of(part.place)
     is_period = window_of(part.place) == PERIOD_WINDOW
     first = np.flatnonzero(np.concatenate(([True], customer[1:] != customer[:-1])))
@@ -94,14 +94,14 @@ def _of_part(part: ShardTotals, now: int) -> Iterator[tuple[str, Rows]]:
 
 
 def _cut(cuts: Any) -> Any:
-    """The cuts, with more of them where a customer has more rows than a script writes."""
+    """Return the cuts, with more of them where a customer has more rows than a script writes."""
     wide = np.flatnonzero(np.diff(cuts) > SCRIPT_ROWS).tolist()
     more = [np.arange(cuts[at] + SCRIPT_ROWS, cuts[at + 1], SCRIPT_ROWS) for at in wide]
     return np.sort(np.concatenate([cuts, *more])) if more else cuts
 
 
 def _layers(totals: Iterable[Total]) -> Iterable[list[Total]]:
-    """The totals, so that none stands twice in a layer: a second reading of one is to be judged against the first."""
+    """Split the totals into layers without repeats: a second reading of one is compared with the first."""
     turns: dict[tuple[object, ...], int] = {}
     layers: dict[int, list[Total]] = {}
     for total in totals:
@@ -111,7 +111,7 @@ def _layers(totals: Iterable[Total]) -> Iterable[list[Total]]:
 
 
 def _one_by_one(totals: list[Total], now: int) -> Iterator[tuple[str, Rows]]:
-    """The same of totals in any order."""
+    """Return the rows by customer, of totals in any order."""
     for name, own in groupby(sorted(totals, key=itemgetter(0)), itemgetter(0)):
         all_own = list(own)
         for begin in range(0, len(all_own), SCRIPT_ROWS):
@@ -161,7 +161,7 @@ class Waiting:
         return self._last[bucket]
 
     def learn(self, bucket: int, holds: Sequence[bytes]) -> None:
-        """Holds, as identity and customer in one, and their numbers, by turns."""
+        """Remember holds, given as identity with customer and number by turns."""
         for hold in holds[::2]:
             self._by_word.setdefault(int.from_bytes(hold[:8], "little"), {})[hold[:16]] = hold[16:].decode()
         self._last[bucket] = holds[-1].decode()

@@ -93,7 +93,7 @@ class RedisWriter:
         settled: Sequence[Settled] = (),
         heartbeats: Sequence[Heartbeat] = (),
     ) -> None:
-        """Stores what is newer. Best in few large calls, of one or few shards each."""
+        """Store what is newer. Best in few large calls, of one or few shards each."""
         now = self._clock()
         told = (
             [note.customer for note in self._notes.write(notes, now) if note.kind != REPUBLISH_KIND]
@@ -116,7 +116,7 @@ class RedisWriter:
         self._numbers.close()
 
     def _fly(self, batches: Iterable[Batch], settled: Sequence[Settled], now: int) -> None:
-        """Writes them; once more what finds that its bucket has lost something, or has holds not yet known of."""
+        """Write batches; repeat those whose bucket has lost something, or has holds that are not known yet."""
         batches = self._place_ended(batches, settled)
         losses = rounds = 0
         while rounds == 0 or batches:
@@ -148,7 +148,7 @@ class RedisWriter:
         self._numbers.keep()
 
     def _place_ended(self, batches: Iterable[Batch], settled: Sequence[Settled]) -> Iterable[Batch]:
-        """Puts the holds whose events these are to their customers; to one of the bucket, where there are no totals."""
+        """Add the holds that these events end to their customers' batches, or to one of the bucket without totals."""
         ended = self._waiting.ended(settled)
         if not ended:
             return batches
@@ -174,7 +174,7 @@ class RedisWriter:
         self._tell(f"is empty in {len(gone)} of {BUCKETS} parts" if gone else FELL_BACK, rebuild)
 
     def _take_over(self, resumed: bool | None) -> None:
-        """Marks what has no mark: as empty in a new store, as incomplete in one that there was before."""
+        """Mark unmarked buckets: as empty in a new store, as incomplete in one that existed before."""
         unmarked = self._rebuilds.unmarked()
         if len(unmarked) < BUCKETS:
             # Says what is there of another schema too.
@@ -200,7 +200,7 @@ class RedisWriter:
     def _commands(
         self, batches: Iterable[Batch], flown: list[Batch], now: int, settles: bool
     ) -> Iterator[Command]:
-        """A script for each batch, which is noted in `flown`."""
+        """Yield a script call for each batch, and note the batch in `flown`."""
         charts_end = (now + max(self._keep[:2])) // 1_000
         for batch in batches:
             bucket = batch.bucket

@@ -107,7 +107,7 @@ class KeyFile:
         customer: str | None = None,
         expires_in: timedelta | None = None,
     ) -> tuple[str, ApiKey]:
-        """A new key and its token, which is shown this once and kept nowhere."""
+        """Return a new key and its token, which is shown this once and kept nowhere."""
         try:
             check_key(scopes, customer)
         except ValueError as error:
@@ -155,7 +155,7 @@ class KeyFile:
         return [_key(row) for row in self._execute("SELECT * FROM keys ORDER BY created_at, id", ())]
 
     def find(self, token: str, monotonic: float) -> ApiKey | None:
-        """The key of a token, None where there is none or it is good no more; `monotonic` are seconds."""
+        """Return the key of a token, None where there is none or it is good no more; `monotonic` are seconds."""
         self._follow(monotonic)
         parts = parse_token(token)
         if parts is None:
@@ -181,7 +181,7 @@ class KeyFile:
         return int(found[0][0])
 
     def issue(self, issuer: ApiKey, customer: str, lasts: timedelta) -> tuple[str, ApiKey]:
-        """A token of this customer, issued with this key; signed and stored nowhere."""
+        """Return a token of this customer, issued with this key; signed and stored nowhere."""
         now = self._clock()
         ends = now + lasts // timedelta(microseconds=1)
         secrets = self._signing()
@@ -218,7 +218,7 @@ class KeyFile:
         return key if key.is_good(self._clock()) else None
 
     def _signing(self) -> dict[str, bytes]:
-        """The secrets by id that are in force, the newest last."""
+        """Return the secrets by id that are in force, the newest last."""
         if self._secrets is None:
             self._secrets = dict(
                 self._read(

@@ -30,7 +30,7 @@ _LISTS = msgspec.json.Decoder(list[list[str]])
 
 
 def announce(db: sqlite3.Connection, customers: Sequence[str]) -> None:
-    """Appends to the feed, and cuts off its far end; one row at least remains, for its number."""
+    """Append to the feed, and delete its oldest rows; at least one remains, for its number."""
     text = msgspec.json.encode(customers).decode()
     last = db.execute("SELECT seq, bytes_so_far FROM feed ORDER BY seq DESC LIMIT 1").fetchone()
     seq, so_far = (last[0] + 1, last[1] + len(text)) if last else (1, len(text))
@@ -60,7 +60,7 @@ def changes_after(db: sqlite3.Connection, after: int) -> Changes:
 
 
 def newest(db: sqlite3.Connection) -> int:
-    """The number of the last write."""
+    """Return the number of the last write."""
     return int(db.execute("SELECT max(seq) FROM feed").fetchone()[0] or 0)
 
 

@@ -77,14 +77,14 @@ class SqliteControl:
         return id
 
     def after(self, position: str, limit: int = 1000) -> list[Control]:
-        """The records past `position`, the oldest first."""
+        """Return the records past `position`, the oldest first."""
         query = "SELECT seq, body FROM control WHERE seq > ? ORDER BY seq LIMIT ?"
         with self._file.reading() as db:
             rows = db.execute(query, (int(position or 0), limit)).fetchall()
         return [Control(str(seq), read_record(body)) for seq, body in rows]
 
     def at(self, position: str) -> Control | None:
-        """The record at this very position; None too for what is a position in another kind of store."""
+        """Return the record at this very position; None too for what is a position in another kind of store."""
         if not position.isdecimal():
             return None
         query = "SELECT seq, body FROM control WHERE seq = ?"
@@ -105,19 +105,19 @@ class SqliteControl:
             self._db.execute("REPLACE INTO meta VALUES (?, ?)", (f"memo_{name}", body))
 
     def catalog(self, number: int | None = None) -> CatalogVersion | None:
-        """The version of this number, or the newest; None where there is none."""
+        """Return the version of this number, or the newest; None where there is none."""
         query = f"{_VERSION} WHERE ? IN (number, 0) ORDER BY number DESC LIMIT 1"
         with self._file.reading() as db:
             row = db.execute(query, (number or 0,)).fetchone()
         return _version(row) if row else None
 
     def catalog_number(self) -> int:
-        """The newest version's number, 0 before the first."""
+        """Return the newest version's number, 0 before the first."""
         with self._file.reading() as db:
             return int(db.execute("SELECT max(number) FROM catalogs").fetchone()[0] or 0)
 
     def catalogs(self, limit: int = 50) -> list[CatalogVersion]:
-        """The newest versions, the newest first."""
+        """Return the newest versions, the newest first."""
         with self._file.reading() as db:
             rows = db.execute(f"{_VERSION} ORDER BY number DESC LIMIT ?", (limit,)).fetchall()
         return [_version(row) for row in rows]
@@ -125,7 +125,7 @@ class SqliteControl:
     def apply(
         self, text: str, *, origin: str, by: str, note: str = "", expected: int | None = None
     ) -> CatalogVersion:
-        """Makes `text`, a validated catalog, the next version; CatalogConflict where `expected` is not the newest."""
+        """Make `text`, a validated catalog, the next version; CatalogConflict where `expected` is not the newest."""
         with self._file.transaction():
             newest = self._db.execute("SELECT max(number) FROM catalogs").fetchone()[0] or 0
             if expected is not None and expected != newest:

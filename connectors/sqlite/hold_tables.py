@@ -69,7 +69,7 @@ def account_sql(bucket: int) -> str:
 
 
 def _used(body: Any, written_at: int, start: int) -> Iterator[tuple[str, Used]]:
-    """The totals of a period, as connectors/sqlite/table_layout.py packs them: times count from the period's start."""
+    """Return the totals of a period, packed as in connectors/sqlite/table_layout.py: times from the period's start."""
     try:
         entries = _TOTALS.decode(body)
         for meter, _, total, _, as_of, *_ in entries:
@@ -106,7 +106,7 @@ def _held(rows: Iterable[tuple[str, str, str, Any]]) -> dict[str, Held]:
 
 
 def _held_sql(which: str) -> str:
-    """The query of `read_held`; `which` chooses customers."""
+    """Return the query of `read_held`; `which` chooses customers."""
     return f"""SELECT 'held', customer, meter, quantity FROM held WHERE 1 {which}
         UNION ALL SELECT 'expired', customer, quantities, 0 FROM holds WHERE state < 2 AND until <= ?1 {which}
         UNION ALL SELECT 'next', customer, '', min(until) FROM holds WHERE state < 2 AND until > ?1 {which}
@@ -167,7 +167,7 @@ def decode_quantities(quantities: Any) -> dict[str, int]:
 
 
 def _whole(value: Any) -> int:
-    """A stored quantity times 10²⁴."""
+    """Return a stored quantity times 10²⁴."""
     try:
         if type(value) is int:
             return scale(value)

@@ -159,7 +159,7 @@ class SqliteHolds:
             return frozenset(row[0] for row in rows if row is not None)
 
     def catalog(self) -> CatalogVersion | None:
-        """The newest catalog version, None where there is none."""
+        """Return the newest catalog version, None where there is none."""
         with self._connection("ro", "read") as db:
             row = db.execute(_VERSION).fetchone()
         names = ("number", "text", "applied_at", "origin", "by", "note")
@@ -173,7 +173,7 @@ class SqliteHolds:
         return SqliteFeed(self._path, wait=self._wait["ro"])
 
     def close(self) -> None:
-        """Closes what is idle at once, and what is in use by calls under way when these end."""
+        """Close what is idle at once, and what is in use by calls under way when these end."""
         self._closed = True
         for idle in self._idle.values():
             with suppress(IndexError):
@@ -182,7 +182,7 @@ class SqliteHolds:
 
     @contextmanager
     def _connection(self, mode: Mode, act: str) -> Iterator[sqlite3.Connection]:
-        """A connection to the file that the path names now. One on which anything failed is not used again."""
+        """Return a connection to the file that the path names now. One on which anything failed is not used again."""
         with SCHEMA.explained(self._path, act):
             file = self._take_idle(mode) or self._open(mode)
             try:

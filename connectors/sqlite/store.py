@@ -91,7 +91,7 @@ class SqliteWriter:
         settled: Sequence[Settled] = (),
         heartbeats: Sequence[Heartbeat] = (),
     ) -> None:
-        """Stores what is newer, in one transaction. Best in few large calls, of one or few shards each."""
+        """Store what is newer, in one transaction. Best in few large calls, of one or few shards each."""
         if not (totals or counters or notes or settled or heartbeats):
             return
         # Before the lock is taken, which another process may be waiting for.
@@ -162,7 +162,7 @@ class SqliteReader:
         return [Counter(*row) for row in rows]
 
     def notes(self, kind: str, customer: str | None = None, limit: int = 100) -> list[Note]:
-        """The newest notes of a kind, the newest first."""
+        """Return the newest notes of a kind, the newest first."""
         which, given = ("", ()) if customer is None else (" AND customer = ?", (customer,))
         query = f"""SELECT kind, id, customer, at, body FROM notes WHERE kind = ?{which} AND body != x''
             ORDER BY at DESC, seq DESC LIMIT ?"""

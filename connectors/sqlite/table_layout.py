@@ -64,7 +64,7 @@ class Rows:
                 self._parameters[shard_of(row[0], BUCKETS)] += row
 
     def write(self, db: sqlite3.Connection, now: int) -> None:
-        """Inserts the rows, or what is newer of them. The connection was made ready by `prepare`."""
+        """Insert the rows, or what is newer of them. The connection was made ready by `prepare`."""
         for bucket, parameters in enumerate(self._parameters):
             begin = 0
             for rows in ROWS_PER_STATEMENT:
@@ -93,7 +93,7 @@ def read_all(db: sqlite3.Connection) -> Iterator[StoredTotal]:
 
 
 def _in_buckets(part: ShardTotals) -> Iterator[tuple[int, ShardTotals]]:
-    """The part, taken apart for the tables; that of one shard mostly is all of one table."""
+    """Split the part by table; that of one shard is mostly all of one table."""
     buckets = np.array([shard_of(name, BUCKETS) for name in part.names])
     for bucket in np.unique(buckets).tolist():
         own = buckets == bucket
@@ -101,7 +101,7 @@ def _in_buckets(part: ShardTotals) -> Iterator[tuple[int, ShardTotals]]:
 
 
 def _packed(part: ShardTotals) -> Iterator[tuple[str, str, int, str]]:
-    """Customer, window, start and body of each row."""
+    """Return customer, window, start and body of each row."""
     place = part.place
     cuts = np.concatenate(([0], np.flatnonzero(place[1:] != place[:-1]) + 1, [len(place)]))
     for begin in range(0, len(cuts) - 1, _PIECE):
@@ -115,7 +115,7 @@ def _packed(part: ShardTotals) -> Iterator[tuple[str, str, int, str]]:
 
 
 def _entries(part: ShardTotals, rows: slice) -> list[Entry]:
-    """The entries of neighbouring rows of a part."""
+    """Return the entries of neighbouring rows of a part."""
     meters, version = part.meters, part.version[rows]
     start = start_of(part.place[rows])
     columns = (part.end[rows] - start, version, part.as_of[rows] - start)
@@ -133,7 +133,7 @@ def _entries(part: ShardTotals, rows: slice) -> list[Entry]:
 
 
 def _packed_singly(totals: Iterable[Total]) -> Iterator[tuple[str, str, int, str]]:
-    """The same of totals that come one by one: any, in any order, several of one key too."""
+    """Return the rows of single totals, in any order, several of one key too."""
     turns: dict[tuple[Any, ...], int] = {}
     rows: dict[tuple[int, str, str, int], list[Entry]] = {}
     for total in totals:
@@ -155,7 +155,7 @@ def _entry(total: Total) -> Entry:
 
 
 def _taken_apart(rows: Iterable[tuple[str, Any, int, str, int]]) -> list[StoredTotal]:
-    """The totals of one customer's rows, in the order of window, meter and start."""
+    """Return the totals of one customer's rows, in the order of window, meter and start."""
     found = []
     for customer, window, start, body, written_at in rows:
         for meter, end, total, version, as_of, *rest in _decode(body):
@@ -179,7 +179,7 @@ def _taken_apart(rows: Iterable[tuple[str, Any, int, str, int]]) -> list[StoredT
 # Twice in a row for one row: to ask whether anything is newer, and for what comes of it.
 @lru_cache(maxsize=1)
 def _merged(old: str, new: str) -> str | None:
-    """The body of a row after another of it came; None where nothing in it is newer."""
+    """Merge another body of a row into it; return None if nothing in it is newer."""
     kept: dict[Any, Entry] = {entry[METER]: entry for entry in _decode(old)}
     newer = [
         entry for entry in _decode(new) if entry[METER] not in kept or _is_newer(entry, kept[entry[METER]])

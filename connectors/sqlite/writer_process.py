@@ -72,7 +72,7 @@ class AsideWriter:
         self._hear()
 
     def close(self) -> None:
-        """Ends the process, which takes no longer than the call under way."""
+        """End the process after the call in progress."""
         # What it did not take any more, as it had died, was told as an error then.
         with suppress(BrokenPipeError), self._process:
             pass
@@ -104,7 +104,7 @@ class AsideWriter:
 
 
 def serve() -> None:
-    """What the other process runs: opens a writer, and writes what it is given until there is nothing more to come."""
+    """Run the writer process: open a writer, and write what it is given until its input ends."""
     # What a terminal or a service manager sends to all processes is for the flow, which ends this one in good order.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -122,7 +122,7 @@ def serve() -> None:
 
 
 def _answer(answers: BinaryIO, act: Callable[[], object]) -> None:
-    """Does it, and says what was wrong, None where nothing was."""
+    """Call it, and send back what was wrong, None if nothing was."""
     refused = None
     try:
         act()
