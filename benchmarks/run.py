@@ -1,4 +1,4 @@
-"""Measures the metering flow beside what it competes with, in the same run, alternating; see README.md.
+"""Measures the metering flow beside what it competes with, in the same run, alternating; see benchmarks/README.md.
 
     python -m benchmarks.run                     # flow in 1 and 2 processes, per event, loop, copies
     python -m benchmarks.run --key-cost          # 1,000,000 keys beside 10,000
@@ -55,7 +55,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Finding:
-    """A number that README promises: its median, lowest and highest over the rounds."""
+    """A number that docs/benchmarks.md promises: its median, lowest and highest over the rounds."""
 
     name: str
     goal: str

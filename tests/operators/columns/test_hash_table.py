@@ -55,7 +55,7 @@ def test_what_is_kept_is_found_again_with_its_columns(keys: list[int], seed: int
 
 
 def test_a_remembered_identity_costs_at_most_forty_bytes() -> None:
-    """Stated in README; how much room there is depends on when columns and index grew, so several sizes are tried."""
+    """As docs/benchmarks.md states. The room depends on when columns and index grew, so several sizes are tried."""
     random = np.random.default_rng(1)
     for size in (50_000, 70_000, 131_000, 200_000):
         table = Table(2, {"mark": np.uint32})
