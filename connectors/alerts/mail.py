@@ -19,6 +19,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 
 from tidegate.connectors.alerts.queue import Message, Refused
 from tidegate.operators.model.alert_text import write_sentence, write_title
+from tidegate.operators.model.errors import one_line
 
 TIMEOUT = 20.0
 
@@ -60,7 +61,7 @@ class MailDeliverer:
                 refused = server.send_message(mail)
         except smtplib.SMTPException as error:
             # Only the kind of a refused login, as a server may quote what it was given.
-            words = "" if isinstance(error, smtplib.SMTPAuthenticationError) else f": {error}"
+            words = "" if isinstance(error, smtplib.SMTPAuthenticationError) else f": {one_line(error)}"
             raise Refused(f"{self._host}: {type(error).__name__}{words}") from None
         if refused:
             raise Refused(f"{self._host}: refused {', '.join(sorted(refused))}")

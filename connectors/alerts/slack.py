@@ -39,7 +39,7 @@ class SlackDeliverer:
         ]
         try:
             answer = self._client.post(self._url, json={"text": "\n".join(lines)})
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise Refused(f"slack: {type(error).__name__}") from None
         if not answer.is_success:
             again = read_retry_after(answer.headers.get("retry-after", ""), datetime.now(UTC))

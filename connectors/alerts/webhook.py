@@ -78,7 +78,7 @@ class WebhookDeliverer:
                 headers=headers,
                 extensions={"sni_hostname": self._url.host},
             )
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             # Of the text only its kind: it may quote the URL, and a URL may hold a token.
             raise Refused(f"{self._url.host}: {type(error).__name__}") from None
         if not answer.is_success:

@@ -40,7 +40,7 @@ CODE = re.compile(r"[A-Z][A-Z0-9_]*")
 
 Kind = Literal["ok", "refused", "too_large", "unauthorized", "limited", "unreached", "unknown"]
 # Failures before anything was sent.
-_UNREACHED = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+_UNREACHED = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.InvalidURL)
 
 
 class DodoError(TidegateError):
@@ -210,10 +210,10 @@ class DodoClient:
                     now = self._wall()
                     self._ahead = Ahead(date - now, now)
                 return answer
-        except (httpx.HTTPError, _Endless) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, _Endless) as error:
             # The kind and the words of a transport's error; it knows address and method, not the headers.
             sent = not isinstance(error, _UNREACHED)
-            return Answer(None, type(error).__name__, str(error)[:WORDS_MAX], sent=sent)
+            return Answer(None, type(error).__name__, _words(str(error)), sent=sent)
 
     def _admit(self) -> None:
         while True:

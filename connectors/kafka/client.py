@@ -12,7 +12,7 @@ from weakref import WeakMethod
 
 import confluent_kafka as rd
 
-from tidegate.operators.model.errors import TidegateError
+from tidegate.operators.model.errors import TidegateError, one_line
 
 MECHANISMS = {
     "plain": "PLAIN",
@@ -150,10 +150,10 @@ class Cluster:
         return KafkaError(f"{self.name}: {what}: {said}")
 
     def safe(self, text: str) -> str:
-        """Without any secret that may be in it."""
+        """Return it in one line, without any secret that may be in it."""
         for secret in self._secrets:
             text = text.replace(secret, "***")
-        return text
+        return one_line(text)
 
 
 def _login(sasl: str, user: str | None, password: str | None) -> dict[str, Any]:

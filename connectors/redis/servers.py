@@ -18,6 +18,7 @@ from typing import Any, Final, Literal, Protocol
 from redis import Connection, SSLConnection
 from redis import exceptions as errors
 
+from tidegate.operators.model.errors import one_line
 from tidegate.operators.model.ports import StoreError, StoreIncomplete, StoreRefused
 
 PORT: Final = 6379
@@ -197,7 +198,7 @@ def is_passing(error: Exception, servers: Servers) -> bool:
 
 def refusal(error: Exception, servers: Servers) -> StoreError:
     """Return the error to raise for one of redis-py's: what failed, and what to do; StoreRefused if no wait helps."""
-    text = str(error)
+    text = one_line(error)
     passes = is_passing(error, servers)
     advice = next((advice for kind, advice in ADVICE if isinstance(error, kind)), None)
     advice = advice or next((words for word, words in ADVICE_BY_WORD.items() if text.startswith(word)), None)

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from tidegate.connectors.sqlite.connection import Mode, transaction
-from tidegate.operators.model.errors import TidegateError
+from tidegate.operators.model.errors import TidegateError, one_line
 
 Migration = str | Callable[[sqlite3.Connection], object]
 
@@ -74,7 +74,7 @@ class Schema:
         try:
             yield
         except (OSError, sqlite3.Error) as error:
-            raise self.problem(path, f"cannot {act} it ({error}); {self._advice(error)}") from error
+            raise self.problem(path, f"cannot {act} it ({one_line(error)}); {self._advice(error)}") from error
 
     def _advice(self, error: OSError | sqlite3.Error) -> str:
         if isinstance(error, OSError):

@@ -8,3 +8,8 @@ class TidegateError(Exception):
     what was expected, what came and what to do. It holds no secret. So whoever ends a process, prints a line or logs a
     failure catches this class and shows no traceback. What is not one of these is a bug, and keeps its traceback.
     """
+
+
+def one_line(foreign: object) -> str:
+    """Return what a library, a server or the system says, without line breaks, for the text of an error of ours."""
+    return " ".join(str(foreign).split())

@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol, Self
 import httpx
 import msgspec
 
-from tidegate.operators.model.errors import TidegateError
+from tidegate.operators.model.errors import TidegateError, one_line
 from tidegate.operators.model.ports import Ingest
 
 TRIES: Final = 5
@@ -74,12 +74,12 @@ class HttpEmit:
                 pause = min(2 * pause, PAUSE_MAX_S)
             try:
                 answer = await self._client.post(self._url, content=event, headers=self._headers)
-            except httpx.TransportError as error:
-                detail = f"{type(error).__name__} {error}"
+            except httpx.RequestError as error:
+                detail = f"{type(error).__name__} {one_line(error)}"
                 continue
             if answer.status_code == 202:
                 return
-            detail = f"{answer.status_code} {answer.text[:500]}"
+            detail = f"{answer.status_code} {one_line(answer.text[:500])}"
             if answer.status_code != 429 and answer.status_code < 500:
                 break
         raise EmitError(detail, event)

@@ -1,5 +1,6 @@
 """Where alerts go: one address or several, each with the kinds and customers that it wants."""
 
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any, ClassVar, Final, Literal, Self
@@ -15,6 +16,7 @@ KINDS: Final = (
     "threshold", "cap_reached", "cap_released", "overage_started", "overage_ended", "correction", "drift",
     "unmetered",
 )  # fmt: skip
+_WEBHOOK_URL: Final = re.compile(r"https?://[A-Za-z0-9.:-]+/[!-~]*")
 
 
 def _listed(value: Any) -> Any:
@@ -134,7 +136,12 @@ class AlertSlack(Delivered):
     def open_deliverer(self, secrets: "Secrets") -> Callable[[], Any]:
         if secrets.slack is None:
             raise SettingsError(["TIDEGATE_SLACK_URL: is missing: slack: posts to an incoming webhook's URL"])
-        return partial(load(self.deliverer), secrets.slack.get_secret_value())
+        url = secrets.slack.get_secret_value()
+        if not _WEBHOOK_URL.fullmatch(url):
+            raise SettingsError(
+                ["TIDEGATE_SLACK_URL: needs the URL of an incoming webhook, https://HOST/PATH"]
+            )
+        return partial(load(self.deliverer), url)
 
 
 class AlertMail(Delivered, Dsn):

@@ -14,6 +14,8 @@ from typing import Any, Final, NamedTuple
 
 import yaml
 
+from tidegate.operators.model.errors import one_line
+
 DEPTH_MAX: Final = 32
 LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 STANDARD: Final = "tag:yaml.org,2002:"
@@ -256,4 +258,4 @@ def _forbidden(text: str) -> Fault | None:
 def _unreadable(error: yaml.YAMLError) -> Fault:
     at = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     why = getattr(error, "problem", None) or getattr(error, "context", None) or str(error)
-    return Fault(Mark(at.line + 1, at.column + 1) if at else TOP, (), f"needs YAML: {why}")
+    return Fault(Mark(at.line + 1, at.column + 1) if at else TOP, (), f"needs YAML: {one_line(why)}")

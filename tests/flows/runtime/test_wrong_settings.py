@@ -52,6 +52,7 @@ CASES: Final = {
     "a malformed secret of the provider": Case(
         "serve", {"DODO_WEBHOOK_SECRETS": SECRET}, "TIDEGATE_DODO_WEBHOOK_SECRETS"
     ),
+    "no URL of chat": Case(FLOWS, {"ALERTS": "slack:", "SLACK_URL": "hidden"}, "TIDEGATE_SLACK_URL: needs the URL"),
     "a malformed key": Case(FLOWS, {"BILLING": DODO, "DODO_API_KEY": "a b"}, "TIDEGATE_DODO_API_KEY"),
     "an outbox that is a text": Case(
         "metering", {"BILLING": f"{DODO}&outbox=text", "DODO_API_KEY": "hidden"}, "outbox '{folder}/text'"
