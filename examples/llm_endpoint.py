@@ -30,7 +30,7 @@ async def parrot(prompt: str, most: int) -> list[str]:
 
 
 def build(metering: Metering, model: Model) -> Starlette:
-    """The application."""
+    """Return the application."""
 
     async def complete(request: Request) -> Response:
         asked = await request.json()

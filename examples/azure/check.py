@@ -39,7 +39,7 @@ FROM bucket GROUP BY ALL ORDER BY ALL
 
 
 def counted(trace: Path) -> Totals:
-    """What the trace adds up to, per customer, meter and hour, day and calendar month in UTC."""
+    """Return what the trace adds up to, per customer, meter and hour, day and calendar month in UTC."""
     # One thread reads rows in their order.
     with duckdb.connect(config={"threads": 1}) as connection:
         rows = connection.execute(COUNT, [str(trace)]).fetchall()
@@ -47,7 +47,7 @@ def counted(trace: Path) -> Totals:
 
 
 def stored(store: Path) -> Totals:
-    """What the flow wrote into its SQLite store."""
+    """Return what the flow wrote into its SQLite store."""
     reader = importlib.import_module("tidegate.connectors.sqlite.store").SqliteReader(store)
     try:
         totals = [stored.total for stored in reader.totals()]
@@ -57,7 +57,7 @@ def stored(store: Path) -> Totals:
 
 
 def differences(right: Totals, got: Totals) -> list[str]:
-    """A sentence for each total that is missing, extra or another."""
+    """Return a sentence for each total that is missing, extra or different."""
     return [
         f"{' '.join(map(str, key))}: expected {right.get(key, 'none')}, got {got.get(key, 'none')}"
         for key in sorted(right.keys() | got.keys())

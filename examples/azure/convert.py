@@ -18,13 +18,13 @@ COLUMNS = ["TIMESTAMP", "ContextTokens", "GeneratedTokens"]
 
 
 def customer_of(row: int) -> str:
-    """The customer of a row of the trace."""
+    """Return the customer of a row of the trace."""
     h = int(sha256(f"azure:{row}".encode()).hexdigest()[:8], 16)
     return f"customer-{CUSTOMERS * h**3 >> 96:02d}"
 
 
 def events(lines: Iterable[str]) -> Iterator[str]:
-    """A CloudEvent per row, as a line of JSON. Raises ValueError where the columns are others."""
+    """Return a CloudEvent per row, as a line of JSON. Raises ValueError where the columns are others."""
     rows = csv.reader(lines)
     if (header := next(rows, None)) != COLUMNS:
         raise ValueError(f"needs the columns {','.join(COLUMNS)}, got {header}")
@@ -42,7 +42,7 @@ def events(lines: Iterable[str]) -> Iterator[str]:
 
 
 def convert(trace: Path, target: Path) -> int:
-    """Writes the events of `trace` to `target`, one a line; returns how many."""
+    """Write the events of `trace` to `target`, one a line, and return how many."""
     count = 0
     with trace.open(newline="") as lines, target.open("w") as out:
         for line in events(lines):

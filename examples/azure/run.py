@@ -28,7 +28,7 @@ SHOWN = 10
 
 
 def meter(events: Path, folder: Path) -> None:
-    """Runs the flow on `events`, with all it writes in `folder`."""
+    """Run the flow on `events`, with all it writes in `folder`."""
     settings = {
         "TIDEGATE_SOURCE": f"file:{events}",
         "TIDEGATE_CATALOG": str(HERE / "catalog.yaml"),

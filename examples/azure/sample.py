@@ -17,7 +17,7 @@ START = datetime(2026, 3, 31, 21)
 
 
 def rows() -> Iterator[str]:
-    """The lines of the file, the header first."""
+    """Return the lines of the file, the header first."""
     chance = random.Random(2026)
     yield "TIMESTAMP,ContextTokens,GeneratedTokens"
     for second in sorted(chance.triangular(0, SPAN_S) for _ in range(ROWS)):

@@ -70,7 +70,7 @@ class Stage:
         self.began = time.time_ns() // 1000
 
     def start(self, over: threading.Event) -> bool:
-        """Starts one after the other, each when what it needs is there; False where the demo was ended before."""
+        """Start one after the other, each when what it needs is there; False where the demo was ended before."""
         simulator = self._child("simulator", "simulator", "--port", "0", "--database", "simulator.db")
         url = self._waited(over, lambda: _address(simulator.said()))
         if not url:
@@ -117,7 +117,7 @@ class Stage:
         return 0
 
     def finish(self, usage: Usage) -> tuple[str, list[Figure]]:
-        """Ends the product, waits until all its usage is metered and billed, and fetches the invoices' figures."""
+        """End the product, wait until all its usage is metered and billed, and fetch the invoices' figures."""
         self._children.remove(self._product)
         self._product.stop()
         deadline = time.monotonic() + SETTLE_S
@@ -130,7 +130,7 @@ class Stage:
         return left, self.biller.figures(self.store, self.began)
 
     def stop(self) -> None:
-        """Ends every process, the last one started first."""
+        """End every process, the last one started first."""
         for child in reversed(self._children):
             child.stop()
         self._children.clear()
@@ -141,7 +141,7 @@ class Stage:
         return child
 
     def _waited(self, over: threading.Event, what: Callable[[], T]) -> T | None:
-        """What `what` gives as soon as it gives something; None where the demo was ended before."""
+        """Wait until `what` returns something, and return it; None if the demo was ended before."""
         deadline = time.monotonic() + START_S
         while not (found := what()):
             self.check()
@@ -206,7 +206,7 @@ def main() -> None:
 def _show(
     console: Console, stage: Stage, usage: Usage, screen: Screen, over: threading.Event, seconds: float | None
 ) -> None:
-    """A page that changes, until it is over."""
+    """Draw a page that changes, until it is over."""
     began = time.monotonic()
     with Live(console=console, screen=True, auto_refresh=False) as live:
         for _ in _frames(stage, usage, over, FRAME_S, seconds):
@@ -219,7 +219,7 @@ def _show(
 def _tell(
     console: Console, stage: Stage, usage: Usage, screen: Screen, over: threading.Event, seconds: float | None
 ) -> None:
-    """A line a second, until it is over."""
+    """Print a line a second, until it is over."""
     began = time.monotonic()
     for _ in _frames(stage, usage, over, LINE_S, seconds):
         now = _refresh(usage, screen)
@@ -297,7 +297,7 @@ def _sum_up(console: Console, catalog: Catalog, usage: Usage, screen: Screen, fo
 
 
 def _compare(console: Console, figures: list[Figure], left: str, refused: int) -> None:
-    """The invoices' figures beside the store's."""
+    """Return the invoices' figures beside the store's."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
     table.add_column("invoice of")
     for meter in INVOICE_METERS:
@@ -323,7 +323,7 @@ def _compare(console: Console, figures: list[Figure], left: str, refused: int) -
 
 @contextmanager
 def _own(folder: Path, keep: bool) -> Iterator[None]:
-    """The folder for this demo alone, empty unless it is to be kept. DemoError if another demo has it."""
+    """Return the folder for this demo alone, empty unless it is to be kept. DemoError if another demo has it."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_name(f"{folder.name}.lock").open("w") as lock:
         try:
@@ -354,7 +354,7 @@ def _address(said: str) -> str:
 
 
 def _free_port(usual: int) -> int:
-    """The usual port, or another where somebody has it."""
+    """Return the usual port, or another where somebody has it."""
     for port in (usual, 0):
         with socket.socket() as free, suppress(OSError):
             free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -63,7 +63,7 @@ class Child:
         return self.log.read_text(errors="replace")
 
     def stop(self) -> None:
-        """Ends the process and waits for its end."""
+        """End the process and wait for its end."""
         self._process.terminate()
         try:
             self._process.wait(STOP_S)

@@ -36,7 +36,7 @@ class Figure(NamedTuple):
 
 
 def mapped_catalog(text: str, customers: Iterable[str]) -> str:
-    """The catalog with a billing id for each of these customers, as one who bills with it would write it."""
+    """Return the catalog with a billing id for each of these customers, as one who bills with it would write it."""
     catalog = yaml.safe_load(text)
     known = catalog.setdefault("customers", {})
     for name in customers:
@@ -56,7 +56,7 @@ class Biller:
         self._meters: dict[str, str] = {}
 
     def set_up(self, now: int) -> None:
-        """Makes what invoices need, or finds what an earlier demo made; `now` is µs since the epoch."""
+        """Make what invoices need, or find what an earlier demo made; `now` is µs since the epoch."""
         platform, catalog = self._platform, self._catalog
         if self._ids.exists():
             self._meters, self._subscriptions = msgspec.json.decode(self._ids.read_bytes())
@@ -116,7 +116,7 @@ class Biller:
 
 
 def settle(outbox: Path, accepted: int, seconds: float) -> str:
-    """Waits until all accepted usage is with the biller or kept back for a reason; what is left, in words."""
+    """Wait until all accepted usage is with the provider or held back; return what is left, in words."""
     deadline = time.monotonic() + seconds
     while True:
         try:

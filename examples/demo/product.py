@@ -47,7 +47,7 @@ class Product:
         self._pool = ThreadPoolExecutor(ASKING)
 
     def serve(self, now: int) -> None:
-        """Serves the requests that are due by `now`, and reports their usage."""
+        """Serve the requests that are due by `now`, and report their usage."""
         due: list[bytes] = []
         while self._traffic.due(self._next) <= now and len(due) < BATCH_MAX:
             due.append(self._traffic.event(self._next))
@@ -109,7 +109,7 @@ class Product:
 
 
 def main(url: str, catalog: Path, counts: Path, rate: float, seed: int, customers: int) -> None:
-    """Serves until it is stopped."""
+    """Serve until it is stopped."""
     traffic = Traffic(seed, time.time_ns() // 1000, rate, customers)
     product = Product(url, load_catalog(catalog), traffic)
     told = 0.0

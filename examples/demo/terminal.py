@@ -133,7 +133,7 @@ class Screen:
         return table
 
     def _banner(self, now: int, wide: bool) -> Text:
-        """The greatest customer who is denied something, on a line of its own."""
+        """Return the greatest customer who is denied something, on a line of its own."""
         greatest = {pair[0]: pair for pair in self._denied}
         if not greatest:
             return Text()
@@ -242,7 +242,7 @@ class Screen:
 
 
 def _gauge(at: LimitStatus, width: int, percent: bool) -> Text:
-    """A bar, the quantity, and with `percent` its share of the limit: `━━━━╸━━━  126k  63%`."""
+    """Return a bar, the quantity, and with `percent` its share of the limit: `━━━━╸━━━  126k  63%`."""
     colour = COLOUR[at.level]
     gauge = Text()
     if at.share is None:
@@ -263,7 +263,7 @@ def _grid(expand: bool) -> Table:
 
 
 def _unmetered_line(alert: Mapping[str, str]) -> Text:
-    """A line for an event that was accepted and not metered."""
+    """Return a line for an event that was accepted and not metered."""
     return Text.assemble(
         (f" {alert['at'][11:19]} ", DIM),
         (alert.get("text", "An event is not metered"), COLOUR[Level.NOTED]),

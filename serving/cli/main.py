@@ -165,7 +165,7 @@ def validate(
 
 
 def main() -> None:
-    """The command line; what goes wrong is told in one line on standard error, and ends with 1."""
+    """Run the command line; print an error in one line on standard error, and exit with 1."""
     try:
         app()
     except BrokenPipeError:
@@ -182,7 +182,7 @@ def main() -> None:
 
 
 def _settings(**given: str | None) -> Settings:
-    """The settings without a source, which nobody needs who only reads."""
+    """Return the settings without a source, which readers do not need."""
     return load_settings(
         {"source": "file:-"} | {name: text for name, text in given.items() if text is not None}
     )

@@ -41,7 +41,7 @@ def print_lines(lines: Iterable[bytes]) -> None:
 
 
 def print_done(as_json: bool, text: str, **fields: object) -> None:
-    """What a command did: a sentence for people, an object for programs."""
+    """Print what a command did: a sentence for people, an object for programs."""
     if as_json:
         print_lines([msgspec.json.encode(fields)])
     else:
@@ -49,7 +49,7 @@ def print_done(as_json: bool, text: str, **fields: object) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], nothing: str) -> None:
-    """A table, or what to say where it would be empty."""
+    """Print a table, or a sentence if it would be empty."""
     shown = table(*columns)
     for row in rows:
         shown.add_row(*map(Text, row))

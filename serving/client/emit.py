@@ -33,7 +33,7 @@ class Emit(Protocol):
 
 
 def event_of(customer: str, name: str, source: str, id: str, data: dict[str, Any]) -> bytes:
-    """A CloudEvent of now. Decimals in `data` are written as numbers, so that meters read them."""
+    """Return a CloudEvent of the current time. Decimals in `data` are written as numbers, so that meters read them."""
     event = {
         "specversion": "1.0",
         "id": id,

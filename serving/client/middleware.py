@@ -110,7 +110,7 @@ class Metering:
         id: str | None = None,
         expires_in: timedelta = EXPIRES_IN,
     ) -> AsyncIterator[Held]:
-        """Holds the quantity while the body runs; Denied where it may not be used.
+        """Hold the quantity while the body runs; Denied if it may not be used.
 
         After it, an event `name` is sent with the quantity used under `key` (as a `sum` meter reads it; none for a
         `count` meter). Where the body raises or is cancelled, what it reported used until then is sent, and the rest of
@@ -133,7 +133,7 @@ class Metering:
         quantity: Quantity = 1,
         key: str | None = None,
     ) -> Callable[[Callable[P, Awaitable[R]]], Callable[P, Awaitable[R]]]:
-        """A decorator: each call uses `quantity`; `customer` is told from the call's arguments."""
+        """Return a decorator: each call uses `quantity`; `customer` returns the customer of the call's arguments."""
 
         def decorate(function: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
             @functools.wraps(function)
@@ -155,7 +155,7 @@ class Metering:
         id: str | None = None,
         expires_in: timedelta = EXPIRES_IN,
     ) -> Held:
-        """The first half of `reserved`, for whom a context manager does not suit."""
+        """Do the first half of `reserved`, where a context manager does not fit."""
         id = id or uuid.uuid4().hex
         reserving = asyncio.ensure_future(
             self._gate.reserve(customer, meter, quantity, expires_in, id=id, source=self._source)
@@ -171,7 +171,7 @@ class Metering:
         return Held(id, decision, quantity)
 
     async def settle(self, customer: str, held: Held, *, name: str, key: str | None = None) -> None:
-        """The other half: the event is durable when it returns, or has gone to `lost`. It ends also when cancelled."""
+        """End a hold of `reserve`: when this returns, the event is durable or went to `lost`, also when cancelled."""
         await self._shielded(self._settle(customer, held, name, key))
 
     async def fail(self, customer: str, held: Held, *, name: str, key: str | None = None) -> None:

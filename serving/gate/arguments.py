@@ -30,7 +30,7 @@ class UnknownMeter(TidegateError, ValueError):
 
 
 def asked_of(customer: str, quantities: Mapping[str, Quantity]) -> dict[str, int]:
-    """The quantities times 10²⁴, by meter. ValueError or TypeError says what cannot be asked."""
+    """Return the quantities times 10²⁴, by meter. ValueError or TypeError says what cannot be asked."""
     if not isinstance(customer, str) or not 0 < len(customer) <= CUSTOMER_MAX:
         raise ValueError(
             f"customer: needs a text of 1 to {CUSTOMER_MAX} characters, got {str(customer)[:60]!r}"
@@ -41,7 +41,7 @@ def asked_of(customer: str, quantities: Mapping[str, Quantity]) -> dict[str, int
 
 
 def final_of(quantity: Quantity | Mapping[str, Quantity] | None, only: str) -> dict[str, int] | None:
-    """What is committed times 10²⁴, by meter; a single quantity stands under `only`."""
+    """Return the committed quantities times 10²⁴, by meter; a single quantity stands under `only`."""
     if quantity is None:
         return None
     if isinstance(quantity, Mapping):

@@ -26,7 +26,7 @@ class Lane:
         self._started = 0
 
     def submit(self, call: Callable[[], T]) -> "Future[T]":
-        """The call's outcome, in time. One that is cancelled before its turn is not made.
+        """Make the call and return its outcome, in time. One that is cancelled before its turn is not made.
 
         StoreError where too many wait.
         """

@@ -33,7 +33,7 @@ class GateCatalog:
         self.problem = ""
 
     def follow(self, number: int, patience: float) -> None:
-        """Makes the newest version the current one, if its `number` says that it is not; waits so many seconds."""
+        """Make the newest version the current one, if its `number` differs; wait at most `patience` seconds."""
         if number == self._number:
             return
         with self._lock:
@@ -44,7 +44,7 @@ class GateCatalog:
         done.wait(patience)
 
     def forget(self) -> None:
-        """The store may be another one now, and its numbers say nothing of those before."""
+        """Forget the version's number: the store may be another one now."""
         self._lives += 1
         self._number = UNKNOWN
 

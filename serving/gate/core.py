@@ -135,7 +135,7 @@ class Core:
         return self._clocks.monotonic()
 
     def refusal(self, call: Call[T]) -> T | None:
-        """The answer where the store is not to be asked."""
+        """Return the answer if the store is not to be asked, else None."""
         if self._process != os.getpid():
             self._start()
         if call.side.breaker.lets(self.now()):
@@ -143,7 +143,7 @@ class Core:
         return self._degraded(call, "the store failed several times in a row and is left alone for a moment")
 
     def failed(self, call: Call[T], error: Exception, begun: float) -> T:
-        """The answer where the store was asked at `begun`, and this came of it.
+        """Return the answer for a call begun at `begun` that ended so.
 
         A failure that comes at once keeps nobody waiting, and may be of one customer's totals alone: it is no reason
         to leave the store alone.
@@ -160,7 +160,7 @@ class Core:
         return self._degraded(call, str(error) or type(error).__name__)
 
     def ended(self, call: Call[T], result: T) -> T:
-        """The answer where the store answered."""
+        """Return the answer for a call that the store answered."""
         call.side.breaker.succeeded()
         self.tally.recovered()
         return self._counted(result)
@@ -185,14 +185,14 @@ class Core:
     # The operations.
 
     def recall(self, customer: str, asked: Asked) -> Decision | None:
-        """The decision, if the near cache has all that it takes."""
+        """Return the decision, if the near cache has all that it takes."""
         view = None if customer in self._pending else self._near.get(customer, self.now())
         if view is None or not view.start <= self._clocks.wall() < view.until:
             return None
         return self._counted(self._flagged(view.decide(asked), view.own, asked), "near")
 
     def look(self, customer: str, asked: Asked) -> Call[Decision]:
-        """The decision by what the store has now."""
+        """Return the decision by what the store has now."""
         customer.encode()
 
         def run() -> Decision:
@@ -204,7 +204,7 @@ class Core:
     def reserve(
         self, customer: str, asked: Asked, expires_in: timedelta, id: str, source: str | None
     ) -> Call[Decision]:
-        """The decision, with the quantities held if it is to allow."""
+        """Return the decision, with the quantities held if it is to allow."""
         source = self._source_of(customer, source, id)
         if not timedelta(0) < expires_in <= HOLD_MAX:
             raise ValueError(
@@ -222,7 +222,7 @@ class Core:
     def commit(
         self, customer: str, id: str, quantities: Mapping[str, int] | None, source: str | None
     ) -> Call[Receipt]:
-        """Makes a hold's quantities final."""
+        """Make a hold's quantities final."""
         source = self._source_of(customer, source, id)
 
         def run() -> Receipt:
@@ -234,7 +234,7 @@ class Core:
         return Call(run, lambda detail: _unavailable(customer, id, detail), self._writing)
 
     def release(self, customer: str, id: str, source: str | None) -> Call[Receipt]:
-        """Ends a hold."""
+        """End a hold."""
         source = self._source_of(customer, source, id)
 
         def run() -> Receipt:
@@ -251,7 +251,7 @@ class Core:
         return source
 
     def _view(self, customer: str) -> AccountView:
-        """The customer's view as of now, also in the near cache."""
+        """Return the customer's view as of now, also in the near cache."""
         for _ in range(CATALOGS_MAX):
             ticket = self._near.ticket()
             now = self._clocks.wall()
@@ -348,7 +348,7 @@ class Core:
         self._pending.add(customer, identity, event)
 
     def _pending_of(self, own: CustomerLimits, start: int, end: int, now: int) -> dict[str, int]:
-        """What the customer's pending events of this period add to each meter, without those that a hold counts."""
+        """Return what the customer's pending events of this period add per meter, without those that a hold counts."""
         events, merged = self._pending.of(own.customer, self.freshness.positions(own.customer))
         of_period = {identity: event for identity, event in events.items() if start <= event.at < end}
         held = self.store.open_holds(own.customer, list(of_period), now) if of_period else frozenset()
@@ -361,7 +361,7 @@ class Core:
         return {meter: quantity for meter, quantity in more.items() if own.kinds.get(meter) not in LEVELS}
 
     def _terms_of(self, customer: str, now: int) -> _Known:
-        """What holds for the customer now; worked out once per catalog and period."""
+        """Return the customer's terms now; worked out once per catalog and period."""
         bounds = self._bounds()
         known = self._known.get(customer)
         if known is None or known.bounds is not bounds or not known.start <= now < known.end:
@@ -438,7 +438,7 @@ class Core:
         return result
 
     def _start(self) -> None:
-        """Starts to watch, at the first call; a gate that was used before a fork must not be used after it."""
+        """Start to watch, at the first call; a gate that was used before a fork must not be used after it."""
         with self._lock:
             if self._closed:
                 raise RuntimeError("gate: is closed; open another one")

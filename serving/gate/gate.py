@@ -51,7 +51,7 @@ class _Gate:
         monotonic: Callable[[], float] = time.monotonic,
         chance: Callable[[], float] = random.random,
     ) -> None:
-        """A gate on a store's holds; `catalog` is what it decides by while the store has no version.
+        """Return a gate on a store's holds; `catalog` is what it decides by while the store has no version.
 
         `near` answers checks from memory while the store's feed proves that to be at most `staleness` old. A check
         takes `timeout` at most, everything else `write_timeout`. A commit keeps its hold for `settle_within`, which
@@ -84,7 +84,7 @@ class _Gate:
         open_within: timedelta = OPEN_WITHIN,
         **choices: Any,
     ) -> Self:
-        """A gate on the store of this address, else of TIDEGATE_STORE, with `choices` as of the class.
+        """Open a gate on the store of this address, else of TIDEGATE_STORE, with `choices` as of the class.
 
         While the store has no catalog, the file of TIDEGATE_CATALOG counts, if it is there. Waits `open_within` at most
         for the store's catalog, so that the first decision knows it; where it is not there by then, the gate's own
@@ -119,7 +119,7 @@ class _Gate:
         return self._core.freshness.lag(customer, self._core.now())
 
     def counters(self) -> dict[str, int]:
-        """What was decided since the start, by name.
+        """Return the counts of decisions since the start, by name.
 
         `allowed`, `denied`, `denied_in_shadow`; of these `near` from memory, `stale` on totals that are too old;
         `degraded`, without the store; `faults` of store or gate that are to be fixed; `feed_lost`.
@@ -142,7 +142,7 @@ class Gate(_Gate):
         return self.check_many(customer, {meter: quantity})
 
     def check_many(self, customer: str, quantities: Mapping[str, Quantity]) -> Decision:
-        """The same for several meters at once: allowed if all are, told of the most restrictive cap."""
+        """Check several meters at once: allowed if all are; the answer names the most restrictive cap."""
         asked = asked_of(customer, quantities)
         found = self._core.recall(customer, asked)
         return found if found is not None else self._made(self._core.look(customer, asked))
@@ -157,7 +157,7 @@ class Gate(_Gate):
         id: str,
         source: str | None = None,
     ) -> Decision:
-        """Holds the quantity, if it may be used: no other decision will grant it again.
+        """Hold the quantity, if it may be used: no other decision will grant it again.
 
         It counts until the event of this customer, source and id arrives through the flow, until it is released, or
         for `expires_in`. A retry with the same id and quantity gets the same answer and holds nothing more.
@@ -173,7 +173,7 @@ class Gate(_Gate):
         id: str,
         source: str | None = None,
     ) -> Decision:
-        """The same for several meters that one event feeds: all are held, or none."""
+        """Reserve for several meters that one event feeds: all are held, or none."""
         asked = asked_of(customer, quantities)
         return self._made(self._core.reserve(customer, asked, expires_in, id, source))
 
@@ -185,11 +185,11 @@ class Gate(_Gate):
         return self._made(self._core.commit(customer, id, final_of(quantity, ONLY_METER), source))
 
     def release(self, customer: str, id: str, *, source: str | None = None) -> Receipt:
-        """Gives back what is held, as nothing was used. A hold that was committed stays."""
+        """Give back what is held, as nothing was used; a committed hold stays."""
         return self._made(self._core.release(customer, id, source))
 
     def close(self) -> None:
-        """Ends its threads and closes its connections."""
+        """End its threads and close its connections."""
         self._core.close()
 
     def __enter__(self) -> Self:

@@ -38,7 +38,7 @@ class Near:
         return len(self._views)
 
     def get(self, customer: str, now: float) -> AccountView | None:
-        """The customer's view, if there is one, and if it is proven to be right or `staleness` old at most."""
+        """Return the customer's view, if there is one, and if it is proven to be right or `staleness` old at most."""
         # First, as what is proven later need not hold for a view that was dropped meanwhile.
         proven = self.proven
         view = self._views.get(customer)
@@ -49,7 +49,7 @@ class Near:
         return self._drops
 
     def put(self, customer: str, view: AccountView, ticket: int) -> None:
-        """Keeps the view, if nothing was dropped of its customer since the ticket was taken."""
+        """Keep the view, if nothing was dropped of its customer since the ticket was taken."""
         with self._lock:
             if self._all_dropped > ticket or self._dropped.get(customer, 0) > ticket:
                 return
@@ -76,6 +76,6 @@ class Near:
         self.proven = instant
 
     def lose(self) -> None:
-        """The feed is gone: nothing here counts until another one has proven itself."""
+        """Distrust all views: the feed is gone, and none is used until another feed has proven itself."""
         self.proven = NEVER
         self.drop(None)

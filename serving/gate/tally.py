@@ -43,7 +43,7 @@ class Tally:
         LOG.warning("degraded, %d decision(s) made without the store: %s", said, detail)
 
     def fault(self, error: Exception) -> None:
-        """What no store should answer, or no gate make of it: told with its traceback, to be mended."""
+        """Log an answer that no store should give, or a bug of the gate, with its traceback."""
         now = self._monotonic()
         with self._lock:
             self._counts["faults"] += 1
@@ -53,7 +53,7 @@ class Tally:
         LOG.error("the store answered nonsense, or the gate has a fault", exc_info=error)
 
     def recovered(self) -> None:
-        """The store answers; says so if it did not a while before, and nothing was degraded since."""
+        """Note that the store answers, and log it if it did not before and nothing was degraded since."""
         degraded_at = self._degraded_at
         if degraded_at is None or self._monotonic() < degraded_at + SAID_EVERY:
             return

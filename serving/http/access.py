@@ -34,7 +34,7 @@ class Access:
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def admit(self, route: Route, headers: Mapping[str, str]) -> ApiKey | None:
-        """The key that was shown, None where none is needed; else a Problem of status 401, 403 or 429."""
+        """Return the key that was shown, None where none is needed; else a Problem of status 401, 403 or 429."""
         if self._keys is None:
             _check_host(headers.get("host", ""))
             return None
@@ -83,7 +83,7 @@ class Access:
 
 
 def own_customer(route: Route, key: ApiKey | None, path: Nothing, query: Nothing) -> Nothing:
-    """The query, narrowed to the key's own customer; a Problem of status 403 where it is about another."""
+    """Narrow the query to the key's own customer; a Problem of status 403 if it is about another."""
     if key is None or key.customer is None or route.customer == "own":
         return query
     asked: object = None

@@ -140,7 +140,7 @@ class App:
 
 
 def build(service: Service, webhooks: Webhooks | None = None) -> ASGIApp:
-    """The application, with CORS if there are origins whose pages may call it."""
+    """Build the application, with CORS if there are origins whose pages may call it."""
     app: ASGIApp = App(service, webhooks)
     if service.settings.cors:
         app = CORSMiddleware(

@@ -26,7 +26,7 @@ Quantities are exact: whole numbers, or decimals as text. Times are RFC 3339. Er
 
 
 def document(routes: Sequence[Route]) -> dict[str, Any]:
-    """The whole document."""
+    """Return the whole document."""
     types = _types(routes)
     schemas, components = msgspec.json.schema_components(types, ref_template=REF)
     by_shape = dict(zip(map(str, types), schemas, strict=True))

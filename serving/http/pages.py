@@ -74,7 +74,7 @@ def _static() -> Iterator[tuple[str, Path]]:
 
 
 def _html(name: str, auth: str) -> bytes:
-    """A page that knows whether it has to ask its reader for a key."""
+    """Return a page that knows whether it has to ask its reader for a key."""
     return (STATIC / name).read_bytes().replace(b'data-auth="keys"', f'data-auth="{auth}"'.encode())
 
 

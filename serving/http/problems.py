@@ -62,7 +62,7 @@ class Problem(Exception):
 
 
 def unavailable(detail: str) -> Problem:
-    """The world fails; who asks again soon may be lucky."""
+    """Return a problem of status 503: something outside fails, and a retry may succeed."""
     return Problem(503, "unavailable", detail, headers={"retry-after": str(RETRY_AFTER_S)})
 
 
@@ -71,5 +71,5 @@ def not_found(detail: str) -> Problem:
 
 
 def unfit(detail: str, errors: Sequence[Fault] = ()) -> Problem:
-    """What was sent can be read, but not be used."""
+    """Return a problem of status 422: the request is readable but not usable."""
     return Problem(422, "unfit", detail, errors=errors)

@@ -69,7 +69,7 @@ class Webhooks:
         self._thread = Thread(target=self._follow, name="webhooks", daemon=True) if in_background else None
 
     def take(self, body: bytes, headers: dict[str, str]) -> bool:
-        """Keeps what a delivery says; False where it came before. Refused where no secret fits."""
+        """Store a delivery; return False if it came before. Refused if no secret fits."""
         self._verify(body, headers)
         try:
             event = msgspec.json.decode(body, type=dict[str, Any])
@@ -84,7 +84,7 @@ class Webhooks:
         return is_new
 
     def refresh(self) -> int:
-        """Applies all that waits, as one version of the catalog; how many subscriptions that were."""
+        """Apply all that waits as one version of the catalog; return how many subscriptions that were."""
         with self._lock, closing(self._open_control()) as control:
             states = self._inbox.waiting()
             if states:
@@ -138,7 +138,7 @@ class Webhooks:
 
 
 def open_webhooks(settings: WebhookSettings) -> Webhooks | None:
-    """The webhooks that the settings describe; None where they have no secret, so that none can be believed."""
+    """Return the webhooks that the settings describe; None without a secret, as none could be verified."""
     if settings.dodo_webhook_secrets is None:
         return None
     text = settings.dodo_webhook_secrets.get_secret_value()
@@ -154,7 +154,7 @@ def open_webhooks(settings: WebhookSettings) -> Webhooks | None:
 
 
 def routes(webhooks: Webhooks, path: str = PATH) -> list[Route]:
-    """The endpoint. It needs no API key, as deliveries are signed. `webhooks.start()` is called with the first one."""
+    """Return the endpoint. Deliveries are signed, so it needs no API key. The first one calls `webhooks.start()`."""
 
     async def endpoint(request: Request) -> Response:
         body = await _body(request)
@@ -182,7 +182,7 @@ def _subscription(found: Any) -> Subscription:
 
 
 async def _body(request: Request) -> bytes | None:
-    """The bytes as they came; None where they are too many."""
+    """Read the body as it was sent; None if it is too large."""
     body = bytearray()
     try:
         async for piece in request.stream():

@@ -24,7 +24,7 @@ ONCE: Final = ("content-type", "x-tidegate-customer")
 
 
 def headers_of(sent: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
-    """The headers by name, as Latin-1; a Problem where one that says what the body is, or whose it is, is there twice.
+    """Return the headers by name, as Latin-1; a Problem if one about the body or its sender is there twice.
 
     A second `content-encoding` is one more encoding, which no body may have.
     """
@@ -45,7 +45,7 @@ def before_appended(query: bytes) -> bytes:
 
 
 def parameters(shape: type[Nothing], query: bytes) -> Nothing:
-    """The query's parameters; a Problem where one is unknown, there twice or wrong."""
+    """Return the query's parameters; a Problem where one is unknown, there twice or wrong."""
     if not query:
         return _converted(shape, {}) if shape is not Nothing else NOTHING
     try:
@@ -65,7 +65,7 @@ def parameters(shape: type[Nothing], query: bytes) -> Nothing:
 
 
 def path_parts(route: Route, parts: tuple[str, ...]) -> Nothing:
-    """The variable parts of a path."""
+    """Return the variable parts of a path."""
     if not parts:
         return NOTHING
     return _converted(route.at, dict(zip(route.at.__struct_fields__, parts, strict=True)))
@@ -87,7 +87,7 @@ def sent_as(route: Route, headers: Mapping[str, str]) -> Sent:
 
 
 def content(sent: Sent, raw: bytes) -> Any:
-    """The body as its type says."""
+    """Decode the body into its type."""
     if sent.shape is None:
         return raw
     try:
@@ -99,8 +99,10 @@ def content(sent: Sent, raw: bytes) -> Any:
 
 
 class Arriving:
-    """The bytes of all bodies that are being received, at most `most` at a time: slow senders are many or large,
-    but not both."""
+    """The bytes of all bodies that are being received, at most `most` at a time.
+
+    So slow senders are many or large, but not both.
+    """
 
     def __init__(self, most: int) -> None:
         self._most, self._held = most, 0
@@ -169,6 +171,6 @@ def _converted(shape: type[Nothing], found: Mapping[str, str]) -> Nothing:
 
 
 def _fault(error: msgspec.ValidationError) -> Fault:
-    """msgspec's words, the place parted from them: `Expected … - at `$.quantity``."""
+    """Split a message of msgspec into words and place: `Expected … - at `$.quantity``."""
     text, _, place = str(error).partition(" - at `$")
     return Fault(text, place.rstrip("`").replace(".", "/").replace("[", "/").replace("]", ""))

@@ -135,7 +135,7 @@ class Router:
             self._patterns.append((re.compile(re.sub(r"\{[a-z]+\}", "([^/]+)", path)), methods))
 
     def find(self, method: str, path: str) -> Found | frozenset[str] | None:
-        """The route with the parts of its path; the methods that there are, if not this one; None where nothing is.
+        """Return the route with its path's parts; the other methods, if not this one; None if there is nothing.
 
         ValueError where the path is not percent-encoded UTF-8.
         """

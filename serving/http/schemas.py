@@ -698,6 +698,6 @@ class ReadyBody(msgspec.Struct, frozen=True):
 
 
 def exact(quantity: int | str | Decimal) -> str:
-    """A quantity as it is written out: no exponent, and no zeros at the end of a fraction."""
+    """Return a quantity as it is written out: no exponent, and no zeros at the end of a fraction."""
     text = f"{Decimal(quantity):f}"
     return (text.rstrip("0").rstrip(".") if "." in text else text) or "0"

@@ -33,13 +33,13 @@ HEADER_MAX: Final = 10**15 - 1
 
 
 def json(status: int, body: Any, **headers: str) -> Answer:
-    """An answer in JSON; headers are written with _ for -."""
+    """Return an answer in JSON; headers are written with _ for -."""
     pairs = [(name.replace("_", "-"), value) for name, value in headers.items()]
     return Answer(status, msgspec.json.encode(body), headers=pairs)
 
 
 def amount(quantity: Quantity) -> int | Decimal:
-    """A quantity as the domain has it."""
+    """Convert a quantity to the domain's type."""
     if isinstance(quantity, int):
         return quantity
     if isinstance(quantity, float):
@@ -51,7 +51,7 @@ def amount(quantity: Quantity) -> int | Decimal:
 
 
 def whole(number: float, name: str, most: int, least: int = 0) -> int:
-    """The number, if it is whole: a fraction that passed through a float is not what was meant."""
+    """Return the number if it is whole: a fraction in a float may not be what was meant."""
     if number != int(number):
         raise unfit(f'{name}: needs a whole number, or a decimal as text such as "0.5", got {number!r}')
     if not least <= number <= most:
@@ -133,7 +133,7 @@ def rate_headers(decision: Decision, now: int) -> list[tuple[str, str]]:
 
 
 def denied(decision: Decision, now: int, status: int = 429) -> Problem:
-    """The problem that says no."""
+    """Return the problem for a denied request."""
     words = f"{decision.meter or 'spend'}: {decision.reason}"
     if decision.limit is not None:
         words += f", {exact(decision.used or 0)} of {exact(decision.limit)} used"
@@ -180,7 +180,7 @@ def catalog_body(version: CatalogVersion) -> CatalogBody:
 
 
 def bodies(notes: list[Note]) -> list[dict[str, Any]]:
-    """What notes hold, as it was written."""
+    """Return the content of notes as it was written."""
     return [msgspec.json.decode(note.body, type=dict[str, Any]) for note in notes]
 
 

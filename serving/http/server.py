@@ -24,7 +24,7 @@ SWEEP_EVERY = 5
 
 
 def serve(settings: ServingSettings, ready: Callable[[str], None], webhooks: Webhooks | None = None) -> None:
-    """Serves until SIGTERM or SIGINT; `ready` is told the address once requests are taken.
+    """Serve until SIGTERM or SIGINT; `ready` is told the address once requests are taken.
 
     With `webhooks` it takes the platform's deliveries too.
 
@@ -43,7 +43,7 @@ def serve(settings: ServingSettings, ready: Callable[[str], None], webhooks: Web
 
 
 def server_of(service: Service, webhooks: Webhooks | None = None) -> "Server":
-    """A server of this service, to be run on a socket that listens."""
+    """Return a server of this service, to be run on a socket that listens."""
     settings = service.settings
     connections = Connections(
         settings.connections, settings.connections_per_address, time.monotonic, service.metrics.turned_away
@@ -71,7 +71,7 @@ class Server(uvicorn.Server):
         self._service, self._connections = service, connections
 
     async def on_tick(self, counter: int) -> bool:
-        """Called ten times a second."""
+        """Check, ten times a second, whether to stop."""
         self._connections.tick()
         if counter % SWEEP_EVERY == 0:
             self._connections.sweep()

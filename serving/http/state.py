@@ -127,7 +127,7 @@ class Service:
         await asyncio.to_thread(take_up, folder, heartbeats, judge, self.gate.accepted)
 
     async def followed(self, number: int) -> None:
-        """Waits until this process decides by this version of the catalog, so that who changed it meets it at once.
+        """Wait until this process decides by this version of the catalog, so that its author sees it at once.
 
         Not for long: other processes follow by themselves, and so would this one.
         """
@@ -138,7 +138,7 @@ class Service:
             await asyncio.sleep(0.002)
 
     async def _gate_version(self) -> int:
-        """The version of the catalog that the gate decides by."""
+        """Return the version of the catalog that the gate decides by."""
         try:
             return (await self.gate.check("-", "-", 0)).catalog
         except UnknownMeter as error:
@@ -169,7 +169,7 @@ class Service:
             self.keys.close()
 
     def _open_control(self) -> Any:
-        """The control log; the catalog's file is applied as the flow does it, if there is one."""
+        """Open the control log, and apply the catalog's file as the flow does, if there is one."""
         log = self.settings.store.open_control()
         self._refused_file = "", 0
         try:

@@ -41,7 +41,7 @@ def unbalanced(sums: Mapping[str, int]) -> list[str]:
 
 
 def law(sums: Mapping[str, int]) -> str:
-    """The law in numbers: `events 10 = rejects 1 + … + accepted 9`."""
+    """Return the law in numbers: `events 10 = rejects 1 + … + accepted 9`."""
     ends = [f"{end.replace('_', ' ')} {sums[end]:,}" for end in ENDS]
     sign = "=" if sums["events"] == sum(map(sums.__getitem__, ENDS)) else "≠"
     return f"events {sums['events']:,} {sign} {' + '.join(ends)}"

@@ -15,7 +15,7 @@ def instant(at: int) -> str:
 
 
 def moment(at: int) -> str:
-    """The same for tables: `2026-11-01`, or `2026-11-01 18:15` where it is not midnight UTC."""
+    """Return a time for tables: `2026-11-01`, or `2026-11-01 18:15` if it is not midnight UTC."""
     when = EPOCH + timedelta(microseconds=at)
     return f"{when:%Y-%m-%d}" if at % (24 * 3600 * US) == 0 else f"{when:%Y-%m-%d %H:%M}"
 
@@ -46,6 +46,6 @@ def age(us: int) -> str:
 
 
 def clipped(text: str, width: int) -> str:
-    """The text on one line of `width` characters, control characters shown as such."""
+    """Return the text on one line of `width` characters, control characters shown as such."""
     shown = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text[: width + 1])
     return shown if len(shown) <= width else f"{shown[: width - 1]}…"

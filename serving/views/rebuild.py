@@ -49,7 +49,7 @@ def follow(
     sleep: Callable[[float], None] = time.sleep,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> Iterator[Progress]:
-    """The progress whenever there is more of it, until it is over or `wait` has passed without any."""
+    """Yield the progress whenever there is more, until it is over or `wait` has passed without any."""
     last, give_up = Progress(-1, 0), monotonic() + wait.total_seconds()
     while not last.over:
         now = progress(reader, rebuild)

@@ -84,7 +84,7 @@ class Usage:
         self._moments: deque[Moment] = deque()
 
     def refresh(self, now: int) -> None:
-        """Reads what has changed by `now` (µs since the epoch)."""
+        """Read what has changed by `now` (µs since the epoch)."""
         changes = self.reader.changes(self._seq)
         # Before the totals, so that no usage is in neither.
         self.held = self.reader.read_held(now)
@@ -128,7 +128,7 @@ class Usage:
         self.late = sum(total.late for meters in self.totals.values() for total in meters.values())
 
     def _new(self, lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
-        """The records of the lines, those that a replay repeats left out."""
+        """Return the records of the lines, without those that a replay repeats."""
         for line in lines:
             record = msgspec.json.decode(line, type=dict[str, Any])
             if record["id"] not in self._seen:

@@ -73,7 +73,7 @@ def usage(
     as_json: AsJson = False,
     store: StoreAddress = None,
 ) -> None:
-    """A customer's totals, limits and bill in the present period."""
+    """Show a customer's totals, limits and bill in the current period."""
     given = {"source": "file:-"} | ({"store": store} if store is not None else {})
     address = load_settings(given).store.require()
     now = wall_clock()

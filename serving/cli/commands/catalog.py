@@ -30,7 +30,7 @@ def apply(
     as_json: AsJson = False,
     store: StoreAddress = None,
 ) -> None:
-    """Makes the file the newest version: whole or, with every error told, not at all. What says the same is none."""
+    """Make the file the newest version, whole or, with all errors shown, not at all; the same text makes none."""
     text = read_text(file)
     with closing(_log(store)) as log:
         newest = log.catalog()
@@ -56,7 +56,7 @@ def diff(
     as_json: AsJson = False,
     store: StoreAddress = None,
 ) -> None:
-    """What differs between two versions, or between the newest and a file; ends with 3 if anything does."""
+    """Show the differences between two versions, or between the newest and a file; exit with 3 if there are any."""
     with closing(_log(store, has_to_exist=True)) as log:
         first, second = _side(log, None if new is None else old), _side(log, new or old)
     texts = first[1].splitlines(), second[1].splitlines()
@@ -90,7 +90,7 @@ def history(
 
 
 def _side(log: ControlLog, said: str | None) -> tuple[str, str]:
-    """A name and a text: of a version by its number, of the newest without one, else of a file."""
+    """Return a name and a text: of a version by its number, of the newest without one, else of a file."""
     if said is None or said.isdigit():
         version: CatalogVersion | None = log.catalog(int(said) if said else None)
         if version is None:

@@ -24,7 +24,7 @@ def list_deliveries(
     data: Data = Path("data"),
     as_json: Annotated[bool, typer.Option("--json", help="One object a line.")] = False,
 ) -> None:
-    """What waits, and what was given up."""
+    """Show the alerts that wait for their receivers, and those that were given up."""
     found = [one for path in _queues(data) for one in undelivered(path)]
     if as_json:
         for one in found:

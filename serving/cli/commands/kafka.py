@@ -24,7 +24,7 @@ def create_topics(
     replicas: Annotated[int, typer.Option(min=1, max=100, help="Brokers that keep each partition.")] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Creates the topics of source, ingest, dead letters and alerts that are not there. Those that are stay."""
+    """Create the missing topics of source, ingest, dead letters and alerts; existing ones stay as they are."""
     found = list(_topics(load_serving_settings()))
     if not found:
         raise Failed("kafka: no setting names a topic; set TIDEGATE_SOURCE=kafka://HOST:9092/TOPIC")

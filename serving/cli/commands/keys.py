@@ -30,7 +30,7 @@ def create(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Makes a key and shows its token, this once: it is kept nowhere."""
+    """Create a key and show its token, this once: it is stored nowhere."""
     unknown = [one for one in scope if one not in SCOPES]
     if unknown:
         raise KeysError(f"scope: needs {', '.join(SCOPES)}, got {unknown[0]!r}")
@@ -65,7 +65,7 @@ def list_(as_json: AsJson = False) -> None:
 
 @app.command()
 def revoke(id: Annotated[str, typer.Argument(metavar="ID")], as_json: AsJson = False) -> None:
-    """Ends a key; a running service turns it away within a tenth of a second."""
+    """Revoke a key; a running service refuses it within a tenth of a second."""
     with closing(_file()) as keys:
         key = keys.revoke(id)
     if as_json:
@@ -85,7 +85,7 @@ def rotate(
     ] = "1h",
     as_json: AsJson = False,
 ) -> None:
-    """Makes a key like this one, which ends after the overlap, and shows the new token, this once."""
+    """Replace a key, which ends after the overlap, and show the new token, this once."""
     if (id is None) != signing:
         raise KeysError("rotate: needs the ID of a key, or --signing")
     lasts = _duration("overlap", overlap)
@@ -108,7 +108,7 @@ def prune(
     ] = "0s",
     as_json: AsJson = False,
 ) -> None:
-    """Deletes keys that are revoked or have expired; they opened nothing any more."""
+    """Delete keys that are revoked or have expired."""
     with closing(_file()) as keys:
         count = keys.prune(_duration("ended-for", ended_for))
     if as_json:

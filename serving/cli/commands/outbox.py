@@ -98,7 +98,7 @@ def drop(
     reason: Reason = None,
     as_json: AsJson = False,
 ) -> None:
-    """Gives events up that are kept back, for good."""
+    """Drop events that are held back, for good."""
     letters = _letters()
     dropped = letters.drop(_chosen(letters, ids, reason), by=user_name(), why=why)
     print_done(as_json, f"{len(dropped):,} are dropped", dropped=len(dropped))
@@ -109,7 +109,7 @@ def send(
     limit: Annotated[str, typer.Option("--for", help="How long at most, such as 10m.")] = "1h",
     as_json: AsJson = False,
 ) -> None:
-    """Sends what waits, without a flow; while one runs, it does that itself."""
+    """Send what waits, without a flow; while one runs, it does that itself."""
     settings, path = _place()
     with closing(OutboxReader(path)) as reader, ThreadPoolExecutor(1) as pool:
         sent = pool.submit(_send, settings, read_duration(limit))
@@ -149,7 +149,7 @@ def _letters() -> DeadLetterPlace:
 
 
 def _chosen(letters: DeadLetterPlace, ids: list[str] | None, reason: str | None) -> list[str]:
-    """The ids that were given, or all of a reason."""
+    """Return the ids that were given, or all of a reason."""
     if bool(ids) == bool(reason):
         raise OutboxError("outbox: needs event ids or a --reason, one of the two; see `tidegate outbox list`")
     return ids or [letter.id for letter in letters.letters(reason)]

@@ -42,7 +42,7 @@ def pull(
     write: Annotated[bool, typer.Option("--write", help="Write it into the catalog file too.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Takes meters, plans, periods and free quantities over from the platform; shows the changes, all else stays."""
+    """Pull meters, plans, periods and free quantities from the provider and show the changes; all else stays."""
     settings = load_reconciliation_settings()
     with closing(settings.store.open_control()) as control:
         base = _base(control, settings.catalog)
@@ -86,7 +86,7 @@ def _print_json(as_json: bool, fields: dict[str, object]) -> None:
 
 
 def _base(control: ControlLog, path: Path) -> Base:
-    """The newest catalog, with what the file has changed since it was last applied."""
+    """Return the newest catalog, with what the file has changed since it was last applied."""
     newest = apply_file(control, path) if path.exists() else control.catalog()
     if newest is not None:
         return Base(newest.text, newest.number)

@@ -177,7 +177,7 @@ def _acknowledgements(settings: ReconciliationSettings) -> Acknowledgements | No
 
 @contextmanager
 def _progress(folder: Path) -> Iterator["_Look"]:
-    """A bar on a terminal's standard error; elsewhere nothing, as what is found is printed by the flow."""
+    """Show a progress bar on a terminal's standard error; elsewhere nothing, as the flow prints its findings."""
     screen = console(stderr=True)
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()

@@ -21,7 +21,7 @@ def serve(
     ] = None,
     store: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Else TIDEGATE_STORE.")] = None,
 ) -> None:
-    """Serves the API and the dashboard until it is stopped."""
+    """Serve the API and the dashboard until it is stopped."""
     # Only here, as its libraries are of the extra `serve`.
     from tidegate.serving.http.provider_webhooks import open_webhooks
     from tidegate.serving.http.server import serve as run

@@ -70,7 +70,7 @@ def statement(
     as_csv: AsCsv = False,
     as_json: AsJson = False,
 ) -> None:
-    """What is billed for usage: units, free, price, amount, payment; what is repaired, held back and not billed."""
+    """Show what is billed for usage: units, free, price, amount, payment; repaired, held back and not billed."""
     settings = load_reconciliation_settings()
     found = [
         line for line in read_statement(settings.folder, customer, invoice) if meter in (None, line.meter)

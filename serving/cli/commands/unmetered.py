@@ -23,7 +23,7 @@ def unmetered(
     as_json: AsJson = False,
     store: StoreAddress = None,
 ) -> None:
-    """Accepted events that no meter read, or not all meters of their name: by cause, with a sample."""
+    """Show accepted events that no meter read, or not all meters of their name, by cause, with a sample."""
     given = {"source": "file:-"} | ({"store": store} if store is not None else {})
     with closing(load_settings(given).store.open_reader()) as reader:
         causes = read_unmetered(reader, customer, SHOWN_MAX)

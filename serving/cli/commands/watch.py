@@ -60,7 +60,7 @@ def alerts(
     as_json: AsJson = False,
     store: StoreAddress = None,
 ) -> None:
-    """What was told of customers, the newest first."""
+    """Show the alerts about customers, the newest first."""
     given = {"source": "file:-"} | ({"store": store} if store is not None else {})
     with closing(load_settings(given).store.open_reader()) as reader:
         found = bodies(reader.notes("alert", customer, limit))
@@ -72,7 +72,7 @@ def alerts(
 
 
 def page(body: OverviewBody) -> RenderableType:
-    """The overview for a terminal."""
+    """Return the overview for a terminal."""
     lag = "" if body.lag is None else f"   lag {body.lag:.1f} s"
     books = "" if body.balanced else "   BOOKS DO NOT BALANCE"
     head = f"{body.now[:19].replace('T', ' ')}   {body.customers:,} customers   {body.events_per_second:,.0f} events/s"

@@ -134,7 +134,7 @@ class Connections:
 
 
 def _network(host: str) -> str:
-    """The address, of IPv6 its /64, all of which one machine may have."""
+    """Return the address, of IPv6 its /64, all of which one machine may have."""
     if ":" not in host:
         return host
     address = IPv6Address(host)

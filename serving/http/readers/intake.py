@@ -92,12 +92,12 @@ class Judge:
 
 
 def _decode(decoder: Decoder, block: bytes, now: int) -> list[Chunk]:
-    """The one chunk of these payloads, or none where there are none."""
+    """Return the one chunk of these payloads, or none where there are none."""
     return [chunk for _, chunk in decoder.decode(Payloads(block, now, None, "http"))]
 
 
 def _accepted(chunk: Chunk, catalog: Catalog) -> list[Verdict]:
-    """A verdict for each event of a chunk, in order of arrival."""
+    """Return a verdict for each event of a chunk, in order of arrival."""
     read: list[list[int]] = [[] for _ in range(len(chunk))]
     for event, meter in zip(chunk.readings.event.tolist(), chunk.readings.meter.tolist(), strict=True):
         read[event].append(meter)
@@ -119,7 +119,7 @@ def _accepted(chunk: Chunk, catalog: Catalog) -> list[Verdict]:
 
 
 def _shown(payload: bytes) -> str:
-    """The beginning of a payload for a message, if it is text."""
+    """Return the beginning of a payload for a message, if it is text."""
     try:
         payload.decode()
     except UnicodeDecodeError:

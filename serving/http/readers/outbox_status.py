@@ -39,7 +39,7 @@ def outbox_of(settings: ServingSettings, now: int) -> dict[str, Any] | None:
 
 
 def last_events(settings: ServingSettings, customer: str, limit: int) -> list[dict[str, Any]]:
-    """The customer's newest events in the billing folder, the newest first, as far as its last megabyte goes."""
+    """Return the customer's newest events in the billing folder, the newest first, as far as its last megabyte goes."""
     if not isinstance(settings.billing, BillingFile):
         return []
     parts = settings.shards

@@ -194,7 +194,7 @@ def _events(catalog: Catalog, current: Mapping[str, Total]) -> int:
 
 
 def _marks(before: Row | None, now: int, events: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The readings to count from; the second takes the first's place when that has grown old."""
+    """Return the readings to count from; the second takes the first's place when that has grown old."""
     if before is None or events < before.events:
         return (now, events), (now, events)
     first, second = before.marks

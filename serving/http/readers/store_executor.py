@@ -31,7 +31,7 @@ class Desk(Generic[E]):
         self._waiting = 0
 
     async def ask(self, work: Callable[[E], T]) -> T:
-        """What `work` gives back. A Problem of status 503 where the store fails, or is too slow or too busy."""
+        """Run `work` and return its result; a Problem of status 503 if the store fails, or is too slow or too busy."""
         if self._waiting >= WAITING_MAX:
             raise unavailable(f"{WAITING_MAX} requests wait for the store already; ask again soon")
         self._waiting += 1
@@ -48,7 +48,7 @@ class Desk(Generic[E]):
             raise unavailable(str(error)) from None
 
     def close(self) -> None:
-        """Waits for nobody."""
+        """Close without waiting for calls in progress."""
         self._thread.submit(self._drop)
         self._thread.shutdown(wait=False, cancel_futures=False)
 

@@ -81,7 +81,7 @@ class Live:
             self._thread.join(5)
 
     def add(self, customer: str) -> Waiter:
-        """Waits for changes of this customer from now on, until `remove`."""
+        """Watch for changes of this customer from now on, until `remove`."""
         waiter = Waiter()
         self._waiters[customer].add(waiter)
         return waiter
@@ -130,7 +130,7 @@ class Live:
                 self._tell(changes.customers if changes.complete else None, catalogs, seq)
 
     def _tell(self, customers: frozenset[str] | None, catalogs: CatalogFollower, seq: int) -> None:
-        """Makes what was seen known to the loop; None is everybody."""
+        """Pass the customers that changed to the event loop; None is everybody."""
         catalog = catalogs.current
         if catalog.number != self.version.number:
             customers = None

@@ -38,7 +38,7 @@ BUCKETS_MAX: Final = 20_000
 
 
 def period(catalog: Catalog, customer: str, at: int) -> tuple[int, int]:
-    """The customer's period that holds this instant (µs)."""
+    """Return the customer's period that holds this instant (µs)."""
     return find_period(catalog.period_of(customer), catalog.zone_of(customer), at)
 
 

@@ -61,7 +61,7 @@ async def get_versions(service: Service, call: Call[Nothing, ListQuery, None]) -
 
 
 async def apply(service: Service, text: str, by: str, note: str, expected: int | None) -> CatalogVersion:
-    """The next version; a Problem of status 412 where another came first, of 422 where it is wrong."""
+    """Apply the next version; a Problem of status 412 if another came first, of 422 if it is wrong."""
     try:
         return await service.control.ask(
             lambda log: apply_text(log, text, origin="api", by=by, note=note, expected=expected)
@@ -81,7 +81,7 @@ def tag_of(number: int) -> str:
 
 
 def expected_of(headers: object) -> int:
-    """The version that If-Match names; a Problem of status 428 where it is absent, of 412 where it can't be one."""
+    """Return the version that If-Match names; a Problem of status 428 if it is absent, of 412 if it is none."""
     given = if_match(headers)
     text = given.strip('"')
     if not text.isdigit() or len(text) > 15 or f'"{text}"' != given:

@@ -87,7 +87,7 @@ def _result(id: str, verdict: Verdict) -> EventResult:
 
 
 def _warnings(results: Iterable[tuple[EventIdentity, Verdict]]) -> list[EventWarning]:
-    """What will not be metered, cause by cause, the first WARNINGS_MAX of them."""
+    """Return the reasons why events will not be metered, the first WARNINGS_MAX of them."""
     found: dict[Cause, tuple[str, int]] = {}
     for name, verdict in results:
         for cause in verdict.causes:

@@ -58,7 +58,7 @@ async def _change(service: Service, call: Call[MeterPath, NoteQuery, Any], entry
 
 
 def _exact(entry: Any) -> Any:
-    """The same without floats: each is whole, or refused."""
+    """Return the entry without floats: each number is whole, or refused."""
     if isinstance(entry, dict):
         return {name: _exact(value) for name, value in entry.items()}
     if isinstance(entry, list):
@@ -98,7 +98,7 @@ def _shown(version: CatalogVersion, customer: str, meter: str) -> tuple[Override
 
 
 def _own(entry: LimitEntry) -> dict[str, Any]:
-    """What the entry says, in the words of LimitEntryBody."""
+    """Return the entry as a LimitEntryBody."""
     whole = limit_body(entry.limit())
     return {
         name: getattr(whole, name)
