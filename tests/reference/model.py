@@ -590,6 +590,8 @@ class Model:
         self._remembered: dict[tuple[str, str, str], tuple[Event, int]] = {}
         self._windows: dict[tuple[str, str, str, int], Window] = {}
         self._rules: dict[tuple[str, str, int, str], RuleState] = {}
+        self.released: set[tuple[str, str, str, int]] = set()
+        self._received = 0
 
     @property
     def totals(self) -> dict[tuple[str, str, str, int], Total]:
@@ -619,6 +621,7 @@ class Model:
 
     def feed(self, payload: bytes, received_at: int, transport_time: int | None, stream: str = "") -> None:
         """Meter one payload: a line or a message, with the white space around it."""
+        self._received = max(self._received, received_at)
         payload = payload.removeprefix(BOM_UTF8).strip(WHITE)
         if not payload:
             return
@@ -872,6 +875,7 @@ class Model:
 
     def restart(self, catalog: Catalog, received_at: int, applied_at: int | None = None) -> None:
         """Go on under another catalog: ends of windows move, and the periods that hold now are judged by it."""
+        self._release(received_at)
         before, self.catalog = self.catalog, catalog
         for key in self._windows:
             self._move_end(key)
@@ -885,6 +889,18 @@ class Model:
         for (customer, meter), keys in windows.items():
             at = received_at if applied_at is None else applied_at
             self._judge(keys, rules[customer, meter], before.limit_of(customer, meter), holding[customer], at)
+
+    def _release(self, received_at: int) -> None:
+        """Note the periods that may have been let go of: held for 31 times their length past their end, at most a year.
+
+        Opened again by another catalog they begin at 0, where they were let go of.
+        """
+        for key, found in self._windows.items():
+            if key[2] == "period":
+                length = found.end - key[3]
+                held = max(length, min(31 * length, 366 * 24 * HOUR))
+                if found.end + held <= max(received_at, self._received, self.now.latest.get(key[0], 0)):
+                    self.released.add(key)
 
     def _judge(
         self,

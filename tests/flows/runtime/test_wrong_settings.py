@@ -63,7 +63,9 @@ CASES: Final = {
     ),
     "a data folder that is a file": Case("reconciliation", {"DATA_DIR": "text"}, "text/reconciliation: Not a dir"),
     "a log that is a file": Case("serve", {"INGEST": "log:text"}, "log 'text': cannot be opened"),
-    "keys that are a folder": Case("serve", {"AUTH": "keys", "KEYS": "folder"}, "keys 'folder': cannot be opened"),
+    "keys that are a folder": Case(
+        "serve", {"AUTH": "keys", "KEYS": "folder"}, "folder': needs a file, got something else"
+    ),
     "no provider": Case("reconciliation", {}, "dodo: /meters cannot be read"),
     "no redis": Case(ALL, {"STORE": "redis://127.0.0.1:9"}, "pip install 'tidegate[redis]'", "redis"),
     "no hiredis": Case(ALL, {"STORE": "redis://127.0.0.1:9"}, "pip install 'tidegate[redis]'", "hiredis"),
