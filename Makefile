@@ -18,8 +18,8 @@ TRACE ?= examples/azure/sample.csv
 PINS := --quiet --build-deps-for editable --allow-unsafe --strip-extras --generate-hashes --no-header --no-annotate \
 	--no-emit-index-url --no-emit-trusted-host --no-emit-find-links
 DRILLS := tests/faults tests/docker/test_started.py tests/examples/demo/test_demo.py tests/test_walkthrough.py \
-	$(addprefix tests/flows/,$(addsuffix .py,runtime/test_meeting meter/test_redis_under_load meter/test_rescale \
-	runtime/test_upgrade))
+	tests/test_tutorials.py $(addprefix tests/flows/,$(addsuffix .py,runtime/test_meeting runtime/test_upgrade \
+	runtime/test_wrong_settings meter/test_redis_under_load meter/test_rescale))
 EXTRAS := dodo flow kafka otel redis serve slack smtp webhook
 
 .PHONY: help install check demo test drills lint format types docs bench azure audit sbom constraints clean
