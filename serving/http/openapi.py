@@ -168,8 +168,8 @@ def _problems(route: Route) -> list[int]:
     found = set(route.problems) | {500}
     if route.scope is not None:
         found |= {401, 403, 429, 503}
-    # Unknown parameters are refused everywhere, broken escapes too.
-    found |= {400, 422}
+    # Unknown parameters are refused everywhere, broken escapes, long addresses and large heads too.
+    found |= {400, 414, 422, 431}
     if route.takes:
         found |= {408, 413, 415}
     return sorted(found)

@@ -87,6 +87,13 @@ def test_every_route_is_documented_with_what_it_may_answer() -> None:
         assert bool(operation["security"]) == (route.scope is not None)
 
 
+def test_what_is_refused_before_a_route_is_found_is_documented_for_each() -> None:
+    """A long id in a path makes an address too long, whatever the route."""
+    for path, operations in document(ROUTES)["paths"].items():
+        for method, operation in operations.items():
+            assert {"400", "414", "431"} <= set(operation["responses"]), f"{method} {path}"
+
+
 def test_operations_have_names_of_their_own() -> None:
     names = [route.name for route in ROUTES]
     assert len(set(names)) == len(names)
