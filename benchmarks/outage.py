@@ -1,4 +1,4 @@
-"""Does it matter to totals and caps whether the biller answers? From append to visible, with and without it.
+"""Does it matter to totals and caps whether the provider answers? From append to visible, with and without it.
 
     python -m benchmarks.outage [--seconds 20] [--rate 1000] [--rounds 3]
 

@@ -76,7 +76,7 @@ def load_reconciliation_settings(overrides: Mapping[str, object] | None = None) 
 
 
 class WebhookSettings(Settings):
-    """What the endpoint for the platform's webhooks needs, for whoever serves it."""
+    """What the endpoint for the provider's webhooks needs, for whoever serves it."""
 
     source: Source = Field(File(path="-"), description="Where the flow's events come from.")
     dodo_webhook_secrets: SecretStr | None = Field(

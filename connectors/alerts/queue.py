@@ -85,7 +85,7 @@ class Message(NamedTuple):
     tries: int
 
 
-class Standing(NamedTuple):
+class QueuedMessage(NamedTuple):
     """A message in the queue, for people."""
 
     target: str
@@ -179,12 +179,14 @@ class Queue:
                     (now + pause, str(refused)[:500], refused.gone, last, target, message.id),
                 )
 
-    def standing(self, state: str | None = None, limit: int = 100) -> list[Standing]:
+    def list_messages(self, state: str | None = None, limit: int = 100) -> list[QueuedMessage]:
         """Return what is in the queue, the newest first."""
         query = f"""SELECT target, id, state, tries, due_at, error, body FROM deliveries
             {"WHERE state = ?" if state else ""} ORDER BY made_at DESC LIMIT ?"""
         with self._lock:
-            return [Standing(*row) for row in self._file.rows(query, (state, limit) if state else (limit,))]
+            return [
+                QueuedMessage(*row) for row in self._file.rows(query, (state, limit) if state else (limit,))
+            ]
 
     def retry(self) -> int:
         """Has all undelivered messages tried again, as if they were new; how many."""
@@ -263,7 +265,7 @@ class Sender:
         return due is None or due > self._clock()
 
 
-def undelivered(path: Path) -> list[Standing]:
+def undelivered(path: Path) -> list[QueuedMessage]:
     """Return the messages that wait or were given up in the queue at `path`."""
     with closing(Queue(path)) as queue:
-        return [one for one in queue.standing(limit=WAITING_MAX) if one.state != "delivered"]
+        return [one for one in queue.list_messages(limit=WAITING_MAX) if one.state != "delivered"]

@@ -1,6 +1,6 @@
 """Dodo Payments over HTTP: one request at a time, what came back, and never more of them than the limits allow.
 
-`DodoClient` keeps no state but its connections. It neither retries nor raises for what the platform or the network
+`DodoClient` keeps no state but its connections. It neither retries nor raises for what the provider or the network
 does: an `Answer` says what came, and its `kind` what is known of it. Whoever sends decides. Bodies, times and
 connections are bounded. The key is in no error, log or repr.
 Source: Dodo Payments, API reference, events; openapi 1.53.2.
@@ -44,13 +44,13 @@ _UNREACHED = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx
 
 
 class DodoError(TidegateError):
-    """The platform does not answer as it must, or not at all; says what to do."""
+    """The provider does not answer as it must, or not at all; says what to do."""
 
 
 class Answer(NamedTuple):
     """What came of a request. `status` is None where nothing came.
 
-    `code` and `message` are the platform's own, or say what went wrong on the way; `retry_after` are the seconds that
+    `code` and `message` are the provider's own, or say what went wrong on the way; `retry_after` are the seconds that
     it asks for. `content` is the decoded JSON of a good answer, else None. `sent` is False where nothing left here.
     `is_own` is False for an error that the provider itself did not write, such as the page of a proxy: it is a failure
     to retry, and never a verdict.
@@ -142,13 +142,13 @@ class DodoClient:
             limits=httpx.Limits(max_connections=CONNECTIONS_MAX, max_keepalive_connections=CONNECTIONS_MAX),
             http2=transport is None and base_url.startswith("https:"),
             follow_redirects=False,
-            # Proxies and certificates of the environment are for the platform, not for a simulator on this machine.
+            # Proxies and certificates of the environment are for the provider, not for a simulator on this machine.
             trust_env=base_url.startswith("https:"),
             transport=transport,
         )
 
     def ingest(self, events: Sequence[bytes]) -> Answer:
-        """Send events, each the bytes of one JSON object. It is `ok` only if the platform counted them."""
+        """Send events, each the bytes of one JSON object. It is `ok` only if the provider counted them."""
         answer = self._request("POST", "/events/ingest", content=b'{"events":[' + b",".join(events) + b"]}")
         if answer.content is None or type(_member(answer.content, "ingested_count")) is int:
             return answer
@@ -168,7 +168,7 @@ class DodoClient:
         return self._request("POST", path, content=msgspec.json.encode(body))
 
     def event(self, event_id: str) -> Answer:
-        """`ok` if the platform has the event, `is_missing` if not, as far as it shows now."""
+        """`ok` if the provider has the event, `is_missing` if not, as far as it shows now."""
         return _named(self.get(f"/events/{part(event_id)}"), "event_id", event_id)
 
     def customer(self, customer_id: str) -> Answer:

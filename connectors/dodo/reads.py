@@ -2,7 +2,7 @@
 
 Pages are asked for by hand, from 0 until one is not full. Pages are counted from the newest event, so they shift while
 events arrive. What can still grow is therefore read until two readings agree; what lies more than 65 minutes back
-cannot, as the platform takes nothing that old.
+cannot, as the provider takes nothing that old.
 
 Failures are retried for a bounded time, with jitter; what is left is DodoError, and Unauthorized where the key is
 refused. Source: Dodo Payments, API reference; openapi 1.53.2.
@@ -52,7 +52,7 @@ class TooMany(DodoError):
 
 
 class Entered(NamedTuple):
-    """A ledger entry: whether it is new, and what the platform said of it."""
+    """A ledger entry: whether it is new, and what the provider said of it."""
 
     is_new: bool
     answer: str
@@ -203,7 +203,7 @@ class DodoReads:
             answer = ask()
             if answer.kind == "unauthorized":
                 raise Unauthorized(
-                    f"dodo: the platform refuses the API key ({answer}); see TIDEGATE_DODO_API_KEY"
+                    f"dodo: the provider refuses the API key ({answer}); see TIDEGATE_DODO_API_KEY"
                 )
             is_verdict = answer.is_own and answer.status in (404, 409)
             if is_verdict or answer.kind not in ("limited", "unknown", "unreached"):

@@ -1,8 +1,8 @@
-"""Sends what waits in the outbox, at least once, and settles each event by what the platform says.
+"""Sends what waits in the outbox, at least once, and settles each event by what the provider says.
 
 A `turn` picks the oldest events, makes batches, sends them and writes down what came of it. What has no clear answer
 (429, 5xx, time-out, reset, an odd 200) waits on and is sent again under the same ids, after a pause that doubles, with
-jitter. A refused batch is bisected. A refusal is believed only of a single event that the platform, asked, does not
+jitter. A refused batch is bisected. A refusal is believed only of a single event that the provider, asked, does not
 have. Nothing is decided in memory: kill it anywhere, and the next one goes on from the outbox.
 
 Events that can still go out with their own time come first, the oldest before all; every fourth turn begins with those
@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple, Protocol
 
 from tidegate.connectors.clock import wall_clock
 from tidegate.connectors.dodo.client import Answer
-from tidegate.connectors.dodo.unknown_customers import Directory, Strangers
+from tidegate.connectors.dodo.unknown_customers import Directory, UnknownCustomers
 from tidegate.connectors.outbox.outbox import Outbox, Row
 from tidegate.connectors.outbox.rollup import Rollup
 from tidegate.connectors.outbox.schema import State
@@ -58,14 +58,14 @@ WATCHED_EVERY = 5 * SECOND
 TIDIED_EVERY = SECOND
 IDLE = 1.0
 
-UNMAPPED, STRANGER = "no_billing_id", "unknown_customer"
+UNMAPPED, UNKNOWN_CUSTOMER = "no_billing_id", "unknown_customer"
 TOO_OLD, PERIOD_CLOSED, LAST_VALUE = TIME_IS_UP = ("too_old", "period_closed", "last_value")
 
 
 _log = logging.getLogger("tidegate.billing")
 
 
-class Platform(Directory, Protocol):
+class Provider(Directory, Protocol):
     """What the sender asks of `client.DodoClient`."""
 
     def ingest(self, events: Sequence[bytes]) -> Answer: ...
@@ -87,7 +87,7 @@ class Terms(NamedTuple):
 
 
 class Item(NamedTuple):
-    """An event ready to go: its row, its bytes, the biller's customer, whether its time is left out."""
+    """An event ready to go: its row, its bytes, the provider's customer, whether its time is left out."""
 
     row: Row
     body: bytes
@@ -109,7 +109,7 @@ class Sender:
     def __init__(
         self,
         outbox: Outbox,
-        platform: Platform,
+        provider: Provider,
         catalog: Callable[[], Catalog],
         terms: Terms,
         *,
@@ -118,7 +118,7 @@ class Sender:
         uniform: Callable[[], float] = random.random,
         pool: Executor | None = None,
     ) -> None:
-        self._outbox, self._platform, self._catalog, self._terms = outbox, platform, catalog, terms
+        self._outbox, self._provider, self._catalog, self._terms = outbox, provider, catalog, terms
         self._clock, self._sleep, self._uniform, self._pool = clock, sleep, uniform, pool
         self._known_catalog: Catalog | None = None
         self._rules = BillingRules(Catalog())
@@ -131,7 +131,7 @@ class Sender:
         self._refusals = 0
         self._pause_until = 0
         self._bytes_max = terms.bytes_max
-        self._strangers = Strangers(platform, clock)
+        self._unknown_customers = UnknownCustomers(provider, clock)
         self._watched_at = self._tidied_at = 0
 
     def turn(self, *, linger: bool = True) -> float | None:
@@ -209,7 +209,7 @@ class Sender:
 
     def _without_early(self, rows: Sequence[Row], now: int) -> Sequence[Row]:
         """Hold what lies too far ahead for a provider whose clock is behind; return the others."""
-        behind = -min(self._platform.clock_ahead() or 0, 0)
+        behind = -min(self._provider.clock_ahead() or 0, 0)
         early = [row for row in rows if row.at > now - behind + AHEAD_MAX]
         for row in early:
             self._outbox.hold([row], row.at - AHEAD_MAX + behind)
@@ -221,9 +221,9 @@ class Sender:
         if billing_id is None:
             state = State.parked if self._terms.unmapped == "park" else State.skipped
             return (state, UNMAPPED, "its customer has no billing_id in the catalog"), 0
-        if self._strangers.is_stranger(billing_id):
-            return (State.parked, STRANGER, f"the platform has no customer {billing_id}"), 0
-        ahead = self._platform.clock_ahead()
+        if self._unknown_customers.is_stranger(billing_id):
+            return (State.parked, UNKNOWN_CUSTOMER, f"the provider has no customer {billing_id}"), 0
+        ahead = self._provider.clock_ahead()
         restamp = now + max(ahead or 0, 0) - row.at > AGE_MAX
         if restamp and self._terms.late == "park":
             return (State.parked, TOO_OLD, "older than 55 minutes, and late=park"), 0
@@ -237,7 +237,7 @@ class Sender:
             return (State.parked, PERIOD_CLOSED, words), 0
         made = self._rules.build_event(row.id, billing_id, row.at, row.body, restamp=restamp)
         if isinstance(made, Refusal):
-            # It may go once the catalog reads less of it, unlike what the platform itself turns down.
+            # It may go once the catalog reads less of it, unlike what the provider itself turns down.
             return (State.refused, made.reason, made.detail), 0
         return Item(row, made.body, billing_id, restamp), made.trimmed
 
@@ -269,14 +269,14 @@ class Sender:
             self._outbox.sending(rows, [item.row for item in fit if item.restamp])
             again = sum(row.sent_at is not None for row in rows)
             self._outbox.count(requests=1, sent=len(rows), retried=again)
-        answer = self._platform.ingest([item.body for item in fit])
+        answer = self._provider.ingest([item.body for item in fit])
         self._note(answer)
         if answer.kind == "ok":
             with self._outbox.transaction():
                 self._outbox.acknowledge(rows)
                 self._outbox.count(restamped=sum(item.restamp for item in fit))
         elif answer.kind == "too_large":
-            # The platform's own limit is below ours, so later batches keep to half of what was too large.
+            # The provider's own limit is below ours, so later batches keep to half of what was too large.
             self._bytes_max = min(self._bytes_max, max(sum(len(item.body) for item in fit) // 2, BYTES_LEAST))
             self._outbox.not_taken(map(self._as_known, rows))
         elif answer.kind in ("limited", "unauthorized", "unreached") or (
@@ -294,7 +294,7 @@ class Sender:
 
     def _fits(self, item: Item, now: int) -> bool:
         row = item.row
-        ahead = self._platform.clock_ahead()
+        ahead = self._provider.clock_ahead()
         if item.restamp:
             return self._rules.may_restamp(row.customer, row.at, now, ahead)
         there = now + (ahead or 0)
@@ -311,7 +311,7 @@ class Sender:
                 self._outbox.alert(alert, None)
         elif kind == "unauthorized":
             self._unauthorized = True
-            text = f"the platform refuses the API key ({answer}); nothing is sent until it works, all of it is kept"
+            text = f"the provider refuses the API key ({answer}); nothing is sent until it works, all of it is kept"
             self._outbox.alert("unauthorized", text)
         elif kind in ("unreached", "unknown"):
             self._report_unreachable(answer)
@@ -365,17 +365,17 @@ class Sender:
         """Decides on an event that was refused alone; which of the others need not be sent any more."""
         self._refusals += 1
         if self._refusals >= REFUSALS_IN_A_ROW_MAX:
-            text = f"the platform refuses one event after the other, the last with {answer}; they are dead letters"
+            text = f"the provider refuses one event after the other, the last with {answer}; they are dead letters"
             self._outbox.alert("refusing", text)
             self._pause_until = self._clock() + int(PAUSE_REFUSING * SECOND)
-        who = self._strangers.standing(item.billing_id)
+        who = self._unknown_customers.find_state(item.billing_id)
         if who == "stranger":
             gone = {other for other in others if other.billing_id == item.billing_id}
             self._outbox.keep_back(
                 [other.row for other in gone],
                 State.parked,
-                STRANGER,
-                f"the platform has no customer {item.billing_id}",
+                UNKNOWN_CUSTOMER,
+                f"the provider has no customer {item.billing_id}",
             )
             return gone
         reason = "too_large" if answer.kind == "too_large" else "refused_by_platform"
@@ -394,23 +394,23 @@ class Sender:
         if not self._is_missing(row):
             return
         billing_id = self._rules.find_billing_id(row.customer) if state is State.refused else None
-        match self._strangers.standing(billing_id) if billing_id else "known":
+        match self._unknown_customers.find_state(billing_id) if billing_id else "known":
             case "known":
                 self._outbox.keep_back([row], state, *refusal)
             case "stranger":
                 self._outbox.keep_back(
-                    [row], State.parked, STRANGER, f"the platform has no customer {billing_id}"
+                    [row], State.parked, UNKNOWN_CUSTOMER, f"the provider has no customer {billing_id}"
                 )
             case "unclear":
                 self._outbox.hold([row], self._clock() + SHOWS_AFTER)
 
     def _is_missing(self, row: Row) -> bool:
-        """Whether the platform does not have the event for sure. If it has it is acknowledged, else asked later."""
+        """Whether the provider does not have the event for sure. If it has it is acknowledged, else asked later."""
         now = self._clock()
         if row.unsure_at is not None and now - row.unsure_at < SHOWS_AFTER:
             self._outbox.hold([row], row.unsure_at + SHOWS_AFTER)
             return False
-        answer = self._platform.event(row.id)
+        answer = self._provider.event(row.id)
         self._outbox.count(lookups=1)
         if answer.kind == "ok":
             self._outbox.acknowledge([row])
@@ -431,8 +431,8 @@ class Sender:
             self._outbox.alert("not_rolled_up", text if names else None)
         mapped = [who for who in self._outbox.parked_for(UNMAPPED) if self._rules.find_billing_id(who)]
         self._outbox.release(UNMAPPED, mapped)
-        self._strangers.forget()
-        self._outbox.release(STRANGER, self._outbox.parked_for(STRANGER))
+        self._unknown_customers.forget()
+        self._outbox.release(UNKNOWN_CUSTOMER, self._outbox.parked_for(UNKNOWN_CUSTOMER))
 
     def _roll_up(self, now: int) -> None:
         if self._rollup is not None:
@@ -450,11 +450,11 @@ class Sender:
 
     def _watch(self, now: int) -> None:
         """Raise and resolve the alerts that depend on time."""
-        found = self._strangers.turned_up()
+        found = self._unknown_customers.turned_up()
         if found is not None:
-            parked = self._outbox.parked_for(STRANGER)
+            parked = self._outbox.parked_for(UNKNOWN_CUSTOMER)
             self._outbox.release(
-                STRANGER, [who for who in parked if self._rules.find_billing_id(who) == found]
+                UNKNOWN_CUSTOMER, [who for who in parked if self._rules.find_billing_id(who) == found]
             )
         age = self._terms.alert_age
         text = (

@@ -1,4 +1,4 @@
-"""Which customers the platform knows. A typo in a catalog must cost one look-up, not a refusal for each event."""
+"""Which customers the provider knows. A typo in a catalog must cost one look-up, not a refusal for each event."""
 
 from collections.abc import Callable
 from typing import Literal, Protocol
@@ -9,7 +9,7 @@ from tidegate.operators.billing.outgoing import MINUTE
 STRANGER_FOR = 10 * MINUTE
 REMEMBERED = 100_000
 
-Standing = Literal["known", "stranger", "unclear"]
+CustomerState = Literal["known", "stranger", "unclear"]
 
 
 class Directory(Protocol):
@@ -18,7 +18,7 @@ class Directory(Protocol):
     def customer(self, customer_id: str) -> Answer: ...
 
 
-class Strangers:
+class UnknownCustomers:
     """Asks for customers, and remembers those who are there, and for ten minutes those who are not."""
 
     def __init__(self, directory: Directory, clock: Callable[[], int]) -> None:
@@ -26,7 +26,7 @@ class Strangers:
         self._known: set[str] = set()
         self._until: dict[str, int] = {}
 
-    def standing(self, billing_id: str) -> Standing:
+    def find_state(self, billing_id: str) -> CustomerState:
         """Return what the provider says of a customer; it is asked once about those it knows."""
         if billing_id in self._known:
             return "known"
@@ -42,17 +42,17 @@ class Strangers:
         return "known"
 
     def is_stranger(self, billing_id: str) -> bool:
-        """Whether the platform said so lately."""
+        """Whether the provider said so lately."""
         return self._until.get(billing_id, 0) > self._clock()
 
     def turned_up(self) -> str | None:
-        """Asks anew for one whom the platform did not have long enough ago; who it is, if it has now."""
+        """Asks anew for one whom the provider did not have long enough ago; who it is, if it has now."""
         now = self._clock()
         due = next((who for who, until in self._until.items() if until <= now), None)
         if due is None:
             return None
         self._until[due] = now + STRANGER_FOR
-        if self.standing(due) != "known":
+        if self.find_state(due) != "known":
             return None
         del self._until[due]
         return due

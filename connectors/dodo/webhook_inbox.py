@@ -1,4 +1,4 @@
-"""What the platform's webhooks said, in one SQLite file: ids that were seen, and each subscription's latest state.
+"""What the provider's webhooks said, in one SQLite file: ids that were seen, and each subscription's latest state.
 
 Webhooks come at least once and in any order, and each carries the state at its delivery. So of two the one that was
 sent later counts, whenever it comes. A state waits until it was applied to the catalog; a kill in between applies it
@@ -19,7 +19,7 @@ from tidegate.operators.billing.provider import Subscription
 from tidegate.operators.model.errors import TidegateError
 
 WAIT: Final = timedelta(seconds=10)
-# The platform tries for a day and a half.
+# The provider tries for a day and a half.
 SEEN_KEPT_S = 7 * 24 * 3600
 
 _SCHEMA = """

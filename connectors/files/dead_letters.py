@@ -87,8 +87,8 @@ class FileDeadLetters:
         found = self._known(ids)
         if found and send is None:
             raise DeadLetterError(
-                f"dead letter {found[0].id}: cannot go out by itself; mend its payload and send that, or name a file"
-                " that a source follows with --to"
+                f"dead letter {found[0].id}: cannot be sent again as it is; correct its payload and send that, or"
+                " name a file that a source follows with --to"
             )
         if found and send is not None:
             send(found)

@@ -16,7 +16,7 @@ from tidegate.operators.events.readings import decode_value
 from tidegate.operators.model.records import Accepted
 
 SECOND = 1_000_000
-# Where our period and the platform's differ, events beside it may be the cause.
+# Where our period and the provider's differ, events beside it may be the cause.
 AROUND = 24 * 3600 * SECOND
 FATES: Mapping[State, Fate] = {
     State.waiting: "waiting",
@@ -49,7 +49,7 @@ class Way(NamedTuple):
         return [*found, *open_windows]
 
 
-class Books:
+class BillingRecords:
     """Reads both files; either may be missing, and then knows nothing. Raises OutboxError, LedgerError."""
 
     def __init__(self, outbox: Path) -> None:

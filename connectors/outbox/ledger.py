@@ -1,4 +1,4 @@
-"""The ledger: every event that the platform acknowledged, whole, for as long as its period may be looked into.
+"""The ledger: every event that the provider acknowledged, whole, for as long as its period may be looked into.
 
 The outbox lets go of bytes and rows to stay small. Before it does, they come here: blocks of some hundred events of one
 hour (of event time) and one of 16 buckets of customers, compressed. So reconciliation can tell what was sent under
@@ -57,7 +57,7 @@ SCHEMA: Final = Schema(
 
 
 class Kept(msgspec.Struct, frozen=True, array_like=True):
-    """An event that the platform acknowledged, with its own bytes. Times are µs since the epoch."""
+    """An event that the provider acknowledged, with its own bytes. Times are µs since the epoch."""
 
     id: str
     customer: str

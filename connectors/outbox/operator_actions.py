@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from tidegate.connectors.outbox.outbox_file import OutboxFile
-from tidegate.connectors.outbox.schema import ADD, KEPT_BACK, State
+from tidegate.connectors.outbox.schema import ADD, HELD_BACK, State
 from tidegate.operators.model.records import Accepted
 
 _ACT = "INSERT INTO acts (at, by, act, id, reason) VALUES (?, ?, ?, ?, ?)"
@@ -12,17 +12,17 @@ _ACT = "INSERT INTO acts (at, by, act, id, reason) VALUES (?, ?, ?, ?, ?)"
 def retry(outbox: OutboxFile, ids: Iterable[str], *, by: str, why: str = "") -> list[str]:
     """Have events that are parked, refused or acknowledged wait again, under the same ids; return those found.
 
-    What the platform has already it ignores. Needs their bytes, which are kept 15 minutes of what is acknowledged.
+    What the provider has already it ignores. Needs their bytes, which are kept 15 minutes of what is acknowledged.
     """
     query = """UPDATE events SET state = 0, settled_at = NULL, hold_until = 0, reason = '', detail = ''
         WHERE id = ? AND state = ? AND body IS NOT NULL"""
-    return _act(outbox, "retry", query, (*KEPT_BACK, State.acknowledged), State.waiting, ids, by, why)
+    return _act(outbox, "retry", query, (*HELD_BACK, State.acknowledged), State.waiting, ids, by, why)
 
 
 def restore(outbox: OutboxFile, events: Sequence[Accepted], *, by: str, why: str) -> list[str]:
     """Have events wait again that were acknowledged, and maybe forgotten since; return those that do now.
 
-    Each once for one `why`, however often it is asked. What the platform has already it ignores.
+    Each once for one `why`, however often it is asked. What the provider has already it ignores.
     """
     restored = []
     asked = "SELECT 1 FROM acts WHERE act = 'restore' AND id = ? AND reason = ?"
@@ -48,7 +48,7 @@ def restore(outbox: OutboxFile, events: Sequence[Accepted], *, by: str, why: str
 def drop(outbox: OutboxFile, ids: Iterable[str], *, by: str, why: str) -> list[str]:
     """Give up events that are parked or refused, for good; return those found."""
     query = "UPDATE events SET state = 4, body = NULL WHERE id = ? AND state = ?"
-    return _act(outbox, "drop", query, KEPT_BACK, State.skipped, ids, by, why)
+    return _act(outbox, "drop", query, HELD_BACK, State.skipped, ids, by, why)
 
 
 def _act(

@@ -1,6 +1,6 @@
-"""The outbox: what waits for the biller, and what became of the rest, in one SQLite file that survives kill -9.
+"""The outbox: what waits for the provider, and what became of the rest, in one SQLite file that survives kill -9.
 
-A row is an accepted event, known by its id. It is `waiting` until the platform said that it has it; then it is
+A row is an accepted event, known by its id. It is `waiting` until the provider said that it has it; then it is
 `acknowledged`. What cannot be sent is `parked` (may become sendable) or `refused` (a dead letter), with a reason,
 until somebody retries or drops it. Every change is one transaction.
 

@@ -6,7 +6,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
-from tidegate.connectors.outbox.schema import KEPT_BACK, SCHEMA, State
+from tidegate.connectors.outbox.schema import HELD_BACK, SCHEMA, State
 from tidegate.connectors.sqlite.files import open_file
 
 _ENTRY = """SELECT id, customer, at, state, reason, detail, body, came_at, sent_at, restamped_at, settled_at
@@ -60,7 +60,7 @@ class ActRecord(NamedTuple):
     why: str
 
 
-class Standing(NamedTuple):
+class QueueStatistics(NamedTuple):
     """How the outbox stands: what waits, since when (event time, µs), and what became of all the rest.
 
     `counts` grow for ever: `came`, `replayed`, `requests`, `sent`, `retried`, `acknowledged`, `restamped`, `parked`,
@@ -85,7 +85,7 @@ class OutboxReader:
         self._path = Path(path).absolute()
         self._file = open_file(self._path, SCHEMA, "ro")
 
-    def standing(self) -> Standing:
+    def read_statistics(self) -> QueueStatistics:
         """As it is now. Quick whatever the depth."""
         with self._file.snapshot() as db:
             counts: dict[str, int] = dict(db.execute("SELECT name, value FROM counts"))
@@ -100,7 +100,7 @@ class OutboxReader:
             size = self._file.bytes_used()
             (windows,) = db.execute("SELECT count(*) FROM rollups WHERE due_at IS NOT NULL").fetchone()
         now = {state: counts.pop(f"now_{state.name}", 0) for state in State}
-        return Standing(
+        return QueueStatistics(
             waiting=now[State.waiting] + now[State.unfolded],
             oldest_at=min((found[0] for found in oldest if found), default=None),
             parked=now[State.parked],
@@ -122,7 +122,7 @@ class OutboxReader:
         self, state: State | None = None, reason: str | None = None, limit: int = 1000
     ) -> list[Entry]:
         """Return what is parked or refused, or either, the first that came first, for one reason or for any."""
-        assert state is None or state in KEPT_BACK
+        assert state is None or state in HELD_BACK
         # The index is named, or all that is settled would be passed over in the order of `seq`.
         query = """INDEXED BY kept_back WHERE state IN (2, 3) AND state = coalesce(?, state)
             AND reason = coalesce(?, reason) ORDER BY seq LIMIT ?"""
@@ -147,7 +147,7 @@ class OutboxReader:
         return [
             (act, entry)
             for act, entry in ((act, left.get(act.id)) for act in acts)
-            if (entry is None or entry.state not in KEPT_BACK)
+            if (entry is None or entry.state not in HELD_BACK)
             and reason in (None, entry.reason if entry else "")
         ]
 
@@ -176,7 +176,7 @@ class OutboxReader:
         return {id for (id,) in self._file.rows(query, (by, json.dumps(list(ids))))}
 
     def on_its_way(self, acknowledged_after: int, customers: Iterable[str] | None = None) -> Iterator[Entry]:
-        """Return what waits, and what was acknowledged after then (µs): what the platform need not show yet.
+        """Return what waits, and what was acknowledged after then (µs): what the provider need not show yet.
 
         Of these customers, or of all. One cut in time, however long it takes to read.
         """

@@ -20,7 +20,7 @@ class State(IntEnum):
 
 
 SETTLED = (State.acknowledged, State.skipped, State.folded)
-KEPT_BACK = (State.parked, State.refused)
+HELD_BACK = (State.parked, State.refused)
 
 ADD: Final = """INSERT OR IGNORE INTO events (id, customer, at, state, body, came_at, came_up)
     VALUES (?, ?, ?, ?, ?, ?, ?)"""

@@ -186,7 +186,7 @@ class Book:
         """Return all that is suspect, drift or acknowledged."""
         return list(map(read_status, self._file.rows(OPEN)))
 
-    def standing(self, customer: str, meter: str, start: int) -> DriftStatus | None:
+    def read_status(self, customer: str, meter: str, start: int) -> DriftStatus | None:
         """Return what is known of this total."""
         query = "SELECT * FROM standings WHERE customer = ? AND meter = ? AND start = ?"
         rows = self._file.rows(query, (customer, meter, start))

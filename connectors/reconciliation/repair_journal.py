@@ -19,7 +19,10 @@ State = Literal["planned", "made", "done", "refused"]
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One line. `before` and `after` are our total and the biller's, `how` is what the act needs; `at` is RFC 3339."""
+    """One line.
+
+    `before` and `after` are our total and the provider's, `how` is what the act needs; `at` is RFC 3339.
+    """
 
     at: str
     id: str

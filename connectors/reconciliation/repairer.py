@@ -18,7 +18,7 @@ from xxhash import xxh3_128_hexdigest
 from tidegate.connectors.dodo.client import DodoError
 from tidegate.connectors.dodo.reads import DodoReads
 from tidegate.connectors.outbox import operator_actions
-from tidegate.connectors.outbox.billing_records import Books
+from tidegate.connectors.outbox.billing_records import BillingRecords
 from tidegate.connectors.outbox.outbox import Outbox
 from tidegate.connectors.outbox.reader import OutboxReader
 from tidegate.connectors.reconciliation.credit_entries import CreditTerms, Entering, NeverDeducted, settle
@@ -56,7 +56,7 @@ class Repairer:
     def __init__(
         self,
         journal: Journal,
-        books: Callable[[], Books],
+        books: Callable[[], BillingRecords],
         outbox: Path,
         control: ControlLog,
         reads: DodoReads,

@@ -1,7 +1,7 @@
 """The demo: a made-up product asks the gate and reports usage over HTTP; the flow meters and bills it to a simulator.
 
 The processes are what a user runs: `tidegate serve` with the dashboard, `python -m bytewax.run
-tidegate.flows.metering`, the billing platform's simulator, and the product. The screen reads the store, as any
+tidegate.flows.metering`, the billing provider's simulator, and the product. The screen reads the store, as any
 application would. On a terminal it is a page that changes; else a line a second. At the end every invoice figure is
 compared with the store's.
 """
@@ -27,7 +27,7 @@ from rich.live import Live
 from rich.table import Table
 
 from examples.demo.children import ROOT, Child, DemoError
-from examples.demo.invoice import KEY, Biller, Figure, mapped_catalog, settle
+from examples.demo.invoice import KEY, BillingProvider, Figure, mapped_catalog, settle
 from examples.demo.terminal import Screen
 from tidegate.connectors.sqlite.store import SqliteReader
 from tidegate.operators.model.catalog import Catalog
@@ -75,7 +75,7 @@ class Stage:
         url = self._waited(over, lambda: _address(simulator.said()))
         if not url:
             return False
-        self.biller = Biller(url, self.catalog, self.folder / "biller.json")
+        self.biller = BillingProvider(url, self.catalog, self.folder / "biller.json")
         self.biller.set_up(self.began)
         port, metrics = _free_port(self._port), _free_port(0)
         settings = {

@@ -21,7 +21,7 @@ from tidegate.operators.model.periods import Periods
 KEY = "sim_key"
 BILLED = AT_PROVIDER - ORDERED
 """Kinds of meters that the demo's invoices show: of an ordered one, late usage would be the newest there."""
-# The platform shows usage after so long; its clock is put forward by as much.
+# The provider shows usage after so long; its clock is put forward by as much.
 LAG_S = 120.0
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -45,7 +45,7 @@ def mapped_catalog(text: str, customers: Iterable[str]) -> str:
     return yaml.safe_dump(catalog, sort_keys=False)
 
 
-class Biller:
+class BillingProvider:
     """The simulator at `url`, with meters, customers and subscriptions like the catalog's."""
 
     def __init__(self, url: str, catalog: Catalog, ids: Path) -> None:
@@ -124,11 +124,11 @@ def settle(outbox: Path, accepted: int, seconds: float) -> str:
         except Exception as error:
             left = str(error)
         else:
-            standing = reader.standing()
-            if not standing.waiting and standing.counts.get("came", 0) >= accepted:
-                kept = standing.parked + standing.refused
+            statistics = reader.read_statistics()
+            if not statistics.waiting and statistics.counts.get("came", 0) >= accepted:
+                kept = statistics.parked + statistics.refused
                 return f"{kept:,} kept back" if kept else "none kept back"
-            left = f"{standing.waiting:,} still wait"
+            left = f"{statistics.waiting:,} still wait"
         if time.monotonic() > deadline:
             return left
         time.sleep(0.1)

@@ -22,7 +22,7 @@ import msgspec
 from tidegate.connectors.clock import wall_clock
 from tidegate.connectors.engine import Dataflow, KeyedStream, op
 from tidegate.connectors.files.own_files import OwnFiles
-from tidegate.connectors.outbox.reader import OutboxReader, Standing
+from tidegate.connectors.outbox.reader import OutboxReader, QueueStatistics
 from tidegate.connectors.sqlite.writer_process import AsideWriter
 from tidegate.flows.meter.control_source import ControlSource
 from tidegate.flows.meter.decode_step import DecodeStep
@@ -178,8 +178,8 @@ def build(
         "control", metering, DrainedSource(_open_control_source(settings, catalogs, telemetry), drain)
     )
     inputs = op.merge("inputs", chunks, op.flat_map("direct", control, decoding.direct))
-    naps = IdleMainThread()
-    naps.install()
+    idle_main_thread = IdleMainThread()
+    idle_main_thread.install()
     storing = StoreStep(
         _writer_opener(settings),
         _writer_process_opener(settings),
@@ -191,7 +191,7 @@ def build(
 
     @log_errors
     def make_shard_logic(position: Position | None) -> ShardLogic:
-        naps.begin()
+        idle_main_thread.begin()
         return ShardLogic(settings, catalogs, telemetry, storing, position, recovery.process_id())
 
     emissions = op.stateful_batch("meter", inputs, make_shard_logic)
@@ -230,7 +230,7 @@ def _attach_billing(
         op.output(step, lines, log_sink_errors(settings.billing.open_in_flow(offers)))
         return
     if settings.billing.rollup != "none" and not settings.recovery:
-        # What is read again after a restart would be added to windows again, whose sums the biller cannot compare.
+        # What is read again after a restart would be added to windows again, whose sums the provider cannot compare.
         raise SettingsError(
             ["TIDEGATE_BILLING: rollup needs TIDEGATE_RECOVERY, or a restart would bill usage twice"]
         )
@@ -241,9 +241,9 @@ def _attach_billing(
     telemetry.outbox = partial(_read_queue_statistics, settings.billing.outbox_path(settings.data_dir))
 
 
-def _read_queue_statistics(outbox: Path) -> Standing:
+def _read_queue_statistics(outbox: Path) -> QueueStatistics:
     with closing(OutboxReader(outbox)) as reader:
-        return reader.standing()
+        return reader.read_statistics()
 
 
 def _without_empty(accepted: list[Accepted]) -> list[list[Accepted]]:

@@ -11,7 +11,7 @@ import msgspec
 
 from tidegate.connectors.dodo.client import DodoError
 from tidegate.connectors.dodo.reads import DodoReads, Unauthorized
-from tidegate.connectors.outbox.billing_records import Books, Way
+from tidegate.connectors.outbox.billing_records import BillingRecords, Way
 from tidegate.connectors.reconciliation.conflicts import conflict_of
 from tidegate.connectors.reconciliation.findings import Task
 from tidegate.operators.billing.coverage import BilledCycle, Charge, Gap, Price, mark_repeated, sum_units
@@ -53,7 +53,7 @@ SECOND = 1_000_000
 LAG = 60 * SECOND
 # Older periods are settled; nobody acts on them by machine.
 LOOKED_BACK = 35 * 24 * 3600 * SECOND
-# The platform takes events that are as much ahead.
+# The provider takes events that are as much ahead.
 AHEAD = 300 * SECOND
 # Clocks may be five minutes apart, and a request takes its time.
 BESIDE = 360 * SECOND
@@ -64,7 +64,7 @@ BY = "reconciliation"
 
 
 class Terms(NamedTuple):
-    """How to look: `settle` is how long the platform may take to show what it acknowledged."""
+    """How to look: `settle` is how long the provider may take to show what it acknowledged."""
 
     settle: timedelta
     lag: int = LAG
@@ -93,9 +93,9 @@ class BilledBy(NamedTuple):
 
 
 class Look(NamedTuple):
-    """One total, seen from both sides. `off` is how far the platform's lies outside of the bracket, None if undecided.
+    """One total, seen from both sides. `off` is how far the provider's lies outside of the bracket, None if undecided.
 
-    `customer` is ours, `billed_as` the platform's. `is_listed` says that the total was added up from events, as the
+    `customer` is ours, `billed_as` the provider's. `is_listed` says that the total was added up from events, as the
     usage history has no item for the period. Where several lines bill it, of one product or of subscriptions of equal
     dates, `twice` has them all, and the total is their sum. `charges` are these lines with their prices.
     `uncovered` says why no subscription bills it at all.
@@ -149,7 +149,7 @@ class Explained(NamedTuple):
 
 
 class _Answered(NamedTuple):
-    """A total as the platform said it, with ours of before and after; µs when it was asked and answered."""
+    """A total as the provider said it, with ours of before and after; µs when it was asked and answered."""
 
     meter: MatchedMeter
     theirs: Span
@@ -164,14 +164,14 @@ class _Answered(NamedTuple):
 
 
 class _Answers(NamedTuple):
-    """What the platform said of a subscription: totals that both sides count, and its cycles whole."""
+    """What the provider said of a subscription: totals that both sides count, and its cycles whole."""
 
     totals: list[_Answered]
     cycles: list[BilledCycle]
 
 
 class Theirs(NamedTuple):
-    """The platform's meters, by their ids: which of ours each is, and those that are none.
+    """The provider's meters, by their ids: which of ours each is, and those that are none.
 
     `siblings` are, by id, the customer's other subscriptions whose period begins with that one's.
     """
@@ -188,7 +188,7 @@ class Comparer:
         self,
         reads: DodoReads,
         store: StoreReader,
-        open_books: Callable[[], Books],
+        open_books: Callable[[], BillingRecords],
         catalog: Callable[[], Catalog],
         terms: Terms,
         clock: Callable[[], int],
@@ -200,7 +200,7 @@ class Comparer:
         self._customers: dict[str, list[str]] = {}
 
     def look(self, tasks: Sequence[Task], theirs: Theirs) -> list[Seen]:
-        """Asks the platform about each, then the books about all that differ."""
+        """Asks the provider about each, then the books about all that differ."""
         asked = [
             (task, task.subscription, self._read_totals(task.subscription, theirs))
             for task in tasks
@@ -327,9 +327,14 @@ class Comparer:
         ]
 
     def _moved_far(
-        self, books: Books, look: Look, listed: Sequence[ProviderEvent], own: Sequence[OwnEvent], now: int
+        self,
+        books: BillingRecords,
+        look: Look,
+        listed: Sequence[ProviderEvent],
+        own: Sequence[OwnEvent],
+        now: int,
     ) -> list[OwnEvent]:
-        """Return our events of another time that the platform lists in this period: it moved them, not we."""
+        """Return our events of another time that the provider lists in this period: it moved them, not we."""
         known = {event.id for event in own}
         unknown = {event.id for event in listed if event.id not in known and is_own_id(event.id)}
         if not unknown:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from tidegate.connectors.outbox.billing_records import Books, Way
+from tidegate.connectors.outbox.billing_records import BillingRecords, Way
 from tidegate.connectors.reconciliation.conflicts import conflict_of
 from tidegate.connectors.reconciliation.findings import PROOF, Book, Task
 from tidegate.flows.reconcile.compare import LAG, Look, Seen, Terms, Theirs, Uncovered, known_by, quantity_of
@@ -61,7 +61,7 @@ class Prover:
     def __init__(
         self,
         store: StoreReader,
-        open_books: Callable[[], Books],
+        open_books: Callable[[], BillingRecords],
         catalog: Callable[[], Catalog],
         book: Book,
         terms: Terms,
@@ -122,23 +122,23 @@ class Prover:
         whose = cycles.get(own.customer, ())
         charges = select_charges(whose, own.meter.name, known_by(own.span))
         starts = {c.span.start for c in whose if c.ours == known_by(own.span)} | {own.span.start}
-        standing = self._standing(own, starts)
+        drift_status = self._find_open_status(own, starts)
         billed = sum_units(charges)
         price = self._price(cycles, own.customer, own.meter.name)
         line = _line(own.customer, own.meter.name, own.span, own.quantity, billed, price)
         if own.customer in unread:
             return line._replace(cause="unread")
-        if standing is None or standing.status not in OPEN:
+        if drift_status is None or drift_status.status not in OPEN:
             # The comparison allows for it: it waits, was just acknowledged, or came meanwhile.
             return line._replace(in_flight=own.quantity - billed - own.held_back, held_back=own.held_back)
-        line = line._replace(in_flight=own.in_flight, held_back=own.held_back, cause=_causes(standing))
+        line = line._replace(in_flight=own.in_flight, held_back=own.held_back, cause=_causes(drift_status))
         worth = compute_undercharge(charges, line.unbilled)
         if worth is None and price is not None:
             worth = price.compute_worth(billed, line.unbilled)
-        return line._replace(worth=worth, is_acknowledged=standing.status == "acknowledged")
+        return line._replace(worth=worth, is_acknowledged=drift_status.status == "acknowledged")
 
-    def _standing(self, own: Own, starts: Iterable[int]) -> DriftStatus | None:
-        found = [self._book.standing(own.customer, own.meter.name, start) for start in sorted(starts)]
+    def _find_open_status(self, own: Own, starts: Iterable[int]) -> DriftStatus | None:
+        found = [self._book.read_status(own.customer, own.meter.name, start) for start in sorted(starts)]
         return next((one for one in found if one and one.status != "ok"), None)
 
     def _totals(self, theirs: Theirs) -> Iterator[StoredTotal]:
@@ -310,7 +310,7 @@ def _line(customer: str, meter: str, span: Span, ours: int, billed: int, price: 
     )
 
 
-def _causes(standing: DriftStatus) -> str:
-    found = msgspec.json.decode(standing.findings)
+def _causes(drift_status: DriftStatus) -> str:
+    found = msgspec.json.decode(drift_status.findings)
     causes = [one["cause"] for one in found.get("findings", ()) if one["cause"] != "in_flight"]
     return ", ".join(dict.fromkeys(causes)) or str(found.get("uncovered") or "") or "to be looked at again"

@@ -7,7 +7,7 @@
                     sides    is      what may
                              drift   be done
 
-A pass is made every so often, or with TIDEGATE_RECONCILE_ONCE one. It reads the platform within a request budget of
+A pass is made every so often, or with TIDEGATE_RECONCILE_ONCE one. It reads the provider within a request budget of
 its own, and changes nothing unless TIDEGATE_RECONCILE_REPAIR allows it. Where it stands is in its own book, so it
 needs no recovery store: a killed pass goes on with the subscriptions that are left.
 """
@@ -25,7 +25,7 @@ from tidegate.connectors.clock import wall_clock
 from tidegate.connectors.dodo.client import DodoClient
 from tidegate.connectors.dodo.reads import DodoReads, Unauthorized
 from tidegate.connectors.engine import Dataflow, DynamicSink, FixedPartitionedSink, StatelessSinkPartition, op
-from tidegate.connectors.outbox.billing_records import Books
+from tidegate.connectors.outbox.billing_records import BillingRecords
 from tidegate.connectors.reconciliation.acknowledgements import AcknowledgementFollower
 from tidegate.connectors.reconciliation.conflicts import KIND, known_in
 from tidegate.connectors.reconciliation.findings import Book, Task
@@ -113,8 +113,8 @@ class _Runtime:
         outbox = settings.billing.outbox_path(settings.data_dir)
         terms = Terms(settings.reconcile_settle)
 
-        def books() -> Books:
-            return Books(outbox)
+        def books() -> BillingRecords:
+            return BillingRecords(outbox)
 
         reader = self._reader = settings.store.open_reader()
         self._open += [reader, self._store, control, alerts, self._book]

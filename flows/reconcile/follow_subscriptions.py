@@ -46,7 +46,7 @@ class Follower:
             whole = self._completed(catalog, subscriptions)
             made = self._followed(newest.text, whole, [one for one in meters if not one.archived])
         except (CatalogError, CatalogConflict, DodoError) as error:
-            _log.error("periods of the platform could not be taken over: %s", error)
+            _log.error("periods of the provider could not be taken over: %s", error)
             return
         for warning in made.warnings:
             _log.warning("%s", warning)

@@ -49,7 +49,7 @@ class Verdict(NamedTuple):
 
     look: Look
     before: DriftStatus | None
-    standing: DriftStatus
+    drift_status: DriftStatus
     explained: Explained | None = None
     problem: str = ""
     acts: tuple[Repair, ...] = ()
@@ -89,11 +89,11 @@ class Judge:
             name = look.meter.own_meter.name
             if look.off is not None and abs(look.off) <= self._tolerance:
                 look = look._replace(off=0)
-            before = self._book.standing(look.customer, name, look.theirs.start)
+            before = self._book.read_status(look.customer, name, look.theirs.start)
             if before is None and look.off == 0:
                 continue
-            standing = update_status(before, look.customer, name, look.theirs, look.off, now, self._apart)
-            verdicts.append(Verdict(look, before, standing))
+            drift_status = update_status(before, look.customer, name, look.theirs, look.off, now, self._apart)
+            verdicts.append(Verdict(look, before, drift_status))
         compared = sum(look.uncovered is None for look in seen.looks)
         return Judged(seen.task, seen.problem, compared, tuple(verdicts), seen.cycles)
 
@@ -122,7 +122,7 @@ class Explainer:
 
     def _explained(self, verdict: Verdict) -> Verdict:
         look = verdict.look
-        if verdict.standing.status != "drift" or not look.off or self._holds(verdict):
+        if verdict.drift_status.status != "drift" or not look.off or self._holds(verdict):
             return verdict
         try:
             explained = self._looker.explain(look)
@@ -130,8 +130,8 @@ class Explainer:
             return verdict._replace(problem=str(error))
         if all(one.cause == "in_flight" for one in explained.findings):
             # It came right while it was looked into, or is about to.
-            standing = verdict.standing._replace(status="ok", misses=0, first_at=None)
-            return verdict._replace(look=explained.look, standing=standing)
+            drift_status = verdict.drift_status._replace(status="ok", misses=0, first_at=None)
+            return verdict._replace(look=explained.look, drift_status=drift_status)
         if self._is_acknowledged(explained):
             # Who accepted it has settled it some other way, or wants it so.
             return verdict._replace(look=explained.look, explained=explained)
@@ -139,7 +139,7 @@ class Explainer:
             # Nothing bills it, so there is nothing that our total could be set to.
             return verdict._replace(look=explained.look, explained=explained)
         credit = self._credit_terms(explained)
-        acts = plan_repairs(explained.findings, self._circumstances(verdict.standing, explained, credit))
+        acts = plan_repairs(explained.findings, self._circumstances(verdict.drift_status, explained, credit))
         return verdict._replace(look=explained.look, explained=explained, acts=tuple(acts), credit=credit)
 
     def _holds(self, verdict: Verdict) -> bool:
@@ -167,7 +167,7 @@ class Explainer:
         return self._acknowledged().find_covering(found) is not None
 
     def _circumstances(
-        self, standing: DriftStatus, explained: Explained, credit: CreditTerms | None
+        self, drift_status: DriftStatus, explained: Explained, credit: CreditTerms | None
     ) -> Circumstances:
         look, now = explained.look, self._clock()
         done = self._repairer.journal.of(
@@ -187,7 +187,7 @@ class Explainer:
             own_events=explained.own,
             provider_quantities=explained.listed,
             is_calm=explained.is_calm,
-            is_republished=(standing.first_at or now) < explained.rewritten_at < now - REWRITTEN_AFTER,
+            is_republished=(drift_status.first_at or now) < explained.rewritten_at < now - REWRITTEN_AFTER,
             resent_ids=frozenset(resent),
             adopted=explained.adopted,
             is_adjusting=bool(adjusting),
@@ -288,26 +288,26 @@ class Settler:
 
     def settle(self, found: Judged) -> None:
         now = self._clock()
-        standings, notes, lines, told = [], [], [], []
+        drift_statuses, notes, lines, told = [], [], [], []
         figures = {"unread": int(bool(found.problem))}
         if found.task.round == 1 and found.task.subscription is not None:
             figures |= {"subscriptions": 1, "totals": found.compared}
         for verdict in found.verdicts:
             made = self._make_repairs(found.task, verdict)
-            standing = self._write_status(found.task, verdict, made, now)
-            verdict = verdict._replace(standing=standing)
-            standings.append(standing)
+            drift_status = self._write_status(found.task, verdict, made, now)
+            verdict = verdict._replace(drift_status=drift_status)
+            drift_statuses.append(drift_status)
             for name in (f"made_{act.act}" for act, state in made if state in ("made", "done")):
                 figures[name] = figures.get(name, 0) + 1
             if is_news(verdict):
-                line = standing.findings
-                id = f"{standing.customer}/{standing.meter}/{standing.span.start}"
+                line = drift_status.findings
+                id = f"{drift_status.customer}/{drift_status.meter}/{drift_status.span.start}"
                 # What is resolved leaves the list that the API and the dashboard show.
-                is_open = standing.status in OPEN
-                notes.append(Note("drift", id, standing.customer, now, line if is_open else b""))
+                is_open = drift_status.status in OPEN
+                notes.append(Note("drift", id, drift_status.customer, now, line if is_open else b""))
                 lines.append(line)
             if state := change_of(verdict):
-                told.append(alert_of(standing, state, now))
+                told.append(alert_of(drift_status, state, now))
         if found.problem:
             lines.append(_unread(found, now))
         notes += [Note("alert", id, customer, now, line) for id, customer, line in told]
@@ -319,7 +319,7 @@ class Settler:
         asked, self._counted = self._reads.requests - self._counted, self._reads.requests
         outcome: Outcome = "unread" if found.problem else "compared" if found.compared else "nothing"
         figures["requests"] = asked
-        self._book.settle(found.task, outcome, standings, figures, found.problem, found.cycles)
+        self._book.settle(found.task, outcome, drift_statuses, figures, found.problem, found.cycles)
 
     def _make_repairs(self, task: Task, verdict: Verdict) -> list[tuple[Repair, str]]:
         """Make the repairs that are allowed; return each with its outcome, made or only named."""
@@ -344,7 +344,7 @@ class Settler:
         self, task: Task, verdict: Verdict, made: list[tuple[Repair, str]], now: int
     ) -> DriftStatus:
         """Write the drift status with its findings, new or unchanged, and return it."""
-        look, standing = verdict.look, verdict.standing
+        look, drift_status = verdict.look, verdict.drift_status
         known = _findings(verdict.before) if verdict.before else {}
         kept = {name: known[name] for name in ("findings", "repairs", "explained_at") if name in known}
         if verdict.explained is not None:
@@ -353,17 +353,17 @@ class Settler:
                 "repairs": [_repair(act, state) for act, state in made],
                 "explained_at": now,
             }
-        elif standing.status not in CONFIRMED:
+        elif drift_status.status not in CONFIRMED:
             kept = {}
         fields = {
             "pass": task.number,
-            "status": standing.status,
+            "status": drift_status.status,
             "customer": look.customer,
             "billed_as": look.billed_as,
             "subscription": look.subscription_id,
-            "meter": standing.meter,
-            "period_start": format_instant(standing.span.start),
-            "period_end": format_instant(standing.span.end),
+            "meter": drift_status.meter,
+            "period_start": format_instant(drift_status.span.start),
+            "period_end": format_instant(drift_status.span.end),
             "ours": format_quantity(look.after),
             "billers": format_quantity(look.total),
             "drift": format_quantity(look.after - look.total),
@@ -371,22 +371,24 @@ class Settler:
             **_worth(look),
             "low": None if look.bracket is None else format_quantity(look.bracket.low),
             "high": None if look.bracket is None else format_quantity(look.bracket.high),
-            "misses": standing.misses,
-            "first_at": None if standing.first_at is None else format_instant(standing.first_at),
+            "misses": drift_status.misses,
+            "first_at": None if drift_status.first_at is None else format_instant(drift_status.first_at),
             "looked_at": format_instant(now),
             "problem": verdict.problem,
         }
         off = known.get("off") if look.off is None else format_quantity(look.off)
         fields |= {"off": off, "tolerance": format_quantity(self._tolerance)} | kept
-        return _acknowledged(standing, verdict.before, acknowledge(fields, self._acknowledged()))
+        return _acknowledged(drift_status, verdict.before, acknowledge(fields, self._acknowledged()))
 
 
-def _acknowledged(standing: DriftStatus, before: DriftStatus | None, fields: dict[str, Any]) -> DriftStatus:
+def _acknowledged(
+    drift_status: DriftStatus, before: DriftStatus | None, fields: dict[str, Any]
+) -> DriftStatus:
     """Return a standing with the status that its acknowledgements give it; it is raised again once it is too large."""
-    turn = standing.turn
-    if before is not None and standing.status in CONFIRMED:
+    turn = drift_status.turn
+    if before is not None and drift_status.status in CONFIRMED:
         turn = before.turn + (fields["status"] == "drift" != before.status)
-    return standing._replace(status=fields["status"], turn=turn, findings=msgspec.json.encode(fields))
+    return drift_status._replace(status=fields["status"], turn=turn, findings=msgspec.json.encode(fields))
 
 
 def _worth(look: Look) -> dict[str, str]:
@@ -410,52 +412,59 @@ def _worth(look: Look) -> dict[str, str]:
 def is_news(verdict: Verdict) -> bool:
     """Whether anybody should hear of it: it is off, or no longer is."""
     was = verdict.before.status if verdict.before else "ok"
-    return verdict.standing.status in OPEN or was in OPEN
+    return verdict.drift_status.status in OPEN or was in OPEN
 
 
 def change_of(verdict: Verdict) -> str | None:
     """Return `raised` if a total became drift, `resolved` if it was one or was acknowledged, else None."""
     was = verdict.before.status == "drift" if verdict.before else False
-    is_drift = verdict.standing.status == "drift"
+    is_drift = verdict.drift_status.status == "drift"
     return None if was == is_drift else "raised" if is_drift else "resolved"
 
 
-def alert_of(standing: DriftStatus, state: str, now: int) -> tuple[str, str, bytes]:
+def alert_of(drift_status: DriftStatus, state: str, now: int) -> tuple[str, str, bytes]:
     """Return an alert as id, customer and line of JSON; the same change has the same id."""
-    parts = ["drift", standing.customer, standing.meter, standing.span.start, state, standing.turn]
+    parts = [
+        "drift",
+        drift_status.customer,
+        drift_status.meter,
+        drift_status.span.start,
+        state,
+        drift_status.turn,
+    ]
     id = xxh3_128_hexdigest(msgspec.json.encode(parts))
-    found = _findings(standing)
+    found = _findings(drift_status)
     causes = ", ".join(
         finding["cause"] for finding in found.get("findings", ()) if finding["cause"] != "in_flight"
     )
-    words = f"differs from the biller's total by {found['drift']}" + (f" ({causes})" if causes else "")
+    words = f"differs from the provider's total by {found['drift']}" + (f" ({causes})" if causes else "")
     line = {
         "id": id,
         "kind": "drift",
         "state": state,
-        "customer": standing.customer,
-        "meter": standing.meter,
-        "period_start": format_instant(standing.span.start),
-        "period_end": format_instant(standing.span.end),
+        "customer": drift_status.customer,
+        "meter": drift_status.meter,
+        "period_start": format_instant(drift_status.span.start),
+        "period_end": format_instant(drift_status.span.end),
         "level": causes or "unexplained",
         "limit": found["billers"],
         "total": found["ours"],
         "at": format_instant(now),
         "limit_version": "",
-        "turn": standing.turn,
+        "turn": drift_status.turn,
         "text": words if state == "raised" else _over(found),
     }
-    return id, standing.customer, msgspec.json.encode(line)
+    return id, drift_status.customer, msgspec.json.encode(line)
 
 
 def _over(found: Mapping[str, Any]) -> str:
     if said := found.get("acknowledged"):
         return f"is acknowledged by {said['by']}: {said['reason']}"
-    return "agrees with the biller's total again"
+    return "agrees with the provider's total again"
 
 
-def _findings(standing: DriftStatus) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = msgspec.json.decode(standing.findings)
+def _findings(drift_status: DriftStatus) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = msgspec.json.decode(drift_status.findings)
     return found
 
 

@@ -1,7 +1,7 @@
 """Passes over all subscriptions, as a source: what to look at next, until a pass has gone round.
 
 A pass asks for meters and subscriptions once, then hands out one task per subscription. What was found off is looked at
-once more at the pass's end, when the platform had time to show what it had. Where a pass stands is in the book
+once more at the pass's end, when the provider had time to show what it had. Where a pass stands is in the book
 (connectors/reconciliation/findings.py), so one that was killed goes on with what is left of it.
 """
 

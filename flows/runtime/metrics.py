@@ -255,10 +255,10 @@ class _Collector(Collector):
 def _of_outbox(outbox: OutboxView, now: float) -> Iterator[Metric]:
     oldest = 0.0 if outbox.oldest_at is None else now - outbox.oldest_at / US
     for name, words, value in (
-        ("tidegate_outbox_waiting", "Usage that waits for the biller.", outbox.waiting),
+        ("tidegate_outbox_waiting", "Usage that waits for the provider.", outbox.waiting),
         ("tidegate_outbox_oldest_seconds", "Age of the oldest of it.", oldest),
         ("tidegate_outbox_parked", "Usage that was kept back.", outbox.parked),
-        ("tidegate_outbox_refused", "Usage that the biller refused.", outbox.refused),
+        ("tidegate_outbox_refused", "Usage that the provider refused.", outbox.refused),
         ("tidegate_outbox_bytes", "Disk in use.", outbox.bytes),
     ):
         yield GaugeMetricFamily(name, words, value=value)

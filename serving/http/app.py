@@ -42,7 +42,7 @@ _log = logging.getLogger("tidegate.service")
 
 
 class App:
-    """The API of one service, and the endpoint for the platform's webhooks. Its lifespan is the service's."""
+    """The API of one service, and the endpoint for the provider's webhooks. Its lifespan is the service's."""
 
     def __init__(self, service: Service, webhooks: Webhooks | None = None) -> None:
         self.service = service

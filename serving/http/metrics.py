@@ -47,7 +47,7 @@ class Metrics:
                 ),
                 ("flow_shards", "Shards of the flow that has reported."),
                 ("flow_shards_behind", "Shards whose totals are older than TIDEGATE_MAX_LAG."),
-                ("drift_findings", "Totals that differ from the biller's, after the last reconciliation."),
+                ("drift_findings", "Totals that differ from the provider's, after the last reconciliation."),
             )
         }
         # Looked up once: labels() takes longer than counting.

@@ -1,4 +1,4 @@
-"""Webhooks of the billing platform: a changed subscription gives its customer the new period and plan, in the catalog.
+"""Webhooks of the billing provider: a changed subscription gives its customer the new period and plan, in the catalog.
 
 One that contradicts another of the customer's is not applied: it is logged and listed among reconciliation's findings.
 
@@ -76,7 +76,7 @@ class Webhooks:
             kind = event["type"]
             subscription = _subscription(event["data"]) if kind.startswith(SUBSCRIPTION) else None
         except (msgspec.MsgspecError, KeyError, AttributeError) as error:
-            raise Refused(f"needs an event as the platform describes it: {error}") from None
+            raise Refused(f"needs an event as the provider describes it: {error}") from None
         sent_at = int(float(headers["webhook-timestamp"]))
         is_new = self._inbox.take(headers["webhook-id"], sent_at, subscription)
         if is_new and subscription is not None:
@@ -132,7 +132,7 @@ class Webhooks:
             try:
                 self.refresh()
             except TidegateError as error:
-                _log.error("periods of the platform could not be applied yet: %s", error)
+                _log.error("periods of the provider could not be applied yet: %s", error)
                 self._wake.set()
                 self._stop.wait(AGAIN_AFTER_S)
 
@@ -167,7 +167,7 @@ def routes(webhooks: Webhooks, path: str = PATH) -> list[Route]:
         except Refused as error:
             return _problem(400, "refused", str(error))
         except InboxError:
-            # What is wrong stands in the log of this machine; the platform tries again.
+            # What is wrong stands in the log of this machine; the provider tries again.
             _log.exception("a webhook could not be kept")
             return _problem(503, "unavailable", "try again later")
         return Response(status_code=204)

@@ -26,7 +26,7 @@ SWEEP_EVERY = 5
 def serve(settings: ServingSettings, ready: Callable[[str], None], webhooks: Webhooks | None = None) -> None:
     """Serve until SIGTERM or SIGINT; `ready` is told the address once requests are taken.
 
-    With `webhooks` it takes the platform's deliveries too.
+    With `webhooks` it takes the provider's deliveries too.
 
     Raises: OSError where it cannot listen, TidegateError where the store, keys or log of events cannot be used.
     """

@@ -63,7 +63,7 @@ class DeadLetterStdout(Address):
 
 
 class BillingFile(FilePlace):
-    """`file:data/billing/`: a folder of accepted events, as they would be sent to the biller."""
+    """`file:data/billing/`: a folder of accepted events, as they would be sent to the provider."""
 
     connector: ClassVar[str] = "tidegate.connectors.files.ndjson:DirSink"
     needs: ClassVar[frozenset[str]] = frozenset({"lineage", "fsync", "parts"})

@@ -14,7 +14,7 @@ from tidegate.settings.catalog.fields import Label, MeterName, Name
 from tidegate.settings.catalog.numbers import read_constant
 from tidegate.settings.problems import MISSING, Strict
 
-# The biller's own limits, so that a meter that is good here is good there.
+# The provider's own limits, so that a meter that is good here is good there.
 FILTER_DEPTH_MAX: Final = 3
 CLAUSES_MAX: Final = 10
 ORDERINGS: Final = ("greater_than", "greater_than_or_equals", "less_than", "less_than_or_equals")

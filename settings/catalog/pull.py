@@ -259,7 +259,7 @@ def _numbered(base: str) -> Iterable[str]:
 
 
 def _names(catalog: Catalog, new: Sequence[Meter], meters: Iterable[ProviderMeter]) -> dict[str, str]:
-    """Our names of the biller's meters, by their ids."""
+    """Our names of the provider's meters, by their ids."""
     whole = Catalog((*catalog.meters, *new))
     return {id: found.own_meter.name for id, found in match_meters(whole, meters)[0].items()}
 

@@ -1,6 +1,6 @@
 """Metering and billing in real processes that are killed, against a platform that does everything wrong it can.
 
-Afterwards the platform holds each accepted event exactly once, or it is kept back with its reason, and nothing else.
+Afterwards the provider holds each accepted event exactly once, or it is kept back with its reason, and nothing else.
 TIDEGATE_BILLING_SEEDS says how many runs; the whole campaign is 300.
 """
 
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from simulator.client import Simulator
-from tests.faults.support.fork_server import PLACES, Birth, Death, Nursery
+from tests.faults.support.fork_server import PLACES, Birth, Death, ForkServer
 from tests.support.platform import KEY, PlatformProcess
 from tidegate.connectors.clock import wall_clock
 from tidegate.connectors.dodo.client import DodoClient
@@ -80,8 +80,8 @@ def platform() -> Iterator[PlatformProcess]:
 
 
 @pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    nursery = Nursery()
+def nursery() -> Iterator[ForkServer]:
+    nursery = ForkServer()
     yield nursery
     nursery.close()
 
@@ -109,7 +109,7 @@ def made_up(rng: random.Random, folder: Path) -> dict[int, Sent]:
 
 
 def misbehaving(rng: random.Random, simulator: Simulator, seed: int) -> str:
-    """The platform of a seed; which part of an id it calls poison."""
+    """The provider of a seed; which part of an id it calls poison."""
     simulator.reset(seed)
     simulator.set_tier("2")
     simulator.set_switches(
@@ -172,7 +172,7 @@ def settle(path: Path, catalog: Path, simulator: Simulator) -> None:
 
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_each_event_is_at_the_platform_once_or_kept_back_with_its_reason(
-    seed: int, tmp_path: Path, platform: PlatformProcess, nursery: Nursery
+    seed: int, tmp_path: Path, platform: PlatformProcess, nursery: ForkServer
 ) -> None:
     rng = random.Random(f"billing {seed}")
     events = made_up(rng, tmp_path)
@@ -199,9 +199,9 @@ def test_each_event_is_at_the_platform_once_or_kept_back_with_its_reason(
 
 
 def judge(events: dict[int, Sent], poison: str, path: Path, stored: list[dict[str, Any]]) -> None:
-    """Compares what was made up with what the platform holds and the outbox says."""
+    """Compares what was made up with what the provider holds and the outbox says."""
     with closing(OutboxReader(path)) as reader:
-        standing = reader.standing()
+        statistics = reader.read_statistics()
         kept = {state: reader.held_back(state, limit=10_000) for state in (State.parked, State.refused)}
         acknowledged = {
             id for id, entry in reader.find(event["event_id"] for event in stored).items()
@@ -209,10 +209,10 @@ def judge(events: dict[int, Sent], poison: str, path: Path, stored: list[dict[st
         }  # fmt: skip
     there = {event["event_id"] for event in stored}
     assert len(there) == len(stored), "an event is there twice"
-    assert there == acknowledged, "the platform has what the outbox does not know of"
-    assert standing.waiting == 0
-    assert standing.counts["came"] == len(events)
-    assert standing.counts["acknowledged"] == len(there)
+    assert there == acknowledged, "the provider has what the outbox does not know of"
+    assert statistics.waiting == 0
+    assert statistics.counts["came"] == len(events)
+    assert statistics.counts["acknowledged"] == len(there)
     seen = [event["metadata"]["n"] for event in stored]
     for event in stored:
         as_made(events[event["metadata"]["n"]], event)

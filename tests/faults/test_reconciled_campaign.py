@@ -186,7 +186,7 @@ def test_each_unit_is_billed_once_or_named_whatever_changes_there(seed: int, tmp
         begin = BEGIN + timedelta(microseconds=rng.randrange(1_000_000))
         customers = [m.customer(start=begin, meters=priced) for _ in range(4)]
         healthy = customers[-1]
-        # Nobody there has this id, as it is misspelt; the platform takes its events all the same.
+        # Nobody there has this id, as it is misspelt; the provider takes its events all the same.
         misspelt = "cus_typo"
         m.simulator.set_switches(unknown_customer="accept_unattributed")
         m.edges[misspelt] = [edge_of(begin), written(END)]

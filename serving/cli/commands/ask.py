@@ -110,7 +110,7 @@ def _show(body: UsageBody) -> None:
         rows.append(
             (meter.meter, grouped(meter.total), grouped(of) if of else "", share, meter.standing, meter.bill)
         )
-    print_table(("meter", "used>", "of>", "share>", "standing", "bill>"), rows, "The catalog has no meters.")
+    print_table(("meter", "used>", "of>", "share>", "status", "bill>"), rows, "The catalog has no meters.")
     console().print(f"bill {exact(body.bill)}")
     for alert in body.alerts:
         console().print(alert_line(alert), markup=False)

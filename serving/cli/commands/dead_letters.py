@@ -218,7 +218,7 @@ def _adjust(
     done = (
         "are appended to the control log; the flow applies each once" if apply else "would do it; add --apply"
     )
-    print(f"{len(rows):,} adjustments {done}. The biller is not told of them.")
+    print(f"{len(rows):,} adjustments {done}. The provider is not told of them.")
 
 
 def _append(control: ControlLog, made: Sequence[Adjustment], letters: Sequence[HeldLetter]) -> None:
@@ -235,7 +235,7 @@ def _append_to(path: Path, letters: Sequence[HeldLetter]) -> None:
     """Append the events' own bytes, each as one line; on disk when this returns."""
     payloads = [letter.payload or b"" for letter in letters]
     if broken := [letter for letter in letters if b"\n" in (letter.payload or b"")]:
-        raise DeadLetterError(f"dead letter {broken[0].id}: has a line break inside; mend it by hand")
+        raise DeadLetterError(f"dead letter {broken[0].id}: has a line break inside; correct it by hand")
     with path.open("ab") as file:
         file.write(b"".join(payload + b"\n" for payload in payloads))
         file.flush()

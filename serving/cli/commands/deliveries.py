@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from tidegate.connectors.alerts.queue import Queue, Standing, undelivered
+from tidegate.connectors.alerts.queue import Queue, QueuedMessage, undelivered
 from tidegate.operators.model.alert_text import write_sentence
 from tidegate.serving.cli.output import print_done
 
@@ -59,7 +59,7 @@ def _queues(data: Path) -> list[Path]:
     return sorted(data.glob("deliveries-*.db"))
 
 
-def _fields(one: Standing) -> dict[str, object]:
+def _fields(one: QueuedMessage) -> dict[str, object]:
     alert = msgspec.json.decode(one.body)
     due = datetime.fromtimestamp(one.due_at, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     return {

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tidegate.connectors.clock import wall_clock
-from tidegate.connectors.outbox.reader import OutboxReader, Standing
+from tidegate.connectors.outbox.reader import OutboxReader, QueueStatistics
 from tidegate.connectors.outbox.schema import OutboxError
 from tidegate.operators.model.dead_letters import DeadLetterPlace, HeldLetter
 from tidegate.serving.cli.output import AsJson, print_done, user_name
@@ -27,7 +27,7 @@ from tidegate.settings.settings import Settings, load_settings
 
 DETAIL_SHOWN = 80
 
-app = typer.Typer(help="Usage on its way to the biller, and what is kept back.")
+app = typer.Typer(help="Usage on its way to the provider, and what is kept back.")
 
 Reason = Annotated[str | None, typer.Option(help="Only what is kept back for this reason.")]
 Ids = Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Event ids, as `list` shows them.")]
@@ -40,19 +40,19 @@ def outbox(context: typer.Context, as_json: AsJson = False) -> None:
         return
     _, path = _place()
     with closing(OutboxReader(path)) as reader:
-        standing, reasons = reader.standing(), reader.reasons()
+        statistics, reasons = reader.read_statistics(), reader.reasons()
     now = wall_clock()
     if as_json:
         kept = [
             {"state": state.name, "reason": why, "events": count} for (state, why), count in reasons.items()
         ]
-        print(json.dumps(_fields(standing, now) | {"kept_back": kept}))
+        print(json.dumps(_fields(statistics, now) | {"kept_back": kept}))
         return
     console = Console(highlight=False)
-    console.print(_summary(standing, now))
+    console.print(_summary(statistics, now))
     for (state, why), count in sorted(reasons.items()):
         console.print(f"{state.name}: {count:,} {why}", markup=False)
-    for kind, text in standing.alerts.items():
+    for kind, text in statistics.alerts.items():
         console.print(f"! {kind}: {text}", markup=False)
 
 
@@ -85,7 +85,7 @@ def retry(
     why: Annotated[str, typer.Option()] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Lets events that are kept back wait again, under the same ids; the platform ignores what it has."""
+    """Lets events that are kept back wait again, under the same ids; the provider ignores what it has."""
     letters = _letters()
     retried = letters.retry(_chosen(letters, ids, reason), by=user_name(), why=why)
     print_done(as_json, f"{len(retried):,} will be sent again", retried=len(retried))
@@ -115,9 +115,9 @@ def send(
         sent = pool.submit(_send, settings, read_duration(limit))
         with Console(stderr=True).status("sending") as status:
             while not wait([sent], 0.5).done:
-                status.update(f"{reader.standing().waiting:,} wait")
+                status.update(f"{reader.read_statistics().waiting:,} wait")
         sent.result()
-        left = reader.standing()
+        left = reader.read_statistics()
     counts = {"waiting": left.waiting, "parked": left.parked, "refused": left.refused}
     print_done(
         as_json, f"{left.waiting:,} wait, {left.parked:,} held back, {left.refused:,} refused", **counts
@@ -164,31 +164,31 @@ def _place() -> tuple[Settings, Path]:
     return settings, settings.billing.outbox_path(settings.data_dir)
 
 
-def _summary(standing: Standing, now: int) -> str:
-    since = f", the oldest {age(now - standing.oldest_at)} old" if standing.oldest_at is not None else ""
-    sent = standing.counts.get("acknowledged", 0)
+def _summary(statistics: QueueStatistics, now: int) -> str:
+    since = f", the oldest {age(now - statistics.oldest_at)} old" if statistics.oldest_at is not None else ""
+    sent = statistics.counts.get("acknowledged", 0)
     parts = [
-        f"{standing.waiting:,} wait{since}",
+        f"{statistics.waiting:,} wait{since}",
         f"{sent:,} acknowledged",
-        f"{standing.parked:,} parked",
-        f"{standing.refused:,} refused",
-        f"{standing.bytes / (1 << 20):,.1f} MiB",
+        f"{statistics.parked:,} parked",
+        f"{statistics.refused:,} refused",
+        f"{statistics.bytes / (1 << 20):,.1f} MiB",
     ]
     return "; ".join(parts)
 
 
-def _fields(standing: Standing, now: int) -> dict[str, Any]:
-    oldest = standing.oldest_at
+def _fields(statistics: QueueStatistics, now: int) -> dict[str, Any]:
+    oldest = statistics.oldest_at
     return {
-        "waiting": standing.waiting,
+        "waiting": statistics.waiting,
         "oldest": None if oldest is None else instant(oldest),
         "oldest_age_seconds": None if oldest is None else (now - oldest) / 1e6,
-        "open_windows": standing.open_windows,
-        "parked": standing.parked,
-        "refused": standing.refused,
-        "bytes": standing.bytes,
-        "counts": standing.counts,
-        "alerts": standing.alerts,
+        "open_windows": statistics.open_windows,
+        "parked": statistics.parked,
+        "refused": statistics.refused,
+        "bytes": statistics.bytes,
+        "counts": statistics.counts,
+        "alerts": statistics.alerts,
     }
 
 

@@ -1,4 +1,4 @@
-"""`tidegate catalog pull`: the platform's meters, plans and periods, shown as a diff, and applied if asked for."""
+"""`tidegate catalog pull`: the provider's meters, plans and periods, shown as a diff, and applied if asked for."""
 
 import difflib
 import getpass
@@ -26,7 +26,7 @@ from tidegate.settings.reconciliation import ReconciliationSettings, load_reconc
 if TYPE_CHECKING:
     from tidegate.connectors.dodo.reads import DodoReads
 
-SAME = "Nothing to change: the catalog says what the platform says."
+SAME = "Nothing to change: the catalog says what the provider says."
 STYLES = {"+": "green", "-": "red", "@": "cyan"}
 
 

@@ -13,7 +13,7 @@ import msgspec
 import typer
 from rich.text import Text
 
-from tidegate.connectors.outbox.billing_records import Books
+from tidegate.connectors.outbox.billing_records import BillingRecords
 from tidegate.connectors.reconciliation.book_reader import BookReader
 from tidegate.connectors.reconciliation.book_schema import BookError
 from tidegate.connectors.reconciliation.statement_store import read_statement
@@ -168,7 +168,7 @@ def _behind(settings: ReconciliationSettings, lines: Sequence[StatementLine]) ->
         raise Failed(f"TIDEGATE_BILLING: needs dodo: to read its books, got {settings.billing}")
     meters = {meter.name: meter for meter in _catalog(settings).meters}
     causes = _causes(settings)
-    with closing(Books(settings.billing.outbox_path(settings.data_dir))) as books:
+    with closing(BillingRecords(settings.billing.outbox_path(settings.data_dir))) as books:
         for line in lines:
             if (meter := meters.get(line.meter)) is None:
                 continue

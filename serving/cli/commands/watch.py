@@ -88,7 +88,7 @@ def page(body: OverviewBody) -> RenderableType:
 
 
 def _standings(title: str, rows: list[Standing]) -> RenderableType:
-    shown = table(title, "plan", "meter", "used>", "share>", "standing", "events/s>", "bill>")
+    shown = table(title, "plan", "meter", "used>", "share>", "status", "events/s>", "bill>")
     for row in rows[:ROWS]:
         share = f"{row.share} %" if row.share is not None else ""
         used = brief(Decimal(row.total))

@@ -1,4 +1,4 @@
-"""What waits for the biller, and what went there last, as far as this machine has it."""
+"""What waits for the provider, and what went there last, as far as this machine has it."""
 
 import os
 from contextlib import closing
@@ -23,18 +23,18 @@ def outbox_of(settings: ServingSettings, now: int) -> dict[str, Any] | None:
         return None
     try:
         with closing(OutboxReader(settings.billing.outbox_path(settings.data_dir))) as reader:
-            standing = reader.standing()
+            statistics = reader.read_statistics()
     except OutboxError:
         return None
-    oldest = standing.oldest_at
+    oldest = statistics.oldest_at
     return {
-        "waiting": standing.waiting,
+        "waiting": statistics.waiting,
         "oldest_at": None if oldest is None else instant(oldest),
         "age": None if oldest is None else max(now - oldest, 0) / US,
-        "parked": standing.parked,
-        "refused": standing.refused,
-        "bytes": standing.bytes,
-        "alerts": standing.alerts,
+        "parked": statistics.parked,
+        "refused": statistics.refused,
+        "bytes": statistics.bytes,
+        "alerts": statistics.alerts,
     }
 
 

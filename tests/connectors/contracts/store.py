@@ -461,7 +461,7 @@ class StoreContract(ABC):
     # What is seen meanwhile
 
     def test_all_totals_are_of_one_moment(self) -> None:
-        """A comparison with the biller is of one cut, however long it takes; it holds up no other reading."""
+        """A comparison with the provider is of one cut, however long it takes; it holds up no other reading."""
         with self.opened() as (writer, reader):
             writer.write(batch_of(1), [])
             under_way = reader.totals()

@@ -35,7 +35,7 @@ class World:
         self.now = NOON
         self.simulator, self.terms, self._rate = simulator, terms, rate
         self.trip = 0.05
-        # How far the platform's clock is ahead of ours.
+        # How far the provider's clock is ahead of ours.
         self.ahead = timedelta(0)
         self.path = folder / "outbox.db"
         self._given = outbox
@@ -87,7 +87,7 @@ class World:
             datetime.fromtimestamp(0, UTC) + timedelta(microseconds=self.now) + self.ahead
         )
 
-    # The platform, which takes its time
+    # The provider, which takes its time
 
     def ingest(self, events: Sequence[bytes]) -> Answer:
         answer = self.client.ingest(events)
@@ -146,12 +146,12 @@ class World:
 
     @property
     def waiting(self) -> int:
-        return self.standing().waiting
+        return self.read_statistics().waiting
 
-    def standing(self) -> Any:
+    def read_statistics(self) -> Any:
         reader = OutboxReader(self.path)
         try:
-            return reader.standing()
+            return reader.read_statistics()
         finally:
             reader.close()
 
@@ -171,7 +171,7 @@ class World:
             reader.close()
 
     def ledger(self) -> dict[str, dict[str, Any]]:
-        """The platform's events by id; none is there twice."""
+        """The provider's events by id; none is there twice."""
         events = list(self.simulator.list_events())
         assert not [id for id, count in Counter(event["event_id"] for event in events).items() if count > 1]
         return {event["event_id"]: event for event in events}
@@ -183,7 +183,7 @@ class World:
         return len(self.simulator.list_requests()) - len(self.ingests())
 
     def conserved(self, *came: list[Accepted]) -> None:
-        """Each event is at the platform or kept back or waits, in exactly one of these places."""
+        """Each event is at the provider or kept back or waits, in exactly one of these places."""
         ids = {event.id for events in came for event in events}
         ledger = set(self.ledger())
         reader = OutboxReader(self.path)
@@ -194,8 +194,8 @@ class World:
         assert set(found) == ids
         acknowledged = {id for id, entry in found.items() if entry.state is State.acknowledged}
         kept = {id for id, entry in found.items() if entry.state in (State.parked, State.refused)}
-        assert acknowledged <= ledger, "acknowledged, but the platform does not have it"
-        assert not kept & ledger, "kept back, though the platform has it"
+        assert acknowledged <= ledger, "acknowledged, but the provider does not have it"
+        assert not kept & ledger, "kept back, though the provider has it"
         assert all(found[id].reason for id in kept)
         assert ledger <= ids
 

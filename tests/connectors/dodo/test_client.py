@@ -1,4 +1,4 @@
-"""The client of the platform's API: what each answer is taken for, and that the key is nowhere to be seen."""
+"""The client of the provider's API: what each answer is taken for, and that the key is nowhere to be seen."""
 
 import json
 import logging

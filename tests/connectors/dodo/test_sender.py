@@ -1,4 +1,4 @@
-"""What becomes of usage that waits, whatever the platform does. The platform is its simulator, time is the world's."""
+"""What becomes of usage that waits, whatever the provider does. The provider is its simulator, time is the world's."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -79,7 +79,7 @@ def test_without_a_clear_answer_the_same_ids_are_sent_again(here: World, fault: 
     here.conserved(events)
     assert here.waiting == 0
     assert len(here.ledger()) == 50
-    assert here.standing().counts["acknowledged"] == 50
+    assert here.read_statistics().counts["acknowledged"] == 50
 
 
 def test_pauses_grow_and_a_wished_one_is_kept(here: World) -> None:
@@ -163,18 +163,18 @@ def test_a_refusal_of_what_the_platform_has_is_no_loss(here: World) -> None:
     here.ahead = timedelta(minutes=7)
     here.turns(90)
     here.conserved(events)
-    assert here.standing().counts["acknowledged"] == 1
+    assert here.read_statistics().counts["acknowledged"] == 1
     assert here.lookups() == 2
 
 
 def test_a_refused_event_of_which_an_answer_is_missing_is_looked_up_when_it_would_show(here: World) -> None:
-    """The platform shows events late: not there at once means nothing yet."""
+    """The provider shows events late: not there at once means nothing yet."""
     here.simulator.set_switches(event_visibility_lag_s=40)
     events = here.come(1, ago=20)
     here.simulator.add_script("reset_after_commit", {"kind": "error", "status": 400})
     here.turns()
     here.conserved(events)
-    assert here.standing().counts["acknowledged"] == 1
+    assert here.read_statistics().counts["acknowledged"] == 1
     assert not here.kept(State.refused)
 
 
@@ -188,12 +188,12 @@ def test_a_key_that_is_refused_stops_all_keeps_all_and_goes_on_when_it_works(her
         assert {request["status"] for request in here.ingests()[-3:]} == {status}
         # One event is enough to try with.
         assert here.ingests()[-1]["events"] in (None, 0, 1)
-        assert "unauthorized" in here.standing().alerts
+        assert "unauthorized" in here.read_statistics().alerts
         here.simulator.set_key_mode("read_write")
         here.turns()
         here.conserved(*came)
         assert here.waiting == 0
-        assert "unauthorized" not in here.standing().alerts
+        assert "unauthorized" not in here.read_statistics().alerts
 
 
 def test_usage_ahead_of_time_waits_until_it_may_go(here: World) -> None:
@@ -213,7 +213,7 @@ def test_too_old_usage_is_restamped_within_its_period_under_the_same_id(here: Wo
         stored = here.ledger()[event.id]
         assert stored["timestamp"] == "2026-11-22T12:00:00Z" or stored["timestamp"] > "2026-11-22T12:00"
         assert stored["metadata"]["orig_ts"].startswith("2026-11-22T11:04:00")
-    assert here.standing().counts["restamped"] == 3
+    assert here.read_statistics().counts["restamped"] == 3
 
 
 def test_every_restamped_event_is_on_the_books(here: World) -> None:
@@ -261,7 +261,7 @@ def test_what_may_have_arrived_is_looked_up_before_it_is_parked(tmp_path: Path) 
 
 
 def test_ages_are_looked_at_again_before_each_attempt(here: World) -> None:
-    """Young enough at the first try, too old when the platform is back: it goes without its own time."""
+    """Young enough at the first try, too old when the provider is back: it goes without its own time."""
     here.simulator.add_fault("error", status=503, times=10)
     events = here.come(10, ago=54.5 * 60)
     here.turns()
@@ -292,7 +292,7 @@ def test_a_customer_whom_nobody_bills_can_be_skipped(tmp_path: Path) -> None:
         here.come(5, ago=5), here.come(5, ago=5, customer="free")
         here.turns()
         assert not here.reasons()
-        assert here.standing().counts["skipped"] == 5
+        assert here.read_statistics().counts["skipped"] == 5
         assert here.waiting == 0
 
 
@@ -307,7 +307,7 @@ def test_an_unknown_customer_is_found_out_once_and_parked_whole(here: World) -> 
     assert here.reasons() == {"unknown_customer": 500}
     assert len(here.ledger()) == 500
     assert len(here.simulator.list_requests()) <= 22
-    # The platform gets to know the customer; it is asked again now and then.
+    # The provider gets to know the customer; it is asked again now and then.
     here.simulator.create_customer("cus_typo")
     here.wait(11 * 60)
     here.turns()
@@ -338,26 +338,26 @@ def test_refusals_without_end_slow_down(here: World) -> None:
     events = here.come(100, ago=10)
     here.turns(300)
     here.conserved(events)
-    assert "refusing" in here.standing().alerts
+    assert "refusing" in here.read_statistics().alerts
     assert len(here.simulator.list_requests()) < 250
     here.simulator.clear_faults()
     here.come(1)
     here.turns(600)
-    assert "refusing" not in here.standing().alerts
+    assert "refusing" not in here.read_statistics().alerts
 
 
 def test_waiting_usage_is_an_alert_well_before_the_hour(here: World) -> None:
     here.simulator.add_fault("error", status=503, times=None)
     here.come(5)
     here.turns(15 * 60)
-    assert "old" not in here.standing().alerts
+    assert "old" not in here.read_statistics().alerts
     here.turns(6 * 60)
-    assert "old" in here.standing().alerts
+    assert "old" in here.read_statistics().alerts
     here.simulator.clear_faults()
     here.turns()
     here.wait(6)
     here.sender.turn()
-    assert not here.standing().alerts
+    assert not here.read_statistics().alerts
 
 
 def test_a_provider_that_cannot_be_reached_is_an_alert_that_says_why(
@@ -366,11 +366,11 @@ def test_a_provider_that_cannot_be_reached_is_an_alert_that_says_why(
     here.come(5)
     real, here.client = here.client, DodoClient("http://127.0.0.1:9", KEY, TIERS[0], sleep=here.wait)
     here.turns(60)
-    assert "refused" in here.standing().alerts["unreachable"]
+    assert "refused" in here.read_statistics().alerts["unreachable"]
     assert "ConnectError" in caplog.text
     here.client = real
     here.turns()
-    assert not here.standing().alerts
+    assert not here.read_statistics().alerts
 
 
 @pytest.mark.parametrize("ago", [54, 57])
@@ -392,7 +392,7 @@ def test_a_proxys_page_holds_nothing_back_and_declares_nobody_unknown(ago: int, 
         here.client = real
         here.turns(300)
         here.conserved([event])
-        assert not here.reasons() and "unauthorized" not in here.standing().alerts
+        assert not here.reasons() and "unauthorized" not in here.read_statistics().alerts
 
 
 def test_a_last_value_is_not_restamped_after_a_newer_one(here: World) -> None:
@@ -409,11 +409,11 @@ def test_an_outbox_that_fills_up_is_an_alert_long_before_it_is_full(tmp_path: Pa
         while here.outbox.used() < 0.6:
             here.come(500)
         here.turns(10)
-        assert set(here.standing().alerts) == {"half_full", "unreachable"}
+        assert set(here.read_statistics().alerts) == {"half_full", "unreachable"}
         while here.outbox.used() < 0.85:
             here.come(500)
         here.turns(10)
-        assert set(here.standing().alerts) == {"half_full", "nearly_full", "unreachable"}
+        assert set(here.read_statistics().alerts) == {"half_full", "nearly_full", "unreachable"}
 
 
 @pytest.mark.parametrize("arrives", [True, False])
@@ -501,7 +501,7 @@ def test_what_a_refused_batch_may_have_left_is_waited_for(here: World) -> None:
     here.turns()
     here.conserved(good, bad)
     assert here.reasons() == {"unknown_customer": 1}
-    assert here.standing().counts["acknowledged"] == 1
+    assert here.read_statistics().counts["acknowledged"] == 1
 
 
 def test_what_just_arrived_is_not_parked_because_it_does_not_show_yet(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Three hours without the platform, over midnight, when a billing period ends."""
+"""Three hours without the provider, over midnight, when a billing period ends."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The sink in its process: what is handed over never waits for the platform, and never gets lost on the way."""
+"""The sink in its process: what is handed over never waits for the provider, and never gets lost on the way."""
 
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ from tests.connectors.dodo.billing_world import MINUTE, accepted
 from tests.support.platform import KEY, platform, platform_process  # noqa: F401
 from tidegate.connectors.clock import wall_clock
 from tidegate.connectors.dodo.sink import DodoSink
-from tidegate.connectors.outbox.reader import OutboxReader, Standing
+from tidegate.connectors.outbox.reader import OutboxReader, QueueStatistics
 from tidegate.connectors.outbox.schema import OutboxError, State
 from tidegate.connectors.sqlite.store import SqliteReader, SqliteWriter
 from tidegate.operators.billing.outgoing import pack
@@ -50,9 +50,9 @@ def opened(folder: Path, url: str, **given: Any) -> Iterator[tuple[DodoSink, lis
             part.close()
 
 
-def standing(folder: Path) -> Standing:
+def read_statistics(folder: Path) -> QueueStatistics:
     with closing(OutboxReader(folder / "outbox.db")) as reader:
-        return reader.standing()
+        return reader.read_statistics()
 
 
 def until(condition: Callable[[], object]) -> None:
@@ -80,14 +80,14 @@ def test_what_every_shard_hands_over_arrives_once(tmp_path: Path, platform: Simu
             parts[place % 4].write_batch([pack(events)])
     stored = [event["event_id"] for event in platform.list_events()]
     assert sorted(stored) == sorted(event.id for events in batches for event in events)
-    assert standing(tmp_path).counts["replayed"] == 240
+    assert read_statistics(tmp_path).counts["replayed"] == 240
 
 
 def test_handing_over_waits_for_nobody_and_a_snapshot_only_for_the_disk(
     tmp_path: Path,
     platform: Simulator,  # noqa: F811
 ) -> None:
-    """The platform does not answer and another process keeps the outbox locked: events flow on."""
+    """The provider does not answer and another process keeps the outbox locked: events flow on."""
     platform.create_customer("cus_acme")
     platform.add_fault("hang", times=None, delay_s=0.1)
     with opened(tmp_path, platform.url) as (_, parts):
@@ -104,7 +104,7 @@ def test_handing_over_waits_for_nobody_and_a_snapshot_only_for_the_disk(
         db.execute("COMMIT")
         db.close()
         assert saved.wait(SECONDS)
-        assert standing(tmp_path).counts["came"] == 1001
+        assert read_statistics(tmp_path).counts["came"] == 1001
         platform.clear_faults()
 
 
@@ -138,11 +138,11 @@ def test_of_two_processes_one_sends_and_the_other_takes_over(tmp_path: Path, pla
         with opened(tmp_path, platform.url) as (_, first):
             first[0].write_batch([pack(usage(20))])
             second[0].write_batch([pack(usage(20))])
-            until(lambda: standing(tmp_path).counts.get("acknowledged") == 40)
+            until(lambda: read_statistics(tmp_path).counts.get("acknowledged") == 40)
             # Two who send would send the same.
-            assert standing(tmp_path).counts["sent"] == 40
+            assert read_statistics(tmp_path).counts["sent"] == 40
         second[0].write_batch([pack(usage(5))])
-        until(lambda: standing(tmp_path).counts.get("acknowledged") == 45)
+        until(lambda: read_statistics(tmp_path).counts.get("acknowledged") == 45)
     stored = [event["event_id"] for event in platform.list_events()]
     assert len(stored) == len(set(stored)) == 45
 
@@ -153,7 +153,7 @@ def test_the_end_of_the_input_waits_no_longer_than_it_may(tmp_path: Path, platfo
         parts[0].write_batch([pack(usage(5))])
         began = monotonic()
     assert 0.4 < monotonic() - began < SECONDS
-    assert standing(tmp_path).waiting == 5
+    assert read_statistics(tmp_path).waiting == 5
 
 
 def test_alerts_are_noted_in_the_store_for_whoever_reads_it(tmp_path: Path, platform: Simulator) -> None:  # noqa: F811
@@ -178,7 +178,7 @@ def test_the_key_is_in_no_file(tmp_path: Path, platform: Simulator) -> None:  # 
     given = {"api_key": "hunter2", "open_store": lambda: SqliteWriter(tmp_path / "s.db")}
     with opened(tmp_path, platform.url, **given) as (sink, parts):
         parts[0].write_batch([pack(usage(5))])
-        until(lambda: "unauthorized" in standing(tmp_path).alerts)
+        until(lambda: "unauthorized" in read_statistics(tmp_path).alerts)
         assert "hunter2" not in f"{sink!r} {vars(sink)} {parts[0]!r} {vars(parts[0]._works)}"
     for path in tmp_path.rglob("*"):
         assert not path.is_file() or b"hunter2" not in path.read_bytes()

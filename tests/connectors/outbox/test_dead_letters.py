@@ -33,7 +33,7 @@ class TestRefused(DeadLetterContract):
         place.retry(["one"], **WHO)
         with closing(OutboxReader(tmp_path / "outbox.db")) as reader:
             assert reader.find(["one"])["one"].state == State.waiting
-            assert reader.standing().counts["retry_by_hand"] == 1
+            assert reader.read_statistics().counts["retry_by_hand"] == 1
 
     def test_what_is_refused_again_is_held_again(self, tmp_path: Path) -> None:
         place = self.given(tmp_path)

@@ -121,12 +121,12 @@ def test_a_restored_event_waits_once_for_one_reason(tmp_path: Path) -> None:
     assert operator_actions.restore(outbox, [known, forgotten], by="r", why="pass 1") == []
     reader = OutboxReader(outbox.path)
     assert {e.state for e in reader.find([known.id, forgotten.id]).values()} == {State.waiting}
-    assert reader.standing().waiting == 2
+    assert reader.read_statistics().waiting == 2
     rows = outbox.oldest(10)
     outbox.acknowledge(rows)
     assert operator_actions.restore(outbox, [known], by="r", why="pass 1") == []
     assert operator_actions.restore(outbox, [known], by="r", why="pass 2") == [known.id]
-    assert reader.standing().waiting == 1
+    assert reader.read_statistics().waiting == 1
 
 
 def test_billing_goes_on_where_the_ledger_cannot_be_written(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_billing_goes_on_where_the_ledger_cannot_be_written(tmp_path: Path) -> N
     run(outbox, clock, 4 * 3600)
     reader = OutboxReader(outbox.path)
     entry = reader.find([accepted(1, NOON).id])[accepted(1, NOON).id]
-    assert entry.body is not None and "ledger" in reader.standing().alerts
+    assert entry.body is not None and "ledger" in reader.read_statistics().alerts
 
 
 def test_another_file_is_not_a_ledger(tmp_path: Path) -> None:

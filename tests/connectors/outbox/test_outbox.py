@@ -62,9 +62,9 @@ def test_what_comes_again_is_kept_once_in_any_state(outbox: Outbox, reader: Outb
     outbox.keep_back(rows[3:4], State.skipped, "no_billing_id")
     assert outbox.add(came) == 0
     assert [row.id for row in outbox.oldest(10)] == [event.id for event in came[4:]]
-    standing = reader.standing()
-    assert (standing.waiting, standing.parked, standing.refused) == (2, 1, 1)
-    assert standing.counts["came"] == 6 and standing.counts["replayed"] == 6
+    statistics = reader.read_statistics()
+    assert (statistics.waiting, statistics.parked, statistics.refused) == (2, 1, 1)
+    assert statistics.counts["came"] == 6 and statistics.counts["replayed"] == 6
 
 
 def test_numbers_of_the_standing_are_what_a_count_says(outbox: Outbox, reader: OutboxReader) -> None:
@@ -78,13 +78,13 @@ def test_numbers_of_the_standing_are_what_a_count_says(outbox: Outbox, reader: O
     db = sqlite3.connect(outbox.path)
     counted = dict(db.execute("SELECT state, count(*) FROM events GROUP BY state"))
     db.close()
-    standing = reader.standing()
-    assert standing.waiting == counted[State.waiting] == 10
-    assert standing.parked == counted[State.parked] == 1
-    assert standing.refused == counted[State.refused] == 1
+    statistics = reader.read_statistics()
+    assert statistics.waiting == counted[State.waiting] == 10
+    assert statistics.parked == counted[State.parked] == 1
+    assert statistics.refused == counted[State.refused] == 1
     assert reader.reasons() == {(State.parked, "too_old"): 1, (State.refused, "value_too_long"): 1}
-    assert standing.oldest_at == min(row.at for row in (*rows[7:8], *rows[10:11], *rows[12:]))
-    assert standing.bytes > 0
+    assert statistics.oldest_at == min(row.at for row in (*rows[7:8], *rows[10:11], *rows[12:]))
+    assert statistics.bytes > 0
 
 
 def test_oldest_come_first_and_each_age_has_its_own_list(outbox: Outbox) -> None:
@@ -144,7 +144,7 @@ def test_bytes_go_after_a_while_and_ids_when_no_replay_can_bring_them_again(
     assert outbox.add(came) == 0
     run_for(outbox, clock, REMEMBERED)
     assert set(reader.find(e.id for e in came)) == {came[2].id}
-    assert reader.standing().counts["forgotten"] == 2
+    assert reader.read_statistics().counts["forgotten"] == 2
 
 
 def test_time_in_which_nothing_runs_forgets_nothing(tmp_path: Path, clock: Clock) -> None:
@@ -199,7 +199,7 @@ def test_a_full_outbox_takes_nothing_more_and_says_what_to_do(tmp_path: Path) ->
     # What it has can still be sent, which makes room.
     outbox.acknowledge(outbox.oldest(len(came)))
     reader = OutboxReader(tmp_path / "o.db")
-    assert reader.standing().counts["acknowledged"] == len(came)
+    assert reader.read_statistics().counts["acknowledged"] == len(came)
     reader.close()
     outbox.close()
 
@@ -226,7 +226,7 @@ def test_an_alert_is_told_once_per_change(outbox: Outbox, reader: OutboxReader) 
     assert outbox.alert("old", "too old")
     assert not outbox.alert("old", "still too old")
     # The list says how it is now; the change was reported once.
-    assert reader.standing().alerts == {"old": "still too old"}
+    assert reader.read_statistics().alerts == {"old": "still too old"}
     assert outbox.alert("old", None)
     assert not outbox.alert("old", None)
     assert [(alert.kind, alert.state) for alert in reader.alerts()] == [
@@ -258,7 +258,7 @@ def test_switching_rollup_off_sends_what_was_not_yet_rolled_up(tmp_path: Path) -
     outbox = Outbox(tmp_path / "o.db", clock=Clock())
     assert len(outbox.oldest(2)) == 2
     reader = OutboxReader(tmp_path / "o.db")
-    assert reader.standing().waiting == 2
+    assert reader.read_statistics().waiting == 2
     reader.close()
     outbox.close()
 
@@ -292,10 +292,10 @@ def test_several_writers_keep_everything_once(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     reader = OutboxReader(path)
-    standing = reader.standing()
-    assert standing.counts["came"] == 300
-    assert standing.counts["replayed"] == 900
-    assert standing.waiting + standing.counts["acknowledged"] == 300
+    statistics = reader.read_statistics()
+    assert statistics.counts["came"] == 300
+    assert statistics.counts["replayed"] == 900
+    assert statistics.waiting + statistics.counts["acknowledged"] == 300
     reader.close()
 
 
@@ -331,15 +331,15 @@ def test_what_was_added_is_there_after_a_kill(tmp_path: Path) -> None:
     process.stdout.close()
     reader = OutboxReader(path)
     assert set(added) - {"ready"} <= set(reader.find(added))
-    standing = reader.standing()
-    assert standing.counts["came"] % 50 == 0
-    assert standing.waiting == standing.counts["came"] - standing.counts.get("acknowledged", 0)
+    statistics = reader.read_statistics()
+    assert statistics.counts["came"] % 50 == 0
+    assert statistics.waiting == statistics.counts["came"] - statistics.counts.get("acknowledged", 0)
     reader.close()
 
 
 def test_the_clock_of_the_standing_is_event_time(outbox: Outbox, reader: OutboxReader) -> None:
     outbox.add(events(1, 3600))
-    oldest = reader.standing().oldest_at
+    oldest = reader.read_statistics().oldest_at
     assert oldest is not None
     assert timedelta(microseconds=NOON - oldest) == timedelta(hours=1)
 

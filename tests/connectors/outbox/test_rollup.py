@@ -1,4 +1,4 @@
-"""Usage rolled up on its way to the platform: exact, once, and later changes as differences."""
+"""Usage rolled up on its way to the provider: exact, once, and later changes as differences."""
 
 import json
 import random
@@ -38,7 +38,7 @@ def here(tmp_path: Path) -> Iterator[World]:
 
 
 def billed(here: World) -> dict[tuple[str, str, str], tuple[Decimal, int]]:
-    """Sum and count per customer, event name and window, as the platform would add them up."""
+    """Sum and count per customer, event name and window, as the provider would add them up."""
     sums: dict[tuple[str, str, str], tuple[Decimal, int]] = defaultdict(lambda: (Decimal(0), 0))
     for event in here.ledger().values():
         data = event["metadata"]
@@ -78,9 +78,9 @@ def test_no_event_goes_before_its_window_has_ended(here: World) -> None:
     here.outbox.add([accepted(NOON + SECOND, tokens=1)])
     here.turns(55, whole=True)
     assert not here.ingests()
-    assert here.standing().open_windows == 2
+    assert here.read_statistics().open_windows == 2
     here.turns(10, whole=True)
-    assert here.standing().open_windows == 0
+    assert here.read_statistics().open_windows == 0
     assert len(here.ledger()) == 2
 
 
@@ -138,7 +138,7 @@ def test_kills_and_replays_count_nothing_twice(here: World) -> None:
     here.outbox.add(events)
     here.turns(130, whole=True)
     assert {key: value[0] for key, value in billed(here).items() if key[1] == "tokens.rollup"} == expected
-    assert here.standing().counts["folded"] == 400
+    assert here.read_statistics().counts["folded"] == 400
 
 
 def sums(events: list[Accepted]) -> dict[tuple[str, str, str], Decimal]:
@@ -171,4 +171,4 @@ def test_meters_that_do_not_add_up_are_an_alert(here: World) -> None:
         (Meter("peak", "llm", "max", "tokens"),), here.catalog.plans, here.catalog.customers
     )
     here.sender.turn()
-    assert here.standing().alerts["not_rolled_up"].endswith("peak")
+    assert here.read_statistics().alerts["not_rolled_up"].endswith("peak")

@@ -175,7 +175,7 @@ def test_the_product_reads_what_it_wrote_before_versions(tmp_path: Path, upgrade
         assert [(one.total.customer, one.total.total) for one in store.totals()] == [("acme", 5)]
         assert len(store.heartbeats()) == 1
     with closing(OutboxReader(tmp_path / "outbox.db")) as outbox:
-        assert (outbox.standing().waiting, outbox.standing().alerts) == (1, {"late": "text"})
+        assert (outbox.read_statistics().waiting, outbox.read_statistics().alerts) == (1, {"late": "text"})
     with closing(LedgerReader(tmp_path / "ledger.db")) as ledger:
         assert ledger.since() == NOW and [one.id for one in ledger.events("acme", NOW, NOW + 1)] == ["e1"]
     with closing(BookReader(tmp_path)) as book:

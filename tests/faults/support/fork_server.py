@@ -1,6 +1,6 @@
 """Flow processes that bill, forked from one that has imported everything, so that hundreds of them start quickly.
 
-`Nursery` is the other end: it orders starts, each a process of its own with its own settings, which may have to kill
+`ForkServer` is the other end: it orders starts, each a process of its own with its own settings, which may have to kill
 itself: at the nth time that it comes to a place, before or after it, or between a transaction's changes and its commit;
 or after some time, wherever it is then.
 """
@@ -44,7 +44,7 @@ class Birth(msgspec.Struct, frozen=True):
     epoch_ms: int = 40
 
 
-class Nursery:
+class ForkServer:
     """Starts flows. What they print goes to `said` in their folder."""
 
     def __init__(self) -> None:

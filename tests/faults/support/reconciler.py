@@ -1,6 +1,6 @@
 """Reconciliation runs in a process of their own, which is killed by SIGKILL: at a request, or around a write.
 
-Time and the platform stay in the process of the test, `System`: the child asks it for each answer and each sleep, so
+Time and the provider stay in the process of the test, `System`: the child asks it for each answer and each sleep, so
 that a run is as repeatable as one within the test, and whatever happens meanwhile happens there.
 """
 

@@ -36,7 +36,7 @@ FOLDER = f"{Path.cwd()}/"
 SOON = 0.004
 
 
-class Killer:
+class KillHarness:
     """Counts operations by kind, and ends the process at the one that is meant."""
 
     def __init__(self, kill: Kill | None) -> None:
@@ -113,8 +113,8 @@ def kind_of(path: str) -> str:
 class WatchedFile:
     """A file that was opened for writing."""
 
-    def __init__(self, file: Any, killer: Killer, kind: str) -> None:
-        self._file, self._killer, self._kind = file, killer, kind
+    def __init__(self, file: Any, harness: KillHarness, kind: str) -> None:
+        self._file, self._killer, self._kind = file, harness, kind
 
     def write(self, block: Any) -> Any:
         return self._killer.around(
@@ -138,7 +138,7 @@ class WatchedFile:
         self._file.close()
 
 
-def watch_files(killer: Killer) -> None:
+def watch_files(harness: KillHarness) -> None:
     """Wraps what changes files, where the file lies in the run's folder."""
     write, plain_open = os.write, io.open
 
@@ -157,12 +157,12 @@ def watch_files(killer: Killer) -> None:
         if kind is None:
             return write(fd, block)
         half = functools.partial(write, fd, bytes(block)[: len(block) // 2])
-        return killer.around(f"write {kind}", lambda: write(fd, block), half)
+        return harness.around(f"write {kind}", lambda: write(fd, block), half)
 
     def watched_open(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
         opened = plain_open(file, mode, *args, **kwargs)
         kind = ours(file) if set(mode) & set("wax+") else None
-        return opened if kind is None else WatchedFile(opened, killer, kind)
+        return opened if kind is None else WatchedFile(opened, harness, kind)
 
     def watch(verb: str, name: str) -> None:
         act = getattr(os, name)
@@ -171,7 +171,7 @@ def watch_files(killer: Killer) -> None:
             kind = ours(place)
             if kind is None:
                 return act(place, *args, **kwargs)
-            return killer.around(f"{verb} {kind}", lambda: act(place, *args, **kwargs))
+            return harness.around(f"{verb} {kind}", lambda: act(place, *args, **kwargs))
 
         setattr(os, name, watched)
 
@@ -185,7 +185,7 @@ def watch_files(killer: Killer) -> None:
         watch(name, name)
 
 
-def watch_store(killer: Killer) -> None:
+def watch_store(harness: KillHarness) -> None:
     """Wraps the statements that change the store."""
     connect = sqlite3.connect
 
@@ -195,69 +195,69 @@ def watch_store(killer: Killer) -> None:
             verb = sql.split(None, 1)[0]
             if verb not in ("BEGIN", "INSERT", "DELETE", "COMMIT"):
                 return act(sql, *args)
-            return killer.around(f"store {verb}", lambda: act(sql, *args))
+            return harness.around(f"store {verb}", lambda: act(sql, *args))
 
         def executemany(self, sql: str, rows: Iterable[Any]) -> sqlite3.Cursor:
             act, rows = super().executemany, list(rows)
             half = functools.partial(act, sql, rows[: len(rows) // 2])
-            return killer.around("store counters", lambda: act(sql, rows), half)
+            return harness.around("store counters", lambda: act(sql, rows), half)
 
     sqlite3.connect = functools.partial(connect, factory=Watched)  # type: ignore[assignment]
 
 
-def watch_steps(killer: Killer, pace: timedelta) -> None:
+def watch_steps(harness: KillHarness, pace: timedelta) -> None:
     """Wraps polls, snapshots and buildings; and slows the source down, so that a short input sees many epochs."""
     from tidegate.connectors.files import lines, ndjson, partition
     from tidegate.flows.meter import shard_step, store_step
     from tidegate.flows.runtime import journal, recovery
 
-    watch(killer, lines.LinesRead, "next_batch", "poll")
-    watch(killer, partition.FilePartition, "snapshot", "snapshot source")
-    watch(killer, partition.FilePartition, "__init__", "build source")
-    watch(killer, ndjson._LinesWritten, "snapshot", "snapshot sink")
-    watch(killer, ndjson._LinesWritten, "__init__", "build sink")
-    watch(killer, shard_step.ShardLogic, "snapshot", "snapshot shard")
-    watch(killer, shard_step.ShardLogic, "__init__", "build shard")
-    watch(killer, store_step._Sink, "build", "build store")
-    watch(killer, journal.Journal, "append", "journal append")
-    watch(killer, journal.Journal, "__init__", "journal open")
-    watch(killer, recovery, "init_db_dir", "recovery init")
+    watch(harness, lines.LinesRead, "next_batch", "poll")
+    watch(harness, partition.FilePartition, "snapshot", "snapshot source")
+    watch(harness, partition.FilePartition, "__init__", "build source")
+    watch(harness, ndjson._LinesWritten, "snapshot", "snapshot sink")
+    watch(harness, ndjson._LinesWritten, "__init__", "build sink")
+    watch(harness, shard_step.ShardLogic, "snapshot", "snapshot shard")
+    watch(harness, shard_step.ShardLogic, "__init__", "build shard")
+    watch(harness, store_step._Sink, "build", "build store")
+    watch(harness, journal.Journal, "append", "journal append")
+    watch(harness, journal.Journal, "__init__", "journal open")
+    watch(harness, recovery, "init_db_dir", "recovery init")
 
     slow_down(lines.LinesRead, pace)
 
 
-def watch_kafka(killer: Killer, pace: timedelta) -> None:
+def watch_kafka(harness: KillHarness, pace: timedelta) -> None:
     """As the steps of files; and what brokers are asked."""
     from tidegate.connectors.kafka import consumer, producer, sinks, source
 
-    watch(killer, source._Partition, "next_batch", "poll")
-    watch(killer, source._Partition, "snapshot", "snapshot source")
-    watch(killer, source._Partition, "__init__", "build source")
-    watch(killer, source, "settled", "kafka starts")
-    watch(killer, consumer.Feed, "_send_commits", "kafka commit")
-    watch(killer, sinks._Partition, "write_batch", "kafka write")
-    watch(killer, sinks._Partition, "snapshot", "snapshot sink")
-    watch(killer, sinks._Partition, "__init__", "build sink")
-    watch(killer, sinks, "ids_since", "kafka look back")
-    watch(killer, sinks, "settled", "kafka starts")
-    watch(killer, producer.Delivery, "_produce", "kafka produce")
+    watch(harness, source._Partition, "next_batch", "poll")
+    watch(harness, source._Partition, "snapshot", "snapshot source")
+    watch(harness, source._Partition, "__init__", "build source")
+    watch(harness, source, "settled", "kafka starts")
+    watch(harness, consumer.Feed, "_send_commits", "kafka commit")
+    watch(harness, sinks._Partition, "write_batch", "kafka write")
+    watch(harness, sinks._Partition, "snapshot", "snapshot sink")
+    watch(harness, sinks._Partition, "__init__", "build sink")
+    watch(harness, sinks, "ids_since", "kafka look back")
+    watch(harness, sinks, "settled", "kafka starts")
+    watch(harness, producer.Delivery, "_produce", "kafka produce")
     slow_down(source._Partition, pace)
 
 
-def watch_redis(killer: Killer) -> None:
+def watch_redis(harness: KillHarness) -> None:
     """Wraps the writes of the store; its server is not ours to kill."""
     from tidegate.connectors.redis import writer
 
-    watch(killer, writer.RedisWriter, "write", "store write")
+    watch(harness, writer.RedisWriter, "write", "store write")
 
 
-def watch(killer: Killer, owner: Any, name: str, kind: str) -> None:
+def watch(harness: KillHarness, owner: Any, name: str, kind: str) -> None:
     """Wraps a function, so that the process may die at it."""
     act = getattr(owner, name)
 
     @functools.wraps(act)
     def watched(*args: Any, **kwargs: Any) -> Any:
-        return killer.around(kind, lambda: act(*args, **kwargs))
+        return harness.around(kind, lambda: act(*args, **kwargs))
 
     setattr(owner, name, watched)
 
@@ -301,18 +301,18 @@ def main(orders: Orders) -> None:
     from tidegate.flows.runtime.shutdown import Drain
     from tidegate.settings.settings import load_settings
 
-    killer = Killer(orders.kill)
+    harness = KillHarness(orders.kill)
     settings = load_settings()
     catalogs = fixed(pickle.loads(Path(orders.catalogs).read_bytes()))
-    watch_files(killer)
-    watch_store(killer)
+    watch_files(harness)
+    watch_store(harness)
     pace = timedelta(milliseconds=orders.pace_ms)
-    watch_steps(killer, pace)
+    watch_steps(harness, pace)
     if settings.source.scheme == "kafka":
-        watch_kafka(killer, pace)
+        watch_kafka(harness, pace)
     if settings.store.scheme == "redis":
-        watch_redis(killer)
-    killer.start()
+        watch_redis(harness)
+    harness.start()
     folder = recovery.prepare(settings.data_dir, settings.recovery_parts, settings.shards)
     cli_main(
         dataflow.build(settings, catalogs, Drain(), Telemetry()),
@@ -322,7 +322,7 @@ def main(orders: Orders) -> None:
         epoch_interval=timedelta(milliseconds=orders.epoch_ms),
         recovery_config=RecoveryConfig(folder, timedelta(0)),
     )
-    killer.finish()
+    harness.finish()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The flow with the platform at its end, as people start it, and what the command line shows of it."""
+"""The flow with the provider at its end, as people start it, and what the command line shows of it."""
 
 import contextlib
 import json
@@ -156,7 +156,7 @@ def test_a_rollup_without_recovery_is_refused(billed: Billed) -> None:
 
 
 def test_the_key_is_nowhere_to_be_seen(billed: Billed) -> None:
-    """Planted as the key, refused by the platform, with every library at its most talkative."""
+    """Planted as the key, refused by the provider, with every library at its most talkative."""
     billed.come(range(3))
     noisy = billed.folder / "sitecustomize.py"
     noisy.write_text(TALKATIVE)

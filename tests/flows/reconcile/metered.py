@@ -90,9 +90,9 @@ class Clock:
 
 
 class System:
-    """`folder` has everything that a real one has. Customers are the platform's own ids.
+    """`folder` has everything that a real one has. Customers are the provider's own ids.
 
-    `apart` is how far (µs) the platform's clock is ahead.
+    `apart` is how far (µs) the provider's clock is ahead.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class System:
         )  # fmt: skip
 
     def answer(self, request: httpx.Request) -> httpx.Response:
-        """The platform's answer to a request from another process."""
+        """The provider's answer to a request from another process."""
         return self._transport.handle_request(request)
 
     def apply(self, text: str | None = None) -> None:

@@ -17,7 +17,7 @@ from tidegate.operators.billing.provider import to_micros
 from tidegate.operators.model.ports import Adjustment
 
 HOUR = 60 * MINUTE
-# No number that the platform's JSON carries exactly.
+# No number that the provider's JSON carries exactly.
 INEXACT = 10**19 + 1
 LAST = BEGIN - timedelta(days=31)
 PAST = [(written(LAST), written(BEGIN))]
@@ -139,7 +139,7 @@ PLANTED = [
     # Kept back here
     Planted("too old after an outage", lambda m, c: [], lambda m, c, i: [m.event(c, tokens=19, at=early(m, c))],
             {"too_old": "19"}, lambda i: {i[0]}),
-    Planted("refused by the platform", old, lambda m, c, i: [refused(m, c)],
+    Planted("refused by the provider", old, lambda m, c, i: [refused(m, c)],
             {"rejected": "21"}, lambda i: {i[-1]}),
     Planted("refused for its number", old, lambda m, c, i: [m.event(c, tokens=INEXACT)],
             {"rejected": str(INEXACT)}, lambda i: {i[-1]}),
@@ -215,7 +215,7 @@ def first_come(metered: System, customer: str) -> str:
 
 
 def close_early(metered: System, customer: str) -> list[str]:
-    """The platform begins a new period; our catalog does not know, and an event comes."""
+    """The provider begins a new period; our catalog does not know, and an event comes."""
     edge = written(NOON + timedelta(microseconds=metered.clock.now - to_micros(NOON)))
     metered.simulator.roll(metered.subscriptions[customer], at=edge, end=written(END))
     metered.clock.sleep(2)
@@ -381,4 +381,4 @@ def test_what_is_mended_agrees_on_the_platform(tmp_path: Path) -> None:
         metered.run(400)
         assert metered.reconcile() == {}
         with closing(OutboxReader(metered.data / "outbox.db")) as outbox:
-            assert outbox.standing().counts["restored"] == 2
+            assert outbox.read_statistics().counts["restored"] == 2

@@ -1,4 +1,4 @@
-"""All of it together, in real processes: metering, billing, the platform, reconciliation, and what people type."""
+"""All of it together, in real processes: metering, billing, the provider, reconciliation, and what people type."""
 
 import json
 import subprocess
@@ -79,7 +79,7 @@ def send(place: Place, customer: str, *tokens: int) -> None:
 
 def acknowledged(place: Place) -> int:
     with closing(OutboxReader(place.folder / "state" / "outbox.db")) as reader:
-        return reader.standing().counts.get("acknowledged", 0)
+        return reader.read_statistics().counts.get("acknowledged", 0)
 
 
 def total(place: Place, customer: str) -> str | None:

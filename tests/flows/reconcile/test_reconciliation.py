@@ -62,7 +62,7 @@ def metered(tmp_path: Path) -> Iterator[System]:
 
 
 def test_no_false_alarm_on_a_healthy_busy_system(tmp_path: Path) -> None:
-    """Events come all the while, some late; answers are lost, the platform is away for minutes, batches wait."""
+    """Events come all the while, some late; answers are lost, the provider is away for minutes, batches wait."""
     noise = random.Random(7)
     with system(tmp_path, tier=1) as metered:
         metered.meters["peak"] = metered.simulator.create_meter("llm.tokens", "max", "tokens", name="peak")
@@ -233,7 +233,7 @@ def test_a_second_pass_alone_makes_a_suspect_a_drift(metered: System) -> None:
 
 
 def test_what_comes_right_by_itself_is_no_drift(metered: System) -> None:
-    """Between the two looks the platform has caught up."""
+    """Between the two looks the provider has caught up."""
     acme = metered.customer()
     metered.apply()
     metered.event(acme, tokens=5)
@@ -337,7 +337,7 @@ def test_another_meter_under_a_known_name_is_not_compared(metered: System) -> No
 
 
 def test_periods_are_taken_over_before_a_pass_if_that_is_wanted(metered: System) -> None:
-    """A period that the platform closed early is ours from then on, with the one before it kept."""
+    """A period that the provider closed early is ours from then on, with the one before it kept."""
     acme = metered.customer()
     metered.apply()
     metered.event(acme, tokens=5)

@@ -68,7 +68,7 @@ def fold(kind: Kind, values: list[int]) -> int:
 def test_a_healthy_biller_never_leaves_the_bracket(
     steps: list[Step], asked: int, wait: int, kind: Kind
 ) -> None:
-    """Whatever is on its way, and whenever within the request the biller looked: no false alarm, ever."""
+    """Whatever is on its way, and whenever within the request the provider looked: no false alarm, ever."""
     answered = asked + wait
     before = fold(kind, [s.quantity for s in steps if s.accepted + s.stored <= asked])
     after = fold(kind, [s.quantity for s in steps if s.accepted + s.stored <= answered + 1])

@@ -1,4 +1,4 @@
-"""Events as they go to the biller, held to the rules of its API by a second reading of them."""
+"""Events as they go to the provider, held to the rules of its API by a second reading of them."""
 
 import json
 import re

@@ -48,7 +48,7 @@ def test_neither_window_ever_holds_more_than_its_number(rate: Rate, seed: int) -
 def test_a_request_that_takes_longer_than_others_does_not_crowd_a_window_at_the_far_end(
     rate: Rate, seed: int
 ) -> None:
-    """Times as the platform sees them, up to a quarter of a second later."""
+    """Times as the provider sees them, up to a quarter of a second later."""
     travel = random.Random(seed)
     times = sorted(at + travel.randint(0, SECOND // 4) for at in admitted(Pace(rate), 4 * MINUTE))
     assert most_in_any(times, SECOND) <= rate.burst

@@ -498,7 +498,7 @@ def test_anchored_periods_keep_the_local_wall_time(
 
 
 def test_the_offset_an_anchor_is_written_with_does_not_matter() -> None:
-    """The same instant from YAML in Berlin time and from the platform in UTC is the same subscription."""
+    """The same instant from YAML in Berlin time and from the provider in UTC is the same subscription."""
     berlin = Anchored(1, "month", datetime(2024, 1, 31, tzinfo=ZoneInfo("Europe/Berlin")))
     utc = Anchored(1, "month", aware("2024-01-30T23:00"))
     assert berlin == utc

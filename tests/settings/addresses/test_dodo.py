@@ -1,4 +1,4 @@
-"""The address of the biller: never live by default, never with the key in it."""
+"""The address of the provider: never live by default, never with the key in it."""
 
 from pathlib import Path
 from typing import Any

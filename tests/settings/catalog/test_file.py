@@ -232,7 +232,7 @@ def test_plans_and_meters_keep_their_names_too() -> None:
     ],
 )
 def test_constants_of_filters_have_the_type_that_is_written(text: str, value: object) -> None:
-    """A property `5` is not a property `"5"`, on the platform and here."""
+    """A property `5` is not a property `"5"`, on the provider and here."""
     catalog = parse_catalog(
         "meters:\n- name: m\n  event_name: e\n  aggregation: {type: count}\n"
         f"  filter: {{conjunction: or, clauses: [{{key: k, operator: equals, value: {text}}}]}}"

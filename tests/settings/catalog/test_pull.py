@@ -1,4 +1,4 @@
-"""The catalog from the platform: what it says is taken over, and nothing else is touched."""
+"""The catalog from the provider: what it says is taken over, and nothing else is touched."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -236,7 +236,7 @@ steps = st.lists(st.integers(1, 40), min_size=1, max_size=12)
 @given(steps, st.lists(st.sampled_from(["renew", "early", "longer", "same"]), max_size=10))
 @settings(max_examples=200)
 def test_periods_of_before_stay_what_they_were(lengths: list[int], happened: list[str]) -> None:
-    """Whatever the platform does with its edges, what had ended keeps them: a closed bill can be compared for ever."""
+    """Whatever the provider does with its edges, what had ended keeps them: a closed bill can be compared for ever."""
     start, end = DAY, DAY + timedelta(days=30)
     edges = boundaries_of((), start, end)
     closed: list[tuple[datetime, datetime]] = []

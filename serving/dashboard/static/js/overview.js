@@ -114,7 +114,7 @@ export class OverviewPage {
           ${panel("books", "Books", books(one), one.balanced ? chip("good", "balanced") : chip("denied", "not balanced"))}
           ${one.unmetered?.length ? panel("unmetered", "Accepted, not metered", html`<div class="tall" tabindex="0" role="region" aria-labelledby="unmetered">${unmeteredList(one.unmetered, this.now)}</div>`) : nothing}
           ${panel("letters", "Dead letters", letters(one))}
-          ${panel("billing", "To the biller", outbox(one.outbox))}
+          ${panel("billing", "To the provider", outbox(one.outbox))}
           ${panel("drift", "Drift", drift(one.drift, one.reconciliation, this.now))}
           ${panel("health", "Health", health(one, this.state, this.now))}
         </div>
@@ -132,7 +132,7 @@ export class OverviewPage {
       ${tile("Lag", one.lag === null ? "–" : span(one.lag), "from event to readable")}
       ${tile("Newest event", asOf === null ? "–" : ago(asOf), html`${grouped(one.customers)} customers`)}
       ${tile("Refused per second", rate(this.refusals), html`${grouped(gate.denied ?? 0)} of ${grouped(asked)} asked`, this.refusals > 0 ? "denied" : "")}
-      ${tile("To the biller", one.outbox ? brief(one.outbox.waiting) : "–", one.outbox ? (one.outbox.age === null ? "nothing waits" : `oldest event ${span(one.outbox.age)} old`) : "no outbox here")}
+      ${tile("To the provider", one.outbox ? brief(one.outbox.waiting) : "–", one.outbox ? (one.outbox.age === null ? "nothing waits" : `oldest event ${span(one.outbox.age)} old`) : "no outbox here")}
     </dl>`;
   }
 
@@ -217,7 +217,7 @@ function outbox(box) {
 
 function drift(findings, last, now) {
   const seen = last?.ended_at ? html`<p class="muted">Compared ${ago((now - Date.parse(last.ended_at)) / 1000)}.</p>` : nothing;
-  if (!findings.length) return html`${empty(last ? "Ours and the biller’s agree." : "Nothing was compared yet.")}${seen}`;
+  if (!findings.length) return html`${empty(last ? "Ours and the provider’s agree." : "Nothing was compared yet.")}${seen}`;
   return html`<ul class="findings">${findings.slice(0, 8).map((one) => html`<li>
     ${one.customer ? customerLink(one.customer) : nothing} <span>${visible(words(one.meter ?? ""))}</span>
     <span class="muted">${visible(words(one.status ?? one.kind ?? ""))}</span>

@@ -1,4 +1,4 @@
-"""The billing platform's webhooks at the service: believed by their signature, asked for no key."""
+"""The billing provider's webhooks at the service: believed by their signature, asked for no key."""
 
 import base64
 import json
