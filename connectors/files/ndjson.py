@@ -139,13 +139,13 @@ class FileSink(FixedPartitionedSink[bytes, Written]):
     """Appends each value of `(key, line)` to one file; a line holds no newline.
 
     `lineage` names the recovery store, for as long as it lives; without one, nothing is ever replayed
-    and each start appends. With `fsync`, what a snapshot counts survives a power cut.
+    and each start appends. With `sync`, what a snapshot counts survives a power cut.
     """
 
-    def __init__(self, path: str, lineage: str = "", fsync: bool = True) -> None:
+    def __init__(self, path: str, lineage: str = "", sync: bool = True) -> None:
         self._path = path
         self._lineage = lineage
-        self._fsync = fsync
+        self._sync = sync
 
     def list_parts(self) -> list[str]:
         return ["0"]
@@ -155,7 +155,7 @@ class FileSink(FixedPartitionedSink[bytes, Written]):
 
     def build_part(self, step_id: str, for_part: str, resume_state: Written | None) -> "_LinesWritten":
         run = _run(self._lineage, step_id)
-        return _LinesWritten(Path(self._path), run, 1, self._fsync, resume_state)
+        return _LinesWritten(Path(self._path), run, 1, self._sync, resume_state)
 
 
 class DirSink(FixedPartitionedSink[bytes, Written]):
@@ -164,13 +164,13 @@ class DirSink(FixedPartitionedSink[bytes, Written]):
     As `FileSink`, file by file. `parts` stays as long as the recovery store does.
     """
 
-    def __init__(self, directory: str, parts: int, lineage: str = "", fsync: bool = True) -> None:
+    def __init__(self, directory: str, parts: int, lineage: str = "", sync: bool = True) -> None:
         if parts < 1:
             raise ValueError(f"parts: needs 1 or more, got {parts}")
         self._directory = directory
         self._parts = parts
         self._lineage = lineage
-        self._fsync = fsync
+        self._sync = sync
 
     def list_parts(self) -> list[str]:
         # Bytewax routes by place among the sorted names, so these must sort as numbers do.
@@ -182,7 +182,7 @@ class DirSink(FixedPartitionedSink[bytes, Written]):
 
     def build_part(self, step_id: str, for_part: str, resume_state: Written | None) -> "_LinesWritten":
         path = Path(self._directory) / f"{for_part}.ndjson"
-        return _LinesWritten(path, _run(self._lineage, step_id), self._parts, self._fsync, resume_state)
+        return _LinesWritten(path, _run(self._lineage, step_id), self._parts, self._sync, resume_state)
 
 
 def _run(lineage: str, step_id: str) -> str:
@@ -198,10 +198,10 @@ class _Start(msgspec.Struct, frozen=True):
 
 
 class _LinesWritten(StatefulSinkPartition[bytes, Written]):
-    def __init__(self, path: Path, run: str, parts: int, fsync: bool, resume: Written | None) -> None:
+    def __init__(self, path: Path, run: str, parts: int, sync: bool, resume: Written | None) -> None:
         self._path = path
         self._parts = parts
-        self._fsync = fsync
+        self._must_sync = sync
         self._unsynced = True
         make_private_folder(path.parent)
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
@@ -284,7 +284,7 @@ class _LinesWritten(StatefulSinkPartition[bytes, Written]):
             view = view[os.write(self._fd, view) :]
 
     def _sync(self) -> None:
-        if self._fsync and self._unsynced:
+        if self._must_sync and self._unsynced:
             os.fsync(self._fd)
             self._unsynced = False
 

@@ -310,7 +310,6 @@ def offers_of(settings: Settings, catalogs: CatalogFollower | None = None) -> di
         "api_key": lambda: settings.dodo_api_key,
         "catalog": lambda: lambda: catalogs.current.catalog if catalogs else None,
         "data_dir": lambda: folder,
-        "fsync": lambda: settings.sync,
         # Without recovery nothing is ever replayed, and each start appends.
         "lineage": lambda: recovery.lineage(folder) if recovered else "",
         "open_store": lambda: settings.store.open,

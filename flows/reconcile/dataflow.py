@@ -332,7 +332,7 @@ class _AlertOut:
     def _sink(self, address: Any) -> Any:
         """Open an alert sink. Nothing is replayed to it, so it needs no lineage and no start offsets."""
         offers: dict[str, Callable[[], Any]] = {
-            "fsync": lambda: True,
+            "sync": lambda: True,
             "lineage": lambda: "",
             "queue": lambda: self._settings.folder / "deliveries.db",
             "secrets": lambda: self._settings.delivery_secrets,

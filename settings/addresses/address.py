@@ -41,7 +41,6 @@ OFFERED: Final = frozenset(
         "api_key",
         "catalog",
         "data_dir",
-        "fsync",
         "lineage",
         "open_store",
         "own",

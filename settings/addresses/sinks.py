@@ -24,7 +24,7 @@ TERMS: Final = (
 class FilePlace(Address):
     """What is written to files of its own: each path is another place."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"lineage", "fsync"})
+    needs: ClassVar[frozenset[str]] = frozenset({"lineage", "sync"})
     path: str
 
     @property
@@ -66,7 +66,7 @@ class BillingFile(FilePlace):
     """`file:data/billing/`: a folder of accepted events, as they would be sent to the provider."""
 
     connector: ClassVar[str] = "tidegate.connectors.files.ndjson:DirSink"
-    needs: ClassVar[frozenset[str]] = frozenset({"lineage", "fsync", "parts"})
+    needs: ClassVar[frozenset[str]] = frozenset({"lineage", "sync", "parts"})
     scheme: Literal["file"] = "file"
     path: str = Field(min_length=1, description="The folder; it is made if need be.")
 

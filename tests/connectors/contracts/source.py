@@ -2,7 +2,7 @@
 
 A subclass says in `holding` how payloads come to lie in its outside system, and in `waiting` how to open
 a live partition of it with nothing to read. Each payload comes once; reading resumes wherever it was
-stopped, without gap or repeat; and no poll blocks. `test_source_contract_bites.py` shows that it bites.
+stopped, without gap or repeat; and no poll blocks. `test_broken_sources.py` shows that it fails broken ones.
 """
 
 import pickle

@@ -2,8 +2,8 @@
 
 A subclass says in `fresh` how an empty store comes to be, as a place that any process can open for writing
 and for reading, and in `at_once` what of a write its readers see at once. Only newer totals are written, exactly; who
-follows the changes misses none. Processes are real ones, and are killed. `test_store_contract_bites.py` shows that it
-bites.
+follows the changes misses none. Processes are real ones, and are killed. `test_broken_stores.py` shows that it
+fails broken ones.
 """
 
 import multiprocessing

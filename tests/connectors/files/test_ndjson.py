@@ -482,7 +482,7 @@ class TestFileSink(SinkContract):
                 assert content.startswith(self.before)
                 return content[len(self.before) :].split()
 
-            yield Place(lambda: FileSink(str(path), "store-1", fsync=False), lines, lambda: tear(path))
+            yield Place(lambda: FileSink(str(path), "store-1", sync=False), lines, lambda: tear(path))
 
 
 class TestFileSinkOnAnExistingFile(TestFileSink):
@@ -501,7 +501,7 @@ class TestDirSink(SinkContract):
             files = [Path(directory) / f"{n:02d}.ndjson" for n in range(3)]
 
             def sink() -> Sink:
-                return DirSink(directory, 3, "store-1", fsync=False)
+                return DirSink(directory, 3, "store-1", sync=False)
 
             yield Place(sink, lambda: [line for f in files for line in lines_of(f)], lambda: tear(files[1]))
 

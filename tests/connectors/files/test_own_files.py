@@ -53,7 +53,7 @@ def test_what_a_sink_wrote_under_earlier_settings_is_known(tmp_path: Path) -> No
     """Also where its address has changed; what another flow wrote may be read."""
     for name in ("one", "two"):
         recovery.prepare(tmp_path / name, 1, 16)
-        sink = FileSink(f"{tmp_path}/{name}.ndjson", recovery.lineage(tmp_path / name), fsync=False)
+        sink = FileSink(f"{tmp_path}/{name}.ndjson", recovery.lineage(tmp_path / name), sync=False)
         sink.build_part("out", "0", None).close()
     assert OwnFiles([], tmp_path / "one").has(f"{tmp_path}/one.ndjson")
     assert not OwnFiles([], tmp_path / "one").has(f"{tmp_path}/two.ndjson")

@@ -274,5 +274,5 @@ def test_the_contracts_fail_a_broken_store(
     ["test_only_newer_totals_are_written", "test_the_edge_of_a_cap_is_exact", "test_an_id_counts_once"],
 )
 def test_the_contracts_pass_the_store_they_are_made_of(place: _BrokenPlace, name: str) -> None:
-    """One of each; the rest is what test_redis_store.py and test_redis_holds.py run."""
+    """One of each; the rest is what test_writer.py and test_holds.py run."""
     assert not fails(place, name)
