@@ -84,6 +84,7 @@ class Crowd:
 
     def run(self, kills: int) -> Outcome:
         """Until every client has been denied; meanwhile `kills` processes die and are started again."""
+        address_of(self.store).make()
         with closing(address_of(self.store).open_writer(resumed=False)) as writer:
             writer.write([], [], heartbeats=[ENDED])
         with closing(address_of(self.store).open_control()) as control:

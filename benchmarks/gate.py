@@ -88,6 +88,7 @@ def filled(store: str, used: int = 500, cap: int = 1_000_000) -> None:
     """A catalog, and some usage of the customer."""
     start, end = find_period(Calendar("month"), "UTC", wall_clock())
     total = Total(CUSTOMER, "period", METER, start, end, used, 1, used, wall_clock(), 0, 0, 0, True)
+    address_of(store).make()
     with (
         closing(address_of(store).open_writer(resumed=False)) as writer,
         closing(address_of(store).open_control()) as control,
@@ -193,6 +194,7 @@ def settle(place: Place, options: argparse.Namespace) -> Report:
     rng = np.random.default_rng(1)
     for waiting in WAITING:
         store = place.fresh()
+        address_of(store).make()
         now = wall_clock()
         with (
             closing(address_of(store).open_writer(resumed=False)) as writer,

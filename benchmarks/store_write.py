@@ -54,7 +54,9 @@ def write(writer: StoreWriter, rows: int) -> None:
 def main(rows: int, address: str | None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         given = {"source": "file:-", "store": address or f"sqlite:{folder}/store.db"}
-        with closing(load_settings(given).store.open()) as writer:
+        store = load_settings(given).store
+        store.make()
+        with closing(store.open()) as writer:
             write(writer, rows)
 
 

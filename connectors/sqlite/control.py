@@ -15,7 +15,7 @@ import msgspec
 
 from tidegate.connectors.clock import wall_clock
 from tidegate.connectors.control_records import read_record
-from tidegate.connectors.sqlite.connection import WAIT
+from tidegate.connectors.sqlite.connection import WAIT, Mode
 from tidegate.connectors.sqlite.files import open_file
 from tidegate.connectors.sqlite.store_schema import SCHEMA
 from tidegate.operators.model.adjustments import is_same_request
@@ -32,13 +32,19 @@ _VERSION = "SELECT number, text, applied_at, origin, author, note FROM catalogs"
 
 
 class SqliteControl:
-    """The control log in the file at `path`, made if it is not there. Raises StoreError."""
+    """The control log in the file at `path`, made if it is not there, unless `create` is off. Raises StoreError."""
 
     def __init__(
-        self, path: str | Path, *, wait: timedelta = WAIT, clock: Callable[[], int] = wall_clock
+        self,
+        path: str | Path,
+        *,
+        create: bool = True,
+        wait: timedelta = WAIT,
+        clock: Callable[[], int] = wall_clock,
     ) -> None:
         self._clock = clock
-        self._file = open_file(Path(path), SCHEMA, "rwc", wait=wait, pragmas={"synchronous": "FULL"})
+        mode: Mode = "rwc" if create else "rw"
+        self._file = open_file(Path(path), SCHEMA, mode, wait=wait, pragmas={"synchronous": "FULL"})
         self._db = self._file.db
         self._generation = self._named()
 

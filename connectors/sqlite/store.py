@@ -54,8 +54,16 @@ _NOTE = """INSERT INTO notes (kind, id, customer, at, body) VALUES (?, ?, ?, ?, 
 _TRIM_NOTES = "DELETE FROM notes WHERE seq <= (SELECT max(seq) FROM notes) - ?"
 
 
+def make_store(path: str | Path, *, wait: timedelta = WAIT) -> None:
+    """Make the file at `path`, with its folder, where there is none, or bring it to this release's version.
+
+    Raises StoreError.
+    """
+    open_file(Path(path), SCHEMA, "rwc", wait=wait).close()
+
+
 class SqliteWriter:
-    """Writes totals and counters into the file at `path`, made with its folder if it is not there.
+    """Writes totals and counters into the file at `path`, made if it is not there, unless `create` is off.
 
     `wait` bounds how long another writer is waited for. `full_sync` makes each write survive a power cut,
     at the price of waiting for the disk. Raises StoreError, after which nothing of that write is stored.
@@ -66,6 +74,7 @@ class SqliteWriter:
         path: str | Path,
         *,
         wait: timedelta = WAIT,
+        create: bool = True,
         full_sync: bool = False,
         clock: Callable[[], int] = wall_clock,
     ) -> None:
@@ -79,7 +88,7 @@ class SqliteWriter:
             # Some builds overwrite with zeros what they free, which only costs time here.
             "secure_delete": "OFF",
         }
-        self._file = open_file(Path(path), SCHEMA, "rwc", wait=wait, pragmas=pragmas)
+        self._file = open_file(Path(path), SCHEMA, "rwc" if create else "rw", wait=wait, pragmas=pragmas)
         self._db = self._file.db
         table_layout.prepare(self._db)
 
@@ -124,13 +133,11 @@ class SqliteWriter:
 class SqliteReader:
     """Reads the file at `path` while others write it; sees each write as soon as it is committed.
 
-    Where there is no file, that is an error, or with `create` an empty store. Raises StoreError.
+    Where there is no file, that is an error. Raises StoreError.
     """
 
-    def __init__(self, path: str | Path, *, create: bool = False, wait: timedelta = WAIT) -> None:
+    def __init__(self, path: str | Path, *, wait: timedelta = WAIT) -> None:
         self._path, self._wait = Path(path).absolute(), wait
-        if create and not self._path.exists():
-            open_file(self._path, SCHEMA, "rwc", wait=wait).close()
         self._file = open_file(self._path, SCHEMA, "ro", wait=wait)
 
     def read(self, customer: str, since: int = 0) -> list[StoredTotal]:

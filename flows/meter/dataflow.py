@@ -102,10 +102,11 @@ def check_source(settings: Settings) -> None:
 
 
 def open_catalogs(settings: Settings) -> CatalogFollower:
-    """Return the catalogs of the store, with the settings' file applied.
+    """Return the catalogs of the store, which is made if need be, with the settings' file applied.
 
     A wrong file leaves the last good version in force; CatalogError where there was none.
     """
+    settings.store.make()
     log = settings.store.open_control()
     noted = settings.data_dir / "recovery" / "catalog.json"
     in_force = LastApplied(noted) if settings.recovery else None

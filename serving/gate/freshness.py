@@ -1,8 +1,8 @@
 """How old the totals of a customer are, by the heartbeats of the flow as this process saw them come.
 
 The age of a heartbeat is counted by this process's own monotonic clock from when it was first seen, so that a flow on
-a machine whose clock differs looks neither dead nor alive by mistake. Only the first one, which may be old, is dated by
-the wall clocks of both.
+a machine whose clock differs looks neither dead nor alive by mistake. Between two looks it is dated by the wall clocks
+of both, as it may have been written right after the first look; the very first one may be of any age.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -48,7 +48,7 @@ class Freshness:
         self._wall = wall
         self._seen: dict[int, _Seen] = {}
         self._shards = 0
-        self._read_at = float("-inf")
+        self._read_at = self._taken_at = float("-inf")
 
     def follow(self, store: Holds, now: float, every: float = READ_EVERY) -> None:
         """Read the heartbeats if the last look is `every` seconds ago. `now` is monotonic. Raises StoreError."""
@@ -61,8 +61,9 @@ class Freshness:
         found = select_newest_generation(heartbeats)
         shards = found[0].shards if found else 0
         before = self._seen if shards == self._shards else {}
-        self._seen = {one.shard: self._note(one, before.get(one.shard), now) for one in found}
-        self._shards = shards
+        unseen = now - self._taken_at
+        self._seen = {one.shard: self._note(one, before.get(one.shard), now, unseen) for one in found}
+        self._shards, self._taken_at = shards, now
 
     def lag(self, customer: str, now: float) -> int | None:
         """Return how old the customer's totals may be at monotonic time `now` (µs); None if no flow has said."""
@@ -86,14 +87,17 @@ class Freshness:
         seen = self._seen.get(shard_of(customer, self._shards)) if self._shards else None
         return seen.positions if seen is not None else {}
 
-    def _note(self, beat: Heartbeat, before: _Seen | None, now: float) -> _Seen:
+    def _note(self, beat: Heartbeat, before: _Seen | None, now: float, unseen: float) -> _Seen:
+        """`unseen` are the seconds since the look before."""
         if before is not None and before.written_at == beat.written_at:
             return before
         lag = beat.lag
         if lag is None:
             return _Seen(beat.written_at, None, False, beat.positions)
-        age = max(self._wall() - beat.written_at, 0) if before is None else 0
-        return _Seen(beat.written_at, now - (lag + age) / SECOND, beat.ended, beat.positions)
+        age = max(self._wall() - beat.written_at, 0) / SECOND
+        if before is not None:
+            age = min(age, unseen)
+        return _Seen(beat.written_at, now - lag / SECOND - age, beat.ended, beat.positions)
 
 
 def describe_state(state: FlowState) -> str:

@@ -85,17 +85,18 @@ class Service:
         self.flow = FlowMonitor(lambda: self.gate, settings.max_lag, store.open, self.clock)
 
     def check(self) -> None:
-        """Open the log of events, and raise TidegateError or OSError where it or the store is set up wrong."""
+        """Make the store and open the log of events; raise TidegateError or OSError where one is set up wrong."""
+        self.settings.store.make()
         self.settings.store.check()
         self.ingest = self.settings.ingest.open()
 
     async def start(self) -> None:
-        """Open the log of events, if `check` did not, and begin to follow the store.
+        """Open the store and the log of events, if `check` did not, and begin to follow the store.
 
         It waits a moment for the store, so that the first request finds a catalog, but not longer.
         """
         if not hasattr(self, "ingest"):
-            self.ingest = self.settings.ingest.open()
+            self.check()
         self.live.start()
         # Not only with the first check, as probes ask how the flow is doing.
         self.gate.follow()

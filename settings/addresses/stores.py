@@ -39,6 +39,13 @@ class StoreAddress(Address):
         """Return whether it is known to be there without asking anybody over a network."""
         return False
 
+    def make(self) -> None:
+        """Make the store where there is none, or bring it to this release's version; for those who start.
+
+        What opens it makes none: a store that goes away while something runs is never replaced by an empty one, which
+        would let everybody through. StoreError where it cannot be made.
+        """
+
     def check(self) -> None:
         """Raise StoreError where waiting cannot make a store of what is there; one that is away may come."""
 
@@ -80,6 +87,15 @@ class Sqlite(StoreAddress):
         path = Path(self.path)
         return tuple(path.with_name(f"{path.name}{end}") for end in ("", "-wal", "-shm"))
 
+    def make(self) -> None:
+        load("tidegate.connectors.sqlite.store:make_store")(self.path)
+
+    def open(self, **given: Any) -> Any:
+        return super().open(create=False, **given)
+
+    def open_control(self, **given: Any) -> Any:
+        return super().open_control(create=False, **given)
+
     def is_at_hand(self) -> bool:
         return Path(self.path).is_file()
 
@@ -95,7 +111,7 @@ class Sqlite(StoreAddress):
         return self
 
     def aside(self) -> Callable[[], Any]:
-        return partial(load(self.connector), **self.arguments())
+        return partial(load(self.connector), create=False, **self.arguments())
 
 
 class RedisStore(StoreAddress, Dsn):

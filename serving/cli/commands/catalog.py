@@ -104,5 +104,6 @@ def _log(store: str | None, has_to_exist: bool = False) -> ControlLog:
     address = load_settings(given).store
     if has_to_exist:
         address.require()
+    address.make()
     log: ControlLog = address.open_control()
     return log

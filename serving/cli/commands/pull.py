@@ -44,6 +44,7 @@ def pull(
 ) -> None:
     """Pull meters, plans, periods and free quantities from the provider and show the changes; all else stays."""
     settings = load_reconciliation_settings()
+    settings.store.make()
     with closing(settings.store.open_control()) as control:
         base = _base(control, settings.catalog)
         made = _pulled(settings, base.text)

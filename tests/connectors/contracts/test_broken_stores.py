@@ -17,7 +17,7 @@ import pytest
 
 from tests.connectors.contracts.store import Place, StoreContract
 from tidegate.connectors.sqlite import table_layout
-from tidegate.connectors.sqlite.store import SqliteReader, SqliteWriter
+from tidegate.connectors.sqlite.store import SqliteReader, SqliteWriter, make_store
 from tidegate.operators.metering.totals import Totals
 from tidegate.operators.model.freshness import Heartbeat
 from tidegate.operators.model.ports import Changes, Note, Settled, StoredTotal
@@ -455,9 +455,8 @@ class _BrokenPlace:
         return (self.broken if issubclass(self.broken, SqliteWriter) else SqliteWriter)(self.path)
 
     def open_reader(self) -> SqliteReader:
-        return (self.broken if issubclass(self.broken, SqliteReader) else SqliteReader)(
-            self.path, create=True
-        )
+        make_store(self.path)
+        return (self.broken if issubclass(self.broken, SqliteReader) else SqliteReader)(self.path)
 
 
 class _Found(BaseException):

@@ -32,7 +32,7 @@ from tests.connectors.contracts.store import (
     written,
 )
 from tidegate.connectors.sqlite import change_feed, store_schema, table_layout
-from tidegate.connectors.sqlite.store import SqliteReader, SqliteWriter
+from tidegate.connectors.sqlite.store import SqliteReader, SqliteWriter, make_store
 from tidegate.operators.events.keys import shard_of
 from tidegate.operators.model.ports import Changes, StoreError
 from tidegate.operators.model.records import Counter, Total
@@ -48,7 +48,8 @@ class FilePlace:
         return SqliteWriter(self.path)
 
     def open_reader(self) -> SqliteReader:
-        return SqliteReader(self.path, create=True)
+        make_store(self.path)
+        return SqliteReader(self.path)
 
 
 class SqliteContract(StoreContract):

@@ -15,7 +15,7 @@ from time import monotonic, sleep
 import pytest
 
 from tests.connectors.contracts.store import Place, StoreContract, batch_of, holds, written
-from tidegate.connectors.sqlite.store import SqliteReader, SqliteWriter
+from tidegate.connectors.sqlite.store import SqliteReader, SqliteWriter, make_store
 from tidegate.connectors.sqlite.writer_process import AsideWriter
 from tidegate.operators.model.ports import StoreError
 
@@ -26,7 +26,7 @@ OWNER = """
 import sys, time
 from functools import partial
 from tidegate.connectors.sqlite.writer_process import AsideWriter
-from tidegate.connectors.sqlite.store import SqliteWriter
+from tidegate.connectors.sqlite.store import SqliteWriter, make_store
 writer = AsideWriter(partial(SqliteWriter, sys.argv[1]))
 writer.write([], [])
 print(writer.pid, flush=True)
@@ -42,7 +42,8 @@ class AsidePlace:
         return AsideWriter(partial(SqliteWriter, self.path))
 
     def open_reader(self) -> SqliteReader:
-        return SqliteReader(self.path, create=True)
+        make_store(self.path)
+        return SqliteReader(self.path)
 
 
 class Odd:

@@ -43,6 +43,7 @@ from tidegate.connectors.reconciliation.book_reader import BookReader
 from tidegate.connectors.reconciliation.book_schema import BookError
 from tidegate.connectors.reconciliation.conflicts import known_in, note_of
 from tidegate.connectors.reconciliation.repair_journal import Entry, Journal
+from tidegate.connectors.sqlite.store import make_store
 from tidegate.flows.reconcile.dataflow import build
 from tidegate.operators.billing.provider import to_micros
 from tidegate.operators.billing.rate_limit import Rate
@@ -769,6 +770,7 @@ def test_the_real_command_killed_with_sigkill_in_mid_pass_goes_on(tmp_path: Path
             "RECONCILE_REPORT": "file:drift.ndjson",
             "RECONCILE_SETTLE": "1s",
         }
+        make_store(tmp_path / "store.db")
         # One answer is slow, so that there is a middle to be killed in.
         simulator.add_fault("slow", where="/subscriptions/", skip=12, times=1, delay_s=60)
         with started(tmp_path, settings) as process:

@@ -123,7 +123,15 @@ def test_a_catalog_is_held_against_what_its_meters_have_counted(run: Run) -> Non
     for command in ("validate", "apply"):
         done = run("catalog", command, "back.yaml")
         assert (done.code, "meter 'tok': its aggregation is fixed" in done.err) == (1, True)
+    Path("other.yaml").write_text("meters: [{name: other, event_name: o, aggregation: {type: count}}]\n")
+    assert run("catalog", "apply", "other.yaml", "--store", "sqlite:other.db").code == 0
     assert run("catalog", "validate", "back.yaml", "--store", "sqlite:other.db").code == 0
+    wrong = run("catalog", "validate", "back.yaml", "--store", "sqlite:misspelt.db")
+    assert (wrong.code, "there is no such file" in wrong.err, Path("misspelt.db").exists()) == (
+        1,
+        True,
+        False,
+    )
     back.write_text(f"meters: [{', '.join(meters)}]\n")
     assert run("catalog", "apply", "back.yaml").out == "catalog: is now version 3\n"
 

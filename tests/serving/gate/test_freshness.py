@@ -12,6 +12,7 @@ from tidegate.operators.events.keys import compute_identity
 from tidegate.operators.model.freshness import Heartbeat
 from tidegate.operators.model.ports import Place
 from tidegate.serving.gate import AsyncGate, Gate
+from tidegate.serving.gate.freshness import FlowState, Freshness
 from tidegate.serving.gate.pending import EVENTS_MAX, Pending, PendingEvent
 
 S = 1_000_000
@@ -158,6 +159,21 @@ def test_a_heartbeat_from_before_the_gate_began_is_dated_by_the_wall_clock() -> 
     world = World("{cap: 10, fail: closed}")
     world.after(0, beat(-60))
     assert world.check().reason == "stale"
+
+
+def test_a_heartbeat_that_came_while_nobody_looked_is_dated_by_the_wall_clock() -> None:
+    """The flow died a second after the last look, and the next look is a minute later."""
+    freshness = Freshness(lambda: NOW + 60 * S)
+    freshness.take([beat(0)], now=100)
+    freshness.take([beat(1)], now=160)
+    assert freshness.state(160, 5 * S) == FlowState(1, 1, 59 * S)
+
+
+def test_a_clock_that_differs_makes_no_heartbeat_older_than_the_look_before() -> None:
+    freshness = Freshness(lambda: NOW + 3600 * S)
+    freshness.take([beat(0)], now=100)
+    freshness.take([beat(1)], now=101)
+    assert freshness.state(101, 5 * S) == FlowState(1, 0, 1 * S)
 
 
 def pending(n: int = 1, *, at: int = NOW, place: Place = PLACE) -> PendingEvent:

@@ -24,21 +24,42 @@ def eventually(is_so: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("anew", ["by the flow", "by the service"])
-def test_every_page_reads_the_store_that_is_there_now(alone: Served, anew: str) -> None:
+@pytest.mark.parametrize("back", ["made anew by the flow", "put back"])
+def test_every_page_reads_the_store_that_is_there_now(alone: Served, back: str) -> None:
     alone.start()
     client = alone.client()
     assert [client.get(path).status_code for path in READS] == [200] * len(READS)
     first = client.get("/v1/catalog").json()["applied_at"]
-    for end in FILES:
-        alone.store.with_name(alone.store.name + end).unlink(missing_ok=True)
-    if anew == "by the flow":
+    files = [alone.store.with_name(alone.store.name + end) for end in FILES]
+    for file in files:
+        file.rename(alone.folder / file.name)
+    eventually(lambda: client.get("/readyz?check=service").status_code == 503)
+    if back == "put back":
+        for file in files:
+            (alone.folder / file.name).rename(file)
+    else:
         alone.writer().close()
     # Until the service has looked, it says that the store is away; then everything is there at its first request.
-    eventually(lambda: client.get("/readyz?check=service").status_code == 503)
     eventually(lambda: client.get("/readyz?check=service").status_code == 200)
     assert [client.get(path).status_code for path in READS] == [200] * len(READS)
-    assert client.get("/v1/catalog").json()["applied_at"] > first
+    again = client.get("/v1/catalog").json()["applied_at"]
+    assert again == first if back == "put back" else again > first
+
+
+def test_nothing_that_runs_puts_an_empty_store_in_the_place_of_one_that_went_away(alone: Served) -> None:
+    """It would let everybody through, and what is put back over it would be damaged by its log."""
+    alone.start()
+    client = alone.client()
+    for end in FILES:
+        alone.store.with_name(alone.store.name + end).rename(alone.folder / f"away{end}")
+    eventually(
+        lambda: "cannot be followed" in (log := (alone.folder / "serve.log").read_text()) and "no such" in log
+    )
+    assert [client.get(path).status_code for path in READS] == [503] * len(READS)
+    assert client.put("/v1/catalog", content=CATALOG + "# Better.\n", headers=YAML).status_code == 503
+    check = client.get("/v1/check?customer=acme&meter=calls").json()
+    assert check["reason"] == "unavailable"
+    assert not [file for end in FILES if (file := alone.store.with_name(alone.store.name + end)).exists()]
 
 
 def test_a_file_that_is_wrong_at_a_start_is_named_while_the_last_good_version_holds(alone: Served) -> None:

@@ -3,7 +3,7 @@
 import ast
 import inspect
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Final, get_args
 
@@ -11,6 +11,7 @@ import pytest
 
 from tests.support.places import ROOT
 from tidegate.flows.meter.dataflow import offers_of
+from tidegate.operators.model.ports import StoreError
 from tidegate.settings.addresses.address import OFFERED, Address, load
 from tidegate.settings.addresses.alerts import Alert, Delivered
 from tidegate.settings.addresses.ingest import Ingest
@@ -87,3 +88,24 @@ def test_a_poll_is_as_large_as_the_setting_says(source: str, tmp_path: Path) -> 
             blocks += [poll.block for poll in partition.next_batch()]
     assert b"".join(blocks) == segment.read_bytes()
     assert max(map(len, blocks)) <= 4096 < sum(map(len, blocks))
+
+
+def test_no_end_of_a_store_makes_the_store(tmp_path: Path) -> None:
+    """Only `make` does, at a start: an empty store in the place of one that is away would forget all usage."""
+    store = load_settings({"source": "file:-", "store": f"sqlite:{tmp_path}/tidegate.db"}).store
+    opener = store.aside()
+    assert opener is not None
+    for open_end in (store.open, store.open_control, store.open_reader, opener):
+        with pytest.raises(StoreError, match="no such file"):
+            open_end()
+    with pytest.raises(StoreError, match="no such file"), closing(store.open_writer(resumed=True)):
+        pass
+    holds = store.open_holds()
+    with pytest.raises(StoreError, match="no such file"):
+        holds.heartbeats()
+    assert not list(tmp_path.iterdir())
+    store.make()
+    for open_end in (store.open, store.open_control, store.open_reader, opener):
+        open_end().close()
+    assert holds.heartbeats() == []
+    holds.close()
