@@ -13,6 +13,7 @@ from tidegate.connectors.outbox.outbox import Outbox
 from tidegate.connectors.outbox.reader import OutboxReader
 from tidegate.connectors.outbox.schema import State
 from tidegate.connectors.sqlite.control import SqliteControl
+from tidegate.connectors.sqlite.store import make_store
 from tidegate.operators.model.ports import Adjustment
 from tidegate.operators.model.records import Accepted
 
@@ -36,6 +37,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("catalog.yaml").write_text(CATALOG)
     monkeypatch.setenv("TIDEGATE_DEAD_LETTERS", "file:dead.ndjson")
     monkeypatch.setenv("TIDEGATE_STORE", "sqlite:store.db")
+    make_store("store.db")
     monkeypatch.setenv("TIDEGATE_BILLING", "dodo://127.0.0.1:9?tls=false")
     monkeypatch.setenv("TIDEGATE_DODO_API_KEY", "hunter2")
     write(
