@@ -17,10 +17,11 @@ ENV_FILE: Final = Path(".env")
 TOML_FILE: Final = Path("tidegate.toml")
 # fmt: off
 ELSEWHERE: Final = frozenset({
-    "listen", "auth", "keys", "ingest", "request_bytes_max", "batch_max", "rate_per_key",
-    "rate_per_customer_key", "streams_max", "streams_per_key", "streams_per_customer", "connections_max",
-    "connections_per_address", "max_lag", "cors", "frames", "reconcile_every", "reconcile_once", "reconcile_settle",
-    "reconcile_repair", "reconcile_credits", "reconcile_periods", "reconcile_report", "dodo_webhook_secrets",
+    "listen", "auth", "keys", "ingest", "request_bytes_max", "batch_max", "rate_per_key", "rate_per_customer_key",
+    "streams_max", "streams_per_key", "streams_per_customer", "connections_max", "connections_per_address",
+    "max_lag", "check_timeout", "write_timeout", "cors", "frames", "reconcile_every", "reconcile_once",
+    "reconcile_settle", "reconcile_repair", "reconcile_credits", "reconcile_periods", "reconcile_report",
+    "dodo_webhook_secrets",
 })
 # fmt: on
 """Settings of the HTTP service (settings/serving.py) and of reconciliation, which the metering flow has no use for and

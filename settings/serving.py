@@ -80,6 +80,13 @@ class ServingSettings(Settings):
         timedelta(seconds=5),
         description="How old totals may be before pages, /readyz, metrics and an alert say that the flow is behind.",
     )
+    check_timeout: Annotated[Duration, between("1ms", "1m")] = Field(
+        timedelta(milliseconds=50),
+        description="How long a check may wait for the store; then the cap's `fail` decides.",
+    )
+    write_timeout: Annotated[Duration, between("10ms", "1m")] = Field(
+        timedelta(seconds=1), description="The same for a reservation and what becomes of it."
+    )
     cors: Origins = Field((), description="Origins whose pages may call the API from a browser.")
     frames: Origins = Field((), description="Origins whose pages may embed the dashboard.")
 

@@ -15,7 +15,6 @@ from tidegate.connectors.reconciliation.acknowledgements import AcknowledgementR
 from tidegate.connectors.sqlite.api_keys import KeyFile
 from tidegate.operators.model.ports import ControlLog, Ingest, StoreReader
 from tidegate.serving.gate import AsyncGate, UnknownMeter
-from tidegate.serving.gate.gate import TIMEOUT, WRITE_TIMEOUT
 from tidegate.serving.http.access import Access
 from tidegate.serving.http.connection.stream_slots import Places
 from tidegate.serving.http.metrics import Metrics
@@ -80,8 +79,11 @@ class Service:
         )
         self.judge, self.judge_of_many = Judge(settings, self.clock), Judge(settings, self.clock)
         self.metrics = Metrics()
-        holds = store.open_holds(read_wait=TIMEOUT, write_wait=WRITE_TIMEOUT)
-        self.gate = AsyncGate(holds, clock=self.clock, monotonic=self.monotonic)
+        times = settings.check_timeout, settings.write_timeout
+        holds = store.open_holds(read_wait=times[0], write_wait=times[1])
+        self.gate = AsyncGate(
+            holds, timeout=times[0], write_timeout=times[1], clock=self.clock, monotonic=self.monotonic
+        )
         self.flow = FlowMonitor(lambda: self.gate, settings.max_lag, store.open, self.clock)
 
     def check(self) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from tidegate.serving.client.middleware import Denied, Metering, UsageMiddleware
 from tidegate.serving.gate import AsyncGate
 from tidegate.settings.catalog.file import parse_catalog
 
+PATIENCE = timedelta(seconds=10)
 CATALOG = """meters:
   - {name: calls, event_name: api.call, aggregation: {type: count}}
   - {name: tokens_out, event_name: llm.tokens, aggregation: {type: sum, key: output_tokens}}
@@ -267,7 +269,7 @@ def test_the_example_end_to_end(tmp_path: Path) -> None:
     with local(tmp_path, served) as here:
 
         async def scenario() -> int:
-            gate = AsyncGate(SqliteHolds(served.store))
+            gate = AsyncGate(SqliteHolds(served.store), timeout=PATIENCE, write_timeout=PATIENCE)
             async with HttpEmit(here.url, served.tokens["ingest"]) as emit:
                 metering = Metering(gate, emit, source="/llm")
                 async with client(build(metering, parrot)) as asking:

@@ -27,7 +27,9 @@ def settings_of(served: Served, **choices: Any) -> ServingSettings:
         "data_dir": str(folder / "data"),
         "billing": f"file:{folder}/data/billing/",
     }
-    return load_serving_settings(paths | choices)
+    # A busy machine is no store that is away.
+    times = {"check_timeout": "10s", "write_timeout": "10s"}
+    return load_serving_settings(paths | times | choices)
 
 
 class Local:

@@ -45,7 +45,8 @@ class Served:
     """A service in `folder`. Everything in it is the default but what `settings` say, by name without prefix."""
 
     def __init__(self, folder: Path, *, catalog: str = CATALOG, start: bool = True, **settings: str) -> None:
-        self.folder, self._settings = folder, settings
+        # A busy machine is no store that is away.
+        self.folder, self._settings = folder, {"CHECK_TIMEOUT": "10s", "WRITE_TIMEOUT": "10s"} | settings
         (folder / "catalog.yaml").write_text(catalog)
         (folder / "data").mkdir()
         # The flow makes the store, and does so first.
