@@ -8,7 +8,9 @@ import hypothesis
 import pytest
 
 from tests.support import servers
+from tests.support.options import option, set_aside
 
+set_aside()
 # Hundreds of processes of these tests import the application: compiled once, whatever the environment says, and
 # without a thread per core for linear algebra, which nothing here does.
 sys.dont_write_bytecode = False
@@ -21,7 +23,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # The suite tries the same examples each time, so that a change is judged by what it changed; TIDEGATE_RANDOM=1 looks
 # for new ones.
 hypothesis.settings.register_profile("same", derandomize=True, deadline=None)
-if not os.environ.get("TIDEGATE_RANDOM"):
+if not option("TIDEGATE_RANDOM"):
     hypothesis.settings.load_profile("same")
 
 

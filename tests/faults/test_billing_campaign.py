@@ -5,7 +5,6 @@ TIDEGATE_BILLING_SEEDS says how many runs; the whole campaign is 300.
 """
 
 import json
-import os
 import random
 import shutil
 from collections import Counter
@@ -19,6 +18,7 @@ import pytest
 
 from simulator.client import Simulator
 from tests.faults.support.fork_server import PLACES, Birth, Death, ForkServer
+from tests.support.options import option
 from tests.support.platform import KEY, PlatformProcess
 from tidegate.connectors.clock import wall_clock
 from tidegate.connectors.dodo.client import DodoClient
@@ -29,7 +29,7 @@ from tidegate.connectors.outbox.schema import State
 from tidegate.operators.billing.rate_limit import TIERS
 from tidegate.settings.catalog.file import load_catalog
 
-SEEDS = int(os.environ.get("TIDEGATE_BILLING_SEEDS", "3"))
+SEEDS = int(option("TIDEGATE_BILLING_SEEDS", "3"))
 # Of 300, 50 are asked for.
 LOST_SHARE = 1 / 6
 BILLED = ("acme", "bolt", "core", "dune")

@@ -24,11 +24,12 @@ from tests.faults.support.harness import ROOT
 from tests.faults.support.spender import CUSTOMER, THREADS
 from tests.serving.http.served import Served
 from tests.support import redis_server
+from tests.support.options import option
 from tests.support.proxy import Proxy
 from tests.support.servers import dies_with_us
 
-FIRST: Final = int(os.environ.get("TIDEGATE_GATE_FIRST", "0"))
-SEEDS: Final = range(FIRST, FIRST + int(os.environ.get("TIDEGATE_GATE_SEEDS", "1")))
+FIRST: Final = int(option("TIDEGATE_GATE_FIRST", "0"))
+SEEDS: Final = range(FIRST, FIRST + int(option("TIDEGATE_GATE_SEEDS", "1")))
 CAP: Final = 100
 PROCESSES: Final = 2
 FAULTS: Final = 6

@@ -6,7 +6,6 @@ TIDEGATE_CHANGES_SECONDS says how long (60; 0 for one world), TIDEGATE_CHANGES_F
 TIDEGATE_CHANGES_ROUNDS how many rounds a world has (12). A seed that fails is run again by the command in its message.
 """
 
-import os
 import random
 import shutil
 import time
@@ -19,10 +18,11 @@ import pytest
 from tests.faults.changes.forks import Forks
 from tests.faults.changes.play import play
 from tests.faults.changes.world import World
+from tests.support.options import option
 
-SECONDS = float(os.environ.get("TIDEGATE_CHANGES_SECONDS", "60"))
-FIRST = int(os.environ.get("TIDEGATE_CHANGES_FIRST", "0"))
-ROUNDS = int(os.environ.get("TIDEGATE_CHANGES_ROUNDS", "12"))
+SECONDS = float(option("TIDEGATE_CHANGES_SECONDS", "60"))
+FIRST = int(option("TIDEGATE_CHANGES_FIRST", "0"))
+ROUNDS = int(option("TIDEGATE_CHANGES_ROUNDS", "12"))
 
 
 @pytest.fixture(scope="module")

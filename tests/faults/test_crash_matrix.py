@@ -6,7 +6,6 @@ TIDEGATE_CRASH_SEEDS says how many kills are tried (3), TIDEGATE_CRASH_FIRST whe
 that is killed at least once; a summary at the end says what was hit.
 """
 
-import os
 import random
 import re
 import shutil
@@ -26,10 +25,11 @@ from tests.faults.support.harness import FILES, SQLITE, STARTS, Layout, Result, 
 from tests.faults.support.kill_orders import Kill, Met
 from tests.reference.model import Model
 from tests.reference.traffic import Case, changed_catalog, traffic
+from tests.support.options import option
 from tidegate.operators.model.catalog import Catalog
 
-FIRST = int(os.environ.get("TIDEGATE_CRASH_FIRST", "0"))
-SEEDS = range(FIRST, FIRST + int(os.environ.get("TIDEGATE_CRASH_SEEDS", "3")))
+FIRST = int(option("TIDEGATE_CRASH_FIRST", "0"))
+SEEDS = range(FIRST, FIRST + int(option("TIDEGATE_CRASH_SEEDS", "3")))
 KILLS_PER_TRAFFIC = 6
 LAYOUTS = {
     "threads": Layout(workers=2, files=3),
@@ -113,7 +113,7 @@ def room() -> Iterator[Path]:
     """A folder that stays as long as this module; on failure what a run left can be looked at."""
     folder = Path(mkdtemp(prefix="tidegate-crash-"))
     yield folder
-    if not os.environ.get("TIDEGATE_CRASH_KEEP"):
+    if not option("TIDEGATE_CRASH_KEEP"):
         shutil.rmtree(folder)
 
 

@@ -6,7 +6,6 @@ each drill (1); from 2 on the brokers' are made with SQLite too. TIDEGATE_KAFKA_
 (1): less than a minute, which is how long the flow waits for Redis.
 """
 
-import os
 import random
 import shutil
 import time
@@ -25,14 +24,15 @@ from tests.faults.test_crash_matrix import FIRST, reference, room, same, setting
 from tests.faults.test_kafka_matrix import LAYOUTS
 from tests.support import redis_server
 from tests.support.kafka_server import Brokers, Kafka
+from tests.support.options import option
 from tests.support.proxy import PIECE, Proxy
 from tidegate.connectors.clock import wall_clock
 from tidegate.operators.model.ports import StoreError
 
 __all__ = ["room"]
 
-DRILLS = range(FIRST, FIRST + int(os.environ.get("TIDEGATE_KAFKA_DRILLS", "1")))
-PAUSE_S = float(os.environ.get("TIDEGATE_KAFKA_PAUSE_S", "1"))
+DRILLS = range(FIRST, FIRST + int(option("TIDEGATE_KAFKA_DRILLS", "1")))
+PAUSE_S = float(option("TIDEGATE_KAFKA_PAUSE_S", "1"))
 STORES = ("redis", "sqlite") if len(DRILLS) > 1 else ("redis",)
 # So slow that a run takes some seconds, and is not over when it is hurt.
 PACE_MS = 30

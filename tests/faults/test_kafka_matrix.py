@@ -4,7 +4,6 @@ TIDEGATE_KAFKA_CRASH_SEEDS says how many kills are tried for each store (1), TID
 the kills of every fourth seed Redis is killed and restarted as well, around those of the seeds next to it the brokers.
 """
 
-import os
 import random
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -19,10 +18,11 @@ from tests.faults.support.topics import Topics
 from tests.faults.test_crash_matrix import FIRST, KILLS_PER_TRAFFIC, Reference, crash, reference, room
 from tests.support import redis_server
 from tests.support.kafka_server import Brokers, Kafka
+from tests.support.options import option
 
 __all__ = ["room"]
 
-SEEDS = range(FIRST, FIRST + int(os.environ.get("TIDEGATE_KAFKA_CRASH_SEEDS", "1")))
+SEEDS = range(FIRST, FIRST + int(option("TIDEGATE_KAFKA_CRASH_SEEDS", "1")))
 LAYOUTS = (Layout(files=3), Layout(processes=2, files=3), Layout(workers=2, files=3))
 
 

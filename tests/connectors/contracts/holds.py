@@ -5,7 +5,6 @@ drives reserves, commits, releases, events, replays, expiries and restarts in an
 dictionary; `TIDEGATE_GATE_SEEDS` is how many such stories are told, and how many seeds the killing tests try.
 """
 
-import os
 import random
 import threading
 import time
@@ -24,6 +23,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from tests.connectors.contracts.store import ODD_KEYS, PAIRS, child, processes
+from tests.support.options import option
 from tidegate.operators.columns.quantity import SCALE, format_quantity, scale
 from tidegate.operators.events.keys import compute_identity
 from tidegate.operators.gate.holds import REMEMBERED, find_final_quantities
@@ -42,7 +42,7 @@ from tidegate.operators.model.ports import (
 )
 from tidegate.operators.model.records import Total
 
-SEEDS = int(os.environ.get("TIDEGATE_GATE_SEEDS", "1"))
+SEEDS = int(option("TIDEGATE_GATE_SEEDS", "1"))
 
 START, END = 1_700_000_000_000_000, 1_702_000_000_000_000
 NOW = START + 5_000_000_000

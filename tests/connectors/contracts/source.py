@@ -36,7 +36,7 @@ payload_lists = st.lists(st.one_of(texts, events, long_lines), max_size=20)
 
 # Run by each subclass, and by sources that are broken on purpose: what fails there says nothing here.
 contract = settings(
-    max_examples=60,
+    max_examples=40,
     deadline=None,
     database=None,
     report_multiple_bugs=False,

@@ -2,7 +2,6 @@
 
 import gc
 import json
-import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -19,12 +18,13 @@ from confluent_kafka.admin import OffsetSpec
 from tests.connectors.contracts.source import Partition, Source, SourceContract
 from tests.connectors.kafka.helpers import Patient, Reader, source, until
 from tests.support.kafka_server import Brokers, Kafka
+from tests.support.options import option
 from tidegate.connectors.kafka.client import Cluster, KafkaError
 from tidegate.connectors.kafka.consumer import Feed
 from tidegate.connectors.kafka.source import KafkaPosition, KafkaSource
 
 # As long as a drill, not as every run of the tests.
-PAUSE_S = float(os.environ.get("TIDEGATE_KAFKA_PAUSE_S", "1.5"))
+PAUSE_S = float(option("TIDEGATE_KAFKA_PAUSE_S", "1.5"))
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,6 @@ TIDEGATE_LOSSES says how many losses there are of each kind (2), TIDEGATE_LOSS_E
 and after each (2,000).
 """
 
-import os
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -20,6 +19,7 @@ from benchmarks.oracle import Row, compare, expected
 from tests.faults.support.harness import fallen
 from tests.flows.conftest import SECONDS, Place
 from tests.flows.meter.test_redis import reader_of, seen_in, server, settings_of, tidegate
+from tests.support.options import option
 from tests.support.redis_server import Server, waited_for
 from tidegate.connectors.redis.reader import RedisReader
 from tidegate.operators.model.ports import StoredTotal, StoreIncomplete
@@ -27,8 +27,8 @@ from tidegate.operators.model.records import Total
 
 __all__ = ["server"]
 
-LOSSES = int(os.environ.get("TIDEGATE_LOSSES", "2"))
-EVENTS = int(os.environ.get("TIDEGATE_LOSS_EVENTS", "2000"))
+LOSSES = int(option("TIDEGATE_LOSSES", "2"))
+EVENTS = int(option("TIDEGATE_LOSS_EVENTS", "2000"))
 KEYS = 1_000
 AT_ONCE, PACE_S = 50, 0.01
 LOST_BYTES = 50_000

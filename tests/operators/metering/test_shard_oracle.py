@@ -4,7 +4,6 @@
 alone by TIDEGATE_ORACLE_FIRST=17 TIDEGATE_ORACLE_SEEDS=1, and shortened by a smaller TIDEGATE_ORACLE_EVENTS.
 """
 
-import os
 import pickle
 import random
 from collections import Counter
@@ -38,6 +37,7 @@ from tests.reference.traffic import (
     traffic,
     written,
 )
+from tests.support.options import option
 from tidegate.operators.columns import quantity
 from tidegate.operators.columns.quantity import QUANTITY_MAX
 from tidegate.operators.events.chunk import Ints
@@ -52,9 +52,9 @@ from tidegate.operators.model.periods import MAX_AT, MIN_AT, Calendar
 from tidegate.operators.model.ports import Adjustment, Payloads, StreamMark
 from tidegate.operators.model.records import Accepted, Alert, DeadLetter, Total
 
-FIRST = int(os.environ.get("TIDEGATE_ORACLE_FIRST", "0"))
-SEEDS = range(FIRST, FIRST + int(os.environ.get("TIDEGATE_ORACLE_SEEDS", "6")))
-EVENTS = int(os.environ.get("TIDEGATE_ORACLE_EVENTS", "1000"))
+FIRST = int(option("TIDEGATE_ORACLE_FIRST", "0"))
+SEEDS = range(FIRST, FIRST + int(option("TIDEGATE_ORACLE_SEEDS", "6")))
+EVENTS = int(option("TIDEGATE_ORACLE_EVENTS", "1000"))
 SHARDS = 4
 
 Key = tuple[str, str, str, int]
@@ -776,7 +776,7 @@ class Machine(RuleBasedStateMachine):
 
 
 Machine.TestCase.settings = settings(
-    max_examples=int(os.environ.get("TIDEGATE_ORACLE_EXAMPLES", "40")),
+    max_examples=int(option("TIDEGATE_ORACLE_EXAMPLES", "40")),
     stateful_step_count=20,
     deadline=None,
     suppress_health_check=list(HealthCheck),

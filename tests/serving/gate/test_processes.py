@@ -17,12 +17,13 @@ from tests.connectors.contracts.store import child, processes
 from tests.serving.gate.fakes import METERS
 from tests.serving.gate.test_sqlite_faults import write
 from tests.support.heartbeats import ENDED
+from tests.support.options import option
 from tidegate.connectors.sqlite.control import SqliteControl
 from tidegate.connectors.sqlite.holds import SqliteHolds
 from tidegate.connectors.sqlite.store import SqliteWriter
 from tidegate.serving.gate import AsyncGate, Gate
 
-SEEDS = int(os.environ.get("TIDEGATE_GATE_SEEDS", "1"))
+SEEDS = int(option("TIDEGATE_GATE_SEEDS", "1"))
 PATIENCE = 30
 
 TWO_PLANS = "plans: {free: {limits: {calls: {cap: 5}}}, paid: {limits: {calls: {cap: 50}}}}\n"

@@ -3,7 +3,6 @@
 `TIDEGATE_FUZZ_EXAMPLES=500` tries so many requests a route.
 """
 
-import os
 from typing import Any
 
 import jsonschema
@@ -13,11 +12,12 @@ from hypothesis import HealthCheck, settings
 from schemathesis.specs.openapi.checks import ignored_auth, positive_data_acceptance
 
 from tests.serving.http.served import Served
+from tests.support.options import option
 from tests.support.places import ROOT
 from tidegate.serving.http.openapi import document
 from tidegate.serving.http.routes import ROUTES
 
-EXAMPLES = int(os.environ.get("TIDEGATE_FUZZ_EXAMPLES", "12"))
+EXAMPLES = int(option("TIDEGATE_FUZZ_EXAMPLES", "6"))
 
 
 MORE_THAN_A_SCHEMA = {

@@ -12,6 +12,7 @@ from tests.connectors.kafka.helpers import Reader, source, until
 from tests.faults.support.harness import ROOT
 from tests.support.kafka.get import NotToBeHad, jars
 from tests.support.kafka_server import Brokers
+from tests.support.options import option
 from tests.support.servers import lacking
 
 PROGRAM = """
@@ -44,7 +45,7 @@ def test_brokers_end_with_the_process_that_started_them_also_when_it_is_killed(b
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not os.environ.get("TIDEGATE_KAFKA_CLUSTER"), reason="only with TIDEGATE_KAFKA_CLUSTER=1")
+@pytest.mark.skipif(not option("TIDEGATE_KAFKA_CLUSTER"), reason="only with TIDEGATE_KAFKA_CLUSTER=1")
 def test_a_cluster_of_three_goes_on_without_one() -> None:
     """A partition's leader dies, another broker takes over, and reading goes on where it was."""
     try:

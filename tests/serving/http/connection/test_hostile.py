@@ -2,7 +2,6 @@
 
 import asyncio
 import gzip
-import os
 import resource
 import socket
 import time
@@ -18,13 +17,14 @@ from tests.serving.http.hostile import CHUNKED, ask_well, attack_again, attacks,
 from tests.serving.http.local import Local, local
 from tests.serving.http.raw import Raw, request, status
 from tests.serving.http.served import Served
+from tests.support.options import option
 from tidegate.serving.http.connection import connections, protocol
 from tidegate.serving.http.connection.connections import Connections
 from tidegate.serving.http.connection.descriptors import OWN, fit_descriptors
 from tidegate.serving.http.server import listening_on
 from tidegate.settings.serving import ServingSettings, load_serving_settings
 
-SECONDS = float(os.environ.get("TIDEGATE_HOSTILE_SECONDS", "4"))
+SECONDS = float(option("TIDEGATE_HOSTILE_SECONDS", "4"))
 
 SMUGGLED = {
     "space before the colon": request("/", "Transfer-Encoding : chunked", method="POST", body=b"0\r\n\r\n"),
