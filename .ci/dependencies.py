@@ -56,11 +56,11 @@ def unlocked(installed: Mapping[str, str]) -> list[str]:
     wrong = [
         f"{pin.name}: is pinned without hashes" for path in (ALL, RUN) for pin in pins(path) if not pin.hashes
     ]
-    for pin in pins(RUN):
-        if known.get(pin.name, pin).version != pin.version:
-            wrong.append(
-                f"{pin.name}: is {pin.version} in {RUN.name} and {known[pin.name].version} in {ALL.name}"
-            )
+    wrong += [
+        f"{pin.name}: is {pin.version} in {RUN.name} and {known[pin.name].version} in {ALL.name}"
+        for pin in pins(RUN)
+        if known.get(pin.name, pin).version != pin.version
+    ]
     for name, version in installed.items():
         if name not in known and name not in TOOLS:
             wrong.append(f"{name}: is installed and not pinned")
@@ -171,7 +171,7 @@ def _audit(requirements: Path, ignored: list[str]) -> list[Any]:
     options = ["--disable-pip", "--require-hashes", "--progress-spinner=off", "--timeout=5", "--format=json"]
     ids = [part for id in ignored for part in ("--ignore-vuln", id)]
     command = [str(program), *options, *ids, "--requirement", str(requirements)]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     found: list[Any] = json.loads(ended.stdout)["dependencies"]
     return found
 

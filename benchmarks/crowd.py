@@ -28,6 +28,7 @@ from benchmarks.ended import ENDED
 from tidegate.connectors.clock import wall_clock
 from tidegate.operators.columns.quantity import SCALE
 from tidegate.operators.events.keys import compute_identity
+from tidegate.operators.gate.decision import Decision
 from tidegate.operators.model.periods import Calendar, find_period
 from tidegate.operators.model.ports import Holds, Scope, Settled
 from tidegate.operators.model.records import Total
@@ -174,10 +175,7 @@ def _clients(crowd: Crowd, number: int) -> None:
         rng = random.Random(f"{crowd.seed} {number} {thread}")
         for n in count():
             id = f"{number}-{thread}-{n}"
-            if crowd.how == "check":
-                decision = gate.check(CUSTOMER, METER)
-            else:
-                decision = gate.reserve(CUSTOMER, METER, 1, EXPIRES_IN, id=id)
+            decision = _ask(gate, crowd.how, id)
             if decision.degraded:
                 continue
             assert decision.used is not None
@@ -201,6 +199,12 @@ def _clients(crowd: Crowd, number: int) -> None:
     gate.close()
     if crowd.how == "check":
         np.savetxt(crowd.folder / f"decisions-{number}", decisions)
+
+
+def _ask(gate: Gate, how: str, id: str) -> Decision:
+    if how == "check":
+        return gate.check(CUSTOMER, METER)
+    return gate.reserve(CUSTOMER, METER, 1, EXPIRES_IN, id=id)
 
 
 def _flow(crowd: Crowd, stop: Any, ready: Any) -> None:

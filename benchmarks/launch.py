@@ -11,12 +11,13 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 
 def _launch(command: dict[str, Any], usage: dict[str, Any]) -> None:
     time.sleep(command["delay_s"])
-    with open(command["log"], "wb") as log, open(command["output"], "wb") as output:
+    with Path(command["log"]).open("wb") as log, Path(command["output"]).open("wb") as output:
         usage["started"] = time.monotonic()
         process = subprocess.Popen(
             command["arguments"],

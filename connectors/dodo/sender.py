@@ -255,7 +255,7 @@ class Sender:
             # Another batch of this turn has found out that it is better to wait.
             return
         answer, sent = self._send(items)
-        if answer.kind == "refused" or answer.kind == "too_large":
+        if answer.kind in ("refused", "too_large"):
             self._bisect(sent, answer)
 
     def _send(self, items: Sequence[Item]) -> tuple[Answer, list[Item]]:

@@ -61,4 +61,4 @@ def _write(path: Path, kept: dict[str, _Kept]) -> None:
         file.write(msgspec.json.encode(kept))
         file.flush()
         os.fsync(file.fileno())
-    os.replace(new, path)
+    new.replace(path)

@@ -150,7 +150,8 @@ class TopicWatch:
             failed = error.args[0]
         else:
             self._missed = 0
-            return self._compare(found)
+            self._compare(found)
+            return
         raise self._cluster.error(failed, f"topic {self._topic.name!r}")
 
     def _compare(self, found: Any) -> None:

@@ -309,11 +309,10 @@ class Comparer:
             for id, span in spans
             if id != look.subscription_id and span.start < look.theirs.end and look.theirs.start < span.end
         }
+        words = f"{', '.join(sorted(beside))} bills the same time"
         for one in findings:
-            if beside and _is_more_there(one):
-                words = f"{', '.join(sorted(beside))} bills the same time"
-                one = one._replace(cause="billed_twice", detail=words)
-            yield one
+            twice = bool(beside) and _is_more_there(one)
+            yield one._replace(cause="billed_twice", detail=words) if twice else one
 
     def _billed_spans(self, billed_as: str) -> list[tuple[str, Span]]:
         """Return all billing periods of a customer there, with the ids of their subscriptions."""

@@ -85,10 +85,10 @@ class Judge:
     def judge(self, seen: Seen) -> Judged:
         now = self._clock()
         verdicts = []
-        for look in seen.looks:
+        for seen_look in seen.looks:
+            is_tolerated = seen_look.off is not None and abs(seen_look.off) <= self._tolerance
+            look = seen_look._replace(off=0) if is_tolerated else seen_look
             name = look.meter.own_meter.name
-            if look.off is not None and abs(look.off) <= self._tolerance:
-                look = look._replace(off=0)
             before = self._book.read_status(look.customer, name, look.theirs.start)
             if before is None and look.off == 0:
                 continue
@@ -292,10 +292,10 @@ class Settler:
         figures = {"unread": int(bool(found.problem))}
         if found.task.round == 1 and found.task.subscription is not None:
             figures |= {"subscriptions": 1, "totals": found.compared}
-        for verdict in found.verdicts:
-            made = self._make_repairs(found.task, verdict)
-            drift_status = self._write_status(found.task, verdict, made, now)
-            verdict = verdict._replace(drift_status=drift_status)
+        for unwritten in found.verdicts:
+            made = self._make_repairs(found.task, unwritten)
+            drift_status = self._write_status(found.task, unwritten, made, now)
+            verdict = unwritten._replace(drift_status=drift_status)
             drift_statuses.append(drift_status)
             for name in (f"made_{act.act}" for act, state in made if state in ("made", "done")):
                 figures[name] = figures.get(name, 0) + 1

@@ -89,7 +89,7 @@ def _replace(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(new, path)
+    new.replace(path)
 
 
 class ResumedSource(FixedPartitionedSource[Any, Any]):

@@ -312,17 +312,20 @@ def is_own_id(id: str) -> bool:
 
 def _compare_ids(evidence: Evidence, events: _EventIndex, found: _FindingsBuilder) -> None:
     """Find the events that only one side has, or that the sides have differently."""
+    _compare_own(evidence, events, found)
+    _compare_known(evidence, events, found)
+    _find_unknown(events, found)
+
+
+def _compare_own(evidence: Evidence, events: _EventIndex, found: _FindingsBuilder) -> None:
+    """Compare each of our events in the period with what the provider has of it."""
     for event in events.own_inside:
         listed = events.provider_by_id.get(event.id)
         if listed is not None and listed.at in evidence.provider_period:
             if None not in (listed.quantity, event.quantity) and listed.quantity != event.quantity:
                 found.add("differs_there", (event.quantity or 0) - (listed.quantity or 0), [event.id])
         elif event.fate in ("parked", "refused", "dropped"):
-            if event.quantity is not None or event.fate == "dropped":
-                kept = HELD_BACK_CAUSES.get(event.reason, "rejected")
-                if kept == "too_old" and event.queued_at >= evidence.provider_period.end:
-                    kept = "late_after_close"
-                found.add(kept, event.quantity, [event.id], event.reason)
+            _find_held_back(evidence, event, found)
         elif event.id in events.in_flight_ids or event.quantity is None:
             continue
         elif listed is not None or event.provider_at not in evidence.provider_period:
@@ -332,6 +335,20 @@ def _compare_ids(evidence: Evidence, events: _EventIndex, found: _FindingsBuilde
             )
         else:
             found.add("missing_there", event.quantity, [event.id])
+
+
+def _find_held_back(evidence: Evidence, event: OwnEvent, found: _FindingsBuilder) -> None:
+    """Name an event of ours that was not sent, by the reason why."""
+    if event.quantity is None and event.fate != "dropped":
+        return
+    cause = HELD_BACK_CAUSES.get(event.reason, "rejected")
+    if cause == "too_old" and event.queued_at >= evidence.provider_period.end:
+        cause = "late_after_close"
+    found.add(cause, event.quantity, [event.id], event.reason)
+
+
+def _compare_known(evidence: Evidence, events: _EventIndex, found: _FindingsBuilder) -> None:
+    """Find the provider's events that it has more than once, or counts in another period than we do."""
     for there in events.list_distinct_inside():
         if there.quantity is None:
             continue
@@ -342,6 +359,10 @@ def _compare_ids(evidence: Evidence, events: _EventIndex, found: _FindingsBuilde
         if known is not None and known.at not in evidence.own_period:
             cause: Cause = "boundary" if known.at == there.at else "billed_elsewhere"
             found.add(cause, -there.quantity, [there.id], "counted here in another period")
+
+
+def _find_unknown(events: _EventIndex, found: _FindingsBuilder) -> None:
+    """Find the provider's events that we do not know, and of these the copies of those that we do."""
     marks = {
         there.fingerprint
         for there in events.provider_inside

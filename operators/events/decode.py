@@ -145,8 +145,8 @@ class Decoder:
     ) -> tuple[list[_Event], Ints, Ints]:
         events: list[_Event] = []
         bounds: list[tuple[int, int]] = []
-        for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-            line = block[start:end].removeprefix(BOM_UTF8).lstrip(_SPACE)
+        for first, end in zip(starts.tolist(), ends.tolist(), strict=True):
+            line = block[first:end].removeprefix(BOM_UTF8).lstrip(_SPACE)
             start = end - len(line)
             line = line.rstrip(_SPACE)
             if len(line) > self._payload_bytes_max:

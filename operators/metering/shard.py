@@ -194,8 +194,10 @@ class Shard(ShardState):
         for name, verdict in VERDICTS:
             self._count(name, int(np.count_nonzero(verdicts == verdict)))
         self._count("too_late", int(np.count_nonzero(verdicts >= TOO_LATE)))
-        for event in np.flatnonzero(verdicts >= CONFLICT).tolist():
-            dead.append(_build_dead_letter(*DETAILS[int(verdicts[event])], chunk.payload(event), chunk))
+        dead.extend(
+            _build_dead_letter(*DETAILS[int(verdicts[event])], chunk.payload(event), chunk)
+            for event in np.flatnonzero(verdicts >= CONFLICT).tolist()
+        )
         accepted = np.flatnonzero(verdicts == NEW)
         if not len(accepted):
             return Outcome([], dead, [])

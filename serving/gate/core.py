@@ -319,10 +319,7 @@ class Core:
             if seen is None and own.may_spend_cap_deny():
                 # Money depends on all meters, so first it has to be seen what they are at.
                 seen = UNSEEN
-            ceilings = own.compute_ceilings(hold.quantities)
-            if hold.customer in self._pending:
-                more = self._pending_of(own, start, end, now)
-                ceilings = {meter: ceiling - more.get(meter, 0) for meter, ceiling in ceilings.items()}
+            ceilings = self._ceilings_of(own, hold.quantities, start, end, now)
             reserved = self.store.reserve(hold, ceilings, own.build_scope(start), now, seen)
             if reserved.outcome == "held":
                 self._near.drop((hold.customer,))
@@ -342,6 +339,16 @@ class Core:
                 seen = reserved.account.revision
             if self.now() > deadline:
                 raise StoreError("too many others reserve for this customer at the same time")
+
+    def _ceilings_of(
+        self, own: CustomerLimits, quantities: Mapping[str, int], start: int, end: int, now: int
+    ) -> Mapping[str, int]:
+        """Return up to where each meter may go, less the customer's pending events of this period."""
+        ceilings = own.compute_ceilings(quantities)
+        if own.customer not in self._pending:
+            return ceilings
+        more = self._pending_of(own, start, end, now)
+        return {meter: ceiling - more.get(meter, 0) for meter, ceiling in ceilings.items()}
 
     def accepted(self, customer: str, identity: bytes, event: PendingEvent) -> None:
         """Count an event that this process made durable until totals contain it."""

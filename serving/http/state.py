@@ -74,16 +74,14 @@ class Service:
         self.reader = Desk("reader", store.open_reader)
         self.control = Desk("control", self._open_control)
         self.live = Live(store.open_reader, self._open_control)
-        self.board = SharedBoard(
-            settings, self.live, self.clock, self.monotonic, lambda: self.gate.counters()
-        )
-        self.judge, self.judge_of_many = Judge(settings, self.clock), Judge(settings, self.clock)
-        self.metrics = Metrics()
         times = settings.check_timeout, settings.write_timeout
         holds = store.open_holds(read_wait=times[0], write_wait=times[1])
         self.gate = AsyncGate(
             holds, timeout=times[0], write_timeout=times[1], clock=self.clock, monotonic=self.monotonic
         )
+        self.board = SharedBoard(settings, self.live, self.clock, self.monotonic, self.gate.counters)
+        self.judge, self.judge_of_many = Judge(settings, self.clock), Judge(settings, self.clock)
+        self.metrics = Metrics()
         self.flow = FlowMonitor(lambda: self.gate, settings.max_lag, store.open, self.clock)
 
     def check(self) -> None:

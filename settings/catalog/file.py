@@ -65,7 +65,7 @@ def load_catalog(path: Path | str) -> Catalog:
 def read_text(path: Path | str) -> str:
     """Return the file's text; CatalogError where it cannot be read, is too long or no UTF-8."""
     try:
-        with open(path, "rb") as file:
+        with Path(path).open("rb") as file:
             found = file.read(BYTES_MAX + 1)
     except OSError as error:
         raise CatalogError([Problem(str(path), 0, 0, "", f"cannot be read: {error.strerror}")]) from None

@@ -41,9 +41,7 @@ def test_strangers_have_their_own_by_address(sim: Simulator) -> None:
 
 def test_the_headers_tell_of_the_tighter_window(sim: Simulator) -> None:
     sim.set_tier("2/3")
-    seen = []
-    for _ in range(2):
-        seen.append(sim.api.get("/meters").headers)
+    seen = [sim.api.get("/meters").headers for _ in range(2)]
     sim.advance(1)
     seen += [sim.api.get("/meters").headers, sim.api.get("/meters").headers]
     told = [(headers["X-RateLimit-Limit"], headers["X-RateLimit-Remaining"]) for headers in seen]

@@ -76,7 +76,7 @@ class Server:
                 preexec_fn=servers.dies_with_us,
             )
         servers.ran(version())
-        waited_for(lambda: self._listens(), f"{self.port} to listen: {self.folder / 'log'}")
+        waited_for(self._listens, f"{self.port} to listen: {self.folder / 'log'}")
         return self
 
     def ask(self, *words: Any, **login: Any) -> Any:

@@ -91,7 +91,7 @@ def test_handing_over_waits_for_nobody_and_a_snapshot_only_for_the_disk(
     platform.create_customer("cus_acme")
     platform.add_fault("hang", times=None, delay_s=0.1)
     with opened(tmp_path, platform.url) as (_, parts):
-        until(lambda: (tmp_path / "outbox.db").exists())
+        until((tmp_path / "outbox.db").exists)
         parts[0].write_batch([pack(usage(1))])
         parts[0].snapshot()
         db = sqlite3.connect(tmp_path / "outbox.db", isolation_level=None)

@@ -31,7 +31,7 @@ def test_a_killed_flow_closes_caps_and_a_restarted_one_opens_them(place: Place) 
     place.append("first.jsonl")
     settings = FOLLOWED | {"CATALOG": str(place.folder / "catalog.yaml")}
     with place.running(**settings) as process:
-        eventually(lambda: (place.folder / "store.db").exists())
+        eventually((place.folder / "store.db").exists)
         with closing(Gate.open(f"sqlite:{place.folder / 'store.db'}")) as gate:
             eventually(lambda: gate.check("acme", "calls").reason == "within")
             # Idle for longer than the cap's `max_lag`, and fresh all the same.

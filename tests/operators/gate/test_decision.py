@@ -327,9 +327,9 @@ def naive_allows(
         base, more = Fraction(used.get(meter, 0)), Fraction(asked.get(meter, 0))
         return max(base, more) if meter in ("peak", "seats") else base + Fraction(held.get(meter, 0)) + more
 
-    for meter in asked:
+    for meter, quantity in asked.items():
         most = edge(limits.get(meter, Limit()))
-        wanted = Fraction(asked[meter]) if meter in ("peak", "seats") else total(meter, asked)
+        wanted = Fraction(quantity) if meter in ("peak", "seats") else total(meter, asked)
         if most is not None and wanted > most:
             return False
     most = edge(spend) if spend else None

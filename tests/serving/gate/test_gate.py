@@ -397,8 +397,7 @@ def test_too_many_waiting_are_answered_without_the_store(opened: Opened) -> None
     store.act = lambda: go_on.wait(PATIENCE)
     futures = [lane.submit(store.act) for _ in range(1024)]
     with pytest.raises(StoreError, match="wait for the store"):
-        for _ in range(1024):
-            futures.append(lane.submit(store.act))
+        futures.extend(lane.submit(store.act) for _ in range(1024))
     assert gate.check("acme", "calls").degraded
     go_on.set()
     for future in futures:
@@ -649,7 +648,7 @@ def test_a_view_is_not_used_past_its_period_nor_past_the_first_expiry(opened: Op
     store = FakeHolds(catalog_text(rest="    period: {type: calendar, every: hour}\n"))
     clock = Clock()
     store.next_expiry = NOW + 10_000_000
-    gate = near(opened, store, kind=kind, clock=lambda: clock.wall())
+    gate = near(opened, store, kind=kind, clock=clock.wall)
     for seconds in (9.999, 10, 3_600):
         store.calls.clear()
         clock.seconds = seconds
