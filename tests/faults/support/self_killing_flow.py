@@ -303,6 +303,7 @@ def main(orders: Orders) -> None:
 
     harness = KillHarness(orders.kill)
     settings = load_settings()
+    settings.store.make()
     catalogs = fixed(pickle.loads(Path(orders.catalogs).read_bytes()))
     watch_files(harness)
     watch_store(harness)

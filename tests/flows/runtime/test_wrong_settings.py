@@ -10,6 +10,7 @@ import pytest
 from tests.faults.support.harness import ROOT
 from tests.flows.conftest import SECONDS, Place
 from tests.support.ports import free_ports
+from tidegate.connectors.sqlite.store import make_store
 
 METERING: Final = ("-m", "bytewax.run", "tidegate.flows.metering")
 RECONCILIATION: Final = ("-m", "bytewax.run", "tidegate.flows.reconciliation")
@@ -105,6 +106,8 @@ def start(
     if without:
         (hidden / f"{without}.py").write_text(HIDING.format(without))
     if command == "reconciliation":
+        # Only the flow makes one, as there is nothing to reconcile without it.
+        make_store(place.folder / "store.db")
         settings = {"BILLING": DODO, "DODO_API_KEY": "hidden", "RECONCILE_ONCE": "true", **settings}
     if command == "serve":
         [port] = free_ports(1)
