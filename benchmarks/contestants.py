@@ -182,7 +182,7 @@ def by_event(dataset: Dataset, directory: Path, flush_s: str = "0") -> Measured:
     """Per-event Bytewax, recovery on."""
     recovery = directory / "recovery"
     recovery.mkdir()
-    init_db_dir(recovery, 1)  # type: ignore[no-untyped-call]
+    init_db_dir(recovery, 1)
     arguments = (
         "-m",
         "bytewax.run",

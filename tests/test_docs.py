@@ -55,7 +55,7 @@ def schemes(role: str) -> Iterator[type[Address]]:
     # There may be several places for alerts.
     annotation = Alert if role == "alerts" else ServingSettings.model_fields[role].annotation
     annotation = get_args(annotation)[0] if role == "alerts" else annotation
-    yield from (get_args(annotation) or (annotation,))  # type: ignore[misc]
+    yield from (get_args(annotation) or (annotation,))
 
 
 @pytest.mark.parametrize("name", FIELDS)

@@ -136,7 +136,7 @@ class Servers:
             "driver_info": None,
         } | more
         if not self.tls:
-            return Connection(**given)  # type: ignore[no-untyped-call]
+            return Connection(**given)
         files: dict[str, Any] = {"ssl_ca_certs": self.ca, "ssl_certfile": self.cert, "ssl_keyfile": self.key}
         return SSLConnection(**files, **given)
 

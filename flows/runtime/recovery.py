@@ -74,7 +74,7 @@ def prepare(data_dir: Path, parts: int, shards: int) -> Path:
             made = data_dir / "recovery.new"
             shutil.rmtree(made, ignore_errors=True)
             made.mkdir()
-            init_db_dir(made, parts)  # type: ignore[no-untyped-call]
+            init_db_dir(made, parts)
             recorded_settings.write(made, asked)
             (made / "lineage").write_text(uuid.uuid4().hex)
             made.rename(folder)

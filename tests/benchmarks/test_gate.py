@@ -1,5 +1,6 @@
 """The benchmark of the gate measures what it says, and does not measure a store that does not answer."""
 
+import argparse
 import json
 from pathlib import Path
 
@@ -22,7 +23,7 @@ def test_every_part_measures_something(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_store_that_does_not_answer_is_not_measured(tmp_path: Path) -> None:
     place = gate.Place("sqlite", "", tmp_path / "nowhere")
-    options = gate.argparse.Namespace(rounds=1, checks=10)
+    options = argparse.Namespace(rounds=1, checks=10)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(gate, "filled", lambda store: None)
         with pytest.raises(AssertionError, match="degraded=True"):

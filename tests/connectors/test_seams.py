@@ -33,7 +33,6 @@ from tidegate.operators.billing.rate_limit import TIERS
 from tidegate.operators.model.errors import TidegateError
 from tidegate.operators.model.ports import StoreError
 from tidegate.serving.client.emit import EmitError, HttpEmit
-from tidegate.settings.catalog import yaml_nodes
 from tidegate.settings.catalog.file import CatalogError, parse_catalog
 
 SECRET: Final = "hunter2"
@@ -186,5 +185,5 @@ def test_emitting(kind: Any) -> None:
 @pytest.mark.parametrize("kind", classes(yaml.YAMLError))
 def test_yaml(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     given = ("catalog.yaml", 0, 0, "utf-8", TEXT) if issubclass(kind, yaml.reader.ReaderError) else ()
-    monkeypatch.setattr(yaml_nodes.yaml, "parse", raising(kind(*given)))
+    monkeypatch.setattr(yaml, "parse", raising(kind(*given)))
     becomes(CatalogError, lambda: parse_catalog("meters: []", "catalog.yaml"))

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from tests.faults.support.harness import ROOT
+from tests.support.places import ROOT
 
 DOCKER = ROOT / "docker"
 BIN = Path(sys.executable).parent

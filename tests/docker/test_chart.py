@@ -9,7 +9,7 @@ import yaml
 
 from tests.docker.charts import CHART, needs_helm, rendered, run_helm, template
 from tests.docker.containers import DOCKER, Objects, config_file, manifests, pod
-from tests.faults.support.harness import ROOT
+from tests.support.places import ROOT
 from tidegate.settings.serving import ServingSettings
 from tidegate.settings.settings import Settings
 

@@ -13,9 +13,9 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from tests.faults.support.harness import ROOT
 from tests.flows.conftest import SECONDS, Place
 from tests.flows.meter.test_control_source import FOLLOWED, eventually, has_totals
+from tests.support.places import ROOT
 from tests.support.ports import free_ports
 from tidegate.settings.serving import ServingSettings
 

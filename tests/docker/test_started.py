@@ -56,7 +56,7 @@ def metrics_of(port: int, key: str = "") -> str:
 
 def is_up(port: int, path: str) -> bool:
     with suppress(OSError):
-        return urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=30).status == 200
+        return bool(urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=30).status == 200)
     return False
 
 

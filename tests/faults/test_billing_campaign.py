@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from simulator.client import Simulator
-from tests.faults.support.fork_server import PLACES, Birth, Death, ForkServer
+from tests.faults.support.fork_server import PLACES, Birth, Death, ForkServer, Phase
 from tests.support.options import option
 from tests.support.platform import KEY, PlatformProcess
 from tidegate.connectors.clock import wall_clock
@@ -152,7 +152,8 @@ def settings(platform: PlatformProcess) -> dict[str, str]:
 def death(rng: random.Random) -> Death:
     if rng.random() < 0.3:
         return Death("time", seconds=rng.random() * 0.6)
-    phase = rng.choice(("before", "after", "half"))
+    phases: tuple[Phase, ...] = ("before", "after", "half")
+    phase = rng.choice(phases)
     return Death(rng.choice(PLACES), rng.choice((1, 1, 2, 3, 5, 8)), phase)
 
 

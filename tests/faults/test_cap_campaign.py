@@ -20,11 +20,11 @@ import httpx
 import msgspec
 import pytest
 
-from tests.faults.support.harness import ROOT
 from tests.faults.support.spender import CUSTOMER, THREADS
 from tests.serving.http.served import Served
 from tests.support import redis_server
 from tests.support.options import option
+from tests.support.places import ROOT
 from tests.support.proxy import Proxy
 from tests.support.servers import dies_with_us
 

@@ -59,7 +59,7 @@ class Reference:
 
     def __init__(self, folder: Path, seed: int, layout: Layout, timed: bool) -> None:
         self.case, self.change = halves_of(seed, timed)
-        run = Run.prepared(folder, self.case, layout, **settings_of(seed))
+        run = Run.prepared(folder, self.case, layout, FILES, SQLITE, **settings_of(seed))
         self.met, self.calls = [], []
         with watched(run) as wrong:
             for change in (None, self.change):

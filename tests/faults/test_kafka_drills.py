@@ -110,8 +110,12 @@ def bad_line(proxy: Proxy) -> int:
         proxy.delay, proxy.piece = delay, piece
         passed = proxy.passed
         time.sleep(0.2)
+
+        def has_passed(before: int = passed) -> bool:
+            return proxy.passed > before
+
         # On a busy machine it may take the flow longer to connect again.
-        until(lambda passed=passed: proxy.passed > passed, "nothing passes")
+        until(has_passed, "nothing passes")
         cut += proxy.cut()
     proxy.delay, proxy.piece = 0.0, PIECE
     with proxy.away():

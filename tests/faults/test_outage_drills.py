@@ -135,11 +135,14 @@ def embedded() -> Iterator[tuple[str, Callable[[Path], None], Callable[[Path], N
 @contextmanager
 def redis() -> Iterator[tuple[str, Callable[[Path], None], Callable[[Path], None]]]:
     with redis_server.single("appendonly yes") as server:
-        yield (
-            f"redis://127.0.0.1:{server.port}",
-            lambda folder: server.kill(),
-            lambda folder: server.start() and None,
-        )
+
+        def kill(folder: Path) -> None:
+            server.kill()
+
+        def start(folder: Path) -> None:
+            server.start()
+
+        yield f"redis://127.0.0.1:{server.port}", kill, start
 
 
 @pytest.mark.slow

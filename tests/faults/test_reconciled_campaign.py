@@ -6,7 +6,7 @@ repairing runs are killed by SIGKILL anywhere. TIDEGATE_RECONCILED_SEEDS says ho
 """
 
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -240,13 +240,12 @@ def state(m: System) -> Any:
     return {key: total.total for key, total in m.totals.items()}, there
 
 
-Totals = Counter[tuple[str, str, int]]
+Totals = defaultdict[tuple[str, str, int], Decimal]
 
 
 def billed_there(m: System) -> tuple[Totals, Totals]:
     """What the provider bills, in units and cents, by our customer, meter and the start of the cycle in seconds."""
-    billed: Totals = Counter()
-    charged: Totals = Counter()
+    billed, charged = Totals(Decimal), Totals(Decimal)
     for one in m.simulator.read_usage():
         for cycle in one["items"]:
             for meter in cycle["meters"]:
@@ -259,13 +258,13 @@ def billed_there(m: System) -> tuple[Totals, Totals]:
 
 def assert_proved(m: System) -> None:
     """Each total is billed to the unit, or the difference is named with its cause and the right money; no unit more."""
-    ours: Totals = Counter({key: Decimal(total.total) for key, total in m.totals.items()})
+    ours = Totals(Decimal, {key: Decimal(total.total) for key, total in m.totals.items()})
     (there, charged), named = billed_there(m), named_by_start(m)
     for key in ours.keys() | there.keys():
         said = named.get(key, [])
         differs = ours[key] - there[key]
         assert sum(Decimal(one["drift"]) for one in said) == differs, (key, differs, said)
-        worth = Decimal(max(ours[key] - 10, 0) * 2 - charged[key])
+        worth = max(ours[key] - 10, Decimal(0)) * 2 - charged[key]
         assert sum(Decimal(one["worth"]) for one in said) == worth, (key, worth, said)
         for one in said:
             causes = {finding["cause"] for finding in one["findings"]}
@@ -276,7 +275,7 @@ def assert_proved(m: System) -> None:
 
 def assert_nothing_added(m: System, but: set[str]) -> None:
     """Repairs move usage between periods, and add none but that of another producer, for the customers in `but`."""
-    added: Counter[str] = Counter()
+    added: defaultdict[str, Decimal] = defaultdict(Decimal)
     for (customer, _, _), total in m.totals.items():
         added[customer] += Decimal(total.adjustment)
     assert not {customer: by for customer, by in added.items() if by and customer not in but}

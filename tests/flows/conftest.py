@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
-from tests.faults.support.harness import ROOT, ended, lines_of
+from tests.faults.support.edges import lines_of
+from tests.faults.support.harness import ended
+from tests.support.places import ROOT
 from tests.support.ports import free_addresses
 from tidegate.connectors.sqlite.store import SqliteReader
 from tidegate.operators.model.records import Total

@@ -180,7 +180,7 @@ def catalogs() -> SearchStrategy[Catalog]:
     meters = st.sampled_from((METERS, METERS, (*METERS, LATER)))
     zones = st.sampled_from(("Asia/Kathmandu", "UTC", "Europe/Berlin"))
     plans = st.builds(Plan, st.just("free"), policies(), zones, chosen)
-    customers = st.one_of(
+    customers: SearchStrategy[dict[str, Customer]] = st.one_of(
         st.just({}),
         st.builds(
             Customer,

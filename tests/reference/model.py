@@ -320,7 +320,7 @@ def reading(meter: Meter, data: dict[str, Json]) -> Json:
         return Fraction(1)
     value = data.get(meter.key or "")
     if meter.numbers == "text" and is_number(value):
-        value = Number(value)
+        value = Number(str(value))
     if meter.kind == "unique" and isinstance(value, Number):
         return value.parts()
     if isinstance(value, Number):

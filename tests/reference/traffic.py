@@ -12,12 +12,12 @@ from decimal import Decimal
 from typing import Literal, NamedTuple
 
 from tests.reference.malformed import MALFORMED, plain_event
+from tidegate.operators.model.aggregates import Kind
 from tidegate.operators.model.catalog import (
     Catalog,
     Condition,
     Customer,
     Filter,
-    Kind,
     Limit,
     Meter,
     Numbers,

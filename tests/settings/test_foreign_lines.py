@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.faults.support.harness import ROOT
+from tests.support.places import ROOT
 
 PROGRAM = """
 import logging, os, sys

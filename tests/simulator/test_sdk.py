@@ -10,6 +10,9 @@ from typing import Any
 import dodopayments
 import pytest
 from dodopayments import DodoPayments
+from dodopayments.types.add_meter_to_price_param import AddMeterToPriceParam
+from dodopayments.types.filter_type_param import MeterFilterConditionList
+from dodopayments.types.price_param import UsageBasedPrice
 
 from simulator.client import Simulator
 from tests.simulator.conftest import NOW, Inside, event, ingest
@@ -31,7 +34,7 @@ def sdk(inside: Inside) -> DodoPayments:
     return inside.sdk()
 
 
-PRICE: dict[str, Any] = {
+PRICE: UsageBasedPrice = {
     "type": "usage_based_price",
     "currency": "USD",
     "fixed_price": 2900,
@@ -44,15 +47,20 @@ PRICE: dict[str, Any] = {
 
 def test_from_a_meter_to_the_bill(sdk: DodoPayments, sim: Simulator) -> None:
     """The whole way a product takes with the SDK: meter, product, customer, events, totals."""
+    paid: MeterFilterConditionList = {"key": "cached", "operator": "equals", "value": False}
     meter = sdk.meters.create(
         name="LLM tokens",
         event_name="llm.tokens",
         measurement_unit="tokens",
         aggregation={"type": "sum", "key": "tokens"},
-        filter={"conjunction": "and", "clauses": [{"key": "cached", "operator": "equals", "value": False}]},
+        filter={"conjunction": "and", "clauses": [paid]},
     )
-    priced = {"meter_id": meter.id, "price_per_unit": "0.002", "free_threshold": 100_000}
-    product = sdk.products.create(name="Pro", tax_category="saas", price=PRICE | {"meters": [priced]})
+    priced: AddMeterToPriceParam = {
+        "meter_id": meter.id,
+        "price_per_unit": "0.002",
+        "free_threshold": 100_000,
+    }
+    product = sdk.products.create(name="Pro", tax_category="saas", price={**PRICE, "meters": [priced]})
     customer = sdk.customers.create(email="ada@example.com", name="Ada", metadata={"tenant": "t1"})
     subscription_id = sim.create_subscription(customer.customer_id, product.product_id)
 
@@ -152,7 +160,7 @@ def test_credits(sdk: DodoPayments, sim: Simulator) -> None:
 
 
 @pytest.mark.parametrize("given", [{}, {"page_number": 0}])
-def test_its_own_paging_loses_a_page(sdk: DodoPayments, sim: Simulator, given: dict[str, int]) -> None:
+def test_its_own_paging_loses_a_page(sdk: DodoPayments, sim: Simulator, given: dict[str, Any]) -> None:
     """Why nobody may iterate over the SDK's lists: of 45 events it gives 35, and page 1 is never asked for."""
     sim.create_customer("cus_a")
     ingest(sim, *(event(f"e{n}") for n in range(45)))

@@ -123,7 +123,7 @@ def test_a_change_of_plan_waits_for_the_end_of_the_cycle(
 ) -> None:
     """Nothing is charged before; then the usage is billed at the old prices, and the next cycle has the new ones."""
     id, free, pro = plans
-    later = {"effective_at": "next_billing_date"}
+    later: dict[str, Any] = {"effective_at": "next_billing_date"}
     found = sdk.subscriptions.preview_change_plan(
         id, product_id=pro, proration_billing_mode="full_immediately", quantity=1, **later
     )

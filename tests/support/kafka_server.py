@@ -27,6 +27,7 @@ from confluent_kafka.admin import (
     NewTopic,
     ScramCredentialInfo,
     ScramMechanism,
+    UserScramCredentialAlteration,
     UserScramCredentialUpsertion,
 )
 
@@ -217,7 +218,7 @@ class Brokers(Kafka):
     def add_users(self) -> None:
         """Gives `USERS` their passwords for SCRAM."""
         for mechanism in MECHANISMS.values():
-            wanted = [
+            wanted: list[UserScramCredentialAlteration] = [
                 UserScramCredentialUpsertion(user, ScramCredentialInfo(mechanism, 4096), password.encode())
                 for user, password in USERS.items()
             ]

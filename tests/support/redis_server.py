@@ -140,7 +140,7 @@ def single(*options: str) -> Iterator[Server]:
     """One server with an append-only file that is forced to disk at each write, so that a kill loses nothing."""
     with TemporaryDirectory() as folder:
         server = Server(
-            Path(folder), *free_ports(1), *(options or ("appendonly yes", "appendfsync always"))
+            Path(folder), free_ports(1)[0], *(options or ("appendonly yes", "appendfsync always"))
         ).start()
         try:
             yield server

@@ -77,7 +77,7 @@ class Shell:
         assert self._bash.stdin and self._bash.stdout
         self._bash.stdin.write(f"{command}\necho; echo --it-ended--\n")
         self._bash.stdin.flush()
-        printed = []
+        printed: list[str] = []
         while (line := self._bash.stdout.readline()) != "--it-ended--\n":
             assert line, f"bash ended: {printed}"
             printed.append(line)

@@ -21,7 +21,6 @@ from aiosmtpd.controller import Controller
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from tests.support.ports import free_ports
-from tidegate.connectors.alerts import webhook
 from tidegate.connectors.alerts.mail import MailDeliverer
 from tidegate.connectors.alerts.public_address import is_public
 from tidegate.connectors.alerts.queue import KEEP, PAUSE_MAX, Message, Queue, Refused, Sender, undelivered
@@ -320,7 +319,7 @@ def test_public_addresses_pass(address: str) -> None:
 
 def test_one_private_address_among_several_is_enough_to_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
     found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (one, 443)) for one in ("8.8.8.8", "10.0.0.1")]
-    monkeypatch.setattr(webhook.socket, "getaddrinfo", lambda *_, **__: found)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
     with pytest.raises(Refused, match="no public address"):
         WebhookDeliverer("https://example.com/", [NEW]).deliver([message()])
 
@@ -367,7 +366,7 @@ def test_the_address_that_was_looked_at_is_the_one_that_is_used(monkeypatch: pyt
         asked.append(f"{request.url.host} {request.headers['host']} {request.extensions['sni_hostname']}")
         return httpx.Response(204)
 
-    monkeypatch.setattr(webhook.socket, "getaddrinfo", looked_up)
+    monkeypatch.setattr(socket, "getaddrinfo", looked_up)
     WebhookDeliverer("https://example.com/x", [NEW], transport=httpx.MockTransport(answered)).deliver(
         [message()]
     )

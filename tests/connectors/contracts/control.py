@@ -58,7 +58,12 @@ class ControlContract(ABC):
 
     def test_records_come_in_their_order_from_any_position(self) -> None:
         with self.fresh_control() as place, closing(place.open_control()) as log:
-            records = [adjustment("1"), Resend(id="2"), adjustment("3", "1e30"), acknowledgement("4")]
+            records: list[ControlRecord] = [
+                adjustment("1"),
+                Resend(id="2"),
+                adjustment("3", "1e30"),
+                acknowledgement("4"),
+            ]
             positions = [log.append(record) for record in records]
             with closing(place.open_control()) as other:
                 found = other.after("")

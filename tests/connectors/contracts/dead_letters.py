@@ -8,14 +8,23 @@ import signal
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
 
 import pytest
 
 from tidegate.operators.model.dead_letters import DeadLetterError, DeadLetterPlace, HeldLetter
 
 EVENT = b'{"event_id":"e1","customer_id":"acme","event_name":"call","timestamp":"2026-11-22T10:00:00Z","metadata":{}}'
-WHO = {"by": "ann", "why": "asked"}
+
+
+class Actor(TypedDict):
+    """Who deals with a letter, and why."""
+
+    by: str
+    why: str
+
+
+WHO: Actor = {"by": "ann", "why": "asked"}
 
 
 class DeadLetterContract(ABC):

@@ -1,6 +1,7 @@
 """The contract fails stores that are broken in the ways stores are: else it proves nothing."""
 
 import inspect
+import sqlite3
 import tempfile
 import time
 import unicodedata
@@ -31,11 +32,11 @@ class _Judging(SqliteWriter):
         super().__init__(*args, **kwargs)
         self._db.create_function("merged", 2, self._merged)
 
-    def write(self, totals: Sequence[Total], counters: Sequence[Counter]) -> None:
+    def write(self, totals: Sequence[Total], counters: Sequence[Counter], *rest: Any, **more: Any) -> None:
         # One by one, so that each goes through `merged`.
         for total in totals:
             super().write([total], [])
-        super().write([], counters)
+        super().write([], counters, *rest, **more)
 
     def _merged(self, old: str, new: str) -> str | None:
         kept, (entry,) = {known[0]: known for known in msgspec.json.decode(old)}, msgspec.json.decode(new)
@@ -67,7 +68,7 @@ class Entry(NamedTuple):
 
     @classmethod
     def of(cls, entry: list[Any]) -> "Entry":
-        return cls(*entry) if len(entry) == len(cls._fields) else cls(*entry, entry[3], 0, 0, 0, True)
+        return cls._make(entry if len(entry) == len(cls._fields) else [*entry, entry[3], 0, 0, 0, True])
 
 
 class _TakesOlderVersions(_Judging):
@@ -153,8 +154,8 @@ class _BeginsAnew(SqliteWriter):
 class _Mapped(SqliteWriter):
     """Writes another total than the one given."""
 
-    def write(self, totals: Sequence[Total], counters: Sequence[Counter]) -> None:
-        super().write([self.mapped(total) for total in totals], counters)
+    def write(self, totals: Sequence[Total], counters: Sequence[Counter], *rest: Any, **more: Any) -> None:
+        super().write([self.mapped(total) for total in totals], counters, *rest, **more)
 
     def mapped(self, total: Total) -> Total:
         raise NotImplementedError
@@ -203,8 +204,8 @@ class _JoinsKeysWithADash(_Mapped):
 
 
 class _CommitsInHalves(SqliteWriter):
-    def write(self, totals: Sequence[Total], counters: Sequence[Counter]) -> None:
-        super().write(totals[::2], counters)
+    def write(self, totals: Sequence[Total], counters: Sequence[Counter], *rest: Any, **more: Any) -> None:
+        super().write(totals[::2], counters, *rest, **more)
         super().write(totals[1::2], [])
 
 
@@ -212,9 +213,9 @@ class _CommitsRowByRow(SqliteWriter):
     """On a slow disk, so that there is time to be killed between two rows."""
 
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
         self._db.set_trace_callback(lambda statement: time.sleep(0.002))
-        yield
+        yield self._db
 
 
 class _LocksWhatItRead(SqliteWriter):
@@ -224,24 +225,24 @@ class _LocksWhatItRead(SqliteWriter):
     """
 
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
         self._db.execute("BEGIN")
         self._db.execute("SELECT max(seq) FROM feed").fetchone()
         time.sleep(0.001)
-        yield
+        yield self._db
         self._db.execute("COMMIT")
 
 
 class _AddsUpCounters(SqliteWriter):
-    def write(self, totals: Sequence[Total], counters: Sequence[Counter]) -> None:
-        super().write(totals, [])
+    def write(self, totals: Sequence[Total], counters: Sequence[Counter], *rest: Any, **more: Any) -> None:
+        super().write(totals, [], *rest, **more)
         add = "ON CONFLICT DO UPDATE SET value = value + excluded.value"
         self._db.executemany(f"INSERT INTO counters VALUES (?, ?, ?) {add}", counters)
 
 
 class _LetsCountersFall(SqliteWriter):
-    def write(self, totals: Sequence[Total], counters: Sequence[Counter]) -> None:
-        super().write(totals, [])
+    def write(self, totals: Sequence[Total], counters: Sequence[Counter], *rest: Any, **more: Any) -> None:
+        super().write(totals, [], *rest, **more)
         self._db.executemany("INSERT OR REPLACE INTO counters VALUES (?, ?, ?)", counters)
 
 
@@ -313,11 +314,11 @@ class _TellsOnlyOfNewTotals(SqliteWriter):
 class _TellsBeforeItWrites(SqliteWriter):
     """With a slow disk in between, as the fault needs time to show."""
 
-    def write(self, totals: Sequence[Total], counters: Sequence[Counter]) -> None:
+    def write(self, totals: Sequence[Total], counters: Sequence[Counter], *rest: Any, **more: Any) -> None:
         with self._transaction():
             super()._announce([total.customer for total in totals])
         time.sleep(0.01)
-        super().write(totals, counters)
+        super().write(totals, counters, *rest, **more)
 
     def _announce(self, customers: list[str]) -> None:
         pass
@@ -333,20 +334,20 @@ class _NumbersOnItsOwn(SqliteWriter):
 
 
 class _ReadsByPrefix(SqliteReader):
-    def read(self, customer: str) -> list[StoredTotal]:
+    def read(self, customer: str, since: int = 0) -> list[StoredTotal]:
         return [stored for stored in super().totals() if stored.total.customer.startswith(customer)]
 
 
 class _ReadsAnyCase(SqliteReader):
-    def read(self, customer: str) -> list[StoredTotal]:
+    def read(self, customer: str, since: int = 0) -> list[StoredTotal]:
         return [stored for stored in super().totals() if stored.total.customer.lower() == customer.lower()]
 
 
 class _ReadsAsOfItsStart(SqliteReader):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._db.execute("BEGIN")
-        self._db.execute("SELECT * FROM feed").fetchone()
+        self._file.db.execute("BEGIN")
+        self._file.db.execute("SELECT * FROM feed").fetchone()
 
 
 class _ReadsOneCustomerAfterTheOther(SqliteReader):
@@ -360,7 +361,7 @@ class _ReadsOneCustomerAfterTheOther(SqliteReader):
 
 class _HoldsBackItsOwnReading(SqliteReader):
     def totals(self, customer: str | None = None) -> Iterator[StoredTotal]:
-        yield from table_layout.read_all(self._db)
+        yield from table_layout.read_all(self._file.db)
 
 
 class _ReadsUnsorted(SqliteReader):
@@ -369,8 +370,8 @@ class _ReadsUnsorted(SqliteReader):
 
 
 class _GivesABoolAsInteger(SqliteReader):
-    def read(self, customer: str) -> list[StoredTotal]:
-        stored = super().read(customer)
+    def read(self, customer: str, since: int = 0) -> list[StoredTotal]:
+        stored = super().read(customer, since)
         return [one._replace(total=Total._make((*one.total[:-1], int(one.total.steady)))) for one in stored]
 
 

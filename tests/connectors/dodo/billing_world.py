@@ -15,7 +15,7 @@ from tests.support.platform import KEY, in_process
 from tidegate.connectors.dodo.client import Answer, DodoClient
 from tidegate.connectors.dodo.sender import Sender, Terms
 from tidegate.connectors.outbox.outbox import Outbox
-from tidegate.connectors.outbox.reader import OutboxReader
+from tidegate.connectors.outbox.reader import OutboxReader, QueueStatistics
 from tidegate.connectors.outbox.schema import State
 from tidegate.operators.billing.rate_limit import TIERS, Rate
 from tidegate.operators.model.catalog import Catalog, Customer, Meter, Plan
@@ -148,7 +148,7 @@ class World:
     def waiting(self) -> int:
         return self.read_statistics().waiting
 
-    def read_statistics(self) -> Any:
+    def read_statistics(self) -> QueueStatistics:
         reader = OutboxReader(self.path)
         try:
             return reader.read_statistics()

@@ -206,7 +206,11 @@ def test_an_event_is_only_there_if_the_answer_is_of_it() -> None:
         ({}, "unknown"),
         ([], "unknown"),
     ):
-        with client(lambda _, body=body: httpx.Response(200, json=body)) as dodo:
+
+        def respond(_: httpx.Request, body: object = body) -> httpx.Response:
+            return httpx.Response(200, json=body)
+
+        with client(respond) as dodo:
             assert dodo.event("a").kind == kind
     with client(lambda _: httpx.Response(404)) as dodo:
         assert dodo.event("a").status == 404

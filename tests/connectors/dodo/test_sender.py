@@ -423,9 +423,9 @@ def test_a_crash_at_any_request_sends_nothing_twice_and_loses_nothing(here: Worl
     class Killed(Exception):
         pass
 
-    def dying(bodies: Sequence[bytes]) -> Answer:
+    def dying(events: Sequence[bytes]) -> Answer:
         if arrives:
-            real(bodies)
+            real(events)
         raise Killed
 
     came = []
@@ -484,9 +484,8 @@ def test_what_grew_too_old_while_others_were_sent_does_not_go_out_as_young(tmp_p
             found = reader.find(event.id for event in events)
         late = [entry for entry in found.values() if entry.restamped_at]
         for entry in found.values():
-            sent = (entry.restamped_at or entry.settled_at) - (
-                0 if entry.restamped_at else here.trip * SECOND
-            )
+            assert entry.settled_at
+            sent = entry.restamped_at or entry.settled_at - here.trip * SECOND
             assert (sent - entry.at > 55 * MINUTE) == (entry.restamped_at is not None)
         assert 0 < len(late) < 40
 
@@ -540,9 +539,9 @@ def test_no_id_is_twice_in_a_request_though_time_passes_between_two_looks(here: 
     sent: list[list[str]] = []
     real = here.client.ingest
 
-    def noting(bodies: Sequence[bytes]) -> Answer:
-        sent.append([json.loads(body)["event_id"] for body in bodies])
-        return real(bodies)
+    def noting(events: Sequence[bytes]) -> Answer:
+        sent.append([json.loads(body)["event_id"] for body in events])
+        return real(events)
 
     here.client.ingest = noting  # type: ignore[method-assign]
     here.turns()

@@ -60,8 +60,8 @@ def test_nothing_is_lost_and_exactly_what_is_too_old_is_billed_late(tmp_path: Pa
             assert late == (entry.restamped_at is not None)
             age = (entry.restamped_at or entry.settled_at) - event.at
             assert age > AGE_MAX if late else age <= AGE_MAX + SECOND
-        late = sum("orig_ts" in event["metadata"] for event in ledger.values())
-        assert 200 < late < 300 < len(ledger)
+        billed_late = sum("orig_ts" in event["metadata"] for event in ledger.values())
+        assert 200 < billed_late < 300 < len(ledger)
 
 
 def test_with_park_nothing_is_billed_at_another_time_than_its_own(tmp_path: Path) -> None:

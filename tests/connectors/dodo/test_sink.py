@@ -39,7 +39,7 @@ def usage(count: int) -> list[Accepted]:
 @contextmanager
 def opened(folder: Path, url: str, **given: Any) -> Iterator[tuple[DodoSink, list[Any]]]:
     """A sink with all its partitions, as one process has them."""
-    chosen = {"linger": timedelta(0), "bytes_max": 1 << 30, "sync": False} | given
+    chosen: dict[str, Any] = {"linger": timedelta(0), "bytes_max": 1 << 30, "sync": False} | given
     key = chosen.pop("api_key", KEY)
     sink = DodoSink(url, key, TIERS[2], folder / "outbox.db", parts=4, catalog=lambda: CATALOG, **chosen)
     parts = [sink.build_part("billing", name, None) for name in sink.list_parts()]
@@ -99,7 +99,12 @@ def test_handing_over_waits_for_nobody_and_a_snapshot_only_for_the_disk(
         for _ in range(100):
             parts[0].write_batch([pack(usage(10))])
         saved = Event()
-        Thread(target=lambda: (parts[0].snapshot(), saved.set())).start()
+
+        def save() -> None:
+            parts[0].snapshot()
+            saved.set()
+
+        Thread(target=save).start()
         assert not saved.wait(0.3), "a snapshot without what it covers"
         db.execute("COMMIT")
         db.close()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.support.harness import ROOT
+from tests.support.places import ROOT
 from tidegate.connectors.files import one_machine
 from tidegate.connectors.outbox.outbox import Outbox
 from tidegate.connectors.outbox.schema import OutboxError

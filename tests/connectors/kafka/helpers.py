@@ -1,7 +1,7 @@
 """What tests of Kafka's connectors share: a source that is patient, and reading one to its end."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -57,10 +57,19 @@ class Patient(FixedPartitionedSource[Payloads, Any]):
         return PatientPartition(self.inner.build_part(step_id, for_part, resume_state))
 
 
-def until(condition: Any, what: str, wait: float = 0.01) -> None:
-    """Waits until a condition holds."""
+def until(
+    condition: Callable[[], object],
+    what: str,
+    wait: float = 0.01,
+    *,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> None:
+    """Waits until a condition holds; does `meanwhile` before each look."""
     deadline = time.monotonic() + PATIENCE_S
-    while not condition():
+    while True:
+        meanwhile()
+        if condition():
+            return
         assert time.monotonic() < deadline, what
         time.sleep(wait)
 
@@ -84,13 +93,15 @@ class Reader:
 
     def read(self, count: int) -> list[bytes]:
         """Polls until there are as many payloads, and once more; all of them."""
-        until(lambda: self.poll() or len(self.payloads) >= count, f"{count} payloads do not come", 0.001)
+        until(
+            lambda: len(self.payloads) >= count, f"{count} payloads do not come", 0.001, meanwhile=self.poll
+        )
         self.poll()
         return self.payloads
 
     def to_the_end(self) -> list[bytes]:
         """Polls until the source ends; all payloads."""
-        until(lambda: self.poll() or not self.parts, "the source does not end", 0.001)
+        until(lambda: not self.parts, "the source does not end", 0.001, meanwhile=self.poll)
         return self.payloads
 
     @property

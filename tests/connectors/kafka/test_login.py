@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from typing import Any
+from typing import Any, TypedDict
 
 import confluent_kafka as rd
 import pytest
@@ -24,7 +24,13 @@ from tests.support.servers import lacking
 from tidegate.connectors.kafka.client import Cluster, KafkaError
 from tidegate.connectors.kafka.source import KafkaSource
 
-ADA = {"user": "ada", "password": USERS["ada"]}
+
+class Login(TypedDict):
+    user: str
+    password: str
+
+
+ADA: Login = {"user": "ada", "password": USERS["ada"]}
 EVE = {"user": "eve", "password": USERS["eve"]}
 
 

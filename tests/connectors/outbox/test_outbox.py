@@ -11,7 +11,7 @@ from threading import Thread
 import pytest
 
 from tests.connectors.dodo.billing_world import MINUTE, NOON, SECOND, accepted
-from tests.faults.support.harness import ROOT
+from tests.support.places import ROOT
 from tidegate.connectors.outbox import operator_actions
 from tidegate.connectors.outbox.outbox import Outbox
 from tidegate.connectors.outbox.reader import OutboxReader

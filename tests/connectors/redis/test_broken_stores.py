@@ -1,23 +1,23 @@
 """The contracts fail Redis stores that are broken in the ways such stores are: in their scripts, keys and order."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any, NamedTuple
 
 import pytest
 
-from tests.connectors.contracts.control import ControlContract
+from tests.connectors.contracts.control import ControlContract, ControlPlace
 from tests.connectors.contracts.holds import HoldsContract
-from tests.connectors.contracts.store import AtOnce, Place, StoreContract
+from tests.connectors.contracts.store import AtOnce, StoreContract
 from tests.connectors.redis.test_holds import HoldsPlace
-from tests.connectors.redis.test_writer import RedisPlace
 from tests.support import redis_server
 from tidegate.connectors.redis import control, holds, notes, writer
 from tidegate.connectors.redis.client import Script
 from tidegate.connectors.redis.reader import RedisReader
 from tidegate.connectors.redis.writer import RedisWriter
+from tidegate.operators.model.freshness import Heartbeat
 from tidegate.operators.model.ports import Changes, Note, Settled, StoredTotal
 from tidegate.operators.model.records import Counter, Total
 
@@ -120,8 +120,10 @@ class _Alone(RedisWriter):
         counters: Sequence[Counter],
         notes: Sequence[Note] = (),
         settled: Sequence[Settled] = (),
+        heartbeats: Sequence[Heartbeat] = (),
     ) -> None:
-        super().write([total for total in totals if total.window == "period"], counters, notes, settled)
+        periods = [total for total in totals if total.window == "period"]
+        super().write(periods, counters, notes, settled, heartbeats)
         super().write([total for total in totals if total.window != "period"], [])
 
 
@@ -189,6 +191,11 @@ class _BrokenPlace(HoldsPlace):
     writer: type[RedisWriter] = RedisWriter
     reader: type[RedisReader] = RedisReader
 
+    def broken_by(self, broken: type[RedisWriter] | type[RedisReader]) -> "_BrokenPlace":
+        if issubclass(broken, RedisWriter):
+            return replace(self, writer=broken)
+        return replace(self, reader=broken)
+
     def open_writer(self, **given: Any) -> RedisWriter:
         return self.writer(**self.given, resumed=False)
 
@@ -218,14 +225,14 @@ class _Extra:
             beyond_doubles(place)
 
 
-def fails(place: RedisPlace, name: str) -> bool:
+def fails(place: HoldsPlace, name: str) -> bool:
     """Whether a contract's test of that name fails there."""
 
     class Contract(_Extra, HoldsContract, StoreContract, ControlContract):
         at_once: AtOnce = "customer"  # type: ignore[misc]
 
         @contextmanager
-        def fresh(self) -> Iterator[Place]:
+        def fresh(self) -> Iterator[HoldsPlace]:
             own = replace(place, prefix=f"b{next(_numbers)}")
             own.open_writer().close()
             try:
@@ -233,7 +240,8 @@ def fails(place: RedisPlace, name: str) -> bool:
             except Exception as error:
                 raise _Found from error
 
-        fresh_control = fresh
+        def fresh_control(self) -> AbstractContextManager[ControlPlace]:
+            return self.fresh()
 
     try:
         # One that takes a number of decimal places is content with this one.
@@ -265,8 +273,7 @@ def test_the_contracts_fail_a_broken_script(
 def test_the_contracts_fail_a_broken_store(
     place: _BrokenPlace, broken: type[RedisWriter] | type[RedisReader]
 ) -> None:
-    role = "writer" if issubclass(broken, RedisWriter) else "reader"
-    assert fails(replace(place, **{role: broken}), CLASSES[broken])
+    assert fails(place.broken_by(broken), CLASSES[broken])
 
 
 @pytest.mark.parametrize(

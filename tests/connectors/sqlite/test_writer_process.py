@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import monotonic, sleep
+from typing import Any
 
 import pytest
 
@@ -63,11 +64,11 @@ class Odd:
 
 class TestAside(StoreContract):
     # Which of two totals stays is the other writer's affair, tried in TestSqlite; each example here starts a process.
-    test_a_replay_changes_nothing = None
-    test_order_does_not_matter = None
-    test_what_was_written_is_read = None
-    test_only_newer_totals_are_written = None
-    test_counters_only_grow = None
+    test_a_replay_changes_nothing: Any = None
+    test_order_does_not_matter: Any = None
+    test_what_was_written_is_read: Any = None
+    test_only_newer_totals_are_written: Any = None
+    test_counters_only_grow: Any = None
 
     @contextmanager
     def fresh(self) -> Iterator[Place]:

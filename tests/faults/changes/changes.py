@@ -227,7 +227,7 @@ def stop(world: World, process: Process) -> None:
 
 def idle(process: Process) -> None:
     """A flow with nothing to do needs next to no processor time, once it is done with what just changed."""
-    shares = []
+    shares: list[float] = []
     while len(shares) < SPINNING_S:
         before, began = process.cpu(), time.monotonic()
         time.sleep(1)

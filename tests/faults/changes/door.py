@@ -8,10 +8,10 @@ from urllib.parse import quote
 
 import httpx
 
-from tests.faults.changes.changes import ODD_QUANTITIES, PATIENCE, plain_adjustment, settle, stop
+from tests.faults.changes.changes import ODD_QUANTITIES, plain_adjustment, settle, stop
 from tests.faults.changes.forks import Process, Start
 from tests.faults.changes.traffic import CUSTOMERS, METERS, written
-from tests.faults.changes.world import Fault, World
+from tests.faults.changes.world import PATIENCE, Fault, World
 from tidegate.operators.model.ports import Adjustment
 
 ODD_INSTANTS = (

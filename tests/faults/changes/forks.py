@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import SupportsIndex
 
 import msgspec
 
@@ -133,10 +134,14 @@ def _libfaketime() -> Path | None:
     return next(iter(sorted(Path("/usr/lib").glob("**/libfaketimeMT.so.1"))), None)
 
 
+def _sleep(seconds: float | SupportsIndex, /) -> None:
+    select.select([], [], [], max(0.0, float(seconds)))
+
+
 def serve() -> None:
     """Fork for each start on standard input, and answer with the process's id; for each poll with its exit code."""
     # Of threads, libfaketime's own refuses arguments that are right.
-    time.sleep = lambda seconds: select.select([], [], [], max(0, seconds)) and None  # type: ignore[assignment]
+    time.sleep = _sleep
     _import_all()
     for line in sys.stdin.buffer:
         order = msgspec.json.decode(line, type=Order)

@@ -219,9 +219,10 @@ class Catalogs:
 
     def _change_limits(self) -> None:
         rng = self._rng
-        limit = {"cap": rng.choice((0, 1, 50, 1e15)), "on_cap": rng.choice(("block", "allow", "warn"))}
+        cap, on_cap = rng.choice((0, 1, 50, 1e15)), rng.choice(("block", "allow", "warn"))
+        limit: dict[str, Any] = {"cap": cap, "on_cap": on_cap}
         if rng.random() < 0.5:
-            limit["thresholds"] = ["50%", "100%"] if limit["cap"] else []
+            limit["thresholds"] = ["50%", "100%"] if cap else []
         of = rng.choice((self._plan, *self._customers.values()))
         of.setdefault("limits", {})[rng.choice(self.meters).name] = limit
 
@@ -277,7 +278,7 @@ class Catalogs:
         return Edition(json.dumps(self._body(), ensure_ascii=False), list(self.meters))
 
     def _body(self) -> dict[str, Any]:
-        return json.loads(
+        body: dict[str, Any] = json.loads(
             json.dumps(
                 {
                     "meters": [_entry(meter) for meter in self.meters],
@@ -287,6 +288,7 @@ class Catalogs:
                 }
             )
         )
+        return body
 
 
 def _entry(meter: Meter) -> dict[str, Any]:

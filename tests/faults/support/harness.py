@@ -11,7 +11,7 @@ import subprocess
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -66,7 +66,9 @@ class Result(NamedTuple):
     def differences(self, other: "Result") -> list[str]:
         """Where they differ, a few of each."""
         found = []
-        for name, mine, theirs in zip(self._fields, self, other, strict=True):
+        for name in self._fields:
+            mine: Mapping[Any, object] = getattr(self, name)
+            theirs: Mapping[Any, object] = getattr(other, name)
             keys = [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]
             found += [f"{name} {key}: {mine.get(key)} instead of {theirs.get(key)}" for key in keys[:5]]
             if len(keys) > 5:
@@ -251,7 +253,7 @@ def counting_calls() -> Path | None:
         return None
     folder = Path(mkdtemp(prefix="tidegate-calls-"))
     atexit.register(shutil.rmtree, folder)
-    command = [
+    command: list[str | Path] = [
         compiler,
         "-O1",
         "-shared",

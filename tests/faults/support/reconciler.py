@@ -55,7 +55,11 @@ def reconcile_apart(m: System, kill: Kill | None = None, **given: Any) -> int:
             if is_fatal and kill and kill.is_before:
                 process.kill()
                 break
-            answer = _answer(m, body) if kind == "ask" else m.clock.sleep(body)
+            answer = None
+            if kind == "ask":
+                answer = _answer(m, body)
+            else:
+                m.clock.sleep(body)
             if is_fatal:
                 process.kill()
                 break

@@ -24,13 +24,15 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Lock
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from tests.faults.support.kill_orders import KILLS, MET, Kill, Met, Orders
 from tidegate.operators.model.catalog import Catalog, VersionedCatalog
 from tidegate.settings.catalog.versions import CatalogFollower
+
+T = TypeVar("T")
 
 FOLDER = f"{Path.cwd()}/"
 SOON = 0.004
@@ -54,7 +56,7 @@ class KillHarness:
             self._note()
             self._arm(self._kill.seconds)
 
-    def around(self, kind: str, act: Callable[[], Any], half: Callable[[], Any] | None = None) -> Any:
+    def around(self, kind: str, act: Callable[[], T], half: Callable[[], object] | None = None) -> T:
         """Does it, and dies on the way if this is the one; `half` does half of it."""
         phase = self._phase(kind)
         if phase == "before":
@@ -176,7 +178,7 @@ def watch_files(harness: KillHarness) -> None:
         setattr(os, name, watched)
 
     os.write = watched_write
-    io.open = builtins.open = watched_open  # type: ignore[assignment]
+    io.open = builtins.open = watched_open
     for name in ("fsync", "fdatasync"):
         watch("sync", name)
     for name in ("truncate", "ftruncate"):

@@ -39,8 +39,8 @@ def control(place: Place) -> closing[SqliteControl]:
 
 
 def adjustment(id: str, quantity: str, **fields: Any) -> Adjustment:
-    given = {"customer": "acme", "meter": "tokens", "at": JUNE_17, "reason": "test", "by": "ops"} | fields
-    return Adjustment(id=id, quantity=quantity, **given)
+    given: dict[str, Any] = {"customer": "acme", "meter": "tokens", "at": JUNE_17}
+    return Adjustment(id=id, quantity=quantity, **(given | {"reason": "test", "by": "ops"} | fields))
 
 
 def notes(place: Place, kind: str) -> list[Note]:

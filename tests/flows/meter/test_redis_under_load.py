@@ -7,7 +7,8 @@ and after each (2,000).
 
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from threading import Event, Semaphore, Thread
 from typing import Any
@@ -134,7 +135,8 @@ def test_a_store_that_loses_what_it_holds_under_load_is_right_again(
     settings = {**settings_of(server), "CATALOG": str(feed.catalog), "CLOCK": "event"}
     feed.start()
     try:
-        with place.running(**settings), nullcontext([]) if lose is set_back else looking(server) as wrong:
+        looks: AbstractContextManager[list[str]] = nullcontext([]) if lose is set_back else looking(server)
+        with place.running(**settings), looks as wrong:
             feed.more()
             waited_for(lambda: is_right(server, feed.right[0]), "the first totals")
             for number in range(1, LOSSES + 1):
@@ -145,9 +147,7 @@ def test_a_store_that_loses_what_it_holds_under_load_is_right_again(
                 if lose is emptied and number % 2:
                     done = tidegate(place, server, "store", "rebuild")
                     assert done.returncode == 0, done.stderr
-                waited_for(
-                    lambda right=feed.right[number]: is_right(server, right), f"all after loss {number}"
-                )
+                waited_for(partial(is_right, server, feed.right[number]), f"all after loss {number}")
     finally:
         feed.end()
     assert not wrong, wrong[:5]

@@ -84,6 +84,20 @@ def young(metered: System, customer: str, tokens: int = 13) -> str:
     return metered.event(customer, tokens=tokens)
 
 
+def lose_and_close(metered: System, customer: str, ids: list[str]) -> list[str]:
+    """The second event is lost, and then the period ends."""
+    metered.simulator.drop(ids[1])
+    close(metered, customer)
+    return []
+
+
+def lose_young_and_close(metered: System, customer: str, ids: list[str]) -> list[str]:
+    """An event of the last minutes is lost, and then the period ends."""
+    lost = lose_young(metered, customer)
+    close(metered, customer)
+    return [lost]
+
+
 PLANTED = [
     # Lost there
     Planted("lost, two hours old", old, lambda m, c, i: m.simulator.drop(i[1]),
@@ -102,9 +116,9 @@ PLANTED = [
             lambda m, c, i: m.simulator.drop(i[0]),
             {"missing_there": None}, lambda i: {i[0]}, ("late",), True, meter="peak"),
     Planted("lost, of a period that closed since", old,
-            lambda m, c, i: [m.simulator.drop(i[1]), close(m, c)][:0], {"missing_there": "7"}, lambda i: {i[1]}),
+            lose_and_close, {"missing_there": "7"}, lambda i: {i[1]}),
     Planted("lost, minutes before the period closed", lambda m, c: [],
-            lambda m, c, i: [lose_young(m, c), close(m, c)][:1],
+            lose_young_and_close,
             {"missing_there": "13"}, lambda i: {i[0]}, ("resend",), True),
     # More there
     Planted("another producer", old, lambda m, c, i: insert(m, elsewhere(c, 1, early(m, c))),
@@ -224,8 +238,9 @@ def close_early(metered: System, customer: str) -> list[str]:
 
 def adjusted(metered: System, customer: str) -> list[str]:
     at = metered.clock.now
-    fields = dict(customer=customer, meter="tokens", at=at, reason="x", by="ops")
-    made = Adjustment(id=f"ops-{customer}", quantity="40", **fields)
+    made = Adjustment(
+        id=f"ops-{customer}", quantity="40", customer=customer, meter="tokens", at=at, reason="x", by="ops"
+    )
     metered.control.append(made)
     return []
 
@@ -260,7 +275,7 @@ def play(metered: System, folder: Path) -> Outcome:
             customers[one.name] = metered.simulator.create_customer()
             metered.edges[customers[one.name]] = [written(BEGIN), written(END)]
             continue
-        past = {"past": PAST} if one.past else {}
+        past: dict[str, Any] = {"past": PAST} if one.past else {}
         customers[one.name] = metered.customer(meters=peak, **past)
     elsewhere_begun = customers["a period that begins elsewhere"]
     del metered.edges[elsewhere_begun]

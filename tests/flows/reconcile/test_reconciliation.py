@@ -22,7 +22,6 @@ from dodopayments import DodoPayments
 from simulator.app import build_app as build_platform
 from simulator.inprocess import AppTransport
 from simulator.state.platform import Platform
-from tests.faults.support.harness import ROOT
 from tests.flows.reconcile.metered import (
     BEGIN,
     END,
@@ -36,6 +35,7 @@ from tests.flows.reconcile.metered import (
     written,
 )
 from tests.support.options import option
+from tests.support.places import ROOT
 from tests.support.platform import PlatformProcess
 from tidegate.connectors.dodo.client import Answer, DodoClient, DodoError
 from tidegate.connectors.dodo.reads import DodoReads, Unauthorized
@@ -140,9 +140,13 @@ def test_thousands_of_subscriptions_within_the_budget(tmp_path: Path) -> None:
                     return Answer(200, content={"items": subscriptions[begin : begin + 100]})
                 return Answer(200, content={"items": [item]})
 
-        rate = metered.settings().billing.rates()[1]  # type: ignore[union-attr]
-        client = Canned("http://simulator", KEY, rate, clock=metered.clock, sleep=metered.clock.sleep)
-        metered.client = lambda: client  # type: ignore[method-assign,assignment]
+        pace = metered.settings().billing.rates()[1]  # type: ignore[union-attr]
+        client = Canned("http://simulator", KEY, pace, clock=metered.clock, sleep=metered.clock.sleep)
+
+        def canned(rate: Rate = pace, key: str = KEY) -> DodoClient:
+            return client
+
+        metered.client = canned  # type: ignore[method-assign]
         metered.work = lambda: None  # type: ignore[method-assign]
         began = metered.clock.now
         assert metered.reconcile() == {}
@@ -718,7 +722,7 @@ def test_repairs_that_are_killed_are_made_once(
         return result
 
     monkeypatch.setattr(repairer.Repairer, "_done", done)
-    closed = repairer.Journal.close
+    closed = Journal.close
 
     def close(self: Any, *given: Any) -> None:
         closed(self, *given)
@@ -726,7 +730,7 @@ def test_repairs_that_are_killed_are_made_once(
             killed.append(given[0].id)
             raise Killed
 
-    monkeypatch.setattr(repairer.Journal, "close", close)
+    monkeypatch.setattr(Journal, "close", close)
     for _ in range(3):
         with suppress(BaseException):
             metered.reconcile(reconcile_repair="true")

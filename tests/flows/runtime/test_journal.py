@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.faults.support.harness import ROOT
+from tests.support.places import ROOT
 from tidegate.flows.runtime import journal
 from tidegate.flows.runtime.journal import KEPT, Appended, Journal, JournalError, Position
 from tidegate.operators.metering.snapshot import Frame

@@ -58,7 +58,7 @@ def marked(part: Part, clock: Clock) -> StatefulSourcePartition[Payloads, Any]:
 
 
 def states(marked: StatefulSourcePartition[Payloads, Any]) -> list[str | bytes | None]:
-    return [poll.block or (poll.mark and poll.mark.state) for poll in marked.next_batch()]
+    return [poll.block or (poll.mark.state if poll.mark else None) for poll in marked.next_batch()]
 
 
 def test_a_start_names_all_partitions_before_the_first_poll(

@@ -56,10 +56,11 @@ def stored(folder: Path) -> list[bytes]:
 
 def classes_in(pickled: bytes) -> set[tuple[str, str]]:
     """Module and name of the classes that a pickle names."""
-    texts, found = [], set()
+    texts: list[str] = []
+    found: set[tuple[str, str]] = set()
     for opcode, argument, _ in pickletools.genops(pickled):
         if "UNICODE" in opcode.name:
-            texts.append(argument)
+            texts.append(str(argument))
         elif opcode.name == "STACK_GLOBAL":
             found.add((texts[-2], texts[-1]))
         assert opcode.name != "GLOBAL"

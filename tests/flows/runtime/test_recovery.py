@@ -10,8 +10,9 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from bytewax.recovery import init_db_dir
 
-from tests.faults.support.harness import ROOT
+from tests.support.places import ROOT
 from tidegate.flows.runtime import recovery
 
 VARIABLE = "BYTEWAX_RECOVERY_DIRECTORY"
@@ -125,7 +126,6 @@ def test_parts_that_were_half_made_are_made_anew(tmp_path: Path, monkeypatch: py
         (folder / "part-1.sqlite3").unlink()
         raise Died
 
-    init_db_dir = recovery.init_db_dir
     monkeypatch.setattr(recovery, "init_db_dir", half)
     with pytest.raises(Died):
         recovery.prepare(tmp_path, 3, 16)

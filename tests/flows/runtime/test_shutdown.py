@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.support.harness import lines_of
+from tests.faults.support.edges import lines_of
 from tests.flows.conftest import SECONDS, Place
 from tests.flows.meter.test_control_source import FOLLOWED, eventually, has_totals
 from tests.flows.meter.test_metering import COUNTERS, FIRST, SECOND

@@ -90,7 +90,8 @@ class _Parts(FixedPartitionedSource[Any, Any]):
 def test_a_partition_that_is_gone_keeps_its_position_and_ends(caplog: pytest.LogCaptureFixture) -> None:
     source = ResumedSource(_Parts(["b", "c"]), ["a", "b"])
     assert source.list_parts() == ["b", "c", "a"]
-    assert source.build_part("in", "b", 3) == ("b", 3)
+    there: Any = source.build_part("in", "b", 3)
+    assert there == ("b", 3)
     gone = source.build_part("in", "a", 7)
     assert isinstance(gone, StatefulSourcePartition)
     assert gone.snapshot() == 7

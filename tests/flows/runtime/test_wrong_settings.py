@@ -7,8 +7,8 @@ from typing import Final, NamedTuple
 
 import pytest
 
-from tests.faults.support.harness import ROOT
 from tests.flows.conftest import SECONDS, Place
+from tests.support.places import ROOT
 from tests.support.ports import free_ports
 from tidegate.connectors.sqlite.store import make_store
 

@@ -19,7 +19,6 @@ from tidegate.operators.billing.outgoing import (
     BillingRules,
     OutgoingEvent,
     Refusal,
-    format_instant,
     pack,
     split_batches,
     to_exact_number,
@@ -28,6 +27,7 @@ from tidegate.operators.billing.outgoing import (
 from tidegate.operators.model.catalog import Catalog, Condition, Customer, Filter, Meter, Plan
 from tidegate.operators.model.periods import Calendar
 from tidegate.operators.model.records import Accepted
+from tidegate.operators.model.wire import format_instant
 
 AT = 1_795_348_800_250_000  # 2026-11-22T12:00:00.250Z
 ID = "0123456789abcdef0123456789abcdef-77a2b"
@@ -73,7 +73,8 @@ def event(data: dict[str, Any], name: str = "llm") -> bytes:
 def sent(data: dict[str, Any], **given: Any) -> dict[str, Any]:
     made = RULES.build_event(ID, "cus_1", AT, event(data), **given)
     assert isinstance(made, OutgoingEvent), made
-    return json.loads(made.body)
+    body: dict[str, Any] = json.loads(made.body)
+    return body
 
 
 def refused(data: dict[str, Any], **given: Any) -> str:

@@ -27,13 +27,18 @@ from tidegate.operators.columns.quantity import (
 from tidegate.operators.metering.windows import ADD, COLUMNS, PERIOD_WINDOW, Batch, add_runs, fold_batch
 
 BEYOND = ["1e999999999", "-1e999999999", "1e-999999999", "Infinity"]
+
+
+def has_few_places(value: Decimal) -> bool:
+    exponent = value.as_tuple().exponent
+    return isinstance(exponent, int) and exponent >= -PLACES
+
+
 READINGS = st.one_of(
     st.integers(0, 10**15),
     st.decimals(0, 10**15, allow_nan=False, allow_infinity=False, places=12),
     st.decimals(0, 1, allow_nan=False, allow_infinity=False, places=PLACES),
-    st.floats(0, 10**6)
-    .map(lambda number: Decimal(repr(number)))
-    .filter(lambda d: d.as_tuple().exponent >= -PLACES),
+    st.floats(0, 10**6).map(lambda number: Decimal(repr(number))).filter(has_few_places),
 )
 
 
@@ -100,8 +105,8 @@ def test_a_tenth_added_ten_million_times_is_one_million() -> None:
     batch = Batch(key, np.arange(count), np.full(count, ADD), hi, mid, None, no, no)
     for _ in range(100):
         add_runs(table, fold_batch(batch, key, key, None), [(PERIOD_WINDOW, np.zeros(1, np.int64))])
-    total = [int(table.columns[name][0]) for name in ("hi", "mid")]
-    assert format_limbs(*total, 0) == "1000000"
+    total = {name: int(table.columns[name][0]) for name in ("hi", "mid")}
+    assert format_limbs(**total, lo=0) == "1000000"
     assert int(table.columns["events"][0]) == 10_000_000
 
 

@@ -37,9 +37,8 @@ def events(
         np.broadcast_to(np.asarray(each, np.int64), words.shape) for each in (marks, customer, at, now)
     )
     mark, customers, times, nows = columns
-    return Identities(
-        words, words[::-1][::-1] ^ words >> 7, mark.astype(np.uint32), customers, times, nows, nows - lateness
-    )
+    others = words[::-1][::-1] ^ words >> np.uint64(7)
+    return Identities(words, others, mark.astype(np.uint32), customers, times, nows, nows - lateness)
 
 
 def settled(memory: IdentityMemory, *args: Any, **options: Any) -> set[int]:
@@ -67,7 +66,8 @@ def restored(memory: IdentityMemory, journal: dict[str, list[Rows]]) -> Identity
     return other
 
 
-NONE = Rows(*(np.empty(0, kind) for kind in (np.uint64, np.uint64, np.uint32, np.uint32, np.uint32)))
+NO_WORDS, NO_HALVES = np.empty(0, np.uint64), np.empty(0, np.uint32)
+NONE = Rows(NO_WORDS, NO_WORDS, NO_HALVES, NO_HALVES, NO_HALVES)
 
 
 @pytest.mark.parametrize("many", [1, 300, MANY])
@@ -127,7 +127,8 @@ def test_verdicts_follow_from_hours_alone(seed: int, monkeypatch: pytest.MonkeyP
             else:
                 meant.append(NEW)
                 known[id] = mark, max(at, now)
-        sent = events(ids, marks, *(NOON + hours * HOUR), lateness=2 * HOUR)
+        times, nows = NOON + hours * HOUR
+        sent = events(ids, marks, times, nows, lateness=2 * HOUR)
         cuts = [0, *sorted(rng.integers(0, count, 2).tolist()), count]
         parts = [sent.select(np.arange(start, end)) for start, end in pairwise(cuts) if end > start]
         assert [verdict for part in parts for verdict in memory.classify(part).tolist()] == meant

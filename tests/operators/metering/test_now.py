@@ -311,7 +311,8 @@ def test_clocks_in_columns_are_clocks_one_by_one(
         found, now[who], last[who] = running.advance(now[who], last[who])
         meant = []
         for one, time in zip(customer.tolist(), at.tolist(), strict=True):
-            slow[one] = advance(*slow[one], time, tolerance)
+            before, seen = slow[one]
+            slow[one] = advance(before, seen, time, tolerance)
             meant.append(slow[one][0])
         assert found.tolist() == meant
     assert list(zip(now.tolist(), last.tolist(), strict=True)) == slow

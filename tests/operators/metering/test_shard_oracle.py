@@ -25,7 +25,8 @@ from msgspec.structs import replace
 
 from tests.operators.strategies import LARGEST, METERS, NOON, adjustments, catalogs, events
 from tests.reference.malformed import MALFORMED, Malformed, plain_event
-from tests.reference.model import Clock, Model, Seen, Told, Unread
+from tests.reference.model import Model, Seen, Told, Unread
+from tests.reference.model_now import Clock
 from tests.reference.traffic import (
     DAY,
     HOUR,
@@ -350,9 +351,9 @@ def assert_agreed(fleet: Fleet) -> None:
         for each in fleet.alerts
         if each.kind != "unmetered" and (each.customer, each.meter, each.period_start) not in released
     ]
-    meant = [alert(each) for each in model.alerts]
+    alerts = [alert(each) for each in model.alerts]
     assert by_key(limits) == by_key(
-        [each for each in meant if (each.customer, each.meter, each.period_start) not in released]
+        [each for each in alerts if (each.customer, each.meter, each.period_start) not in released]
     )
     assert_unmetered(fleet, model)
     assert +fleet.counters == +model.counters

@@ -1,6 +1,7 @@
 """What a snapshot writes is in proportion to what changed since the last one."""
 
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -63,10 +64,10 @@ def test_the_state_of_an_earlier_version_is_read(is_saved_again: bool) -> None:
     """Its events stay counted once. Of a repeat at another time nothing says whether its data is the same."""
     catalog = Catalog((Meter("calls", "call", "sum", "n"),))
     frames = [Frame(*each) for each in msgspec.msgpack.decode(EARLIER.read_bytes())]
-    build = 0, catalog, timedelta(days=1), "event"
-    shard = Shard.restore(*build, frames)
+    restore = partial(Shard.restore, 0, catalog, timedelta(days=1), "event")
+    shard = restore(frames)
     if is_saved_again:
-        shard = Shard.restore(*build, [*frames, *shard.take_delta()])
+        shard = restore([*frames, *shard.take_delta()])
 
     def counted(*events: tuple[str, str, int]) -> dict[str, int]:
         before = dict(shard.counts)

@@ -34,8 +34,8 @@ def shard(frames: Any = ()) -> Shard:
 
 
 def adjustment(id: str = "1", **fields: Any) -> Adjustment:
-    given = {"customer": "acme", "meter": "calls", "at": NOON, "quantity": "1", "reason": "r", "by": "me"}
-    return Adjustment(id=id, **(given | fields))
+    given: dict[str, Any] = {"customer": "acme", "meter": "calls", "at": NOON, "quantity": "1"}
+    return Adjustment(id=id, **(given | {"reason": "r", "by": "me"} | fields))
 
 
 def periods(of: Shard) -> dict[str, Total]:

@@ -92,7 +92,7 @@ def customer_of(scope: Scope) -> str | None:
 
 def app(place: Place, endpoint: Callable[[Request], Awaitable[Response]], **choices: Any) -> UsageMiddleware:
     inner = Starlette(routes=[Route("/", endpoint)])
-    given = {"meter": "calls", "name": "api.call", "customer": customer_of} | choices
+    given: dict[str, Any] = {"meter": "calls", "name": "api.call", "customer": customer_of} | choices
     return UsageMiddleware(inner, metering=place.metering, **given)
 
 

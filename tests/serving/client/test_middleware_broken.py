@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from decimal import Decimal
 from pathlib import Path
@@ -55,7 +55,7 @@ def test_a_stream_that_breaks_meters_what_it_reported(tmp_path: Path, report: bo
     run(scenario, tmp_path)
 
 
-async def cancel_by_scope(work: Callable[[], Awaitable[None]]) -> None:
+async def cancel_by_scope(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
     async with anyio.create_task_group() as group:
         group.start_soon(work)
         await anyio.sleep(0.1)
@@ -140,7 +140,7 @@ async def under_uvicorn(app: Any, port: int) -> AsyncIterator[None]:
 async def under_hypercorn(app: Any, port: int) -> AsyncIterator[None]:
     config, stop = Config(), asyncio.Event()
     config.bind, config.errorlog = [f"127.0.0.1:{port}"], None
-    task = asyncio.create_task(serve(app, config, shutdown_trigger=stop.wait))  # type: ignore[arg-type]
+    task = asyncio.create_task(serve(app, config, shutdown_trigger=stop.wait))
     while True:
         with suppress(OSError):
             _, writer = await asyncio.open_connection("127.0.0.1", port)

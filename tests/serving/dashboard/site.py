@@ -16,7 +16,7 @@ from urllib.parse import quote, unquote
 from uuid import uuid4
 
 import httpx
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, ConsoleMessage, Dialog, Page
 
 from tests.serving.http.served import Served
 from tests.support.places import ROOT
@@ -167,13 +167,21 @@ class Reader:
             # In frames and on other sites too, where it must not matter.
             context.add_init_script(f"try {{ sessionStorage.setItem('tidegate.key', {token}) }} catch {{}}")
         page = context.new_page()
-        page.on("console", lambda said: said.type in ("error", "warning") and self._hear(said.text))
+        page.on("console", self._hear_console)
         page.on("pageerror", lambda error: self._hear(str(error)))
-        page.on("dialog", lambda dialog: self._hear(f"dialog: {dialog.message}") or dialog.dismiss())
+        page.on("dialog", self._hear_dialog)
         try:
             yield page
         finally:
             context.close()
+
+    def _hear_console(self, said: ConsoleMessage) -> None:
+        if said.type in ("error", "warning"):
+            self._hear(said.text)
+
+    def _hear_dialog(self, dialog: Dialog) -> None:
+        self._hear(f"dialog: {dialog.message}")
+        dialog.dismiss()
 
     def _hear(self, text: str) -> None:
         self.complaints.append(text)

@@ -79,14 +79,15 @@ def test_a_check_is_one_look_at_the_store(opened: Opened, kind: Any) -> None:
 def test_what_is_reserved_counts_until_it_is_released(opened: Opened, kind: Any) -> None:
     gate = opened(FakeHolds(catalog_text()), kind)
     first = gate.reserve("acme", "calls", 8, id="1")
-    assert (first.allowed, first.reason, first.reserved, first.remaining) == (True, "within", 8, 2)
+    assert (first.allowed, first.reason) == (True, "within")
+    assert (first.reserved, first.remaining) == (Decimal(8), Decimal(2))
     again = gate.reserve("acme", "calls", 8, id="1")
-    assert (again.allowed, again.reason, again.reserved) == (True, "held", 8)
+    assert (again.allowed, again.reason, again.reserved) == (True, "held", Decimal(8))
     other = gate.reserve("acme", "calls", 7, id="1")
     assert (other.allowed, other.reason) == (False, "conflict") and "id" in other.detail
     assert not gate.check("acme", "calls", 3).allowed
     full = gate.reserve("acme", "calls", 3, id="2")
-    assert (full.allowed, full.reason, full.remaining) == (False, "cap_reached", 2)
+    assert (full.allowed, full.reason, full.remaining) == (False, "cap_reached", Decimal(2))
     assert gate.release("acme", "1").state == "released"
     assert gate.reserve("acme", "calls", 3, id="2").allowed
     assert gate.release("acme", "nobody").state == "unknown"
@@ -108,7 +109,8 @@ def test_a_reserve_that_a_spend_cap_denies_holds_nothing(opened: Opened, kind: A
     gate = opened(store, kind)
     assert gate.reserve("acme", "calls", 3, id="1").allowed
     denied = gate.reserve("acme", "calls", 3, id="2")
-    assert (denied.allowed, denied.scope, denied.reserved, denied.remaining) == (False, "spend", 6, 4)
+    assert (denied.allowed, denied.scope) == (False, "spend")
+    assert (denied.reserved, denied.remaining) == (Decimal(6), Decimal(4))
     assert len(store.holds) == 1
     assert gate.reserve("acme", "calls", 3, id="1").reason == "held"
     assert gate.reserve("acme", "calls", 2, id="2").allowed
@@ -168,11 +170,12 @@ def test_a_meter_that_nobody_knows_is_told(opened: Opened, kind: Any) -> None:
     """A typo must not pass for a meter without a cap."""
     store = FakeHolds(catalog_text())
     gate = opened(store, kind)
-    for act in (
+    acts: list[Callable[[], Decision]] = [
         lambda: gate.check("acme", "cals"),
         lambda: gate.check_many("acme", {"calls": 1, "cals": 1}),
         lambda: gate.reserve("acme", "cals", 1, id="r"),
-    ):
+    ]
+    for act in acts:
         with pytest.raises(UnknownMeter, match="no 'cals'; did you mean 'calls'"):
             act()
     assert not store.holds
@@ -483,13 +486,12 @@ def test_who_asks_again_is_not_told_of_a_hold_that_is_taken_back(opened: Opened,
     gate = opened(store, kind)
     assert gate.check("acme", "calls").allowed
     told: list[Decision] = []
-    again = threading.Thread(
-        target=lambda: told.append(
-            asyncio.run(gate.gate.reserve("acme", "calls", 10, timedelta(minutes=5), id="same"))
-            if kind is AsyncGate
-            else gate.gate.reserve("acme", "calls", 10, timedelta(minutes=5), id="same")
-        )
-    )
+
+    def reserve_again() -> None:
+        answer = gate.gate.reserve("acme", "calls", 10, timedelta(minutes=5), id="same")
+        told.append(answer if isinstance(answer, Decision) else asyncio.run(answer))
+
+    again = threading.Thread(target=reserve_again)
 
     def ask_again() -> None:
         # The first is told that it is held, under a catalog that is no longer the newest.
@@ -529,7 +531,7 @@ def test_a_reserve_goes_by_the_new_catalog_too(opened: Opened, kind: Any) -> Non
     assert gate.reserve("acme", "calls", 5, id="1").allowed
     store.apply(catalog_text("{cap: 8}"))
     denied = gate.reserve("acme", "calls", 5, id="2")
-    assert (denied.allowed, denied.limit, denied.catalog) == (False, 8, 2)
+    assert (denied.allowed, denied.limit, denied.catalog) == (False, Decimal(8), 2)
     assert list(store.holds) == [("acme", "1")]
     store.apply(catalog_text("{cap: 20}"))
     assert gate.reserve("acme", "calls", 15, id="2").allowed
@@ -627,7 +629,11 @@ def test_a_new_catalog_is_followed_without_a_word_from_anybody(opened: Opened, k
     gate = near(opened, store, kind=kind)
     for limit, allowed in (("{cap: 6}", True), ("{cap: 0}", False), ("{}", True)):
         store.apply(catalog_text(limit))
-        soon(lambda allowed=allowed: gate.check("acme", "calls").allowed == allowed)
+
+        def is_followed(allowed: bool = allowed) -> bool:
+            return gate.check("acme", "calls").allowed == allowed
+
+        soon(is_followed)
 
 
 def test_ones_own_reserve_is_seen_at_once(opened: Opened, kind: Any) -> None:

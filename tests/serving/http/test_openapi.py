@@ -66,7 +66,9 @@ whole = schemathesis.openapi.from_dict(document(ROUTES), config=CONFIG).exclude(
 
 @whole.parametrize()
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
-def test_no_request_is_answered_otherwise_than_documented(case: schemathesis.Case, fuzzed: Served) -> None:
+def test_no_request_is_answered_otherwise_than_documented(
+    case: schemathesis.Case[Any], fuzzed: Served
+) -> None:
     case.call_and_validate(
         base_url=fuzzed.url,
         headers={"authorization": f"Bearer {fuzzed.tokens['all']}"},

@@ -59,7 +59,7 @@ def meter(served: Served) -> dict[str, int]:
     _, said = flow.communicate(timeout=60)
     assert flow.returncode == 0, said.decode()[-2000:]
     with closing(served.reader()) as reader:
-        counters = {}
+        counters: dict[str, int] = {}
         for counter in reader.counters():
             counters[counter.name] = counters.get(counter.name, 0) + counter.value
         counters["total"] = sum(

@@ -1,11 +1,13 @@
 import json
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
 from tests.serving.samples import total
 from tidegate.connectors.sqlite.store import SqliteReader, SqliteWriter
+from tidegate.operators.model.ports import StoredTotal
 from tidegate.operators.model.records import Counter, Total
 from tidegate.serving.views.usage import Tail, Usage
 
@@ -31,7 +33,7 @@ def test_usage_follows_the_store(writer: SqliteWriter, usage: Usage) -> None:
     usage.refresh(1_000_000)
     writer.write([total(total=6, version=2)], [Counter(0, "events", 4), Counter(1, "events", 1)])
     usage.refresh(2_000_000)
-    assert (usage.total("cus_1", "calls"), usage.total("cus_2", "calls")) == (6, 7)
+    assert (usage.total("cus_1", "calls"), usage.total("cus_2", "calls")) == (Decimal(6), Decimal(7))
     assert usage.sums["events"] == 5
     assert usage.rate() == pytest.approx(2.5)
 
@@ -108,7 +110,12 @@ def test_only_what_has_changed_is_read(
     usage.refresh(0)
     asked: list[str] = []
     read = usage.reader.read
-    monkeypatch.setattr(usage.reader, "read", lambda customer: asked.append(customer) or read(customer))
+
+    def noting(customer: str) -> list[StoredTotal]:
+        asked.append(customer)
+        return read(customer)
+
+    monkeypatch.setattr(usage.reader, "read", noting)
     usage.refresh(1)
     writer.write([total("cus_2", total=8, version=2)], [])
     usage.refresh(2)

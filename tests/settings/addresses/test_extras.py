@@ -5,7 +5,7 @@ import tomllib
 
 import pytest
 
-from tests.faults.support.harness import ROOT
+from tests.support.places import ROOT
 from tidegate.settings.addresses import extras
 from tidegate.settings.addresses.address import load
 from tidegate.settings.problems import SettingsError

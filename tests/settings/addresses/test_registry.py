@@ -50,9 +50,8 @@ def test_a_connector_takes_what_its_address_has_and_needs(address: type[Address]
     assert address.needs <= OFFERED
     if issubclass(address, Delivered | ProviderAddress | RedisStore):
         return  # They are built from what the address works out of its fields.
-    written = address.model_construct(
-        **{name: "x" for name in address.model_fields if name in ("path", "hosts")}
-    )
+    fields: dict[str, Any] = {name: "x" for name in address.model_fields if name in ("path", "hosts")}
+    written = address.model_construct(**fields)
     given = set(written.arguments()) | address.needs
     assert given <= set(taken)
     assert {name for name, one in taken.items() if one.default is inspect.Parameter.empty} <= given

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tidegate.connectors.sqlite.control import SqliteControl
+from tidegate.operators.model.ports import CatalogVersion
 from tidegate.settings.catalog.edit import with_override
 from tidegate.settings.catalog.file import CatalogError, parse_catalog, parse_meters
 from tidegate.settings.catalog.last_applied import LastApplied
@@ -136,9 +137,12 @@ def test_a_long_history_is_read_once(log: SqliteControl, monkeypatch: pytest.Mon
     apply(log, catalog(CALLS))
     read: list[int | None] = []
     kept = SqliteControl.catalog
-    monkeypatch.setattr(
-        SqliteControl, "catalog", lambda self, number=None: read.append(number) or kept(self, number)
-    )
+
+    def noting(self: SqliteControl, number: int | None = None) -> CatalogVersion | None:
+        read.append(number)
+        return kept(self, number)
+
+    monkeypatch.setattr(SqliteControl, "catalog", noting)
     apply(log, catalog(CALLS, SUM))
     assert read == [31]
     with pytest.raises(CatalogError):

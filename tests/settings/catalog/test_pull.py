@@ -1,6 +1,7 @@
 """The catalog from the provider: what it says is taken over, and nothing else is touched."""
 
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -177,7 +178,7 @@ def test_an_upgrade_moves_plan_and_cap(plan: str) -> None:
     catalog = parse_catalog(made.text)
     assert catalog.plan_of("cus_new").name == ("gold" if plan == "linked" else "pdt_2")
     limit = catalog.limit_of("cus_new", "calls")
-    assert (limit.included, limit.cap) == (5000, 9000 if plan == "linked" else None)
+    assert (limit.included, limit.cap) == (Decimal(5000), Decimal(9000) if plan == "linked" else None)
     again = pull_catalog(made.text, meters, [subscription("cus_new", product_id="pdt_2", meters=more)])
     assert (again.text, again.changes) == (made.text, ())
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.connectors.kafka.helpers import Reader, source, until
-from tests.faults.support.harness import ROOT
 from tests.support.kafka.get import NotToBeHad, jars
 from tests.support.kafka_server import Brokers
 from tests.support.options import option
+from tests.support.places import ROOT
 from tests.support.servers import lacking
 
 PROGRAM = """

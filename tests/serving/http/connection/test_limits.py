@@ -1,6 +1,7 @@
 """What bounds the service, and how it is guarded where nobody has a key."""
 
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -72,7 +73,7 @@ def test_while_the_store_is_away_reads_say_so_and_checks_follow_the_caps_own_wor
         usage = here.client.get("/v1/customers/small/usage")
         assert (usage.status_code, usage.headers["retry-after"]) == (503, "1")
         # The near cache may answer for as long as it is proven to be fresh, and no longer.
-        decision = {"degraded": False}
+        decision: dict[str, Any] = {"degraded": False}
         while not decision["degraded"]:
             answer = here.client.get("/v1/check", params=check)
             assert answer.status_code == 200

@@ -101,14 +101,15 @@ def test_let_through_with_what_is_left(api: httpx.Client) -> None:
 
 @pytest.mark.parametrize(("deny", "status"), [({}, 429), ({"deny": "403"}, 403)])
 def test_turned_away_with_when_to_come_again(api: httpx.Client, deny: dict[str, str], status: int) -> None:
-    answer = api.get(URL, params={"customer": "proxied", "meter": "calls", "quantity": 101} | deny)
+    params: dict[str, str | int] = {"customer": "proxied", "meter": "calls", "quantity": 101}
+    answer = api.get(URL, params={**params, **deny})
     assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
     assert 0 < int(answer.headers["retry-after"]) <= 31 * 86_400
     assert answer.json()["decision"]["limit"] == "100"
 
 
 def test_the_customer_may_be_in_a_header_of_the_proxy(api: httpx.Client) -> None:
-    headers = {"x-tidegate-customer": "Müller".encode()}
+    headers = {b"x-tidegate-customer": "Müller".encode()}
     answer = api.get(URL, params={"meter": "calls", "quantity": 101}, headers=headers)
     assert (answer.status_code, answer.json()["decision"]["customer"]) == (429, "Müller")
 

@@ -11,7 +11,9 @@ from tidegate.operators.billing.statement import RepairRecord, StatementLine
 
 
 def line(customer: str, invoice: str, **fields: Any) -> StatementLine:
-    texts = {name: "0" for name in ("units", "free", "ours", "in_flight", "held_back", "unbilled")}
+    texts: dict[str, Any] = {
+        name: "0" for name in ("units", "free", "ours", "in_flight", "held_back", "unbilled")
+    }
     given = dict(
         customer=customer, subscription=f"sub_{customer}", product="pdt_1", meter="tokens", meter_id=f"mtr_{invoice}",
         period_start="2026-11-03T09:12:44.000000Z", period_end="2026-12-03T09:12:44.000000Z", price="0.5",

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from itertools import islice
 from pathlib import Path
@@ -16,7 +16,7 @@ from tests.serving.http.served import CATALOG, Served
 from tidegate.operators.model.periods import DAY
 from tidegate.operators.model.records import Total
 from tidegate.serving.http.app import App
-from tidegate.serving.http.routes import streams
+from tidegate.serving.http.routes import customers, streams
 from tidegate.serving.http.state import Service
 from tidegate.settings.serving import load_serving_settings
 
@@ -37,7 +37,7 @@ def total(customer: str, count: int) -> Total:
     )
 
 
-def messages(response: httpx.Response) -> Any:
+def messages(response: httpx.Response) -> Iterator[Message]:
     """The messages of a stream as they come; comments are passed over."""
     fields: dict[str, str] = {}
     for line in response.iter_lines():
@@ -49,7 +49,7 @@ def messages(response: httpx.Response) -> Any:
             fields = {}
 
 
-def shown(found: Any, condition: Callable[[Message], bool]) -> Message:
+def shown(found: Iterator[Message], condition: Callable[[Message], bool]) -> Message:
     """The first message that is so: what tells of something else may come before it."""
     return next(message for message in islice(found, MESSAGES_MAX) if condition(message))
 
@@ -151,9 +151,11 @@ def test_streams_end_when_the_service_does(alone: Served) -> None:
     with alone.client("read").stream("GET", "/v1/customers/acme/stream") as response:
         found = messages(response)
         next(found)
-        alone.process.terminate()
+        process = alone.process
+        assert process is not None
+        process.terminate()
         assert list(found) == []
-    assert alone.process.wait(10) == 0
+    assert process.wait(10) == 0
 
 
 class Listener:
@@ -236,7 +238,7 @@ def test_what_changes_while_a_state_is_read_is_told_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A total is written right after the first state was read, and before it was sent."""
-    real = streams.usage_of
+    real = customers.usage_of
 
     async def scenario() -> None:
         async with running(tmp_path) as (service, app, served):
