@@ -8,9 +8,9 @@ import hypothesis
 import pytest
 
 from tests.support import servers
-from tests.support.options import option, set_aside
+from tests.support.options import hide_variables, option
 
-set_aside()
+hide_variables()
 # Hundreds of processes of these tests import the application: compiled once, whatever the environment says, and
 # without a thread per core for linear algebra, which nothing here does.
 sys.dont_write_bytecode = False

@@ -369,7 +369,7 @@ class Sender:
             self._outbox.alert("refusing", text)
             self._pause_until = self._clock() + int(PAUSE_REFUSING * SECOND)
         who = self._unknown_customers.find_state(item.billing_id)
-        if who == "stranger":
+        if who == "unknown":
             gone = {other for other in others if other.billing_id == item.billing_id}
             self._outbox.keep_back(
                 [other.row for other in gone],
@@ -397,7 +397,7 @@ class Sender:
         match self._unknown_customers.find_state(billing_id) if billing_id else "known":
             case "known":
                 self._outbox.keep_back([row], state, *refusal)
-            case "stranger":
+            case "unknown":
                 self._outbox.keep_back(
                     [row], State.parked, UNKNOWN_CUSTOMER, f"the provider has no customer {billing_id}"
                 )
@@ -467,5 +467,5 @@ class Sender:
             text = f"the outbox holds more than {most:.0%} of the bytes that it may; at 100% the flow stops"
             self._outbox.alert(kind, text if used >= most else None)
         kept = self._outbox.kept_back()
-        text = "events are kept back that need somebody to look at them: tidegate outbox --kept-back"
+        text = "events are held back for review: tidegate outbox list"
         self._outbox.alert("kept_back", text if kept else None)

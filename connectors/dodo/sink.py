@@ -1,10 +1,10 @@
-"""The billing branch's end at Dodo Payments: what is accepted goes into the outbox, and from there to the platform.
+"""The billing branch's end at Dodo Payments: what is accepted goes into the outbox, and from there to the provider.
 
 Neither the provider nor the disk is waited for where events flow: `write_batch` hands over to a thread that appends to
 the outbox, and another one sends. Only a snapshot waits, until all that came before it is on disk; so nothing can be
 behind the flow's position and not in the outbox. What comes twice after a crash is known by its id.
 
-Guarantee: each event once at the provider, or kept back with its reason. One process of a machine sends, for all that
+Guarantee: each event once at the provider, or held back with its reason. One process of a machine sends, for all that
 share the outbox; if it dies another one takes over. Limits: one outbox a machine, on its own disk; when it is full, or
 cannot be written, the flow stops, as it does when the store cannot be.
 """

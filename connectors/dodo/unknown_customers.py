@@ -9,7 +9,7 @@ from tidegate.operators.billing.outgoing import MINUTE
 STRANGER_FOR = 10 * MINUTE
 REMEMBERED = 100_000
 
-CustomerState = Literal["known", "stranger", "unclear"]
+CustomerState = Literal["known", "unknown", "unclear"]
 
 
 class Directory(Protocol):
@@ -33,7 +33,7 @@ class UnknownCustomers:
         answer = self._directory.customer(billing_id)
         if answer.is_missing:
             self._until[billing_id] = self._clock() + STRANGER_FOR
-            return "stranger"
+            return "unknown"
         if answer.kind != "ok":
             return "unclear"
         if len(self._known) >= REMEMBERED:
@@ -46,7 +46,7 @@ class UnknownCustomers:
         return self._until.get(billing_id, 0) > self._clock()
 
     def turned_up(self) -> str | None:
-        """Asks anew for one whom the provider did not have long enough ago; who it is, if it has now."""
+        """Ask again for one whom the provider did not have long enough ago; return who it is, if it has now."""
         now = self._clock()
         due = next((who for who, until in self._until.items() if until <= now), None)
         if due is None:

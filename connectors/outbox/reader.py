@@ -1,4 +1,4 @@
-"""Reads the outbox from any process: how it stands in plain numbers, what is kept back, what is on its way."""
+"""Reads the outbox from any process: how it stands in plain numbers, what is held back, what is on its way."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -152,7 +152,7 @@ class OutboxReader:
         ]
 
     def reasons(self) -> dict[tuple[State, str], int]:
-        """How many events are kept back for which reason."""
+        """How many events are held back for which reason."""
         query = "SELECT state, reason, count(*) FROM events WHERE state IN (2, 3) GROUP BY state, reason"
         return {(State(state), reason): count for state, reason, count in self._file.rows(query)}
 

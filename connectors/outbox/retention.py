@@ -78,7 +78,7 @@ class Retention:
         """Delete settled rows that no replay can bring again. Rows come in the order of running time."""
         until = min(self._outbox.meta("running") - REMEMBERED, self._outbox.meta("snapshot"))
         if now - self._swept_from > SWEPT_ANEW:
-            # For the sake of what was kept back when it was passed by, and has been settled since.
+            # For the sake of what was held back when it was passed by, and has been settled since.
             self._swept, self._swept_from = 0, now
         query = """SELECT seq, state, came_up, restamped_at, state = 1 AND body IS NOT NULL FROM events
             WHERE seq > ? ORDER BY seq LIMIT ?"""

@@ -56,13 +56,13 @@ class Repairer:
     def __init__(
         self,
         journal: Journal,
-        books: Callable[[], BillingRecords],
+        open_records: Callable[[], BillingRecords],
         outbox: Path,
         control: ControlLog,
         reads: DodoReads,
         clock: Callable[[], int],
     ) -> None:
-        self.journal, self._books, self._outbox = journal, books, outbox
+        self.journal, self._open_records, self._outbox = journal, open_records, outbox
         self._control, self._reads, self._clock = control, reads, clock
 
     def finish(self) -> int:
@@ -199,11 +199,11 @@ class Repairer:
 
     def _send_again(self, entry: Entry) -> str:
         span = Span(_micros(entry.period_start), _micros(entry.period_end))
-        books = self._books()
+        records = self._open_records()
         try:
-            events = books.bodies(entry.customer, entry.ids, span)
+            events = records.bodies(entry.customer, entry.ids, span)
         finally:
-            books.close()
+            records.close()
         if not events:
             raise _Refused(
                 "the bytes of these events are gone; the ledger reaches back as long as it is kept"

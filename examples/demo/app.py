@@ -75,8 +75,8 @@ class Stage:
         url = self._waited(over, lambda: _address(simulator.said()))
         if not url:
             return False
-        self.biller = BillingProvider(url, self.catalog, self.folder / "biller.json")
-        self.biller.set_up(self.began)
+        self.provider = BillingProvider(url, self.catalog, self.folder / "biller.json")
+        self.provider.set_up(self.began)
         port, metrics = _free_port(self._port), _free_port(0)
         settings = {
             "TIDEGATE_CATALOG": "catalog.yaml",
@@ -127,7 +127,7 @@ class Stage:
             seen = events
             time.sleep(1.3)
         left = settle(self.outbox, usage.sums["accepted"], SETTLE_S)
-        return left, self.biller.figures(self.store, self.began)
+        return left, self.provider.figures(self.store, self.began)
 
     def stop(self) -> None:
         """End every process, the last one started first."""

@@ -1,4 +1,4 @@
-"""The simulated biller of the demo: set up as the catalog says, and its figures beside ours at the end."""
+"""The simulated billing provider of the demo: set up as the catalog says, and its figures beside ours at the end."""
 
 import time
 from collections.abc import Iterable
@@ -127,7 +127,7 @@ def settle(outbox: Path, accepted: int, seconds: float) -> str:
             statistics = reader.read_statistics()
             if not statistics.waiting and statistics.counts.get("came", 0) >= accepted:
                 kept = statistics.parked + statistics.refused
-                return f"{kept:,} kept back" if kept else "none kept back"
+                return f"{kept:,} held back" if kept else "none held back"
             left = f"{statistics.waiting:,} still wait"
         if time.monotonic() > deadline:
             return left

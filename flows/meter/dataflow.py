@@ -289,7 +289,7 @@ def _writer_process_opener(settings: Settings) -> Callable[[], StoreWriter] | No
     """Return a function that opens the store in a writer process; None if it is switched off or there is one core."""
     if "store" not in settings.branches or not settings.store_aside or _count_cores() == 1:
         return None
-    opener = settings.store.aside()
+    opener = settings.store.writer_process_opener()
     return None if opener is None else lambda: AsideWriter(opener)
 
 

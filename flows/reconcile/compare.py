@@ -64,7 +64,7 @@ BY = "reconciliation"
 
 
 class Terms(NamedTuple):
-    """How to look: `settle` is how long the provider may take to show what it acknowledged."""
+    """How to compare: `settle` is how long the provider may take to show what it acknowledged."""
 
     settle: timedelta
     lag: int = LAG
@@ -92,7 +92,7 @@ class BilledBy(NamedTuple):
         return f"{self.meter_id} of {self.subscription_id}"
 
 
-class Look(NamedTuple):
+class Comparison(NamedTuple):
     """One total, seen from both sides. `off` is how far the provider's lies outside of the bracket, None if undecided.
 
     `customer` is ours, `billed_as` the provider's. `is_listed` says that the total was added up from events, as the
@@ -105,8 +105,8 @@ class Look(NamedTuple):
     customer: str
     billed_as: str
     meter: MatchedMeter
-    ours: Span
-    theirs: Span
+    own_period: Span
+    provider_period: Span
     total: int
     before: int
     after: int
@@ -123,7 +123,7 @@ class Seen(NamedTuple):
     """What was found of a subscription: its totals and cycles, or why it could not be read."""
 
     task: Task
-    looks: tuple[Look, ...]
+    comparisons: tuple[Comparison, ...]
     problem: str = ""
     cycles: tuple[BilledCycle, ...] = ()
 
@@ -137,7 +137,7 @@ class Explained(NamedTuple):
     our total has of other periods is in their totals too.
     """
 
-    look: Look
+    comparison: Comparison
     findings: tuple[Finding, ...]
     own: Mapping[str, OwnEvent]
     listed: Mapping[str, int]
@@ -152,7 +152,7 @@ class _Answered(NamedTuple):
     """A total as the provider said it, with ours of before and after; µs when it was asked and answered."""
 
     meter: MatchedMeter
-    theirs: Span
+    provider_period: Span
     total: int
     before: int
     after: int
@@ -170,7 +170,7 @@ class _Answers(NamedTuple):
     cycles: list[BilledCycle]
 
 
-class Theirs(NamedTuple):
+class ProviderMeters(NamedTuple):
     """The provider's meters, by their ids: which of ours each is, and those that are none.
 
     `siblings` are, by id, the customer's other subscriptions whose period begins with that one's.
@@ -194,15 +194,15 @@ class Comparer:
         clock: Callable[[], int],
         shards: int,
     ) -> None:
-        self.reads, self._store, self._open_books, self._shards = reads, store, open_books, shards
+        self.reads, self._store, self._open_records, self._shards = reads, store, open_books, shards
         self._catalog, self._terms, self._clock = catalog, terms, clock
         self._named_in: Catalog | None = None
         self._customers: dict[str, list[str]] = {}
 
-    def look(self, tasks: Sequence[Task], theirs: Theirs) -> list[Seen]:
-        """Asks the provider about each, then the books about all that differ."""
+    def compare(self, tasks: Sequence[Task], provider_meters: ProviderMeters) -> list[Seen]:
+        """Ask the provider about each, then the billing records about all that differ."""
         asked = [
-            (task, task.subscription, self._read_totals(task.subscription, theirs))
+            (task, task.subscription, self._read_totals(task.subscription, provider_meters))
             for task in tasks
             if task.subscription is not None
         ]
@@ -213,36 +213,42 @@ class Comparer:
             if any(a.total != a.before or a.total != a.after for a in found.totals)
         }
         first = min((a.asked_at for _, found in answers for a in found.totals), default=0)
-        with closing(self._open_books()) as books:
-            ways = books.on_their_way(off, first - self._terms.settle_us)
+        with closing(self._open_records()) as records:
+            ways = records.on_their_way(off, first - self._terms.settle_us)
         return [self._seen(task, subscription, found, ways) for task, subscription, found in asked]
 
-    def explain(self, look: Look) -> Explained:
+    def explain(self, comparison: Comparison) -> Explained:
         """List both sides' events and return the causes of the drift. DodoError, TooMany if they cannot be read."""
-        if look.uncovered is not None:
-            return self._explain_uncovered(look, look.uncovered)
-        if known_by(look.ours) != known_by(look.theirs):
-            return Explained(look, (self._elsewhere(look),), {}, {}, False, 0, frozenset(), 0)
-        before = self._total(look.customer, look.meter.own_meter.name, known_by(look.ours))
+        if comparison.uncovered is not None:
+            return self._explain_uncovered(comparison, comparison.uncovered)
+        if known_by(comparison.own_period) != known_by(comparison.provider_period):
+            return Explained(comparison, (self._elsewhere(comparison),), {}, {}, False, 0, frozenset(), 0)
+        before = self._total(
+            comparison.customer, comparison.meter.own_meter.name, known_by(comparison.own_period)
+        )
         asked_at = self._clock()
-        total = self._read_total_again(look)
-        listed = self._listed(look.billed_as, look.meter, look.theirs)
-        with closing(self._open_books()) as books:
-            own, pending = books.events(look.customer, look.meter, look.ours)
+        total = self._read_total_again(comparison)
+        listed = self._listed(comparison.billed_as, comparison.meter, comparison.provider_period)
+        with closing(self._open_records()) as records:
+            own, pending = records.events(comparison.customer, comparison.meter, comparison.own_period)
             now = self._clock()
-            own += self._moved_far(books, look, listed, own, now)
-            since = books.since(now)
-        after = self._total(look.customer, look.meter.own_meter.name, known_by(look.ours))
-        adopted, applied = self._sum_adjustments(look)
+            own += self._moved_far(records, comparison, listed, own, now)
+            since = records.since(now)
+        after = self._total(
+            comparison.customer, comparison.meter.own_meter.name, known_by(comparison.own_period)
+        )
+        adopted, applied = self._sum_adjustments(comparison)
         sight = Evidence(
-            kind=look.meter.kind,
-            own_period=look.ours,
-            provider_period=look.theirs,
+            kind=comparison.meter.kind,
+            own_period=comparison.own_period,
+            provider_period=comparison.provider_period,
             before=before[0],
             after=after[0],
             adjusted=after[1],
             adopted=adopted,
-            provider_total=_fold_events(look.meter, look.theirs, listed) if look.is_listed else total,
+            provider_total=_fold_events(comparison.meter, comparison.provider_period, listed)
+            if comparison.is_listed
+            else total,
             provider_events=listed,
             own_events=own,
             records_since=since,
@@ -250,64 +256,73 @@ class Comparer:
             read_at=now,
             store_lag=self._terms.lag,
             pending_rollup=pending,
-            meter_created_at=look.meter.created_at,
-            is_archived=look.meter.is_archived,
+            meter_created_at=comparison.meter.created_at,
+            is_archived=comparison.meter.is_archived,
         )
         is_calm = before == after and not any(event.queued_at > asked_at - self._terms.lag for event in own)
-        look = look._replace(total=sight.provider_total, before=sight.before, after=sight.after)
+        comparison = comparison._replace(total=sight.provider_total, before=sight.before, after=sight.after)
         own_by_id = {event.id: event for event in own}
-        is_twice = bool(look.twice) and look.total > look.after
-        findings = _billed_twice(look, listed) if is_twice else tuple(explain(sight))
+        is_twice = bool(comparison.twice) and comparison.total > comparison.after
+        findings = _billed_twice(comparison, listed) if is_twice else tuple(explain(sight))
         if any(one.detail == IN_ANOTHER_PERIOD for one in findings):
-            spans = [span for _, span in self._billed_spans(look.billed_as)]
+            spans = [span for _, span in self._billed_spans(comparison.billed_as)]
             findings = tuple(name_gaps(findings, own_by_id, spans))
-        if look.total > look.after and any(_is_more_there(one) for one in findings):
-            findings = tuple(self._named_twice(look, findings))
+        if comparison.total > comparison.after and any(_is_more_there(one) for one in findings):
+            findings = tuple(self._named_twice(comparison, findings))
         return Explained(
-            look,
+            comparison,
             findings,
             own_by_id,
             {event.id: event.quantity or 0 for event in listed},
             is_calm,
             adopted,
             applied,
-            self._rewritten_at(look.customer),
-            self._has_arrived(look, findings, own_by_id),
+            self._rewritten_at(comparison.customer),
+            self._has_arrived(comparison, findings, own_by_id),
         )
 
-    def _has_arrived(self, look: Look, findings: Sequence[Finding], own: Mapping[str, OwnEvent]) -> bool:
+    def _has_arrived(
+        self, comparison: Comparison, findings: Sequence[Finding], own: Mapping[str, OwnEvent]
+    ) -> bool:
         """Return whether all that our total has of other periods is in their totals, so that it may leave this one."""
         more = [one for one in findings if one.cause == "boundary" and one.quantity and one.quantity > 0]
         moved = [own[id] for one in more for id in one.ids if id in own]
-        places = {one.provider_at if one.at in look.ours else one.at for one in moved}
-        spans = {self._ours(look.customer, Span(at, at + 1)) for at in places} - {look.ours}
-        return all(self._has_its_events(look, span) for span in spans)
+        places = {one.provider_at if one.at in comparison.own_period else one.at for one in moved}
+        spans = {self._find_own_period(comparison.customer, Span(at, at + 1)) for at in places} - {
+            comparison.own_period
+        }
+        return all(self._has_its_events(comparison, span) for span in spans)
 
-    def _has_its_events(self, look: Look, span: Span) -> bool:
-        with closing(self._open_books()) as books:
-            own, _ = books.events(look.customer, look.meter, span)
+    def _has_its_events(self, comparison: Comparison, span: Span) -> bool:
+        with closing(self._open_records()) as records:
+            own, _ = records.events(comparison.customer, comparison.meter, span)
         booked = sum(one.quantity or 0 for one in own if one.at in span)
-        return self._total(look.customer, look.meter.own_meter.name, known_by(span))[0] >= booked
+        return self._total(comparison.customer, comparison.meter.own_meter.name, known_by(span))[0] >= booked
 
-    def _elsewhere(self, look: Look) -> Finding:
+    def _elsewhere(self, comparison: Comparison) -> Finding:
         """Name what a cycle bills that begins where none of our periods does; what is used here is named beside it."""
-        quantity = look.after - look.total
-        if why := conflict_of(self._store, look.customer):
+        quantity = comparison.after - comparison.total
+        if why := conflict_of(self._store, comparison.customer):
             return Finding("second_subscription", quantity, (), why)
-        ours, theirs = format_instant(look.ours.start), format_instant(look.theirs.start)
-        begins = f"our period starts at {ours}, the provider's at {theirs}"
+        own_start, provider_start = (
+            format_instant(comparison.own_period.start),
+            format_instant(comparison.provider_period.start),
+        )
+        begins = f"our period starts at {own_start}, the provider's at {provider_start}"
         return Finding("boundary", quantity, (), begins)
 
-    def _named_twice(self, look: Look, findings: Sequence[Finding]) -> Iterator[Finding]:
+    def _named_twice(self, comparison: Comparison, findings: Sequence[Finding]) -> Iterator[Finding]:
         """Yield the findings, of which those are billed twice that are more there while another subscription bills.
 
         Our total is of the other's period then, so there is nothing to add here.
         """
-        spans = self._billed_spans(look.billed_as)
+        spans = self._billed_spans(comparison.billed_as)
         beside = {
             id
             for id, span in spans
-            if id != look.subscription_id and span.start < look.theirs.end and look.theirs.start < span.end
+            if id != comparison.subscription_id
+            and span.start < comparison.provider_period.end
+            and comparison.provider_period.start < span.end
         }
         words = f"{', '.join(sorted(beside))} bills the same time"
         for one in findings:
@@ -327,8 +342,8 @@ class Comparer:
 
     def _moved_far(
         self,
-        books: BillingRecords,
-        look: Look,
+        records: BillingRecords,
+        comparison: Comparison,
         listed: Sequence[ProviderEvent],
         own: Sequence[OwnEvent],
         now: int,
@@ -339,28 +354,32 @@ class Comparer:
         if not unknown:
             return []
         everything = Span(now - self._terms.looked_back, now + AHEAD)
-        found, _ = books.events(look.customer, look.meter, everything)
+        found, _ = records.events(comparison.customer, comparison.meter, everything)
         return [event for event in found if event.id in unknown]
 
-    def _explain_uncovered(self, look: Look, why: Uncovered) -> Explained:
+    def _explain_uncovered(self, comparison: Comparison, why: Uncovered) -> Explained:
         """Name our events of a total that nothing there bills; what is held back is named as such."""
         assert why.cause is not None
         words = why.detail
-        if why.cause == "no_subscription" and look.billed_as and not self.reads.has_customer(look.billed_as):
+        if (
+            why.cause == "no_subscription"
+            and comparison.billed_as
+            and not self.reads.has_customer(comparison.billed_as)
+        ):
             words = f"{words}, and the provider has no such customer"
-        with closing(self._open_books()) as books:
-            own, _ = books.events(look.customer, look.meter, look.ours)
-        inside = [event for event in own if event.at in look.ours and event.quantity is not None]
+        with closing(self._open_records()) as records:
+            own, _ = records.events(comparison.customer, comparison.meter, comparison.own_period)
+        inside = [event for event in own if event.at in comparison.own_period and event.quantity is not None]
         held = [event for event in inside if event.fate in ("parked", "refused", "dropped")]
-        findings = [Finding(why.cause, look.off, tuple(e.id for e in inside if e not in held), words)]
+        findings = [Finding(why.cause, comparison.off, tuple(e.id for e in inside if e not in held), words)]
         for reason in sorted({event.reason for event in held}):
             some = [event for event in held if event.reason == reason]
             quantity = sum(event.quantity or 0 for event in some)
             cause = HELD_BACK_CAUSES.get(reason, "rejected")
             findings.append(Finding(cause, quantity, tuple(e.id for e in some), reason))
-        return Explained(look, tuple(findings), {e.id: e for e in own}, {}, False, 0, frozenset(), 0)
+        return Explained(comparison, tuple(findings), {e.id: e for e in own}, {}, False, 0, frozenset(), 0)
 
-    def _read_totals(self, subscription: Subscription, theirs: Theirs) -> _Answers | str:
+    def _read_totals(self, subscription: Subscription, provider_meters: ProviderMeters) -> _Answers | str:
         """Read the provider's total of each meter and period that both sides count, or why it cannot be read."""
         customer = self.customer_of(subscription)
         if (shared := self._shared(subscription)) is not None:
@@ -369,7 +388,7 @@ class Comparer:
         asked_at = self._clock()
         try:
             cycles = self.reads.history(subscription.subscription_id)
-            beside = self._beside(subscription, theirs)
+            beside = self._beside(subscription, provider_meters)
             answered_at = self._clock()
             after = self._totals(customer)
             answered, kept = [], []
@@ -378,32 +397,36 @@ class Comparer:
                 if span.end <= asked_at - self._terms.looked_back or not MIN_AT <= span.start < MAX_AT:
                     continue
                 start = self._start(customer, span)
-                charges = charges_of(cycle, theirs)
+                charges = charges_of(cycle, provider_meters)
                 kept.append(self._cycle(subscription, customer, span, start, charges))
                 own = [(subscription.subscription_id, one) for one in charges]
                 for name, lines in _by_meter(own, beside.get(known_by(span), ())).items():
                     some = tuple(one for _, one in lines)
                     # Where an archived meter and its successor share a cycle, the one that counts is compared.
-                    meter = min((theirs.matched[c.meter_id] for c in some), key=lambda one: one.is_archived)
+                    meter = min(
+                        (provider_meters.matched[c.meter_id] for c in some), key=lambda one: one.is_archived
+                    )
                     ours = before.get((name, start), 0), after.get((name, start), 0)
                     billing = dict.fromkeys(BilledBy(id, c.meter_id) for id, c in lines)
                     twice = tuple(billing) if len(billing) > 1 else ()
                     times = asked_at, answered_at
                     total = sum_units(some)
                     answered.append(_Answered(meter, span, total, *ours, *times, False, some, twice))
-            listed, open_cycles = self._add_up_open_period(subscription, customer, cycles, theirs)
+            listed, open_cycles = self._add_up_open_period(subscription, customer, cycles, provider_meters)
             return _Answers(answered + listed, kept + open_cycles)
         except Unauthorized:
             raise
         except DodoError as error:
             return str(error)
 
-    def _beside(self, subscription: Subscription, theirs: Theirs) -> dict[int, list[tuple[str, Charge]]]:
+    def _beside(
+        self, subscription: Subscription, provider_meters: ProviderMeters
+    ) -> dict[int, list[tuple[str, Charge]]]:
         """Return what siblings bill, by the second in which a cycle begins, with the ids of their subscriptions."""
         found: dict[int, list[tuple[str, Charge]]] = {}
-        for id in theirs.siblings.get(subscription.subscription_id, ()):
+        for id in provider_meters.siblings.get(subscription.subscription_id, ()):
             for cycle in self.reads.history(id):
-                lines = [(id, one) for one in charges_of(cycle, theirs)]
+                lines = [(id, one) for one in charges_of(cycle, provider_meters)]
                 found.setdefault(known_by(span_of(cycle)), []).extend(lines)
         return found
 
@@ -419,7 +442,11 @@ class Comparer:
         return BilledCycle(id, customer, status, product, span, start, charges)
 
     def _add_up_open_period(
-        self, subscription: Subscription, customer: str, cycles: Sequence[Cycle], theirs: Theirs
+        self,
+        subscription: Subscription,
+        customer: str,
+        cycles: Sequence[Cycle],
+        provider_meters: ProviderMeters,
     ) -> tuple[list[_Answered], list[BilledCycle]]:
         """Add up the open period from events, where the history has no item for it."""
         current, now = current_of(subscription), self._clock()
@@ -434,8 +461,8 @@ class Comparer:
         start = self._start(customer, current)
         for priced in whole.meters:
             usage = MeterUsage(id=priced.meter_id, consumed_units="0", name=priced.name)
-            charges.append(charge_of(usage, theirs))
-            meter = theirs.matched.get(priced.meter_id)
+            charges.append(charge_of(usage, provider_meters))
+            meter = provider_meters.matched.get(priced.meter_id)
             if meter is None:
                 continue
             before = self._total(customer, meter.own_meter.name, start)[0]
@@ -456,24 +483,26 @@ class Comparer:
             return Seen(task, (), found)
         customer = self.customer_of(subscription)
         way = ways.get(customer)
-        looks = tuple(self._compared(customer, subscription, one, way) for one in found.totals)
-        return Seen(task, looks, "", tuple(found.cycles))
+        comparisons = tuple(self._compared(customer, subscription, one, way) for one in found.totals)
+        return Seen(task, comparisons, "", tuple(found.cycles))
 
-    def _compared(self, customer: str, subscription: Subscription, one: _Answered, way: Way | None) -> Look:
-        ours = self._ours(customer, one.theirs)
+    def _compared(
+        self, customer: str, subscription: Subscription, one: _Answered, way: Way | None
+    ) -> Comparison:
+        own_period = self._find_own_period(customer, one.provider_period)
         found: Bracket | None = Bracket(one.total, one.total)
         if one.total != one.before or one.total != one.after:
-            flights = way.flights(one.meter, ours) if way else []
+            flights = way.flights(one.meter, own_period) if way else []
             found = compute_bracket(
                 one.meter.kind, one.before, one.after, flights, one.answered_at, self._terms.lag
             )
-        return Look(
+        return Comparison(
             subscription_id=subscription.subscription_id,
             customer=customer,
             billed_as=subscription.customer.customer_id,
             meter=one.meter,
-            ours=ours,
-            theirs=one.theirs,
+            own_period=own_period,
+            provider_period=one.provider_period,
             total=one.total,
             before=one.before,
             after=one.after,
@@ -511,12 +540,14 @@ class Comparer:
             self._named_in, self._customers = catalog, billed
         return self._customers
 
-    def _ours(self, customer: str, theirs: Span) -> Span:
-        """Our period that holds the start of theirs."""
+    def _find_own_period(self, customer: str, provider_period: Span) -> Span:
+        """Return our period that holds the start of the provider's."""
         catalog = self._catalog()
-        return Span(*find_exact_period(catalog.period_of(customer), catalog.zone_of(customer), theirs.start))
+        return Span(
+            *find_exact_period(catalog.period_of(customer), catalog.zone_of(customer), provider_period.start)
+        )
 
-    def _start(self, customer: str, theirs: Span) -> int:
+    def _start(self, customer: str, provider_period: Span) -> int:
         """Return what our total of a cycle is known by: its own start where the catalog's periods are the provider's.
 
         A second cycle within one of our periods has no total here, so that no usage is compared twice. Periods of
@@ -524,8 +555,8 @@ class Comparer:
         """
         is_theirs = isinstance(self._catalog().period_of(customer), Billing)
         if is_theirs or conflict_of(self._store, customer):
-            return known_by(theirs)
-        return known_by(self._ours(customer, theirs))
+            return known_by(provider_period)
+        return known_by(self._find_own_period(customer, provider_period))
 
     def _totals(self, customer: str) -> dict[tuple[str, int], int]:
         found = (stored.total for stored in self._store.read(customer))
@@ -539,26 +570,26 @@ class Comparer:
                 return quantity_of(total.total), quantity_of(total.adjustment)
         return 0, 0
 
-    def _read_total_again(self, look: Look) -> int:
+    def _read_total_again(self, comparison: Comparison) -> int:
         """Read the provider's total again, so that all that is compared is of about one time."""
-        if look.is_listed:
-            return look.total
-        lines = look.twice or (BilledBy(look.subscription_id, look.meter.id),)
+        if comparison.is_listed:
+            return comparison.total
+        lines = comparison.twice or (BilledBy(comparison.subscription_id, comparison.meter.id),)
         found: list[int] = []
         for id in dict.fromkeys(one.subscription_id for one in lines):
             for cycle in self.reads.history(id):
-                if known_by(span_of(cycle)) == known_by(look.theirs):
+                if known_by(span_of(cycle)) == known_by(comparison.provider_period):
                     units = [(one.id, quantity_of(one.consumed_units)) for one in cycle.meters]
                     # Lines of one meter with equal units price the same usage.
                     found += [many for meter, many in dict.fromkeys(units) if BilledBy(id, meter) in lines]
-        return sum(found) if found else look.total
+        return sum(found) if found else comparison.total
 
-    def _listed(self, billed_as: str, meter: MatchedMeter, theirs: Span) -> list[ProviderEvent]:
+    def _listed(self, billed_as: str, meter: MatchedMeter, provider_period: Span) -> list[ProviderEvent]:
         now = self._clock()
         reading = MeterReader(meter.provider_meter, is_foreign=True)
         name = meter.provider_meter.event_name
         # Beyond the edges too: what was restamped there or moved is billed in the period beside this one.
-        start, end = theirs.start - BESIDE, min(theirs.end + BESIDE, now + AHEAD)
+        start, end = provider_period.start - BESIDE, min(provider_period.end + BESIDE, now + AHEAD)
         events = self.reads.events(billed_as, name, start, end, now)
         properties = [{key: to_exact(value) for key, value in (e.metadata or {}).items()} for e in events]
         quantities = reading.read(properties)
@@ -567,14 +598,16 @@ class Comparer:
             for e, quantity in zip(events, quantities, strict=True)
         ]
 
-    def _sum_adjustments(self, look: Look) -> tuple[int, frozenset[str]]:
+    def _sum_adjustments(self, comparison: Comparison) -> tuple[int, frozenset[str]]:
         """Return the sum of reconciliation's adjustments in this total, and the ids of all that were applied."""
         adopted = 0
         applied = set()
-        for note in self._store.notes("adjustment", look.customer, NOTES_LOOKED_AT):
+        for note in self._store.notes("adjustment", comparison.customer, NOTES_LOOKED_AT):
             made = json.loads(note.body)
             applied.add(note.id)
-            is_of_this = made["meter"] == look.meter.own_meter.name and made["at"] in look.ours
+            is_of_this = (
+                made["meter"] == comparison.meter.own_meter.name and made["at"] in comparison.own_period
+            )
             if made["by"] == BY and made["refused"] is None and is_of_this:
                 adopted += scale(Decimal(made["quantity"]))
         return adopted, frozenset(applied)
@@ -586,14 +619,14 @@ class Comparer:
         return max((note.at for note in notes if note.id.rpartition("/")[2] == shard), default=0)
 
 
-def charge_of(usage: MeterUsage, theirs: Theirs) -> Charge:
+def charge_of(usage: MeterUsage, provider_meters: ProviderMeters) -> Charge:
     """Return a meter's part of a cycle, as ours where it counts the same."""
     price = None
     if usage.price_per_unit is not None:
         free = scale(usage.free_threshold or 0)
         price = Price(usage.currency, _decimal(usage.price_per_unit), free)
     quantity = quantity_of(usage.consumed_units)
-    meter, other = theirs.matched.get(usage.id), theirs.others.get(usage.id)
+    meter, other = provider_meters.matched.get(usage.id), provider_meters.others.get(usage.id)
     return Charge(
         usage.id,
         meter.own_meter.name if meter else "",
@@ -606,9 +639,9 @@ def charge_of(usage: MeterUsage, theirs: Theirs) -> Charge:
     )
 
 
-def charges_of(cycle: Cycle, theirs: Theirs) -> tuple[Charge, ...]:
+def charges_of(cycle: Cycle, provider_meters: ProviderMeters) -> tuple[Charge, ...]:
     """Return what a cycle bills, line by line."""
-    return mark_repeated(charge_of(usage, theirs) for usage in cycle.meters)
+    return mark_repeated(charge_of(usage, provider_meters) for usage in cycle.meters)
 
 
 def _by_meter(
@@ -630,10 +663,10 @@ def _is_more_there(one: Finding) -> bool:
     return one.cause in ("missing_here", "boundary") and one.quantity is not None and one.quantity < 0
 
 
-def _billed_twice(look: Look, listed: Sequence[ProviderEvent]) -> tuple[Finding, ...]:
-    words = f"{len(look.twice)} lines bill it: {', '.join(map(str, look.twice))}"
+def _billed_twice(comparison: Comparison, listed: Sequence[ProviderEvent]) -> tuple[Finding, ...]:
+    words = f"{len(comparison.twice)} lines bill it: {', '.join(map(str, comparison.twice))}"
     ids = tuple(dict.fromkeys(event.id for event in listed if event.quantity is not None))
-    return (Finding("billed_twice", look.after - look.total, ids, words),)
+    return (Finding("billed_twice", comparison.after - comparison.total, ids, words),)
 
 
 def span_of(cycle: Cycle) -> Span:
@@ -666,10 +699,12 @@ def _decimal(text: str) -> Decimal:
         raise DodoError(f"dodo: needs a price, got {text[:40]!r}") from error
 
 
-def _fold_events(meter: MatchedMeter, theirs: Span, listed: Sequence[ProviderEvent]) -> int:
+def _fold_events(meter: MatchedMeter, provider_period: Span, listed: Sequence[ProviderEvent]) -> int:
     """Return the total of the provider's events."""
     values = [
-        (event.at, event.quantity) for event in listed if event.at in theirs and event.quantity is not None
+        (event.at, event.quantity)
+        for event in listed
+        if event.at in provider_period and event.quantity is not None
     ]
     return fold_readings(meter.kind, values)
 

@@ -13,7 +13,16 @@ import msgspec
 from tidegate.connectors.outbox.billing_records import BillingRecords, Way
 from tidegate.connectors.reconciliation.conflicts import conflict_of
 from tidegate.connectors.reconciliation.findings import PROOF, Book, Task
-from tidegate.flows.reconcile.compare import LAG, Look, Seen, Terms, Theirs, Uncovered, known_by, quantity_of
+from tidegate.flows.reconcile.compare import (
+    LAG,
+    Comparison,
+    ProviderMeters,
+    Seen,
+    Terms,
+    Uncovered,
+    known_by,
+    quantity_of,
+)
 from tidegate.operators.billing.acknowledgements import OPEN
 from tidegate.operators.billing.coverage import (
     BilledCycle,
@@ -69,29 +78,34 @@ class Prover:
         *,
         is_skipping: bool,
     ) -> None:
-        self._store, self._open_books, self._catalog, self._book = store, open_books, catalog, book
+        self._store, self._open_records, self._catalog, self._book = store, open_books, catalog, book
         self._terms, self._clock, self._is_skipping = terms, clock, is_skipping
 
-    def prove(self, task: Task, theirs: Theirs) -> Seen:
+    def prove(self, task: Task, provider_meters: ProviderMeters) -> Seen:
         """Look for totals that no cycle of this run bills, and for such findings of before that are over."""
         cycles, unread = self._book.cycles(task.number), self._unread(task.number)
         left = [
             stored
-            for stored in self._totals(theirs)
+            for stored in self._totals(provider_meters)
             if stored.total.customer not in unread and not self._is_billed(cycles, stored)
         ]
-        looks = [self._look(own, cycles, theirs) for own in self._weighed(left)]
-        looks += self._over(
-            cycles, unread, {(look.customer, look.meter.own_meter.name, look.ours.start) for look in looks}
+        comparisons = [self._compare(own, cycles, provider_meters) for own in self._weighed(left)]
+        comparisons += self._over(
+            cycles,
+            unread,
+            {
+                (comparison.customer, comparison.meter.own_meter.name, comparison.own_period.start)
+                for comparison in comparisons
+            },
         )
-        return Seen(task, tuple(looks))
+        return Seen(task, tuple(comparisons))
 
-    def lines(self, number: int, theirs: Theirs) -> Iterator[CoverageLine]:
+    def lines(self, number: int, provider_meters: ProviderMeters) -> Iterator[CoverageLine]:
         """Yield the proof line by line, with what the comparisons of this run found."""
         cycles, unread = self._book.cycles(number), self._unread(number)
         differing: list[StoredTotal] = []
         used: set[tuple[str, str, int]] = set()
-        for stored in self._totals(theirs):
+        for stored in self._totals(provider_meters):
             total = stored.total
             used.add((total.customer, total.meter, total.start))
             billed = self._billed(cycles, stored)
@@ -141,10 +155,10 @@ class Prover:
         found = [self._book.read_status(own.customer, own.meter.name, start) for start in sorted(starts)]
         return next((one for one in found if one and one.status != "ok"), None)
 
-    def _totals(self, theirs: Theirs) -> Iterator[StoredTotal]:
+    def _totals(self, provider_meters: ProviderMeters) -> Iterator[StoredTotal]:
         """Yield our totals of periods that may still be looked into, of meters that the provider has or had."""
         catalog, since = self._catalog(), self._clock() - self._terms.looked_back
-        billable = _billable(catalog, theirs)
+        billable = _billable(catalog, provider_meters)
         rules = BillingRules(catalog)
         for stored in self._store.totals():
             total = stored.total
@@ -160,9 +174,9 @@ class Prover:
         now = self._clock()
         meters = {meter.name: meter for meter in self._catalog().meters}
         customers = {one.total.customer for one in stored}
-        with closing(self._open_books()) as books:
-            ways = books.on_their_way(customers, now - self._terms.settle_us)
-            held = books.held_back(customers)
+        with closing(self._open_records()) as records:
+            ways = records.on_their_way(customers, now - self._terms.settle_us)
+            held = records.held_back(customers)
         return [
             self._own(one, meters[one.total.meter], ways[one.total.customer], held[one.total.customer], now)
             for one in stored
@@ -184,9 +198,11 @@ class Prover:
         exact = Span(*find_exact_period(policy, zone, max(total.start, MIN_AT) + SECOND))
         return exact if known_by(exact) == total.start else Span(total.start, total.end)
 
-    def _look(self, own: Own, cycles: Mapping[str, Sequence[BilledCycle]], theirs: Theirs) -> Look:
+    def _compare(
+        self, own: Own, cycles: Mapping[str, Sequence[BilledCycle]], provider_meters: ProviderMeters
+    ) -> Comparison:
         whose = cycles.get(own.customer, ())
-        likes = {one.id: one.why for one in theirs.others.values() if own.meter.name in one.like}
+        likes = {one.id: one.why for one in provider_meters.others.values() if own.meter.name in one.like}
         cause, words = explain_gap(whose, own.span, own.meter.name, likes)
         if cause == "boundary" and (conflict := conflict_of(self._store, own.customer)):
             cause, words = "second_subscription", conflict
@@ -198,7 +214,7 @@ class Prover:
             # Store and outbox are read one after the other, so a part of a total that moves decides nothing.
             off = None if own.unbilled else 0
         price = self._price(cycles, own.customer, own.meter.name)
-        return _pseudo_look(
+        return _compare_uncovered(
             own.customer,
             billed_as or "",
             own.meter,
@@ -211,8 +227,8 @@ class Prover:
 
     def _over(
         self, cycles: Mapping[str, Sequence[BilledCycle]], unread: set[str], found: set[tuple[str, str, int]]
-    ) -> list[Look]:
-        """Return a look that resolves each open finding that this run neither compared nor found again."""
+    ) -> list[Comparison]:
+        """Return a comparison that resolves each open finding that this run neither compared nor found again."""
         compared = {
             (one.customer, charge.meter, one.span.start)
             for some in cycles.values()
@@ -221,7 +237,7 @@ class Prover:
         }
         meters = {meter.name: meter for meter in self._catalog().meters}
         return [
-            _pseudo_look(
+            _compare_uncovered(
                 one.customer, "", meters.get(one.meter, Meter(one.meter, "", "count")), one.span, 0, 0, None,
                 Uncovered(None, "no longer found"),
             )
@@ -254,7 +270,7 @@ class Prover:
         return next((price for some in cycles.values() if (price := find_price(some, meter))), None)
 
 
-def _pseudo_look(
+def _compare_uncovered(
     customer: str,
     billed_as: str,
     meter: Meter,
@@ -263,14 +279,14 @@ def _pseudo_look(
     off: int | None,
     price: Price | None,
     why: Uncovered,
-) -> Look:
-    return Look(
+) -> Comparison:
+    return Comparison(
         subscription_id=PROOF,
         customer=customer,
         billed_as=billed_as,
         meter=_ours_alone(meter),
-        ours=span,
-        theirs=span,
+        own_period=span,
+        provider_period=span,
         total=0,
         before=quantity,
         after=quantity,
@@ -286,10 +302,10 @@ def _ours_alone(meter: Meter) -> MatchedMeter:
     return MatchedMeter("", meter, meter, meter.kind, 0)
 
 
-def _billable(catalog: Catalog, theirs: Theirs) -> set[str]:
+def _billable(catalog: Catalog, provider_meters: ProviderMeters) -> set[str]:
     """Return our meters that the provider counts, counted, or counts otherwise; the others are ours alone."""
-    like: Iterator[UnmatchedMeter] = (one for one in theirs.others.values() if not one.is_archived)
-    known = {one.own_meter.name for one in theirs.matched.values()} | {
+    like: Iterator[UnmatchedMeter] = (one for one in provider_meters.others.values() if not one.is_archived)
+    known = {one.own_meter.name for one in provider_meters.matched.values()} | {
         name for one in like for name in one.like
     }
     return {meter.name for meter in catalog.meters if meter.kind in AT_PROVIDER and meter.name in known}

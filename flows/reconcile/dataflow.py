@@ -1,15 +1,15 @@
-"""The reconciliation flow: what customers see against what they will be invoiced, explained and, if allowed, mended.
+"""The reconciliation flow: what customers see against what they will be invoiced, explained and, if allowed, repaired.
 
-    subscriptions ─ look ─ judge ─ explain ─ settle
+    subscriptions ─ compare ─ judge ─ explain ─ settle
       (due in this     │       │        │       └─ repairs, store notes, alerts, report, book
-       pass)        totals   off     events of
+       run)         totals   off     events of
                     of both  twice   both, and
                     sides    is      what may
                              drift   be done
 
-A pass is made every so often, or with TIDEGATE_RECONCILE_ONCE one. It reads the provider within a request budget of
-its own, and changes nothing unless TIDEGATE_RECONCILE_REPAIR allows it. Where it stands is in its own book, so it
-needs no recovery store: a killed pass goes on with the subscriptions that are left.
+A run begins every TIDEGATE_RECONCILE_EVERY, or once with TIDEGATE_RECONCILE_ONCE. It reads the provider within a
+request budget of its own, and changes nothing unless TIDEGATE_RECONCILE_REPAIR allows it. How far it is, is in its own
+book, so it needs no recovery store: a killed run goes on with the subscriptions that are left.
 """
 
 import logging
@@ -40,7 +40,7 @@ from tidegate.connectors.reconciliation.report import (
     summary,
     table,
 )
-from tidegate.flows.reconcile.compare import Comparer, Seen, Terms, Theirs
+from tidegate.flows.reconcile.compare import Comparer, ProviderMeters, Seen, Terms
 from tidegate.flows.reconcile.coverage import Prover
 from tidegate.flows.reconcile.follow_subscriptions import NOTES_READ, Follower
 from tidegate.flows.reconcile.judge import Explainer, Judge, Judged, Settler
@@ -87,7 +87,7 @@ def build(settings: ReconciliationSettings, outside: Outside | None = None) -> D
     runtime = _Runtime(settings, outside or Outside())
     flow = Dataflow("reconciliation")
     tasks = op.input("subscriptions", flow, runtime.passes())
-    seen = op.flat_map_batch("look", tasks, log_errors(runtime.look))
+    seen = op.flat_map_batch("look", tasks, log_errors(runtime.compare))
     found = op.map("judge", seen, log_errors(runtime.judge.judge))
     explained = op.map("explain", found, log_errors(runtime.explain))
     op.output("settle", explained, log_sink_errors(_Settling(runtime)))
@@ -113,22 +113,22 @@ class _Runtime:
         outbox = settings.billing.outbox_path(settings.data_dir)
         terms = Terms(settings.reconcile_settle)
 
-        def books() -> BillingRecords:
+        def records() -> BillingRecords:
             return BillingRecords(outbox)
 
         reader = self._reader = settings.store.open_reader()
         self._open += [reader, self._store, control, alerts, self._book]
-        looker = Comparer(self.reads, reader, books, self._catalog, terms, self._clock, settings.shards)
-        self._looker = looker
+        comparer = Comparer(self.reads, reader, records, self._catalog, terms, self._clock, settings.shards)
+        self._comparer = comparer
         is_skipping = settings.billing.unmapped == "skip"
         self._follower = Follower(
             self.reads, control, self._store, reader, alerts, self._clock, applies=settings.reconcile_periods
         )
         self._prover = Prover(
-            reader, books, self._catalog, self._book, terms, self._clock, is_skipping=is_skipping
+            reader, records, self._catalog, self._book, terms, self._clock, is_skipping=is_skipping
         )
         journal = Journal(folder / "repairs.ndjson")
-        repairer = Repairer(journal, books, outbox, control, self.reads, self._clock)
+        repairer = Repairer(journal, records, outbox, control, self.reads, self._clock)
         self._accountant = Accountant(folder, self.reads, journal, terms.looked_back)
         self._repairer = repairer
         tolerance = scale(settings.reconcile_tolerance)
@@ -137,7 +137,7 @@ class _Runtime:
         self._accepted_at = 0
         self.judge = Judge(self._book, terms.settle_us, self._clock, tolerance)
         self._explainer = Explainer(
-            looker, self.reads, repairer, self._acknowledged, self._clock,
+            comparer, self.reads, repairer, self._acknowledged, self._clock,
             in_credits=settings.reconcile_credits, repair=settings.reconcile_repair, tolerance=tolerance,
         )  # fmt: skip
         self._report = settings.reconcile_report.open() if settings.reconcile_report else None
@@ -145,7 +145,7 @@ class _Runtime:
             self._book, repairer, self._store, alerts, self._report, self.reads, self._acknowledged, self._clock,
             repair=settings.reconcile_repair, tolerance=tolerance,
         )  # fmt: skip
-        self._meters: tuple[Catalog, int, Theirs] | None = None
+        self._meters: tuple[Catalog, int, ProviderMeters] | None = None
         try:
             self._finish()
         except BaseException:
@@ -174,10 +174,10 @@ class _Runtime:
         for one in self._open:
             one.close()
 
-    def look(self, tasks: list[Task]) -> list[Seen]:
-        theirs = self._theirs(tasks[0].number)
-        compared = self._ask_patiently(lambda: self._looker.look(tasks, theirs))
-        proofs = [self._prover.prove(task, theirs) for task in tasks if task.subscription is None]
+    def compare(self, tasks: list[Task]) -> list[Seen]:
+        provider_meters = self._read_provider_meters(tasks[0].number)
+        compared = self._ask_patiently(lambda: self._comparer.compare(tasks, provider_meters))
+        proofs = [self._prover.prove(task, provider_meters) for task in tasks if task.subscription is None]
         return [*compared, *proofs]
 
     def explain(self, found: Judged) -> Judged:
@@ -194,7 +194,7 @@ class _Runtime:
                 _log.error("reconciliation waits: %s", error)
                 self._sleep(AGAIN_AFTER_S)
 
-    def _theirs(self, number: int) -> Theirs:
+    def _read_provider_meters(self, number: int) -> ProviderMeters:
         catalog = self._catalog()
         if self._meters is None or self._meters[:2] != (catalog, number):
             found, others = match_meters(catalog, meters_of(self._book))
@@ -202,7 +202,11 @@ class _Runtime:
                 if not other.is_archived:
                     _log.warning("meter %s (%s) is not compared: %s", other.id, other.name, other.why)
             siblings = find_siblings(self._book.subscriptions(number))
-            self._meters = catalog, number, Theirs(found, {other.id: other for other in others}, siblings)
+            self._meters = (
+                catalog,
+                number,
+                ProviderMeters(found, {other.id: other for other in others}, siblings),
+            )
         return self._meters[2]
 
     def _acknowledged(self) -> Acknowledgements:
@@ -233,7 +237,7 @@ class _Runtime:
         }
         conflicts = known_in(self._reader.notes(KIND, None, NOTES_READ))
         figures["conflicts"] = [f"{name}: {why}" for name, why in sorted(conflicts.items())]
-        proof = _Proof(number, self._prover.lines(number, self._theirs(number)))
+        proof = _Proof(number, self._prover.lines(number, self._read_provider_meters(number)))
         figures["coverage"] = [sum_fields(one) for one in proof.sums]
         times, cycles = (last.started_at, last.ended_at or self._clock()), self._book.cycles(number)
         self._accountant.close_run(

@@ -18,7 +18,7 @@ from tidegate.connectors.reconciliation.credit_entries import (
 )
 from tidegate.connectors.reconciliation.findings import Book, Outcome, Task
 from tidegate.connectors.reconciliation.repairer import Repairer, Subject
-from tidegate.flows.reconcile.compare import Comparer, Explained, Look, Seen, quantity_of, span_of
+from tidegate.flows.reconcile.compare import Comparer, Comparison, Explained, Seen, quantity_of, span_of
 from tidegate.operators.billing.acknowledgements import (
     CONFIRMED,
     OPEN,
@@ -44,10 +44,10 @@ HOLDS_FOR, HOLDS_AT_LEAST = 6 * 3600 * SECOND, 1800 * SECOND
 REWRITTEN_AFTER = 180 * SECOND
 
 
-class Verdict(NamedTuple):
-    """A total after a look: how it stood and stands, why it is off, what may be done."""
+class StatusChange(NamedTuple):
+    """A total after a comparison: its drift status before and now, why it is off, what may be done."""
 
-    look: Look
+    comparison: Comparison
     before: DriftStatus | None
     drift_status: DriftStatus
     explained: Explained | None = None
@@ -62,7 +62,7 @@ class Judged(NamedTuple):
     task: Task
     problem: str
     compared: int
-    verdicts: tuple[Verdict, ...]
+    changes: tuple[StatusChange, ...]
     cycles: tuple[BilledCycle, ...] = ()
 
 
@@ -84,18 +84,26 @@ class Judge:
 
     def judge(self, seen: Seen) -> Judged:
         now = self._clock()
-        verdicts = []
-        for seen_look in seen.looks:
-            is_tolerated = seen_look.off is not None and abs(seen_look.off) <= self._tolerance
-            look = seen_look._replace(off=0) if is_tolerated else seen_look
-            name = look.meter.own_meter.name
-            before = self._book.read_status(look.customer, name, look.theirs.start)
-            if before is None and look.off == 0:
+        changes = []
+        for unrounded in seen.comparisons:
+            is_tolerated = unrounded.off is not None and abs(unrounded.off) <= self._tolerance
+            comparison = unrounded._replace(off=0) if is_tolerated else unrounded
+            name = comparison.meter.own_meter.name
+            before = self._book.read_status(comparison.customer, name, comparison.provider_period.start)
+            if before is None and comparison.off == 0:
                 continue
-            drift_status = update_status(before, look.customer, name, look.theirs, look.off, now, self._apart)
-            verdicts.append(Verdict(look, before, drift_status))
-        compared = sum(look.uncovered is None for look in seen.looks)
-        return Judged(seen.task, seen.problem, compared, tuple(verdicts), seen.cycles)
+            drift_status = update_status(
+                before,
+                comparison.customer,
+                name,
+                comparison.provider_period,
+                comparison.off,
+                now,
+                self._apart,
+            )
+            changes.append(StatusChange(comparison, before, drift_status))
+        compared = sum(comparison.uncovered is None for comparison in seen.comparisons)
+        return Judged(seen.task, seen.problem, compared, tuple(changes), seen.cycles)
 
 
 class Explainer:
@@ -103,7 +111,7 @@ class Explainer:
 
     def __init__(
         self,
-        looker: Comparer,
+        comparer: Comparer,
         reads: DodoReads,
         repairer: Repairer,
         acknowledged: Callable[[], Acknowledgements],
@@ -113,65 +121,69 @@ class Explainer:
         repair: bool,
         tolerance: int = 0,
     ) -> None:
-        self._looker, self._reads, self._repairer = looker, reads, repairer
+        self._comparer, self._reads, self._repairer = comparer, reads, repairer
         self._acknowledged, self._tolerance = acknowledged, tolerance
         self._clock, self._in_credits, self._repair = clock, in_credits, repair
 
     def explain(self, found: Judged) -> Judged:
-        return found._replace(verdicts=tuple(map(self._explained, found.verdicts)))
+        return found._replace(changes=tuple(map(self._explained, found.changes)))
 
-    def _explained(self, verdict: Verdict) -> Verdict:
-        look = verdict.look
-        if verdict.drift_status.status != "drift" or not look.off or self._holds(verdict):
-            return verdict
+    def _explained(self, change: StatusChange) -> StatusChange:
+        comparison = change.comparison
+        if change.drift_status.status != "drift" or not comparison.off or self._holds(change):
+            return change
         try:
-            explained = self._looker.explain(look)
+            explained = self._comparer.explain(comparison)
         except DodoError as error:
-            return verdict._replace(problem=str(error))
+            return change._replace(problem=str(error))
         if all(one.cause == "in_flight" for one in explained.findings):
             # It came right while it was looked into, or is about to.
-            drift_status = verdict.drift_status._replace(status="ok", misses=0, first_at=None)
-            return verdict._replace(look=explained.look, drift_status=drift_status)
+            drift_status = change.drift_status._replace(status="ok", misses=0, first_at=None)
+            return change._replace(comparison=explained.comparison, drift_status=drift_status)
         if self._is_acknowledged(explained):
             # Who accepted it has settled it some other way, or wants it so.
-            return verdict._replace(look=explained.look, explained=explained)
-        if look.uncovered is not None:
+            return change._replace(comparison=explained.comparison, explained=explained)
+        if comparison.uncovered is not None:
             # Nothing bills it, so there is nothing that our total could be set to.
-            return verdict._replace(look=explained.look, explained=explained)
+            return change._replace(comparison=explained.comparison, explained=explained)
         credit = self._credit_terms(explained)
-        acts = plan_repairs(explained.findings, self._circumstances(verdict.drift_status, explained, credit))
-        return verdict._replace(look=explained.look, explained=explained, acts=tuple(acts), credit=credit)
+        acts = plan_repairs(explained.findings, self._circumstances(change.drift_status, explained, credit))
+        return change._replace(
+            comparison=explained.comparison, explained=explained, acts=tuple(acts), credit=credit
+        )
 
-    def _holds(self, verdict: Verdict) -> bool:
+    def _holds(self, change: StatusChange) -> bool:
         """Whether what was found before still says it all."""
-        before, look = verdict.before, verdict.look
+        before, comparison = change.before, change.comparison
         if before is None or before.status not in CONFIRMED:
             return False
         if self._repair and before.status == "drift":
             return False
         known = _findings(before)
         is_same = (known.get("ours"), known.get("billers")) == (
-            format_quantity(look.after),
-            format_quantity(look.total),
+            format_quantity(comparison.after),
+            format_quantity(comparison.total),
         )
         explained_at: int = known.get("explained_at", 0)
         return self._clock() - explained_at < (HOLDS_FOR if is_same else HOLDS_AT_LEAST)
 
     def _is_acknowledged(self, explained: Explained) -> bool:
-        look = explained.look
+        comparison = explained.comparison
         causes = dict.fromkeys(one.cause for one in explained.findings if one.cause != "in_flight")
-        if look.uncovered is not None and look.uncovered.cause is not None:
-            causes = {look.uncovered.cause: None}
-        name, off = look.meter.own_meter.name, look.off or 0
-        found = OpenDrift(look.customer, name, look.theirs.start, list(causes), off, self._tolerance)
+        if comparison.uncovered is not None and comparison.uncovered.cause is not None:
+            causes = {comparison.uncovered.cause: None}
+        name, off = comparison.meter.own_meter.name, comparison.off or 0
+        found = OpenDrift(
+            comparison.customer, name, comparison.provider_period.start, list(causes), off, self._tolerance
+        )
         return self._acknowledged().find_covering(found) is not None
 
     def _circumstances(
         self, drift_status: DriftStatus, explained: Explained, credit: CreditTerms | None
     ) -> Circumstances:
-        look, now = explained.look, self._clock()
+        comparison, now = explained.comparison, self._clock()
         done = self._repairer.journal.of(
-            look.customer, look.meter.own_meter.name, format_instant(look.ours.start)
+            comparison.customer, comparison.meter.own_meter.name, format_instant(comparison.own_period.start)
         )
         resent = {id for entry in done if entry.act in ("resend", "late", "debit") for id in entry.ids}
         missing = [id for one in explained.findings if one.cause == "missing_there" for id in one.ids]
@@ -180,10 +192,10 @@ class Explainer:
             e for e in done if e.act == "adjust" and e.state != "refused" and e.id not in explained.applied
         ]
         return Circumstances(
-            kind=look.meter.kind,
+            kind=comparison.meter.kind,
             now=now,
-            own_period=look.ours,
-            provider_period=look.theirs,
+            own_period=comparison.own_period,
+            provider_period=comparison.provider_period,
             own_events=explained.own,
             provider_quantities=explained.listed,
             is_calm=explained.is_calm,
@@ -208,10 +220,10 @@ class Explainer:
 
 def credit_terms(reads: DodoReads, explained: Explained) -> CreditTerms | None:
     """Return how a meter of a subscription is paid in credits; None where it is not."""
-    look = explained.look
-    whole = reads.subscription(look.subscription_id)
+    comparison = explained.comparison
+    whole = reads.subscription(comparison.subscription_id)
     paid = {one.meter_id: one for one in whole.meter_credit_entitlement_cart}
-    if (own := paid.get(look.meter.id)) is None:
+    if (own := paid.get(comparison.meter.id)) is None:
         return None
     places = reads.credit_places(own.credit_entitlement_id)
     free = {one.meter_id: scale(one.free_threshold) for one in whole.meters}
@@ -222,8 +234,8 @@ def credit_terms(reads: DodoReads, explained: Explained) -> CreditTerms | None:
         for id, one in paid.items()
         if one.credit_entitlement_id == own.credit_entitlement_id
     }
-    mine = terms.pop(look.meter.id)
-    ledger = reads.ledger(mine.entitlement_id, look.billed_as, look.theirs.start)
+    mine = terms.pop(comparison.meter.id)
+    ledger = reads.ledger(mine.entitlement_id, comparison.billed_as, comparison.provider_period.start)
     over = (
         _over_of_several(reads, explained, mine, terms, ledger)
         if terms
@@ -234,7 +246,7 @@ def credit_terms(reads: DodoReads, explained: Explained) -> CreditTerms | None:
 
 def _over_of_one(explained: Explained, terms: CreditTerms, ledger: Sequence[LedgerEntry]) -> Decimal:
     """Return how much of the deductions is too much, where the credits pay for this meter alone."""
-    period = explained.look.theirs
+    period = explained.comparison.provider_period
     arrived = [
         (own.settled_at or own.at, own.quantity or 0)
         for own in explained.own.values()
@@ -251,16 +263,16 @@ def _over_of_several(
     ledger: Sequence[LedgerEntry],
 ) -> Decimal:
     """Do the same where they pay for several meters: only what is beyond all that is due is too much."""
-    look = explained.look
+    comparison = explained.comparison
     doubled = sum(one.quantity or 0 for one in explained.findings if one.cause == "doubled_there")
-    own = terms.credits(look.total + doubled)
+    own = terms.credits(comparison.total + doubled)
     shared = [
         others[usage.id].credits(quantity_of(usage.consumed_units))
-        for cycle in reads.history(look.subscription_id)
+        for cycle in reads.history(comparison.subscription_id)
         for usage in cycle.meters
-        if span_of(cycle).start == look.theirs.start and usage.id in others
+        if span_of(cycle).start == comparison.provider_period.start and usage.id in others
     ]
-    deducted = add_amounts(amount for _, amount in deductions(ledger, look.theirs.end))
+    deducted = add_amounts(amount for _, amount in deductions(ledger, comparison.provider_period.end))
     return AMOUNTS.subtract(deducted, add_amounts([own, *shared]))
 
 
@@ -288,68 +300,68 @@ class Settler:
 
     def settle(self, found: Judged) -> None:
         now = self._clock()
-        drift_statuses, notes, lines, told = [], [], [], []
+        drift_statuses, notes, lines, alerts = [], [], [], []
         figures = {"unread": int(bool(found.problem))}
         if found.task.round == 1 and found.task.subscription is not None:
             figures |= {"subscriptions": 1, "totals": found.compared}
-        for unwritten in found.verdicts:
+        for unwritten in found.changes:
             made = self._make_repairs(found.task, unwritten)
             drift_status = self._write_status(found.task, unwritten, made, now)
-            verdict = unwritten._replace(drift_status=drift_status)
+            change = unwritten._replace(drift_status=drift_status)
             drift_statuses.append(drift_status)
             for name in (f"made_{act.act}" for act, state in made if state in ("made", "done")):
                 figures[name] = figures.get(name, 0) + 1
-            if is_news(verdict):
+            if is_news(change):
                 line = drift_status.findings
                 id = f"{drift_status.customer}/{drift_status.meter}/{drift_status.span.start}"
                 # What is resolved leaves the list that the API and the dashboard show.
                 is_open = drift_status.status in OPEN
                 notes.append(Note("drift", id, drift_status.customer, now, line if is_open else b""))
                 lines.append(line)
-            if state := change_of(verdict):
-                told.append(alert_of(drift_status, state, now))
+            if state := change_of(change):
+                alerts.append(alert_of(drift_status, state, now))
         if found.problem:
             lines.append(_unread(found, now))
-        notes += [Note("alert", id, customer, now, line) for id, customer, line in told]
+        notes += [Note("alert", id, customer, now, line) for id, customer, line in alerts]
         self._store.write([], [], notes)
         if self._report is not None:
             self._report.write(lines)
-        for id, customer, line in told:
+        for id, customer, line in alerts:
             self._alert(id, "drift", customer, line)
         asked, self._counted = self._reads.requests - self._counted, self._reads.requests
         outcome: Outcome = "unread" if found.problem else "compared" if found.compared else "nothing"
         figures["requests"] = asked
         self._book.settle(found.task, outcome, drift_statuses, figures, found.problem, found.cycles)
 
-    def _make_repairs(self, task: Task, verdict: Verdict) -> list[tuple[Repair, str]]:
+    def _make_repairs(self, task: Task, change: StatusChange) -> list[tuple[Repair, str]]:
         """Make the repairs that are allowed; return each with its outcome, made or only named."""
-        look = verdict.look
+        comparison = change.comparison
         subject = Subject(
-            look.customer,
-            look.billed_as,
-            look.meter.own_meter.name,
-            look.ours,
-            look.after,
-            look.total,
+            comparison.customer,
+            comparison.billed_as,
+            comparison.meter.own_meter.name,
+            comparison.own_period,
+            comparison.after,
+            comparison.total,
         )
         made = []
-        for act in verdict.acts:
+        for act in change.acts:
             if not self._repair:
-                made.append((act, self._repairer.state_of(act, subject, verdict.credit)))
+                made.append((act, self._repairer.state_of(act, subject, change.credit)))
                 continue
-            made.append((act, self._repairer.repair(act, subject, verdict.credit)))
+            made.append((act, self._repairer.repair(act, subject, change.credit)))
         return made
 
     def _write_status(
-        self, task: Task, verdict: Verdict, made: list[tuple[Repair, str]], now: int
+        self, task: Task, change: StatusChange, made: list[tuple[Repair, str]], now: int
     ) -> DriftStatus:
         """Write the drift status with its findings, new or unchanged, and return it."""
-        look, drift_status = verdict.look, verdict.drift_status
-        known = _findings(verdict.before) if verdict.before else {}
+        comparison, drift_status = change.comparison, change.drift_status
+        known = _findings(change.before) if change.before else {}
         kept = {name: known[name] for name in ("findings", "repairs", "explained_at") if name in known}
-        if verdict.explained is not None:
+        if change.explained is not None:
             kept = {
-                "findings": [_finding(one) for one in verdict.explained.findings],
+                "findings": [_finding(one) for one in change.explained.findings],
                 "repairs": [_repair(act, state) for act, state in made],
                 "explained_at": now,
             }
@@ -358,27 +370,27 @@ class Settler:
         fields = {
             "pass": task.number,
             "status": drift_status.status,
-            "customer": look.customer,
-            "billed_as": look.billed_as,
-            "subscription": look.subscription_id,
+            "customer": comparison.customer,
+            "billed_as": comparison.billed_as,
+            "subscription": comparison.subscription_id,
             "meter": drift_status.meter,
             "period_start": format_instant(drift_status.span.start),
             "period_end": format_instant(drift_status.span.end),
-            "ours": format_quantity(look.after),
-            "billers": format_quantity(look.total),
-            "drift": format_quantity(look.after - look.total),
-            "uncovered": look.uncovered.cause if look.uncovered else None,
-            **_worth(look),
-            "low": None if look.bracket is None else format_quantity(look.bracket.low),
-            "high": None if look.bracket is None else format_quantity(look.bracket.high),
+            "ours": format_quantity(comparison.after),
+            "billers": format_quantity(comparison.total),
+            "drift": format_quantity(comparison.after - comparison.total),
+            "uncovered": comparison.uncovered.cause if comparison.uncovered else None,
+            **_worth(comparison),
+            "low": None if comparison.bracket is None else format_quantity(comparison.bracket.low),
+            "high": None if comparison.bracket is None else format_quantity(comparison.bracket.high),
             "misses": drift_status.misses,
             "first_at": None if drift_status.first_at is None else format_instant(drift_status.first_at),
             "looked_at": format_instant(now),
-            "problem": verdict.problem,
+            "problem": change.problem,
         }
-        off = known.get("off") if look.off is None else format_quantity(look.off)
+        off = known.get("off") if comparison.off is None else format_quantity(comparison.off)
         fields |= {"off": off, "tolerance": format_quantity(self._tolerance)} | kept
-        return _acknowledged(drift_status, verdict.before, acknowledge(fields, self._acknowledged()))
+        return _acknowledged(drift_status, change.before, acknowledge(fields, self._acknowledged()))
 
 
 def _acknowledged(
@@ -391,34 +403,34 @@ def _acknowledged(
     return drift_status._replace(status=fields["status"], turn=turn, findings=msgspec.json.encode(fields))
 
 
-def _worth(look: Look) -> dict[str, str]:
+def _worth(comparison: Comparison) -> dict[str, str]:
     """Return what the drift is worth, in the currency's smallest unit, where the price is known."""
-    if look.price is None or look.off is None:
+    if comparison.price is None or comparison.off is None:
         return {}
     worth = (
-        compute_undercharge(look.charges, look.off)
-        if look.charges
-        else look.price.compute_worth(look.total, look.off)
+        compute_undercharge(comparison.charges, comparison.off)
+        if comparison.charges
+        else comparison.price.compute_worth(comparison.total, comparison.off)
     )
     if worth is None:
         return {}
     return {
-        "currency": look.price.currency,
+        "currency": comparison.price.currency,
         "worth": f"{worth:f}",
-        "money": format_money(worth, look.price.currency),
+        "money": format_money(worth, comparison.price.currency),
     }
 
 
-def is_news(verdict: Verdict) -> bool:
+def is_news(change: StatusChange) -> bool:
     """Whether anybody should hear of it: it is off, or no longer is."""
-    was = verdict.before.status if verdict.before else "ok"
-    return verdict.drift_status.status in OPEN or was in OPEN
+    was = change.before.status if change.before else "ok"
+    return change.drift_status.status in OPEN or was in OPEN
 
 
-def change_of(verdict: Verdict) -> str | None:
+def change_of(change: StatusChange) -> str | None:
     """Return `raised` if a total became drift, `resolved` if it was one or was acknowledged, else None."""
-    was = verdict.before.status == "drift" if verdict.before else False
-    is_drift = verdict.drift_status.status == "drift"
+    was = change.before.status == "drift" if change.before else False
+    is_drift = change.drift_status.status == "drift"
     return None if was == is_drift else "raised" if is_drift else "resolved"
 
 

@@ -1,7 +1,7 @@
-"""Passes over all subscriptions, as a source: what to look at next, until a pass has gone round.
+"""Reconciliation runs over all subscriptions, as a source: what to compare next, until the run has ended.
 
-A pass asks for meters and subscriptions once, then hands out one task per subscription. What was found off is looked at
-once more at the pass's end, when the provider had time to show what it had. Where a pass stands is in the book
+A run asks for meters and subscriptions once, then hands out one task per subscription. What was found off is compared
+once more at the run's end, when the provider had time to show what it had. How far a run is, is in the book
 (connectors/reconciliation/findings.py), so one that was killed goes on with what is left of it.
 """
 
@@ -34,8 +34,8 @@ _log = logging.getLogger("tidegate.reconciliation")
 class Passes(FixedPartitionedSource[Task, None]):
     """One partition: tasks as they fall due.
 
-    `began` is called with the subscriptions and meters of a pass before it begins, `ended` with its number when it has
-    gone round.
+    `began` is called with the subscriptions and meters of a run before it begins, `ended` with its number when it has
+    ended.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class _Partition(StatefulSourcePartition[Task, None]):
         return new
 
     def _begin(self, now: int) -> None:
-        """Begins a pass if one is due; a platform that does not answer is asked again, unless once is all."""
+        """Begin a run if one is due; a provider that does not answer is asked again, unless once is all."""
         once = self._settings.reconcile_once
         if once and self._went_round:
             raise StopIteration

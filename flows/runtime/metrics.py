@@ -257,7 +257,7 @@ def _of_outbox(outbox: OutboxView, now: float) -> Iterator[Metric]:
     for name, words, value in (
         ("tidegate_outbox_waiting", "Usage that waits for the provider.", outbox.waiting),
         ("tidegate_outbox_oldest_seconds", "Age of the oldest of it.", oldest),
-        ("tidegate_outbox_parked", "Usage that was kept back.", outbox.parked),
+        ("tidegate_outbox_parked", "Usage that was held back.", outbox.parked),
         ("tidegate_outbox_refused", "Usage that the provider refused.", outbox.refused),
         ("tidegate_outbox_bytes", "Disk in use.", outbox.bytes),
     ):

@@ -1,8 +1,8 @@
 """How old the totals of a customer are, by the heartbeats of the flow as this process saw them come.
 
 The age of a heartbeat is counted by this process's own monotonic clock from when it was first seen, so that a flow on
-a machine whose clock differs looks neither dead nor alive by mistake. Between two looks it is dated by the wall clocks
-of both, as it may have been written right after the first look; the very first one may be of any age.
+a machine whose clock differs is taken neither for dead nor for alive by mistake. Between two reads it is dated by the
+wall clocks of both, as it may have been written right after the first read; the very first one may be of any age.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -88,7 +88,7 @@ class Freshness:
         return seen.positions if seen is not None else {}
 
     def _note(self, beat: Heartbeat, before: _Seen | None, now: float, unseen: float) -> _Seen:
-        """`unseen` are the seconds since the look before."""
+        """`unseen` are the seconds since the read before."""
         if before is not None and before.written_at == beat.written_at:
             return before
         lag = beat.lag

@@ -114,7 +114,7 @@ class Dodo(ProviderAddress):
         60, ge=0, le=3000, description="Requests a minute of that share left to reconciliation."
     )
     late: Literal["restamp", "park"] = Field(
-        "restamp", description="Usage over 55 minutes old: billed at the time it arrives, or kept back."
+        "restamp", description="Usage over 55 minutes old: billed at the time it arrives, or held back."
     )
     unmapped: Literal["park", "skip"] = Field(
         "park",

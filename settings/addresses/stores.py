@@ -31,8 +31,8 @@ class StoreAddress(Address):
         """
         return self.open(**given)
 
-    def aside(self) -> Callable[[], Any] | None:
-        """Return a function that opens a second writer, in any process; None where a flow has to have the only one."""
+    def writer_process_opener(self) -> Callable[[], Any] | None:
+        """Return what opens a second writer, in any process; None where a flow must have the only one."""
         return None
 
     def is_at_hand(self) -> bool:
@@ -110,7 +110,7 @@ class Sqlite(StoreAddress):
             raise SettingsError([f"store {self}: there is no such file ({where}); {advice}"])
         return self
 
-    def aside(self) -> Callable[[], Any]:
+    def writer_process_opener(self) -> Callable[[], Any]:
         return partial(load(self.connector), create=False, **self.arguments())
 
 

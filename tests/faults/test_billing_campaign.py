@@ -1,6 +1,6 @@
 """Metering and billing in real processes that are killed, against a platform that does everything wrong it can.
 
-Afterwards the provider holds each accepted event exactly once, or it is kept back with its reason, and nothing else.
+Afterwards the provider holds each accepted event exactly once, or it is held back with its reason, and nothing else.
 TIDEGATE_BILLING_SEEDS says how many runs; the whole campaign is 300.
 """
 
@@ -80,10 +80,10 @@ def platform() -> Iterator[PlatformProcess]:
 
 
 @pytest.fixture(scope="module")
-def nursery() -> Iterator[ForkServer]:
-    nursery = ForkServer()
-    yield nursery
-    nursery.close()
+def fork_server() -> Iterator[ForkServer]:
+    server = ForkServer()
+    yield server
+    server.close()
 
 
 def made_up(rng: random.Random, folder: Path) -> dict[int, Sent]:
@@ -173,7 +173,7 @@ def settle(path: Path, catalog: Path, simulator: Simulator) -> None:
 
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_each_event_is_at_the_platform_once_or_kept_back_with_its_reason(
-    seed: int, tmp_path: Path, platform: PlatformProcess, nursery: ForkServer
+    seed: int, tmp_path: Path, platform: PlatformProcess, fork_server: ForkServer
 ) -> None:
     rng = random.Random(f"billing {seed}")
     events = made_up(rng, tmp_path)
@@ -181,11 +181,11 @@ def test_each_event_is_at_the_platform_once_or_kept_back_with_its_reason(
     ends = Counter[str]()
     for _ in range(rng.choice((0, 1, 1, 2, 3))):
         ordered = death(rng)
-        code = nursery.run(Birth(str(tmp_path), settings(platform), ordered))
+        code = fork_server.run(Birth(str(tmp_path), settings(platform), ordered))
         assert code in (0, -9, -14), (code, (tmp_path / "said").read_text())
         if code:
             ends[f"{ordered.place} {ordered.phase}"] += 1
-    code = nursery.run(Birth(str(tmp_path), settings(platform)))
+    code = fork_server.run(Birth(str(tmp_path), settings(platform)))
     said = (tmp_path / "said").read_text()
     assert code == 0, said
     log = [request for request in platform.simulator.list_requests() if request["path"] == "/events/ingest"]

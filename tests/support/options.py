@@ -2,18 +2,18 @@
 
 import os
 
-ASIDE = "TEST_"
+PREFIX = "TEST_"
 
 
-def set_aside() -> None:
+def hide_variables() -> None:
     """Take all variables of ours out of the environment: to the product they would be settings that it does not know.
 
     They are kept under another name, which workers of this run inherit.
     """
     for name in [name for name in os.environ if name.startswith("TIDEGATE_")]:
-        os.environ[ASIDE + name] = os.environ.pop(name)
+        os.environ[PREFIX + name] = os.environ.pop(name)
 
 
 def option(name: str, default: str = "") -> str:
     """Return what was chosen by the variable `name`."""
-    return os.environ.get(ASIDE + name, default)
+    return os.environ.get(PREFIX + name, default)

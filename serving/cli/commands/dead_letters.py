@@ -218,7 +218,7 @@ def _adjust(
     done = (
         "are appended to the control log; the flow applies each once" if apply else "would do it; add --apply"
     )
-    print(f"{len(rows):,} adjustments {done}. The provider is not told of them.")
+    print(f"{len(rows):,} adjustments {done}. The provider does not get them.")
 
 
 def _append(control: ControlLog, made: Sequence[Adjustment], letters: Sequence[HeldLetter]) -> None:

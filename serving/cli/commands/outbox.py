@@ -1,4 +1,4 @@
-"""`tidegate outbox`: usage that waits to be billed, and what is kept back; retried, dropped or sent by hand."""
+"""`tidegate outbox`: usage that waits to be billed, and what is held back; retried, dropped or sent by hand."""
 
 import json
 import sys
@@ -27,15 +27,15 @@ from tidegate.settings.settings import Settings, load_settings
 
 DETAIL_SHOWN = 80
 
-app = typer.Typer(help="Usage on its way to the provider, and what is kept back.")
+app = typer.Typer(help="Usage in flight to the provider, and what is held back.")
 
-Reason = Annotated[str | None, typer.Option(help="Only what is kept back for this reason.")]
+Reason = Annotated[str | None, typer.Option(help="Only what is held back for this reason.")]
 Ids = Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Event ids, as `list` shows them.")]
 
 
 @app.callback(invoke_without_command=True)
 def outbox(context: typer.Context, as_json: AsJson = False) -> None:
-    """How much waits and since when, what is kept back and why, and what is wrong."""
+    """How much waits and since when, what is held back and why, and what is wrong."""
     if context.invoked_subcommand is not None:
         return
     _, path = _place()
@@ -58,14 +58,14 @@ def outbox(context: typer.Context, as_json: AsJson = False) -> None:
 
 @app.command("list")
 def list_kept_back(reason: Reason = None, as_json: AsJson = False) -> None:
-    """Events that are kept back: parked, which may still be sent, or refused, which are dead letters."""
+    """Events that are held back: parked, which may still be sent, or refused, which are dead letters."""
     found = list(_letters().letters(reason))
     if as_json:
         for letter in found:
             print(json.dumps(_fields_of(letter)))
         return
     if not found:
-        print("Nothing is kept back.")
+        print("Nothing is held back.")
         return
     table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for heading in ("id", "customer", "time (UTC)", "state", "reason", "detail"):
@@ -85,7 +85,7 @@ def retry(
     why: Annotated[str, typer.Option()] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Lets events that are kept back wait again, under the same ids; the provider ignores what it has."""
+    """Let events that are held back wait again, under the same ids; the provider ignores what it has."""
     letters = _letters()
     retried = letters.retry(_chosen(letters, ids, reason), by=user_name(), why=why)
     print_done(as_json, f"{len(retried):,} will be sent again", retried=len(retried))

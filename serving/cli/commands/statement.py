@@ -158,26 +158,26 @@ def _show_events(found: Iterator[Event], form: Form) -> None:
         for row in rows:
             shown.add_row(*(Text(row[name]) for name in EVENT_COLUMNS))
         console().print(
-            shown if shown.row_count else "No events are on our books; the ledger may not reach back."
+            shown if shown.row_count else "The billing records have no events; the ledger may not reach back."
         )
 
 
 def _behind(settings: ReconciliationSettings, lines: Sequence[StatementLine]) -> Iterator[Event]:
-    """Yield the events of our books that each line's meter reads, by time."""
+    """Yield the events of the billing records that each line's meter reads, by time."""
     if not isinstance(settings.billing, Dodo):
-        raise Failed(f"TIDEGATE_BILLING: needs dodo: to read its books, got {settings.billing}")
+        raise Failed(f"TIDEGATE_BILLING: needs dodo: to read its billing records, got {settings.billing}")
     meters = {meter.name: meter for meter in _catalog(settings).meters}
     causes = _causes(settings)
-    with closing(BillingRecords(settings.billing.outbox_path(settings.data_dir))) as books:
+    with closing(BillingRecords(settings.billing.outbox_path(settings.data_dir))) as records:
         for line in lines:
             if (meter := meters.get(line.meter)) is None:
                 continue
             span = Span(_micros(line.period_start), _micros(line.period_end))
-            own, _ = books.events(line.customer, MatchedMeter("", meter, meter, meter.kind, 0), span)
+            own, _ = records.events(line.customer, MatchedMeter("", meter, meter, meter.kind, 0), span)
             inside = [one for one in own if one.quantity is not None and one.provider_at in span]
             names = {
                 one.id: _name(one.payload)
-                for one in books.bodies(line.customer, (o.id for o in inside), span)
+                for one in records.bodies(line.customer, (o.id for o in inside), span)
             }
             for one in sorted(inside, key=lambda one: (one.at, one.id)):
                 yield Event(line, names.get(one.id, ""), one, causes.get((line.customer, one.id), ""))

@@ -34,7 +34,7 @@ class FlowMonitor:
     ) -> None:
         self._gate, self._max_lag = gate, max_lag
         self._open_store, self._clock = open_store, clock
-        self._was_live = True
+        self._was_live, self._problem = True, ""
 
     def state(self) -> FlowState:
         return self._gate().flow_state(self._max_lag)
@@ -53,9 +53,11 @@ class FlowMonitor:
         try:
             self._write("resolved" if state.is_live else "raised", state, detail)
         except StoreError as error:
-            _log.warning("the flow's state cannot be written as an alert: %s", error)
+            if str(error) != self._problem:
+                _log.warning("the flow's state cannot be written as an alert: %s", error)
+            self._problem = str(error)
             return
-        self._was_live = state.is_live
+        self._was_live, self._problem = state.is_live, ""
         if state.is_live:
             _log.warning("the flow counts again")
         else:

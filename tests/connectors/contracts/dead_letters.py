@@ -18,7 +18,7 @@ EVENT = b'{"event_id":"e1","customer_id":"acme","event_name":"call","timestamp":
 
 
 class Actor(TypedDict):
-    """Who deals with a letter, and why."""
+    """Who settles a dead letter, and why."""
 
     by: str
     why: str

@@ -156,7 +156,7 @@ class World:
             reader.close()
 
     def reasons(self) -> dict[str, int]:
-        """How many are kept back for which reason."""
+        """How many are held back for which reason."""
         reader = OutboxReader(self.path)
         try:
             return {reason: count for (_, reason), count in reader.reasons().items()}
@@ -183,7 +183,7 @@ class World:
         return len(self.simulator.list_requests()) - len(self.ingests())
 
     def conserved(self, *came: list[Accepted]) -> None:
-        """Each event is at the provider or kept back or waits, in exactly one of these places."""
+        """Each event is at the provider or held back or waits, in exactly one of these places."""
         ids = {event.id for events in came for event in events}
         ledger = set(self.ledger())
         reader = OutboxReader(self.path)
@@ -195,7 +195,7 @@ class World:
         acknowledged = {id for id, entry in found.items() if entry.state is State.acknowledged}
         kept = {id for id, entry in found.items() if entry.state in (State.parked, State.refused)}
         assert acknowledged <= ledger, "acknowledged, but the provider does not have it"
-        assert not kept & ledger, "kept back, though the provider has it"
+        assert not kept & ledger, "held back, though the provider has it"
         assert all(found[id].reason for id in kept)
         assert ledger <= ids
 

@@ -64,7 +64,7 @@ def until(
     *,
     meanwhile: Callable[[], None] = lambda: None,
 ) -> None:
-    """Waits until a condition holds; does `meanwhile` before each look."""
+    """Wait until a condition holds; call `meanwhile` before each check."""
     deadline = time.monotonic() + PATIENCE_S
     while True:
         meanwhile()

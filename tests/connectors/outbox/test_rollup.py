@@ -1,4 +1,4 @@
-"""Usage rolled up on its way to the provider: exact, once, and later changes as differences."""
+"""Usage rolled up before it goes to the provider: exact, once, and later changes as differences."""
 
 import json
 import random

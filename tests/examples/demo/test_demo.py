@@ -82,7 +82,7 @@ def test_it_ends_by_itself_with_a_summary_and_leaves_no_process(tmp_path: Path) 
     out, err = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, err) == (0, "")
     assert "Every event is accounted for: events" in out
-    assert "200 of 200 invoice figures equal the store's totals; of usage, none kept back." in out
+    assert "200 of 200 invoice figures equal the store's totals; of usage, none held back." in out
     assert re.search(r"tidegate totals --store sqlite:\S+tidegate.db --customer cus_\d+", out)
     assert flows_of(tmp_path) == []
 
@@ -117,7 +117,7 @@ def test_a_flow_that_dies_is_told_with_its_last_words(started: subprocess.Popen[
     more = start(tmp_path, DEMO_KEEP="1", DEMO_SECONDS="3")
     out, err = more.communicate(timeout=PATIENCE_S)
     assert (more.returncode, err) == (0, "")
-    assert "200 of 200 invoice figures equal the store's totals; of usage, none kept back." in out
+    assert "200 of 200 invoice figures equal the store's totals; of usage, none held back." in out
 
 
 def test_a_second_demo_in_the_same_folder_is_refused(started: subprocess.Popen[str], tmp_path: Path) -> None:

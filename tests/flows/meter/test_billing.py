@@ -131,7 +131,7 @@ def test_what_is_kept_back_is_listed_retried_and_dropped(billed: Billed) -> None
     billed.run()
     assert billed.stored() == [0, 1, 2, 4]
     assert billed.outbox()["kept_back"] == []
-    assert "Nothing is kept back" in billed.tidegate("outbox", "list")
+    assert "Nothing is held back" in billed.tidegate("outbox", "list")
 
 
 def test_a_command_without_an_outbox_says_so_in_a_line(billed: Billed) -> None:

@@ -140,7 +140,7 @@ class System:
         return Sender(self.outbox, client, lambda: self.catalog, terms, **given)  # type: ignore[arg-type]
 
     def park_late(self) -> None:
-        """What is too old is kept back from now on."""
+        """What is too old is held back from now on."""
         self.sender = self._sender("park")
 
     def client(self, rate: Rate = READING, key: str = KEY) -> DodoClient:

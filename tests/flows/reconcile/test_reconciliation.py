@@ -240,7 +240,7 @@ def test_a_second_pass_alone_makes_a_suspect_a_drift(metered: System) -> None:
 
 
 def test_what_comes_right_by_itself_is_no_drift(metered: System) -> None:
-    """Between the two looks the provider has caught up."""
+    """Between the two comparisons the provider has caught up."""
     acme = metered.customer()
     metered.apply()
     metered.event(acme, tokens=5)

@@ -65,10 +65,10 @@ def fold(kind: Kind, values: list[int]) -> int:
     st.sampled_from(["count", "sum", "max"]),
 )
 @settings(max_examples=400)
-def test_a_healthy_biller_never_leaves_the_bracket(
+def test_a_healthy_provider_never_leaves_the_bracket(
     steps: list[Step], asked: int, wait: int, kind: Kind
 ) -> None:
-    """Whatever is on its way, and whenever within the request the provider looked: no false alarm, ever."""
+    """Whatever is in flight, and whenever within the request the provider read: no false alarm, ever."""
     answered = asked + wait
     before = fold(kind, [s.quantity for s in steps if s.accepted + s.stored <= asked])
     after = fold(kind, [s.quantity for s in steps if s.accepted + s.stored <= answered + 1])

@@ -161,15 +161,15 @@ def test_a_heartbeat_from_before_the_gate_began_is_dated_by_the_wall_clock() -> 
     assert world.check().reason == "stale"
 
 
-def test_a_heartbeat_that_came_while_nobody_looked_is_dated_by_the_wall_clock() -> None:
-    """The flow died a second after the last look, and the next look is a minute later."""
+def test_a_heartbeat_that_came_long_after_the_last_read_is_dated_by_the_wall_clock() -> None:
+    """The flow died a second after the last read, and the next read is a minute later."""
     freshness = Freshness(lambda: NOW + 60 * S)
     freshness.take([beat(0)], now=100)
     freshness.take([beat(1)], now=160)
     assert freshness.state(160, 5 * S) == FlowState(1, 1, 59 * S)
 
 
-def test_a_clock_that_differs_makes_no_heartbeat_older_than_the_look_before() -> None:
+def test_a_clock_that_differs_makes_no_heartbeat_older_than_the_read_before() -> None:
     freshness = Freshness(lambda: NOW + 3600 * S)
     freshness.take([beat(0)], now=100)
     freshness.take([beat(1)], now=101)

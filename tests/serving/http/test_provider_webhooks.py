@@ -204,7 +204,7 @@ def test_other_events_are_taken_and_change_nothing(endpoint: Endpoint) -> None:
 
 
 def test_a_subscription_that_is_none_is_refused(endpoint: Endpoint) -> None:
-    """So that the provider shows it as failed, and somebody looks."""
+    """So that the provider shows it as failed, and an operator reacts."""
     assert endpoint.post(*delivery({"subscription_id": 5})).status_code == 400
     assert endpoint.post(*delivery(state(START), type="")).status_code == 204
 

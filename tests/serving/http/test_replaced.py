@@ -24,7 +24,7 @@ def eventually(is_so: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("back", ["made anew by the flow", "put back"])
+@pytest.mark.parametrize("back", ["created by the flow", "put back"])
 def test_every_page_reads_the_store_that_is_there_now(alone: Served, back: str) -> None:
     alone.start()
     client = alone.client()

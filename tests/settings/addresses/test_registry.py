@@ -92,7 +92,7 @@ def test_a_poll_is_as_large_as_the_setting_says(source: str, tmp_path: Path) -> 
 def test_no_end_of_a_store_makes_the_store(tmp_path: Path) -> None:
     """Only `make` does, at a start: an empty store in the place of one that is away would forget all usage."""
     store = load_settings({"source": "file:-", "store": f"sqlite:{tmp_path}/tidegate.db"}).store
-    opener = store.aside()
+    opener = store.writer_process_opener()
     assert opener is not None
     for open_end in (store.open, store.open_control, store.open_reader, opener):
         with pytest.raises(StoreError, match="no such file"):

@@ -237,7 +237,7 @@ steps = st.lists(st.integers(1, 40), min_size=1, max_size=12)
 @given(steps, st.lists(st.sampled_from(["renew", "early", "longer", "same"]), max_size=10))
 @settings(max_examples=200)
 def test_periods_of_before_stay_what_they_were(lengths: list[int], happened: list[str]) -> None:
-    """Whatever the provider does with its edges, what had ended keeps them: a closed bill can be compared for ever."""
+    """Whatever boundaries the provider has, what had ended keeps its own: a closed bill can always be compared."""
     start, end = DAY, DAY + timedelta(days=30)
     edges = boundaries_of((), start, end)
     closed: list[tuple[datetime, datetime]] = []
