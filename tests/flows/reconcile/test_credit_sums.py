@@ -27,8 +27,8 @@ def deducted(amount: Decimal) -> LedgerEntry:
 
 
 def test_what_several_meters_were_charged_is_added_up_exactly() -> None:
-    look = SimpleNamespace(total=0, subscription_id="sub_1", theirs=Span(0, 2 * 10**15))
-    explained: Any = SimpleNamespace(look=look, findings=())
+    comparison = SimpleNamespace(total=0, subscription_id="sub_1", provider_period=Span(0, 2 * 10**15))
+    explained: Any = SimpleNamespace(comparison=comparison, findings=())
     usage = SimpleNamespace(id="mtr_2", consumed_units=LARGE)
     begin = datetime(1970, 1, 1, tzinfo=UTC)
     cycle = SimpleNamespace(meters=[usage], start_date=begin, end_date=begin)
