@@ -100,6 +100,7 @@ def open_file(
     path = path.absolute()
     with schema.explained(path, "open"):
         if mode == "rwc" and not path.exists():
+            _check_no_orphan(path, schema)
             _create(path, schema)
         if not path.exists():
             raise schema.problem(path, f"there is no such file; {schema.maker}, which creates it")
@@ -117,6 +118,22 @@ def open_file(
         except BaseException:
             db.close()
             raise
+
+
+def _check_no_orphan(path: Path, schema: Schema) -> None:
+    """Raise the schema's error where a log lies there without its file: SQLite would write it into the new one.
+
+    Source: https://www.sqlite.org/howtocorrupt.html, 1.4
+    """
+    logs = [path.with_name(path.name + end) for end in ("-wal", "-journal")]
+    found = [log.name for log in logs if log.exists() and log.stat().st_size]
+    # Somebody else may have made the file meanwhile, and begun its log.
+    if found and not path.exists():
+        raise schema.problem(
+            path,
+            f"the file is missing, but its log {found[0]!r} is there; put the file back, or move the log away too "
+            "to begin with an empty one",
+        )
 
 
 def _create(path: Path, schema: Schema) -> None:

@@ -32,11 +32,12 @@ from tidegate.connectors.reconciliation.book_reader import BookReader
 from tidegate.connectors.reconciliation.statement_store import read_statement
 from tidegate.connectors.sqlite.api_keys import KeyFile
 from tidegate.connectors.sqlite.connection import Mode, connect
+from tidegate.connectors.sqlite.control import SqliteControl
 from tidegate.connectors.sqlite.files import open_file
 from tidegate.connectors.sqlite.schema import Schema
-from tidegate.connectors.sqlite.store import SqliteReader
+from tidegate.connectors.sqlite.store import SqliteReader, make_store
 from tidegate.operators.model.errors import TidegateError
-from tidegate.operators.model.ports import StoreReplaced
+from tidegate.operators.model.ports import StoreError, StoreReplaced
 
 PRODUCT: Final = ("connectors", "flows", "operators", "serving", "settings")
 BEFORE: Final = {path.stem: path for path in (Path(__file__).parent / "before_versions").glob("*.sql")}
@@ -492,3 +493,31 @@ def test_transactions_and_versions_are_the_one_modules_too() -> None:
         )
     ]
     assert not wrong
+
+
+@pytest.mark.parametrize("end", ["-wal", "-journal"])
+def test_a_log_without_its_file_is_never_written_into_a_new_one(tmp_path: Path, end: str) -> None:
+    """The file was moved away while it was open, or deleted without its log, and something starts meanwhile."""
+    path = tmp_path / "tidegate.db"
+    make_store(path)
+    log = path.with_name(path.name + end)
+    log.write_bytes(b"of the old file")
+    away = path.rename(tmp_path / "away.db")
+    with pytest.raises(StoreError, match=f"tidegate.db{end}' is there; put the file back"):
+        make_store(path)
+    assert not path.exists() and log.read_bytes() == b"of the old file"
+    log.unlink()
+    away.rename(path)
+    make_store(path)
+
+
+def test_a_file_that_is_moved_away_while_it_is_written_comes_back_whole_after_a_start(tmp_path: Path) -> None:
+    path = tmp_path / "tidegate.db"
+    with closing(SqliteControl(path)) as control:
+        control.apply("meters: [{name: a, event_name: b, aggregation: {type: count}}]", origin="cli", by="me")
+        away = path.rename(tmp_path / "away.db")
+        with pytest.raises(StoreError, match="put the file back"):
+            make_store(path)
+        away.rename(path)
+    with closing(SqliteControl(path)) as control:
+        assert control.catalog_number() == 1
